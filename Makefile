@@ -1,0 +1,38 @@
+# make demo   sets up .venv, then runs the main job on built-in phantoms
+# make test   sets up .venv, then formatter, linter, types, import contract and all tests
+# make bench  the benchmarks; figures go to benchmarks/RESULTS.md by hand
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test bench clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.core
+	$(BIN)/voxelry demo --out demo
+
+test: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/unet.py
+	$(BIN)/python benchmarks/augment.py
+	$(BIN)/python benchmarks/command_line.py
+	$(BIN)/python benchmarks/landmarks_hippocampus.py
+
+clean:
+	rm -rf $(VENV) demo

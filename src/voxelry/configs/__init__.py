@@ -1,0 +1,1 @@
+"""Hydra configuration: groups of YAML files, composed by `train.yaml`."""

@@ -1,0 +1,331 @@
+"""Cases as a torch dataset: read, preprocessed (once, with a cache), cut to patches, augmented.
+
+A dataset of one's own needs one method:
+
+    class MyDataset(VolumeDataset):
+        def read_volume(self, path):
+            return my_loader(path)          # a tensor (C, D, H, W), or (C, H, W)
+
+    dataset = MyDataset.from_folder("datasets/mine", preprocess=Preprocess(image_size=64))
+
+Such a tensor lies on a grid of 1 mm; return a `voxelry.data.io.Image` to say where it lies in the world.
+Files of points that need the image's size, labels, resizing, augmentation and the cache work as they do with
+our readers. The cache knows a method by its source; what it reads besides the file it is given, it can't know.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxelry.core.errors import DataError, SettingError, VoxelryError
+from voxelry.core.space import Space
+from voxelry.data.cache import Cache
+from voxelry.data.io import Image, open_image, read_image
+from voxelry.data.layouts import Case, find_cases, read_case_landmarks
+from voxelry.data.patches import Patches
+from voxelry.data.preprocess import Preprocess
+from voxelry.data.sample import Sample
+from voxelry.ops.masks import mask_boxes
+
+__all__ = ["VolumeDataset"]
+
+NEEDS = ("landmarks", "labels", "masks")
+
+
+class VolumeDataset(torch.utils.data.Dataset[Sample]):
+    """Samples of some cases, in their order, 2-D or 3-D.
+
+    Args:
+        cases: from `find_cases`, `split_cases` or `few_shot`.
+        preprocess: by default canonical orientation and min-max normalisation, sizes as they are.
+        augment: called as `augment(sample, generator)` after the patch is cut (with its margin, if it has one).
+        patches: cuts a window from each sample, anew in every epoch.
+        cache: where preprocessed samples are kept: a folder (`Cache` or a path), `"memory"`, or None.
+        seed: of patches and augmentation. Their random numbers depend on seed, epoch and index alone, so the
+            number of workers and the order of access change nothing.
+        landmark_names: the points wanted, in this order; what a case doesn't have is absent (NaN). None: the
+            names of the first case, which all must have.
+        need: what is read beside the image, where a case has it; of `landmarks`, `labels` and `masks`.
+
+    Raises:
+        SettingError: an unknown word in `need`.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        preprocess: Preprocess | None = None,
+        augment: Callable[[Sample, np.random.Generator], Sample] | None = None,
+        patches: Patches | None = None,
+        cache: Cache | str | PathLike[str] | None = None,
+        seed: int = 0,
+        landmark_names: Sequence[str] | None = None,
+        need: Sequence[str] = NEEDS,
+    ):
+        unknown = [word for word in need if word not in NEEDS]
+        if unknown:
+            raise SettingError(f"need: expected words of {', '.join(NEEDS)}, got {unknown[0]!r}")
+        self.cases = list(cases)
+        self._options = {case.image: case.options for case in self.cases}
+        self.preprocess = Preprocess() if preprocess is None else preprocess
+        self.augment = augment
+        self.patches = patches
+        in_memory = cache == "memory"
+        self.cache = cache if isinstance(cache, Cache) or cache is None or in_memory else Cache(cache)
+        self.seed = seed
+        self.need = tuple(need)
+        self._given_names = None if landmark_names is None else tuple(landmark_names)
+        self._names = self._given_names
+        self._memory: dict[int, Sample] | None = {} if in_memory else None
+        # Shared, so that workers that outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @classmethod
+    def from_folder(
+        cls, root: str | PathLike[str], *, layout: str = "auto", need_landmarks: bool = False, **settings: Any
+    ) -> Self:
+        """All cases under `root` (see `find_cases`); `settings` are those of the class."""
+        return cls(find_cases(root, layout, need_landmarks=need_landmarks), **settings)
+
+    def read_volume(self, path: Path) -> Tensor | Image:
+        """The pixels of a file: the method to override.
+
+        Returns:
+            `(C, *spatial)`: a tensor (on a grid of 1 mm then) or an `Image`, any real type and range.
+        """
+        return read_image(path, **self._options.get(path, {}))
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Case `index` as `sample` makes it, in the epoch that `set_epoch` set."""
+        return self.sample(index, self.epoch)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """Case `index`, preprocessed, as a patch and augmented where that is wanted.
+
+        Raises:
+            FileError, DataError: the case can't be read or doesn't fit the others; one line naming the file.
+                Through a DataLoader with workers it is always a DataError, of that same one line.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a dataset of {len(self)}")
+        if torch.utils.data.get_worker_info() is None:
+            return self._drawn(index % len(self), epoch)
+        try:
+            return self._drawn(index % len(self), epoch)
+        except VoxelryError as error:
+            raise _WorkerError(str(error)) from None
+
+    def _drawn(self, index: int, epoch: int) -> Sample:
+        sample = self.preprocessed(index)
+        generator = np.random.default_rng([self.seed, epoch, index])
+        if self.patches is not None:
+            sample = self.patches(sample, generator)
+        if self.augment is not None:
+            sample = self.augment(sample, generator)
+        return sample if self.patches is None else self.patches.trim(sample)
+
+    @property
+    def epoch(self) -> int:
+        """What `set_epoch` was last given."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other patches and augmentations from now on; reaches the workers of a DataLoader, too."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def landmark_names(self) -> tuple[str, ...]:
+        """One name per landmark of every sample; empty without landmarks."""
+        if self._names is None:
+            first = next((case for case in self.cases if case.landmarks), None)
+            known = first is not None and "landmarks" in self.need
+            self._names = read_case_landmarks(first, self._space(first))[1] if first and known else ()
+        return self._names
+
+    def check(self) -> None:
+        """Read every case's header and points, to find at once what would stop the training later.
+
+        Raises:
+            FileError, DataError: the first fault; one line naming the file.
+        """
+        for case in self.cases:
+            if "landmarks" in self.need and case.landmarks:
+                self._order(read_case_landmarks(case, self._space(case))[1], case)
+
+    def preprocessed(self, index: int) -> Sample:
+        """Case `index` on its target grid, from the cache if there is one; do not change its tensors."""
+        if self._memory is not None:
+            if index not in self._memory:
+                self._memory[index] = self._named(self._made(self.cases[index]), self.cases[index])
+            return self._memory[index]
+        case = self.cases[index]
+        if isinstance(self.cache, Cache):
+            sample = self.cache.fetch(self._keyed(case), self._cache_settings(), lambda: self._made(case))
+            return self._named(sample, case)
+        return self._named(self._made(case), case)
+
+    def read(self, case: Case) -> Sample:
+        """A case as it is in its files: no preprocessing, the points as they are named there.
+
+        Raises:
+            FileError, DataError: unreadable, or its files don't fit together.
+        """
+        volume = self.read_volume(case.image)
+        image, space = _on_grid(volume, case.image)
+        landmarks: Tensor | None = None
+        names: tuple[str, ...] = ()
+        if "landmarks" in self.need and case.landmarks:
+            points, names = read_case_landmarks(case, space)
+            landmarks = torch.from_numpy(points.astype(np.float32))
+        masks = boxes = None
+        if "masks" in self.need and case.instances is not None:
+            masks, boxes = _instances(self._label_map(case.instances, case, space))
+        labels = None
+        if "labels" in self.need and case.labels is not None:
+            labels = torch.from_numpy(self._label_map(case.labels, case, space))
+        return Sample(
+            image=image,
+            space=space,
+            name=case.name,
+            source=str(case.image),
+            landmarks=landmarks,
+            landmark_names=names,
+            labels=labels,
+            boxes=boxes,
+            masks=masks,
+        )
+
+    def _label_map(self, path: Path, case: Case, space: Space) -> NDArray[np.int64]:
+        """`(*spatial)` int64, on the grid of the case's image."""
+        file = open_image(path, ndim=space.ndim, spacing=case.options.get("spacing"))
+        if file.space.shape != space.shape:
+            raise DataError(f"{path}: shape {file.space.shape}, but its image {case.image} has {space.shape}")
+        if file.channels != 1:
+            raise DataError(f"{path}: {file.channels} channels, expected one number per voxel")
+        # A file without orientation, beside one that has it, is taken to lie where the other does.
+        oriented = file.has_orientation and self._reads_files and open_image(case.image, **case.options).has_orientation
+        if oriented and not file.space.is_close(space, tolerance=0.1 * min(space.spacing)):
+            raise DataError(f"{path}: lies elsewhere than its image {case.image}; expected the same affine")
+        array = file.read()[0]
+        if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
+            raise DataError(f"{path}: expected whole numbers (a class or an id per voxel)")
+        return array.astype(np.int64)
+
+    def _made(self, case: Case) -> Sample:
+        return self.preprocess(self.read(case))
+
+    def _keyed(self, case: Case) -> Case:
+        """The case without the files that aren't read."""
+        return replace(
+            case,
+            landmarks=case.landmarks if "landmarks" in self.need else (),
+            labels=case.labels if "labels" in self.need else None,
+            instances=case.instances if "masks" in self.need else None,
+        )
+
+    def _cache_settings(self) -> dict[str, Any]:
+        return {"preprocess": self.preprocess.settings(), "reader": self._reader()}
+
+    def _reader(self) -> str:
+        method = type(self).read_volume
+        if self._reads_files:
+            return "voxelry"
+        try:
+            return f"{method.__qualname__}\n{inspect.getsource(method)}"
+        except OSError:  # typed into an interpreter
+            return f"{method.__module__}.{method.__qualname__}"
+
+    @property
+    def _reads_files(self) -> bool:
+        """Whether `read_volume` is ours, and so has a header to look at."""
+        return type(self).read_volume is VolumeDataset.read_volume
+
+    def _space(self, case: Case) -> Space:
+        """The grid of a case: by its header alone where our own reader reads it."""
+        if self._reads_files:
+            return open_image(case.image, **case.options).space
+        return _on_grid(self.read_volume(case.image), case.image)[1]
+
+    def _named(self, sample: Sample, case: Case) -> Sample:
+        """The sample with its landmarks in the order of the dataset."""
+        if sample.landmarks is None:
+            return sample
+        order = self._order(sample.landmark_names, case)
+        if order == list(range(len(sample.landmarks))):
+            return sample.replace(landmark_names=self.landmark_names)
+        absent = torch.full((1, sample.ndim), torch.nan)
+        return sample.replace(
+            landmarks=torch.cat([sample.landmarks, absent])[order], landmark_names=self.landmark_names
+        )
+
+    def _order(self, names: tuple[str, ...], case: Case) -> list[int]:
+        """For each landmark of the dataset its place among the `names` of a case, -1 for an absent one.
+
+        Points without names of their own are told apart by their order, so their number must be right.
+        """
+        wanted = self.landmark_names
+        if names == wanted:
+            return list(range(len(names)))
+        file = case.landmarks[0] if case.landmarks else case.image
+        overlap = set(names) & set(wanted)
+        if self._given_names is not None:
+            if not overlap and len(names) == len(wanted):
+                return list(range(len(names)))
+            if not overlap:
+                raise DataError(f"{file}: {len(names)} landmarks, none of the {len(wanted)} asked for")
+        else:
+            first = next(one for one in self.cases if one.landmarks)
+            if len(names) != len(wanted):
+                raise DataError(f"{file}: {len(names)} landmarks, but {first.landmarks[0]} has {len(wanted)}")
+            if len(overlap) != len(wanted):
+                other = sorted(set(names) - overlap)
+                raise DataError(f"{file}: landmark {(other or names)[0]!r} is not in {first.landmarks[0]}")
+        places = {name: place for place, name in enumerate(names)}
+        return [places.get(name, -1) for name in wanted]
+
+
+class _WorkerError(DataError):
+    """What a worker raises: `DataLoader` builds it anew in the main process from the text of a traceback."""
+
+    def __init__(self, message: str):
+        last = message.rstrip().splitlines()[-1]
+        super().__init__(last.removeprefix(f"{__name__}.{type(self).__qualname__}: "))
+
+
+def _on_grid(volume: Tensor | NDArray[Any] | Image, path: Path) -> tuple[Tensor, Space]:
+    """float32 `(C, *spatial)` and its grid."""
+    space = volume.space if isinstance(volume, Image) else None
+    array = volume.array if isinstance(volume, Image) else volume
+    if isinstance(array, np.ndarray):
+        with np.errstate(over="ignore"):  # beyond float32: infinite, which normalisation deals with
+            array = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if not isinstance(array, Tensor) or array.ndim not in (3, 4) or 0 in array.shape:
+        got = f"shape {tuple(array.shape)}" if hasattr(array, "shape") else type(array).__name__
+        raise DataError(f"{path}: read_volume gave {got}; expected a tensor (C, D, H, W) or (C, H, W)")
+    if space is None:
+        space = Space.from_spacing(array.shape[1:])
+    elif space.shape != tuple(array.shape[1:]):
+        raise DataError(f"{path}: read_volume gave shape {tuple(array.shape)} on a grid of {space.shape}")
+    return array.to(torch.float32), space
+
+
+def _instances(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Ids renumbered 1, 2, ... and the box around each, from outer edge to outer edge of its voxels."""
+    known, places = np.unique(np.maximum(ids, 0), return_inverse=True)
+    without_background = int(known[0] != 0)  # the first id is to be 1 then, too
+    masks = torch.from_numpy(places.reshape(ids.shape) + without_background)
+    return masks, mask_boxes(masks, len(known) - 1 + without_background)

@@ -1,0 +1,374 @@
+"""What is in a folder of images and points, and what is wrong with it.
+
+`inspect` reads every image once, one at a time, and never raises for a file's fault: that is a finding.
+Severities: `error`, training would stop or learn something false; `warning`, it would run, but something
+is probably not meant so; `info`, worth knowing and handled by the program.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.core.errors import FileError, VoxelryError
+from voxelry.core.space import Space
+from voxelry.data.diagnosis import SEVERITIES, CaseRow, Diagnosis, Finding, render
+from voxelry.data.io import ImageFile, is_image, open_image
+from voxelry.data.io.landmarks import landmark_format
+from voxelry.data.landmark_checks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
+from voxelry.data.layouts import Case, case_name, find_cases, read_case_landmarks
+
+__all__ = ["CaseRow", "Diagnosis", "Finding", "inspect", "render"]
+
+_SLAB_BYTES = 256 << 20  # pixels of an image that are in memory at one time
+_SPACING_TOLERANCE = 0.01  # relative
+# fmt: off
+_COMPANIONS = (".raw", ".zraw", ".img", ".img.gz", ".brik", ".brik.gz", ".rec", ".bval", ".bvec",
+               ".json", ".md", ".txt")
+# fmt: on
+_PATIENT_AXES = ("left-right", "posterior-anterior", "inferior-superior")
+_PARTNER_FOLDERS = ("landmarks", "labels", "instances", "400_junior", "400_senior")
+
+
+@dataclass
+class _Read:
+    """What is kept of a case after its pixels are gone."""
+
+    case: Case
+    space: Space
+    row: CaseRow
+    names: tuple[str, ...] = ()
+    placed: PlacedPoints | None = None
+    intensities: dict[str, NDArray[np.float64]] | None = None
+
+
+def inspect(
+    path: str | PathLike[str],
+    *,
+    need_landmarks: bool | None = None,
+    layout: str = "auto",
+    options: dict[str, Any] | None = None,
+    point_options: dict[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """Look at every image, its points and its label maps.
+
+    Args:
+        path: an image, a folder of images, or a dataset in one of the layouts of `voxelry.data.layouts`.
+        need_landmarks: whether an image without points is an error; None: if any image has some.
+        layout, options, point_options: as in `find_cases`.
+        progress: called with the number of cases done and of all, before each and at the end.
+
+    Raises:
+        FileError: `path` does not exist.
+        SettingError: an unknown layout.
+    """
+    root = Path(path)
+    found = Diagnosis(str(root))
+    if not root.exists() and not any(sign in str(root) for sign in "*?["):
+        raise FileError(root, "no such file or folder")
+    try:
+        cases = find_cases(root, layout, options=options, point_options=point_options)
+    except VoxelryError as error:
+        if isinstance(error, ValueError):  # a wrong setting is no fault of the data
+            raise
+        found.add("error", getattr(error, "path", root), _without_path(error))
+        return found
+    _find_orphans(found, cases)
+    expected = any(case.landmarks for case in cases) if need_landmarks is None else need_landmarks
+    reads = []
+    for number, case in enumerate(cases):
+        if progress is not None:
+            progress(number, len(cases))
+        if expected and not case.landmarks:
+            found.add("error", case.image, "has no landmarks")
+        read = _inspect_case(found, case)
+        if read is not None:
+            reads.append(read)
+    if progress is not None:
+        progress(len(cases), len(cases))
+    _find_gaps(found, cases)
+    _compare_images(found, reads)
+    _compare_points(found, [read for read in reads if read.placed is not None])
+    found.findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.file))
+    return found
+
+
+def _inspect_case(found: Diagnosis, case: Case) -> _Read | None:
+    """Read one case and add its row; None if its header can't be read."""
+    row = CaseRow(case.name, str(case.image))
+    found.rows.append(row)
+    try:
+        image = open_image(case.image, **case.options)
+    except VoxelryError as error:
+        found.add("error", case.image, _without_path(error))
+        return None
+    space = image.space
+    row.channels, row.shape, row.spacing = image.channels, space.shape, space.spacing
+    row.axes, row.dtype = space.orientation, str(image.dtype)
+    for kind, path in (("labels", case.labels), ("instances", case.instances)):
+        if path is not None:
+            _inspect_grid(found, kind, path, space, case)
+    read = _Read(case, space, row)
+    if case.landmarks:
+        try:
+            index, read.names = read_case_landmarks(case, space)
+        except VoxelryError as error:
+            found.add("error", getattr(error, "path", case.landmarks[0]), _without_path(error))
+        else:
+            present = np.isfinite(index).all(axis=1)
+            row.points, row.absent = int(present.sum()), int((~present).sum())
+            on_grid, normalised = _kind_of_points(case)
+            file = f"{case.landmarks[0]}" + (f", row {case.name}" if case.layout == "hand" else "")
+            read.placed = PlacedPoints(file, index, space, on_grid, normalised)
+    probes = {} if read.placed is None else readings(read.placed)
+    read.intensities = _inspect_pixels(found, image, row, probes)
+    return read
+
+
+def _inspect_pixels(
+    found: Diagnosis, image: ImageFile, row: CaseRow, probes: dict[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]] | None:
+    """Range, NaN and infinities, a slab at a time; returns the pixels at the probes as parts of the range."""
+    shape = image.space.shape
+    planes = max(1, _SLAB_BYTES // max(1, image.dtype.itemsize * image.channels * prod(shape[1:])))
+    not_finite, lows, highs = 0, [], []
+    values = {name: np.full(len(index), np.nan) for name, index in probes.items()}
+    try:
+        for start in range(0, shape[0], planes):
+            stop = min(start + planes, shape[0])
+            slab = image.read([slice(start, stop), *[slice(0, size) for size in shape[1:]]])
+            pixels = slab
+            if slab.dtype.kind == "f":
+                finite = np.isfinite(slab)
+                missing = int(finite.size - np.count_nonzero(finite))
+                not_finite += missing
+                pixels = slab[finite] if missing else slab
+            if pixels.size:
+                lows.append(float(pixels.min()))
+                highs.append(float(pixels.max()))
+            for name, index in probes.items():
+                here = image.space.contains(index)
+                here[here] = (np.rint(index[here, 0]) >= start) & (np.rint(index[here, 0]) < stop)
+                at = np.clip(np.rint(index[here]).astype(int), 0, np.asarray(shape) - 1) - [
+                    start,
+                    *[0] * (len(shape) - 1),
+                ]
+                values[name][here] = slab[:, *at.T].mean(axis=0)
+    except VoxelryError as error:
+        found.add("error", image.path, _without_path(error))
+        return None
+    if not_finite:
+        total = image.channels * prod(shape)
+        found.add("error", image.path, f"{not_finite} of {total} voxels are NaN or infinite")
+    if not lows:
+        return None
+    row.low, row.high = min(lows), max(highs)
+    if row.low == row.high:
+        found.add("warning", image.path, f"is constant: every voxel is {row.low:g}")
+        return None
+    return {name: (pixels - row.low) / (row.high - row.low) for name, pixels in values.items()}
+
+
+def _inspect_grid(found: Diagnosis, kind: str, path: Path, space: Space, case: Case) -> None:
+    """Whether a label map lies on its image's grid."""
+    try:
+        other = open_image(path, **{key: value for key, value in case.options.items() if key == "spacing"}).space
+    except VoxelryError as error:
+        found.add("error", path, _without_path(error))
+        return
+    if other.shape != space.shape:
+        found.add("error", path, f"{kind} of shape {other.shape}, but its image has {space.shape}")
+    elif not space.is_close(other, tolerance=0.1 * min(space.spacing)):
+        found.add("warning", path, f"{kind} lie elsewhere than their image: the affines differ")
+
+
+def _compare_images(found: Diagnosis, reads: list[_Read]) -> None:
+    """Ranks, channels, spacings, axes and types across cases."""
+    if len(reads) < 2:
+        return
+    _odd_ones(found, "error", ((str(r.case.image), f"{r.space.ndim}-D") for r in reads), "is {own}, expected {usual}")
+    channels = ((str(r.case.image), f"{r.row.channels} channel{'s' * (r.row.channels != 1)}") for r in reads)
+    _odd_ones(found, "error", channels, "has {own}, expected {usual}")
+    _compare_spacings(found, reads)
+    for what, values in (
+        ("axes", [read.row.axes or "" for read in reads]),
+        ("types", [read.row.dtype or "" for read in reads]),
+    ):
+        tally = Counter(values)
+        if len(tally) > 1:
+            listed = ", ".join(f"{count} x {value}" for value, count in tally.most_common())
+            found.add("info", found.root, f"mixed {what}: {listed}")
+
+
+def _compare_spacings(found: Diagnosis, reads: list[_Read]) -> None:
+    """Along the patient's axes, so that volumes of one spacing in other axes agree."""
+    spacings = np.array([_patient_spacing(read.space) for read in reads])
+    known = np.isfinite(spacings).any(axis=0)  # planes of one direction know two axes only
+    spacings, names = spacings[:, known], np.array(_PATIENT_AXES)[known]
+    usual, low, high = np.nanmedian(spacings, axis=0), np.nanmin(spacings, axis=0), np.nanmax(spacings, axis=0)
+    apart = np.nanmax(np.abs(spacings - usual) / usual, axis=1)
+    count = int((apart > _SPACING_TOLERANCE).sum())
+    if not count:
+        return
+    spans = ", ".join(
+        f"{name} {a:.4g}" + (f" to {b:.4g}" if (b - a) / a > _SPACING_TOLERANCE else "")
+        for name, a, b in zip(names, low, high, strict=True)
+    )
+    farthest = reads[int(np.argmax(apart))].case.image.name
+    differ = f"{count} of {len(reads)} images differ from the median, most {farthest}"
+    found.add("warning", found.root, f"mixed spacings in mm: {spans}; {differ} (set spacing= to bring them to one)")
+
+
+def _compare_points(found: Diagnosis, reads: list[_Read]) -> None:
+    """Counts and names across cases, points outside, and points that look misread."""
+    _odd_ones(
+        found,
+        "error",
+        ((r.placed.name, f"{len(r.names)} points") for r in reads if r.placed),
+        "has {own}, expected {usual}",
+    )
+    tally = Counter(len(read.names) for read in reads).most_common(1)
+    alike = [read for read in reads if tally and len(read.names) == tally[0][0]]
+    _compare_names(found, alike)
+    suspicions: dict[str, Suspicion] = {}
+    for read in reads:
+        suspicion = None if read.placed is None else outside_test(read.placed)
+        if suspicion is not None:
+            suspicions[suspicion.name] = suspicion
+    for suspicion in cohort_test([_by_name(read) for read in alike if read.placed is not None]):
+        suspicions.setdefault(suspicion.name, suspicion)
+    for suspicion in suspicions.values():
+        found.add(
+            "error", suspicion.name, f"its points look misread: {suspicion.reason} ({_way_out(suspicion.reading)})"
+        )
+    background = background_test([read.intensities for read in reads if read.intensities])
+    if background is not None and not suspicions:
+        found.add("error", found.root, f"the points look misread: {background[1]} ({_way_out(background[0])})")
+    for read in reads:
+        if read.placed is not None and read.placed.name not in suspicions:
+            _find_outside(found, read)
+
+
+def _way_out(reading: str) -> str:
+    return "set coordinate_system=" if "LPS" in reading else "set axis_order= or reorder the columns"
+
+
+def _compare_names(found: Diagnosis, reads: list[_Read]) -> None:
+    """Files whose points have other names than most."""
+    tally = Counter(tuple(sorted(read.names)) for read in reads)
+    if len(tally) < 2:
+        return
+    usual, count = tally.most_common(1)[0]
+    for read in reads:
+        lacking = Counter(usual) - Counter(read.names)
+        if lacking and read.placed is not None:
+            added = Counter(read.names) - Counter(usual)
+            message = f"other names than in {count} of {len(reads)} cases: {_few(added)} in place of {_few(lacking)}"
+            found.add("error", read.placed.name, message)
+
+
+def _by_name(read: _Read) -> PlacedPoints:
+    """The points in the order of their names, as files may differ in that."""
+    assert read.placed is not None
+    if len(set(read.names)) < len(read.names):
+        return read.placed
+    return replace(read.placed, index=read.placed.index[np.argsort(read.names)])
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + ", ..." * (len(listed) > 3)
+
+
+def _find_outside(found: Diagnosis, read: _Read) -> None:
+    assert read.placed is not None
+    index = read.placed.index
+    outside = np.isfinite(index).all(axis=1) & ~read.space.contains(index)
+    if outside.any():
+        names = _few(read.names[k] for k in np.flatnonzero(outside))
+        found.add("warning", read.placed.name, f"{outside.sum()} of {len(index)} points lie outside the image: {names}")
+
+
+def _find_orphans(found: Diagnosis, cases: list[Case]) -> None:
+    """Files beside the images that belong to none of them, and files among them that no reader takes."""
+    names: dict[Path, set[str]] = {}
+    for case in cases:
+        if case.layout != "images":
+            names.setdefault(case.image.parent, set()).add(case.name)
+    for folder, known in sorted(names.items()):
+        for path in _files(folder):
+            if not is_image(path) and not path.name.lower().endswith(_COMPANIONS):
+                found.add("warning", path, "is no image in a known format, left out")
+        layout = next(case.layout for case in cases if case.image.parent == folder)
+        for kind in _PARTNER_FOLDERS:
+            if layout == "hand" or (layout == "chest" and kind != "labels"):
+                continue
+            for path in _files(folder.parent / kind):
+                points = landmark_format(path) is not None
+                if points or is_image(path):
+                    name = path.name[: -len(landmark_format(path) or "") - 1] if points else case_name(path)
+                    if name not in known:
+                        found.add("error", path, f"belongs to no image: there is no {name} in {folder.name}")
+
+
+def _find_gaps(found: Diagnosis, cases: list[Case]) -> None:
+    """Cases without labels or instances where others have them."""
+    for kind in ("labels", "instances"):
+        bare = [case for case in cases if getattr(case, kind) is None]
+        if len(bare) < len(cases):
+            for case in bare:
+                having = len(cases) - len(bare)
+                found.add("warning", case.image, f"has no {kind}, which {having} of {len(cases)} cases have")
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def _odd_ones(found: Diagnosis, severity: str, values: Iterable[tuple[str, str]], message: str) -> None:
+    """A finding for every file whose value is not the most frequent one."""
+    listed = list(values)
+    tally = Counter(value for _, value in listed)
+    if len(tally) < 2:
+        return
+    usual, count = tally.most_common(1)[0]
+    for file, own in listed:
+        if own != usual:
+            text = message.format(own=own, usual=usual)
+            found.add(severity, file, f"{text} as in {count} of {len(listed)} cases")
+
+
+def _kind_of_points(case: Case) -> tuple[bool, bool]:
+    """Whether the file's coordinates are on the grid, and normalised."""
+    system = case.point_options.get("coordinate_system", "auto")
+    if system != "auto":
+        return system in ("index", "normalised"), system == "normalised"
+    if case.layout in ("hand", "cephalometric"):
+        return True, False
+    text = case.landmarks[0].name.lower().endswith(".txt")
+    return text, text
+
+
+def _patient_spacing(space: Space) -> NDArray[np.float64]:
+    """Spacing along the patient's three axes, NaN for the one that a plane doesn't have."""
+    spacing = np.full(3, np.nan)
+    for (world, _), step in zip(space.closest_axes(), space.spacing, strict=True):
+        spacing[world] = step
+    return spacing
+
+
+def _without_path(error: VoxelryError) -> str:
+    """The message; a file's own name stands in its column already."""
+    path = getattr(error, "path", None)
+    return str(error).removeprefix(f"{path}: ") if path else str(error)

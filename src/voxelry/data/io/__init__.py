@@ -1,0 +1,17 @@
+"""Files in and out: everything that isn't ours becomes ours here, and goes back."""
+
+from voxelry.data.io.image import IMAGE_SUFFIXES, Image, ImageFile, is_image, open_image, read_image, write_image
+from voxelry.data.io.landmarks import LandmarkSet, read_landmarks, write_landmarks
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Image",
+    "ImageFile",
+    "LandmarkSet",
+    "is_image",
+    "open_image",
+    "read_image",
+    "read_landmarks",
+    "write_image",
+    "write_landmarks",
+]

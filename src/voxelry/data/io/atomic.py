@@ -1,0 +1,44 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from voxelry.data.io.guard import guarded
+
+__all__ = ["replacing"]
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a place to write to; what was written there takes the place of `path` when the block ends well.
+
+    The place has the same name in a hidden folder beside `path`, so that a header may point at a data file
+    of the same stem; files beside it are moved too, `path` last. The block may write a file or a folder. If
+    it fails or is interrupted, `path` stays as it was and nothing is left behind.
+
+    Raises:
+        FileError: the folder can't be written, the disk is full, or anything else that fails inside.
+    """
+    path = Path(path)
+    with guarded(path, "can't be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield folder / path.name
+            for written in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
+                _move(written, path.parent / written.name, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(source: Path, target: Path, folder: Path) -> None:
+    if target.is_dir() and not target.is_symlink():  # a folder can't be replaced in one step: set the old one aside
+        if not source.is_dir():
+            raise IsADirectoryError(f"{target} is a folder")
+        target.replace(folder / f"{target.name}.old")
+    source.replace(target)

@@ -1,0 +1,75 @@
+"""HDF5: one dataset of a file is the image.
+
+Which one is said by `dataset=` or `file.h5::dataset`; a file with a single dataset of two or more axes
+needs no word. An attribute `element_size_um` (as ilastik and PlantSeg write it, array order) is the spacing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from voxelry.core.errors import FileError
+from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
+from voxelry.data.io.guard import check_numeric, check_stored
+from voxelry.data.io.record import ImageFile
+
+__all__ = ["open_file"]
+
+
+def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
+    """Header of an HDF5 dataset; see `open_image` for the keywords.
+
+    Raises:
+        FileError: not HDF5, no such dataset, or several to choose from.
+    """
+    with h5py.File(path, "r") as file:
+        stored, name = _dataset(path, file, dataset)
+        shape = tuple(int(size) for size in stored.shape)
+        dtype = check_numeric(path, stored.dtype)
+        # chunks that were never written are the fill value, so only contiguous data have to be there
+        contiguous = stored.chunks is None and not stored.is_virtual and stored.external is None
+        present = stored.id.get_storage_size() > 0
+        check_stored(path, shape, stored.dtype.itemsize if contiguous and present else 0, path.stat().st_size)
+        size = stored.attrs.get("element_size_um")
+    axes = name_axes(path, len(shape), ndim=ndim, channel_axis=channel_axis)
+    order = order_axes(path, shape, axes, ndim=ndim)
+    spacing = {}
+    if size is not None:
+        spatial = [axis for axis, letter in enumerate(axes) if letter in "zyx"]
+        steps = np.asarray(size, dtype=np.float64).ravel()[-len(spatial) :] * 1e-3
+        spacing = dict(zip(spatial, steps.tolist(), strict=False))
+    return ImageFile(
+        path=path,
+        space=order.plain_space(spacing),
+        channels=order.channels,
+        dtype=dtype,
+        format="HDF5",
+        loader=partial(_load, path, name, order),
+        metadata={"dataset": name},
+    )
+
+
+def _dataset(path: Path, file: h5py.File, dataset: str | None) -> tuple[h5py.Dataset, str]:
+    found: dict[str, h5py.Dataset] = {}
+    file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    if dataset is not None:
+        name = dataset.strip("/")
+        if name not in found:
+            raise FileError(
+                path, f"no dataset {dataset!r}", f"there are {', '.join(list(found)[:10])}" if found else ""
+            )
+        return found[name], name
+    images = [name for name, item in found.items() if item.ndim is not None and len(item.shape or ()) >= 2]
+    if len(images) != 1:
+        listed = f"choose one with dataset= or {path.name}::NAME, among {', '.join(images[:10])}" if images else ""
+        raise FileError(path, f"holds {len(images)} datasets of two or more axes, expected one to be chosen", listed)
+    return found[images[0]], images[0]
+
+
+def _load(path: Path, name: str, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:
+    with h5py.File(path, "r") as file:
+        return order.arrange(file[name][order.index(window)])

@@ -1,0 +1,220 @@
+"""Named points, what a file says of them, and the way from one to the other.
+
+Inside the program points are world RAS mm. Files hold them in one of four systems: `RAS` and `LPS` (mm),
+`index` (voxel centres at integers) and `normalised` (index / size, in [0, 1]). In a file the coordinates
+are x, y, z: x runs along the last array axis, as i of a NIfTI file does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.core.errors import FileError, SettingError
+from voxelry.core.space import Space
+
+__all__ = [
+    "COORDINATE_SYSTEMS",
+    "ROUNDING",
+    "FilePoints",
+    "LandmarkSet",
+    "from_world",
+    "numbered",
+    "system_named",
+    "to_world",
+]
+
+Floats = NDArray[np.float64]
+
+COORDINATE_SYSTEMS = ("RAS", "LPS", "index", "normalised")
+_WORDS = {
+    "ras": "RAS", "0": "RAS", "lps": "LPS", "1": "LPS",
+    "index": "index", "ijk": "index", "voxel": "index", "2": "index",
+    "normalised": "normalised", "normalized": "normalised",
+}  # fmt: skip
+_BREAKS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
+ROUNDING = 1e-9  # of a normalised coordinate: 0.5 nm in 500 mm
+_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+
+
+@dataclass
+class LandmarkSet:
+    """Named points in the world.
+
+    Attributes:
+        names: one per point; need not be unique (several instances of one landmark). Line breaks and control
+            characters become spaces: no format but JSON could hold them.
+        world: `(N, 3)` float64, mm, RAS+; a row of NaN is an absent point.
+        extras: further numbers per point, each `(N,)`, such as `uncertainty_mm` (>= 0) and `presence` (0 to 1).
+
+    Raises:
+        SettingError: counts differ, or a point is absent in some coordinates only.
+    """
+
+    names: tuple[str, ...]
+    world: Floats
+    extras: dict[str, Floats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = tuple(_BREAKS.sub(" ", str(name)) for name in self.names)
+        self.world = np.array(self.world, dtype=np.float64).reshape(-1, 3)
+        if len(self.names) != len(self.world):
+            raise SettingError(f"names: expected {len(self.world)}, one per point, got {len(self.names)}")
+        if np.isinf(self.world).any() or (self.present != np.isfinite(self.world).any(axis=1)).any():
+            raise SettingError("world: expected finite coordinates, or NaN in all three of an absent point")
+        self.extras = {key: np.array(values, dtype=np.float64) for key, values in self.extras.items()}
+        for key, values in self.extras.items():
+            if values.shape != (len(self.names),):
+                raise SettingError(f"extras[{key!r}]: expected shape ({len(self.names)},), got {values.shape}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which points are there, `(N,)`."""
+        return np.asarray(np.isfinite(self.world).all(axis=1))
+
+    def index(self, space: Space) -> Floats:
+        """Index coordinates on a grid, `(N, ndim)`, array order; NaN stays NaN."""
+        return np.asarray(space.to_index(self.world), dtype=np.float64)
+
+    @classmethod
+    def from_index(
+        cls, index: Floats, space: Space, names: Sequence[str] = (), extras: dict[str, Floats] | None = None
+    ) -> LandmarkSet:
+        """Points given as index coordinates `(N, ndim)` of a grid; without names they are `point_1`, ..."""
+        index = np.asarray(index, dtype=np.float64)
+        world = np.asarray(space.to_world(index), dtype=np.float64)
+        return cls(tuple(names) or numbered(len(index)), world, extras or {})
+
+
+@dataclass
+class FilePoints:
+    """Points as a file holds them, before anything is known of the image.
+
+    Attributes:
+        points: `(N, 2 | 3)` x, y(, z) as the file orders them, NaN for absent.
+        system: one of `COORDINATE_SYSTEMS`, or "" where the file does not say.
+        where: place of each point in the file ("line 4"), for messages.
+        array_order: the axes of index coordinates are named in the file, so `axis_order` has no say.
+        hint: what to set where the system is not known.
+    """
+
+    points: Floats
+    system: str
+    names: tuple[str, ...] = ()
+    extras: dict[str, Floats] = field(default_factory=dict)
+    where: tuple[str, ...] = ()
+    array_order: bool = False
+    hint: str = 'set coordinate_system="RAS", "LPS", "index" or "normalised"'
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for points that have none: `point_1`, `point_2`, ..."""
+    return tuple(f"point_{number}" for number in range(1, count + 1))
+
+
+def system_named(path: str | PathLike[str], word: object) -> str:
+    """One of `COORDINATE_SYSTEMS` from a file's word for it; 0, 1 and 2 are Slicer's RAS, LPS and IJK.
+
+    Raises:
+        FileError: another word.
+    """
+    try:
+        return _WORDS[str(word).strip().lower()]
+    except KeyError:
+        expected = ", ".join(COORDINATE_SYSTEMS)
+        raise FileError(path, f"coordinate system {str(word).strip()[:40]!r}, expected one of {expected}") from None
+
+
+def to_world(
+    path: str | PathLike[str],
+    found: FilePoints,
+    *,
+    space: Space | None,
+    coordinate_system: str,
+    axis_order: str,
+) -> LandmarkSet:
+    """What the file says, in world RAS mm.
+
+    Raises:
+        FileError: the system is not known, the image is needed and not given, or a normalised
+            coordinate lies outside [0, 1].
+    """
+    if len(found.points) == 0:
+        return LandmarkSet((), np.zeros((0, 3)), found.extras)
+    system = found.system if coordinate_system == "auto" else coordinate_system
+    if not system:
+        raise FileError(path, "it does not say which coordinates it holds", found.hint)
+    partial = np.isnan(found.points).any(axis=1) & ~np.isnan(found.points).all(axis=1)
+    if partial.any():
+        place = _place(found, int(np.argmax(partial)))
+        raise FileError(path, f"{place}: some coordinates are missing", "an absent point has nan in all of them")
+    if system in ("RAS", "LPS"):
+        world = _patient_mm(path, found.points, space, system)
+    else:
+        world = _from_grid(path, found, space, system, axis_order)
+    return LandmarkSet(found.names or numbered(len(world)), world, found.extras)
+
+
+def from_world(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str = "xyz") -> Floats:
+    """Coordinates of the points in one of `COORDINATE_SYSTEMS`: `(N, 3)` x, y, z, or `(N, ndim)` on a grid.
+
+    Raises:
+        SettingError: `index` and `normalised` without a `space`.
+    """
+    if system == "RAS":
+        return landmarks.world
+    if system == "LPS":
+        return landmarks.world * _LPS_TO_RAS
+    if space is None:
+        raise SettingError(f"space: {system} coordinates need the image's grid")
+    index = landmarks.index(space)
+    if system == "normalised":
+        index = index / np.asarray(space.shape)
+    return index[:, ::-1] if axis_order == "xyz" else index
+
+
+def _patient_mm(path: str | PathLike[str], points: Floats, space: Space | None, system: str) -> Floats:
+    """mm in RAS, `(N, 3)`; two coordinates are enough where the image is an axial plane."""
+    if points.shape[1] == 2:
+        if space is None or space.ndim != 2 or np.any(space.affine[2, :2] != 0):
+            raise FileError(path, "two coordinates a point, expected x, y and z", "a plane's own points may be index")
+        height = np.where(np.isnan(points[:, :1]), np.nan, space.origin[2])
+        points = np.concatenate([points, height], axis=1)
+    return points * _LPS_TO_RAS if system == "LPS" else points
+
+
+def _from_grid(
+    path: str | PathLike[str], found: FilePoints, space: Space | None, system: str, axis_order: str
+) -> Floats:
+    if space is None:
+        raise FileError(path, f"holds {system} coordinates, which need the image's grid", "set space=")
+    points = found.points
+    if points.shape[1] != space.ndim:
+        place = _place(found, 0)
+        raise FileError(path, f"{place}: {points.shape[1]} coordinates, expected {space.ndim} as the image has axes")
+    if system == "normalised":
+        outside = (points < -ROUNDING) | (points > 1 + ROUNDING)
+        if outside.any():
+            row = int(np.argmax(outside.any(axis=1)))
+            value = points[row][outside[row]][0]
+            raise FileError(
+                path,
+                f"{_place(found, row)}: coordinate {value:g} is outside [0, 1]; the format is normalised",
+                "for millimetres use a Slicer .mrk.json or a .csv with columns name,x,y,z,coordinateSystem",
+            )
+    if axis_order == "xyz" and not found.array_order:
+        points = points[:, ::-1]
+    index = points * np.asarray(space.shape) if system == "normalised" else points
+    return np.asarray(space.to_world(index), dtype=np.float64)
+
+
+def _place(found: FilePoints, row: int) -> str:
+    return found.where[row] if row < len(found.where) else f"point {row + 1}"

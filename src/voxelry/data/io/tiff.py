@@ -1,0 +1,255 @@
+"""TIFF in its scientific dialects: OME-TIFF, ImageJ stacks, tifffile's own and plain pages.
+
+The first series at full resolution is the image. Spacing comes from OME's PhysicalSize, from ImageJ's unit
+and spacing, or from the resolution tags (screen defaults of 72 and 96 dots per inch say nothing and are
+passed over), and becomes millimetres. Pages without a name are planes of a volume.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from voxelry.core.errors import FileError
+from voxelry.core.space import Space
+from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
+from voxelry.data.io.guard import check_numeric, check_stored
+from voxelry.data.io.record import ImageFile
+from voxelry.data.io.units import millimetres
+
+__all__ = ["open_file", "write_file"]
+
+_NOTE = "voxelry.affine"  # annotation that holds the whole affine, index to world RAS+ mm, row by row
+_SCREEN_DPI = (72.0, 96.0)
+_UNITS = {2: "inch", 3: "cm"}  # ResolutionUnit tag (TIFF 6.0, section 8)
+
+
+def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
+    """Header of a TIFF file; see `open_image` for the keywords.
+
+    Raises:
+        FileError: no pages, a size that the bytes can't hold, missing pages of a multi-file OME-TIFF.
+    """
+    with _complaints() as complaints, tifffile.TiffFile(path) as file:
+        series = _series(path, file)
+        lost = next((text for text in complaints if "invalid value offset" in text), None)
+        if lost is not None:  # tifffile goes on without the tag, and axes or spacing are gone with it
+            raise FileError(path, "is cut short: the value of a tag lies beyond its end")
+        shape, letters = _stored_axes(series)
+        stored = np.dtype(series.dtype)
+        dtype = check_numeric(path, stored)
+        _check_size(path, file, series)
+        axes = _axes(path, letters, shape, ndim, channel_axis)
+        order = order_axes(path, shape, axes, ndim=ndim, channel_axis=channel_axis)
+        spacing, affine, metadata = _calibration(file)
+    steps = {axis: spacing.get("xyz"[world], 1.0) for world, axis in enumerate(reversed(order.spatial))}
+    space = order.plain_space(steps)
+    if affine is not None:
+        axis = [index for index, letter in enumerate(axes) if letter in "zyx"]
+        kept = [axis.index(index) for index in order.spatial] if len(axis) == affine.shape[1] - 1 else []
+        if len(kept) == len(order.spatial):
+            space = Space(order.spatial_shape, affine[:, [*kept, -1]])
+        elif affine.shape[1] == space.ndim + 1:
+            space = Space(order.spatial_shape, affine)
+    return ImageFile(
+        path=path,
+        space=space,
+        channels=order.channels,
+        dtype=dtype,
+        format={"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(series.kind, "TIFF"),
+        loader=partial(_load, path, order),
+        has_orientation=affine is not None,
+        metadata=metadata,
+    )
+
+
+def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None) -> None:
+    """OME-TIFF, axes `czyx` or `cyx`, zlib-compressed; float16 becomes float32, 64-bit integers float64.
+
+    OME has no place for directions: the spacing is its PhysicalSize in mm, and the whole affine is kept in
+    an annotation named `voxelry.affine`, which our reader uses.
+    """
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:  # OME knows no 64-bit integers
+        limits = np.iinfo(np.int32)
+        fits = limits.min <= array.min() and array.max() <= limits.max
+        array = array.astype(np.int32 if fits else np.float64)
+    metadata: dict[str, Any] = {
+        "axes": "CZYX"[:1] + "ZYX"[-space.ndim :],
+        "MapAnnotation": {"Namespace": _NOTE, _NOTE: json.dumps(space.affine.tolist())},
+    }
+    for letter, step in zip("ZYX"[-space.ndim :], space.spacing, strict=True):
+        metadata[f"PhysicalSize{letter}"] = step
+        metadata[f"PhysicalSize{letter}Unit"] = "mm"
+    if channel_names is not None:
+        metadata["Channel"] = {"Name": list(channel_names)}
+    tifffile.imwrite(
+        path,
+        array,
+        ome=True,
+        photometric="minisblack",
+        compression="zlib",
+        metadata=metadata,
+        bigtiff=array.nbytes > 2**31,
+    )
+
+
+class _Listener(logging.Handler):
+    """Keeps what tifffile logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the text of one record."""
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """tifffile logs faults that it works around; hear them, and let nobody else."""
+    logger, listener = logging.getLogger("tifffile"), _Listener()
+    before = logger.disabled, logger.propagate
+    logger.disabled, logger.propagate = False, False
+    logger.addHandler(listener)
+    try:
+        yield listener.messages
+    finally:
+        logger.removeHandler(listener)
+        logger.disabled, logger.propagate = before
+
+
+def _series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    if not file.pages or not file.series:
+        raise FileError(path, "holds no pages")
+    return file.series[0].levels[0]
+
+
+def _stored_axes(series: tifffile.TiffPageSeries) -> tuple[tuple[int, ...], str]:
+    """Shape and axis letters, where the file names its axes with those of length one."""
+    squeeze = series.kind not in ("ome", "imagej")
+    return tuple(int(size) for size in series.get_shape(squeeze)), series.get_axes(squeeze).lower()
+
+
+def _axes(path: Path, axes: str, shape: tuple[int, ...], ndim: int | None, channel_axis: int | None) -> str:
+    """Name the pages that the file doesn't name: planes if the file has none, channels beyond that."""
+    unnamed = [index for index, letter in enumerate(axes) if letter in "iq"]
+    if "y" not in axes or "x" not in axes:
+        return name_axes(path, len(shape), ndim=ndim, channel_axis=channel_axis)
+    if not unnamed or "z" in axes or ndim == 2 or channel_axis in unnamed[-1:]:
+        return axes
+    return axes[: unnamed[-1]] + "z" + axes[unnamed[-1] + 1 :]
+
+
+def _check_size(path: Path, file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> None:
+    """Before decoding: a page may not promise more than its bytes, or the most generous compression, can give."""
+    page = series.keyframe
+    size = file.filehandle.size
+    itemsize = np.dtype(series.dtype).itemsize
+    compressed = page.compression != 1 or page.bitspersample != itemsize * 8  # packed bits become whole bytes
+    check_stored(path, page.shape, itemsize, size, compressed=compressed)
+    if series.dataoffset is not None:
+        check_stored(path, series.shape, itemsize, size - series.dataoffset)
+    if len(page.dataoffsets) == 0:
+        raise FileError(path, "its first page has no pixels")
+
+
+def _calibration(file: tifffile.TiffFile) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
+    """Spacing in mm by axis letter, our own affine if the file carries one, and what else it says."""
+    if file.is_ome:
+        return _from_ome(file)
+    spacing = {}
+    notes = file.imagej_metadata or {}
+    tags = file.pages.first.tags
+    code = tags.get("ResolutionUnit")
+    unit = notes.get("unit") or (None if file.is_imagej or code is None else _UNITS.get(int(code.value)))
+    factor = millimetres(unit)
+    for letter, name in (("x", "XResolution"), ("y", "YResolution")):
+        tag = tags.get(name)
+        if factor is None or tag is None or not all(tag.value):
+            continue
+        density = tag.value[0] / tag.value[1]
+        if not (unit == "inch" and not file.is_imagej and density in _SCREEN_DPI):
+            spacing[letter] = factor / density
+    if spacing and factor is not None:
+        spacing["z"] = abs(float(notes["spacing"])) * factor if notes.get("spacing") else _depth(spacing, file, factor)
+    metadata = {"units": unit} if unit else {}
+    if notes.get("Labels"):
+        metadata["labels"] = list(notes["Labels"])
+    return {letter: step for letter, step in spacing.items() if np.isfinite(step) and step > 0}, None, metadata
+
+
+def _depth(spacing: dict[str, float], file: tifffile.TiffFile, factor: float) -> float:
+    """Distance of planes where nothing says: one unit in ImageJ, whose default it is; else as far as rows."""
+    return factor if file.is_imagej else spacing.get("y", spacing.get("x", 1.0))
+
+
+def _from_ome(file: tifffile.TiffFile) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
+    document = tifffile.xml2dict(file.ome_metadata).get("OME", {})
+    images = document.get("Image", {})
+    pixels = (images[0] if isinstance(images, list) else images).get("Pixels", {})
+    spacing = {}
+    for letter in "xyz":
+        size = pixels.get(f"PhysicalSize{letter.upper()}")
+        factor = millimetres(pixels.get(f"PhysicalSize{letter.upper()}Unit", "um"))  # OME's default
+        if size is not None and factor is not None and float(size) > 0:
+            spacing[letter] = float(size) * factor
+    channels = pixels.get("Channel", [])
+    names = [channel.get("Name") for channel in (channels if isinstance(channels, list) else [channels])]
+    metadata = {"channel_names": names} if any(names) else {}
+    return spacing, _own_affine(document), metadata
+
+
+def _own_affine(document: dict[str, Any]) -> np.ndarray | None:
+    notes = document.get("StructuredAnnotations", {}).get("MapAnnotation", [])
+    for note in notes if isinstance(notes, list) else [notes]:
+        entries = note.get("Value", {}).get("M", [])
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if isinstance(entry, dict) and entry.get("K") == _NOTE:
+                return np.asarray(json.loads(str(entry["value"])), dtype=np.float64)
+    return None
+
+
+def _load(path: Path, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:
+    index = order.index(window)
+    with tifffile.TiffFile(path) as file:
+        series = _series(path, file)
+        if series.dataoffset is not None:
+            stored = np.dtype(series.dtype).newbyteorder(file.byteorder)
+            return order.arrange(
+                np.array(np.memmap(path, stored, "r", offset=series.dataoffset, shape=order.shape)[index])
+            )
+        return order.arrange(_read_pages(path, series, order.shape, index))
+
+
+def _read_pages(
+    path: Path, series: tifffile.TiffPageSeries, shape: tuple[int, ...], index: tuple[slice, ...]
+) -> np.ndarray:
+    """Decode only the pages that the window touches, one at a time."""
+    count = len(series.pages)
+    leading = next((axes for axes in range(len(shape) + 1) if prod(shape[:axes]) == count), None)
+    if leading is None or prod(shape[leading:]) != prod(series.keyframe.shape):
+        return series.asarray().reshape(shape)[index]
+    outer = np.arange(count).reshape(shape[:leading])[index[:leading]]
+    inner = index[leading:]
+    out = np.empty((outer.size, *(part.stop - part.start for part in inner)), series.dtype)
+    for slot, number in enumerate(outer.ravel()):
+        page = series.pages[int(number)]
+        if page is None:
+            raise FileError(path, f"page {number} is missing", "a multi-file OME-TIFF needs all its files beside it")
+        ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)]
+        if max(ends, default=0) > page.parent.filehandle.size:
+            raise FileError(path, f"is cut short: page {number} ends at byte {max(ends)}")
+        out[slot] = page.asarray().reshape(shape[leading:])[inner]
+    return out.reshape(outer.shape + out.shape[1:])

@@ -1,0 +1,325 @@
+"""Which files belong together: the folder layouts, read into cases.
+
+`volumes` (any reader's format, 2-D or 3-D):
+    `volumes/NAME.nii.gz`, `landmarks/NAME.txt` (or .csv, .json, .fcsv, .mrk.json, .pts), and where there are
+    any `labels/NAME.*` (a class per voxel) and `instances/NAME.*` (an id per voxel). Files belong together
+    by name, without their suffixes.
+`chest`:
+    `pngs/NAME.png`, `labels/NAME.txt` (first line the count, then `x y` in [0, 1] a line).
+`hand`:
+    `jpg/NAME.jpg`, `labels/all.csv` (a row `id,x0,y0,x1,y1,...` per image, pixels). Where the rows are at
+    hand, the spacing is set so that points 0 and 4, the wrist, are 50 mm apart (Payer et al. 2019, Medical
+    Image Analysis 54, 207-219), as these images have no scale of their own.
+`cephalometric`:
+    `jpg/NAME.jpg`, `400_junior/NAME.txt`, `400_senior/NAME.txt` (`x,y` a line, pixels of 0.1 mm; what
+    follows the points is ignored). A point is the mean of the two observers.
+`images`:
+    no more than images: a file, a folder of them, or a pattern such as `scans/*.mha`.
+
+Each of them may also lie in subfolders `train`, `validation` (or `val`) and `test`, which are then the split.
+The three originals come with the split their authors use: by sorted name, 195 / 34 / rest (chest),
+550 / 59 / rest (hand) and 130 / 20 / rest (cephalometric).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.space import Space
+from voxelry.data.io import IMAGE_SUFFIXES, is_image
+from voxelry.data.io.landmark_set import numbered
+from voxelry.data.io.landmarks import LANDMARK_FORMATS, read_landmarks
+from voxelry.data.pixel_points import CEPHALOMETRIC_NAMES, observer_points, pixel_row, pixel_table
+
+__all__ = ["LAYOUTS", "Case", "case_name", "find_cases", "read_case_landmarks"]
+
+LAYOUTS = ("volumes", "chest", "hand", "cephalometric", "images")
+
+LANDMARK_SUFFIXES = (*(f".{name}" for name in LANDMARK_FORMATS), ".tsv")
+
+_SUBFOLDERS = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
+_ORIGINAL_SUBSETS = {"chest": (195, 34), "hand": (550, 59), "cephalometric": (130, 20)}
+_WRIST_MM = 50.0
+_CEPHALOMETRIC_SPACING = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image and the files that belong to it.
+
+    Attributes:
+        name: unique in a dataset; the file name without its suffixes.
+        image: file, or folder of a DICOM series or a Zarr image.
+        landmarks: the point files; several are averaged (observers).
+        labels: image with a class per voxel.
+        instances: image with an instance id per voxel, 0 for background.
+        layout: how the landmark files are to be read, one of `LAYOUTS`.
+        split: `train`, `validation` or `test` where the data says so, else empty.
+        options: for `voxelry.data.io.open_image`, such as `spacing`.
+        point_options: for `voxelry.data.io.read_landmarks`, such as `axis_order`.
+    """
+
+    name: str
+    image: Path
+    landmarks: tuple[Path, ...] = ()
+    labels: Path | None = None
+    instances: Path | None = None
+    layout: str = "volumes"
+    split: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    point_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def find_cases(
+    root: str | PathLike[str],
+    layout: str = "auto",
+    *,
+    need_landmarks: bool = False,
+    options: Mapping[str, Any] | None = None,
+    point_options: Mapping[str, Any] | None = None,
+) -> list[Case]:
+    """The cases under `root`, sorted by name.
+
+    Args:
+        root: a folder in one of the layouts above, an image, or a pattern of images.
+        layout: one of `LAYOUTS`, or `"auto"` to tell by the subfolders.
+        need_landmarks: whether a case without points is an error; otherwise points are taken where there are any.
+        options, point_options: for every case, as in `Case`.
+
+    Raises:
+        DataError: no image, two of one name, or an image without its points; the message names the file.
+        FileError: `root` doesn't exist, or a table of points can't be read.
+        SettingError: an unknown layout.
+    """
+    if layout not in ("auto", *LAYOUTS):
+        raise SettingError(f"layout: expected auto or one of {', '.join(LAYOUTS)}, got {layout!r}")
+    root = Path(root)
+    subfolders = {name: root / name for name in _SUBFOLDERS if (root / name).is_dir()}
+    if subfolders and not _is_own_layout(root):
+        cases = [
+            replace(case, split=_SUBFOLDERS[name])
+            for name, folder in subfolders.items()
+            for case in find_cases(
+                folder, layout, need_landmarks=need_landmarks, options=options, point_options=point_options
+            )
+        ]
+    else:
+        chosen = _recognise(root) if layout == "auto" else layout
+        cases = _FINDERS[chosen](root, need_landmarks)
+        cases = [
+            replace(case, options={**case.options, **(options or {})}, point_options=dict(point_options or {}))
+            for case in cases
+        ]
+        cases = _with_subsets(cases, chosen)
+    if not cases:
+        raise DataError(f"{root}: no image in a format that can be read (layout {layout})")
+    cases.sort(key=lambda case: case.name)
+    for one, other in itertools.pairwise(cases):
+        if one.name == other.name:
+            raise DataError(f"{one.image} and {other.image}: two images of one name, {one.name}")
+    return cases
+
+
+def case_name(path: Path) -> str:
+    """File name without the suffixes of a known format: `a/case_1.5T.nii.gz` -> `case_1.5T`."""
+    return _stem(path.name, (*IMAGE_SUFFIXES, *LANDMARK_SUFFIXES))
+
+
+def _stem(name: str, suffixes: Iterable[str]) -> str:
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _is_own_layout(root: Path) -> bool:
+    return any((root / name).is_dir() for name in ("volumes", "pngs", "jpg"))
+
+
+def _recognise(root: Path) -> str:
+    if (root / "volumes").is_dir():
+        return "volumes"
+    if (root / "pngs").is_dir():
+        return "chest"
+    if (root / "jpg").is_dir():
+        return "cephalometric" if (root / "400_junior").is_dir() or (root / "400_senior").is_dir() else "hand"
+    return "images"
+
+
+def _volumes(root: Path, need_landmarks: bool) -> list[Case]:
+    points = _by_name(root / "landmarks", LANDMARK_SUFFIXES)
+    labels = _by_name(root / "labels", None)
+    instances = _by_name(root / "instances", None)
+    cases = []
+    for image in _images(_existing(root / "volumes")):
+        name = case_name(image)
+        if need_landmarks and name not in points:
+            raise _no_partner(image, root / "landmarks" / f"{name}.txt")
+        cases.append(
+            Case(
+                name=name,
+                image=image,
+                landmarks=(points[name],) if name in points else (),
+                labels=labels.get(name),
+                instances=instances.get(name),
+            )
+        )
+    return cases
+
+
+def _chest(root: Path, need_landmarks: bool) -> list[Case]:
+    cases = []
+    for image in _images(_existing(root / "pngs")):
+        found = _partners(image, need_landmarks, [root / "labels" / f"{case_name(image)}.txt"])
+        cases.append(Case(case_name(image), image, found, layout="chest"))
+    return cases
+
+
+def _hand(root: Path, need_landmarks: bool) -> list[Case]:
+    table = root / "labels" / "all.csv"
+    known = table.is_file()
+    if need_landmarks and not known:
+        raise FileError(table, "no such file; the hand layout has its points there")
+    rows = pixel_table(table) if known else {}
+    cases = []
+    for image in _images(_existing(root / "jpg")):
+        name = case_name(image)
+        points = pixel_row(rows, name)
+        if need_landmarks and points is None:
+            raise DataError(f"{image}: no row {name} in {table}")
+        options = {}
+        if points is not None and len(points) > 4:
+            wrist = float(np.linalg.norm(points[0] - points[4]))
+            options = {"spacing": _WRIST_MM / wrist} if wrist > 0 else {}
+        cases.append(Case(name, image, () if points is None else (table,), layout="hand", options=options))
+    return cases
+
+
+def _cephalometric(root: Path, need_landmarks: bool) -> list[Case]:
+    cases = []
+    for image in _images(_existing(root / "jpg")):
+        name = case_name(image)
+        wanted = [root / folder / f"{name}.txt" for folder in ("400_junior", "400_senior")]
+        found = _partners(image, need_landmarks, wanted)
+        if found:
+            observer_points(found)  # a difference between the observers' counts shows before training does
+        options = {"spacing": _CEPHALOMETRIC_SPACING}
+        cases.append(Case(name, image, found, layout="cephalometric", options=options))
+    return cases
+
+
+def _plain(root: Path, need_landmarks: bool) -> list[Case]:
+    options: dict[str, str] = {}
+    if not root.exists() and any(sign in str(root) for sign in "*?["):
+        pattern = root.relative_to(root.anchor) if root.anchor else root
+        images = [path for path in sorted(Path(root.anchor).glob(str(pattern))) if is_image(path)]
+    elif not root.exists() and "::" in str(root):  # an image inside of an HDF5 file
+        file, _, inside = str(root).partition("::")
+        images, options = [_existing(Path(file))], {"dataset": inside}
+    elif _existing(root).is_dir() and not is_image(root):
+        images = _images(root)
+    else:
+        images = [root]
+    if need_landmarks:
+        raise DataError(f"{root}: images alone, without landmarks; expected folders volumes and landmarks")
+    return [Case(case_name(image), image, layout="images", options=options) for image in images]
+
+
+_FINDERS: dict[str, Callable[[Path, bool], list[Case]]] = {
+    "volumes": _volumes,
+    "chest": _chest,
+    "hand": _hand,
+    "cephalometric": _cephalometric,
+    "images": _plain,
+}
+
+
+def _images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_image(path)]
+
+
+def _by_name(folder: Path, suffixes: tuple[str, ...] | None) -> dict[str, Path]:
+    """Files of a folder by case name: those with the suffixes, or the images."""
+    found: dict[str, Path] = {}
+    if not folder.is_dir():
+        return found
+    if suffixes is None:
+        paths = _images(folder)
+    else:
+        paths = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and p.name[0] != "."]
+    for path in paths:
+        name = case_name(path) if suffixes is None else _stem(path.name, suffixes)
+        if name in found:
+            raise DataError(f"{path} and {found[name]}: two files for one case, {name}")
+        found[name] = path
+    return found
+
+
+def _partners(image: Path, needed: bool, wanted: list[Path]) -> tuple[Path, ...]:
+    """All of the wanted files, or none of them unless they are needed."""
+    missing = [path for path in wanted if not path.is_file()]
+    if missing and needed:
+        raise _no_partner(image, missing[0])
+    return () if missing else tuple(wanted)
+
+
+def _no_partner(image: Path, expected: Path) -> DataError:
+    return DataError(f"{image}: no landmarks for this image; expected {expected}")
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise FileError(path, "no such file or folder")
+    return path
+
+
+def _with_subsets(cases: list[Case], layout: str) -> list[Case]:
+    if layout not in _ORIGINAL_SUBSETS:
+        return cases
+    train, validation = _ORIGINAL_SUBSETS[layout]
+    if len(cases) <= train + validation:  # not the original collection, or a part of it
+        return cases
+    ordered = sorted(cases, key=lambda case: case.name)
+    splits = ["train"] * train + ["validation"] * validation + ["test"] * (len(ordered) - train - validation)
+    return [replace(case, split=split) for case, split in zip(ordered, splits, strict=True)]
+
+
+def read_case_landmarks(case: Case, space: Space) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Points of a case in index coordinates of its image's grid.
+
+    Args:
+        case: with at least one file in `landmarks`.
+        space: the grid of `case.image`.
+
+    Returns:
+        `(N, ndim)` in array order, NaN for an absent point, and one name per point.
+
+    Raises:
+        FileError: a file of points can't be read.
+        DataError: no points for this case, or observers who disagree on their number.
+    """
+    if not case.landmarks:
+        raise DataError(f"{case.image}: no landmarks for this image")
+    if case.layout == "hand":
+        points = pixel_row(pixel_table(case.landmarks[0]), case.name)
+        if points is None:
+            raise DataError(f"{case.landmarks[0]}: no row {case.name}, which {case.image} needs")
+        return points, numbered(len(points))
+    if case.layout == "cephalometric":
+        points = observer_points(case.landmarks)
+        known = len(points) == len(CEPHALOMETRIC_NAMES)
+        return points, CEPHALOMETRIC_NAMES if known else numbered(len(points))
+    sets = [read_landmarks(path, space=space, **case.point_options) for path in case.landmarks]
+    for path, points_of in zip(case.landmarks, sets, strict=True):
+        if points_of.names != sets[0].names:
+            raise DataError(f"{path}: other landmarks than in {case.landmarks[0]}; expected {', '.join(sets[0].names)}")
+    return np.mean([points_of.index(space) for points_of in sets], axis=0), sets[0].names

@@ -1,0 +1,162 @@
+"""Windows of a sample, for images that don't fit a network as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from voxelry.core.errors import SettingError
+from voxelry.core.rank import per_axis
+from voxelry.core.space import Space
+from voxelry.data.sample import Sample
+
+__all__ = ["Patches", "crop"]
+
+
+class Patches:
+    """Draws one window of `size` voxels from a sample.
+
+    With probability `foreground` the window holds something of interest: a landmark, else an instance, else a
+    labelled voxel (each class as likely), else a voxel brighter than the mean of the image; which one, and
+    where in the window, is drawn evenly. Otherwise any window of the image is as likely.
+
+    Args:
+        size: voxels, one number or one per axis in array order. Where the image is smaller it is padded with
+            zeros, evenly on both sides.
+        foreground: probability in [0, 1].
+        margin: voxels cut in addition on each side, for an augmentation that turns and shifts the window:
+            what it brings in from there is image, not emptiness. `trim` takes the margin off again.
+
+    Raises:
+        SettingError: a size that isn't positive, a negative margin, or a probability outside [0, 1].
+    """
+
+    def __init__(self, size: int | Sequence[int], *, foreground: float = 0.5, margin: int | Sequence[int] = 0):
+        values = tuple(size) if isinstance(size, Sequence) else (size,)
+        if any(isinstance(value, bool) or int(value) != value or value < 1 for value in values):
+            raise SettingError(f"patch size: expected positive whole numbers, got {size}")
+        margins = tuple(margin) if isinstance(margin, Sequence) else (margin,)
+        if any(isinstance(value, bool) or int(value) != value or value < 0 for value in margins):
+            raise SettingError(f"margin: expected whole numbers of voxels, got {margin}")
+        if not 0 <= foreground <= 1:
+            raise SettingError(f"foreground: expected a probability in [0, 1], got {foreground}")
+        self.size = size
+        self.foreground = float(foreground)
+        self.margin = margin
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values that can go to JSON; `Patches(**settings)` does the same again."""
+        return {"size": _plain(self.size), "foreground": self.foreground, "margin": _plain(self.margin)}
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """One window and its margin; see `crop` for what becomes of points and boxes.
+
+        Raises:
+            SettingError: `size` or `margin` has another number of axes than the image.
+        """
+        size = np.asarray(per_axis(self.size, sample.ndim, "patch size"))
+        margin = np.asarray(per_axis(self.margin, sample.ndim, "margin"))
+        room = np.asarray(sample.space.shape) - size
+        # Both draws are always made, so that a patch depends on its own draws alone.
+        wants_foreground = generator.random() < self.foreground
+        share = generator.random(sample.ndim)
+        target = _target(sample, generator) if wants_foreground else None
+        if target is None:
+            start = np.floor(share * (np.maximum(room, 0) + 1))
+        else:
+            start = np.round(target) - np.floor(share * size)
+        start = np.where(room > 0, np.clip(start, 0, np.maximum(room, 0)), room // 2)
+        return crop(sample, (start - margin).astype(int).tolist(), (size + 2 * margin).tolist())
+
+    def trim(self, sample: Sample) -> Sample:
+        """A window without its margin."""
+        margin = per_axis(self.margin, sample.ndim, "margin")
+        return crop(sample, margin, per_axis(self.size, sample.ndim, "patch size")) if any(margin) else sample
+
+
+def crop(sample: Sample, start: Sequence[int], size: Sequence[int]) -> Sample:
+    """The window of `size` voxels from index `start`, which may reach beyond the image (zeros there).
+
+    Landmarks outside of the window become NaN: absent, as nothing of them is to be seen. Boxes are clipped;
+    those of which nothing is left are dropped, and the instance ids of `masks` renumbered to match.
+    """
+    space = sample.space.crop(start, size)
+    landmarks = sample.landmarks
+    if landmarks is not None:
+        landmarks = landmarks - torch.tensor(start, dtype=landmarks.dtype)
+        inside = torch.from_numpy(space.contains(landmarks.numpy()))
+        landmarks = torch.where(inside[:, None], landmarks, torch.nan)
+    masks = _window(sample.masks, start, size)
+    boxes = sample.boxes
+    if boxes is not None:
+        boxes, kept = _clipped(boxes, start, space)
+        if masks is not None:
+            kept = kept & torch.isin(torch.arange(1, len(kept) + 1), masks)
+            ids = torch.zeros(max(int(masks.max()), len(kept)) + 1, dtype=masks.dtype)
+            ids[1 : len(kept) + 1] = torch.where(kept, kept.cumsum(0), 0)
+            masks = ids[masks]
+        boxes = boxes[kept]
+    image = _window(sample.image, start, size)
+    assert image is not None
+    labels = _window(sample.labels, start, size)
+    return sample.replace(image=image, space=space, landmarks=landmarks, labels=labels, boxes=boxes, masks=masks)
+
+
+def _plain(value: int | Sequence[int]) -> int | list[int]:
+    return [int(part) for part in value] if isinstance(value, Sequence) else int(value)
+
+
+def _target(sample: Sample, generator: np.random.Generator) -> np.ndarray | None:
+    """Index of something worth seeing, `(ndim,)`, or None in an empty image."""
+    if sample.landmarks is not None:
+        points = sample.landmarks.numpy()
+        points = points[sample.space.contains(points)]
+        if len(points):
+            return points[generator.integers(len(points))]
+    if sample.boxes is not None and len(sample.boxes):
+        box = sample.boxes[int(generator.integers(len(sample.boxes)))].numpy()
+        return (box[: sample.ndim] + box[sample.ndim :]) / 2
+    if sample.labels is not None and bool((sample.labels > 0).any()):
+        classes = torch.unique(sample.labels)
+        classes = classes[classes > 0]
+        return _voxel(sample.labels == classes[int(generator.integers(len(classes)))], generator)
+    brightness = sample.image.mean(dim=0)
+    return _voxel(brightness > brightness.mean(), generator)
+
+
+def _voxel(mask: Tensor, generator: np.random.Generator) -> np.ndarray | None:
+    found = np.flatnonzero(mask.numpy())
+    if not len(found):
+        return None
+    chosen = found[generator.integers(len(found))]
+    return np.asarray(np.unravel_index(chosen, tuple(mask.shape)), dtype=np.float64)
+
+
+def _window(tensor: Tensor | None, start: Sequence[int], size: Sequence[int]) -> Tensor | None:
+    """The last axes cut to the window, with zeros beyond the tensor."""
+    if tensor is None:
+        return None
+    leading = tensor.ndim - len(size)
+    slices, padding = [slice(None)] * leading, list[int]()
+    for low, count, length in zip(start, size, tensor.shape[leading:], strict=True):
+        first, last = min(max(low, 0), length), max(min(low + count, length), 0)
+        last = max(first, last)
+        slices.append(slice(first, last))
+        before = min(max(-low, 0), count)
+        padding = [before, count - before - (last - first), *padding]  # torch wants the last axis first
+    part = tensor[tuple(slices)]
+    return functional.pad(part, padding) if any(padding) else part.clone()
+
+
+def _clipped(boxes: Tensor, start: Sequence[int], space: Space) -> tuple[Tensor, Tensor]:
+    """Boxes in the window's coordinates, cut at the outer edges of its voxels, and which have anything left."""
+    ndim = space.ndim
+    moved = boxes - torch.tensor([*start, *start], dtype=boxes.dtype)
+    last = torch.tensor(space.shape, dtype=boxes.dtype) - 0.5
+    low, high = moved[:, :ndim].clamp(min=-0.5), torch.minimum(moved[:, ndim:], last)
+    return torch.cat([low, high], dim=1), (high > low).all(dim=1)

@@ -1,0 +1,281 @@
+"""Phantoms: invented torsos whose geometry is known exactly.
+
+A torso is made of simple solids in a body frame (superior, anterior, right; at rank 2 superior, right), in
+sizes and places that vary with the seed. A smooth invertible displacement deforms it, so that no solid
+keeps its textbook shape, and landmarks follow through the same displacement. The scanner adds texture,
+partial volume, a bias field and noise, and looks at it on an anisotropic, oblique, perhaps mirrored grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from voxelry.core.errors import SettingError
+from voxelry.core.rank import check_ndim, per_axis
+from voxelry.core.space import Space
+from voxelry.data.phantom_anatomy import BODY_AXES, LABEL_NAMES, LANDMARK_NAMES, Organ, draw_nodules, draw_organs
+from voxelry.data.phantom_shapes import Ovoid
+from voxelry.data.sample import Sample
+from voxelry.ops.masks import mask_boxes
+from voxelry.ops.resample import resample_points, spline_grid, spline_lipschitz
+
+__all__ = ["LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]
+
+_SHAPE = (48, 56, 64)
+_SPACING = (3.0, 2.2, 2.0)
+_STEEPEST = 0.6  # of the displacement, mm per mm; below 1 it is invertible
+
+
+def make_phantom(
+    seed: int,
+    *,
+    ndim: int = 3,
+    shape: Sequence[int] | None = None,
+    spacing: float | Sequence[float] | None = None,
+    oblique: bool = True,
+    organs: Sequence[str] | None = None,
+    noise: float = 0.03,
+) -> Sample:
+    """An invented scan of an invented torso; the same seed and settings give the same arrays.
+
+    Args:
+        seed: of everything random.
+        ndim: 2 (a coronal plane) or 3.
+        shape: spatial shape; 48 x 56 x 64 (its last two at rank 2) if not given.
+        spacing: mm per axis; around 3 x 2.2 x 2 (its last two at rank 2) and different in every case if not given.
+        oblique: a grid rotated by up to 12 degrees, each axis perhaps reversed, with an origin of its own; else
+            the grid's axes are the world's.
+        organs: names from `LABEL_NAMES` to include beside the body, all if not given; landmarks of others are
+            absent from the result.
+        noise: standard deviation of the noise; tissue lies between 0 and 1.
+
+    Returns:
+        A sample with an image `(1, *shape)` in [0, 1], landmarks (NaN outside the grid) with `LANDMARK_NAMES`,
+        labels (indices into `LABEL_NAMES`), masks and boxes of the nodules.
+
+    Raises:
+        SettingError: a rank, shape, spacing or organ that can't be made.
+    """
+    check_ndim(ndim)
+    size = tuple(int(count) for count in (_SHAPE[-ndim:] if shape is None else shape))
+    if len(size) != ndim or min(size) < 8:
+        raise SettingError(f"shape: expected {ndim} sizes of at least 8, got {size}")
+    unknown = sorted(set(organs or ()) - set(LABEL_NAMES[2:]))
+    if unknown:
+        raise SettingError(f"organs: no {', '.join(unknown)}; expected some of {', '.join(LABEL_NAMES[2:])}")
+    generator = np.random.default_rng([int(seed), ndim])
+    steps = generator.uniform(0.92, 1.08, ndim) * _SPACING[-ndim:]
+    if spacing is not None:
+        steps = np.asarray(per_axis(spacing, ndim, "spacing"), dtype=np.float64)
+        if not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
+    space = _draw_space(size, steps, generator, oblique)
+
+    # body = matrix @ index + offset + displacement(index), in mm
+    world_axes = [axis for _, axis, _ in BODY_AXES[ndim]]
+    signs = np.array([sign for *_, sign in BODY_AXES[ndim]])
+    matrix = space.affine[world_axes, :ndim] * signs[:, None]
+    offset = -matrix @ ((np.asarray(size) - 1) / 2)
+    half = np.asarray(space.extent) / 2
+    displacement = _draw_displacement(space, generator, largest=0.1 * half)
+    points = spline_grid(torch.from_numpy(displacement).float(), size).numpy()
+    for axis in range(ndim):
+        points += (
+            (matrix[:, axis, None] * np.arange(size[axis]))
+            .reshape(ndim, *[size[axis] if other == axis else 1 for other in range(ndim)])
+            .astype(np.float32)
+        )
+    points += offset.reshape(-1, *[1] * ndim).astype(np.float32)
+
+    torso = [organ for organ in draw_organs(ndim, half, generator) if organs is None or organ.name in organs]
+    nodules = draw_nodules(torso, ndim, half, steps, generator) if organs is None or "nodule" in organs else []
+    image, labels, masks = _render(points, torso, nodules, half, steps, generator)
+    image = _scan(image, noise, generator)
+
+    found = np.unique(masks[masks > 0])  # a nodule may be hidden by another
+    ids = torch.from_numpy(np.searchsorted(np.concatenate([[0], found]), masks).astype(np.int64))
+    body_points = {name: point for organ in torso for name, point in organ.landmarks.items()}
+    names = tuple(name for name in LANDMARK_NAMES if name in body_points)
+    body = torch.tensor(np.array([body_points[name] for name in names]).reshape(-1, ndim))
+    landmarks = resample_points(body, matrix, offset, size, displacement=displacement, tolerance=1e-4)
+    landmarks[~torch.as_tensor(space.contains(landmarks.numpy()))] = torch.nan
+    return Sample(
+        image=torch.from_numpy(image[None]),
+        space=space,
+        name=f"phantom_{seed:03d}",
+        landmarks=landmarks.float(),
+        landmark_names=names,
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        boxes=mask_boxes(ids, len(found)),
+        masks=ids,
+    )
+
+
+def write_phantoms(
+    root: str | Path,
+    count: int,
+    *,
+    seed: int = 0,
+    ndim: int = 3,
+    shape: Sequence[int] | None = None,
+    spacing: float | Sequence[float] | None = None,
+    oblique: bool | None = None,
+    format: str = ".nii.gz",
+    layout: str = "volumes",
+    landmark_format: str = "txt",
+) -> Path:
+    """Write phantoms of seeds `seed` to `seed + count - 1` in the seed's folder layout and return the folder.
+
+    `volumes/case_000.nii.gz`, `landmarks/case_000.txt`, `labels/` and `instances/` (both in the volumes' format).
+
+    Args:
+        root: folder to write to; made if it isn't there.
+        count: number of cases.
+        seed, ndim, shape, spacing: as for `make_phantom`.
+        oblique: as for `make_phantom`; if not given, only in formats that keep an affine.
+        format: suffix of the images. Formats of 8 bits (`.png`) get 0 to 255.
+        layout: only `"volumes"`.
+        landmark_format: suffix of the landmark files, such as `txt`, `csv`, `fcsv` or `mrk.json`.
+
+    Raises:
+        SettingError: an unknown layout, a count below 1, or settings that `make_phantom` can't take.
+    """
+    from voxelry.data.io.image import write_image
+    from voxelry.data.io.landmark_set import LandmarkSet
+    from voxelry.data.io.landmarks import write_landmarks
+
+    if layout != "volumes":
+        raise SettingError(f'layout: expected "volumes", got {layout!r}')
+    if count < 1:
+        raise SettingError(f"count: expected at least 1, got {count!r}")
+    suffix = "." + format.lstrip(".")
+    tilted = suffix in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd") if oblique is None else oblique
+    folder = Path(root)
+    parts = {name: folder / name for name in ("volumes", "landmarks", "labels", "instances")}
+    for part in parts.values():
+        part.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        sample = make_phantom(seed + number, ndim=ndim, shape=shape, spacing=spacing, oblique=tilted)
+        assert sample.landmarks is not None
+        assert sample.labels is not None
+        assert sample.masks is not None
+        name = f"case_{number:03d}"
+        image = sample.image.numpy()
+        if suffix == ".png":
+            image = np.round(image * 255).astype(np.uint8)
+        write_image(parts["volumes"] / (name + suffix), image, sample.space)
+        for kind, values in (("labels", sample.labels), ("instances", sample.masks)):
+            write_image(parts[kind] / (name + suffix), values[None].numpy().astype(np.uint8), sample.space)
+        world = np.asarray(sample.space.to_world(sample.landmarks.double().numpy()), dtype=np.float64)
+        write_landmarks(
+            parts["landmarks"] / f"{name}.{landmark_format.lstrip('.')}",
+            LandmarkSet(sample.landmark_names, world, {}),
+            space=sample.space,
+        )
+    return folder
+
+
+def _draw_space(
+    shape: tuple[int, ...], spacing: NDArray[np.float64], generator: np.random.Generator, oblique: bool
+) -> Space:
+    ndim = len(shape)
+    straight = Space.from_spacing(shape, spacing.tolist())
+    angles = np.deg2rad(generator.uniform(-12, 12, 3))
+    flips = generator.random(ndim) < 0.5
+    place = generator.uniform(-80, 80, 3)
+    if not oblique:
+        return straight
+    turn = np.eye(3)
+    for (a, b), angle in zip(((0, 1), (0, 2), (1, 2)), angles, strict=True):
+        one = np.eye(3)
+        one[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        turn = turn @ one
+        if ndim == 2:  # a plane stays in its plane: the body has no depth
+            break
+    affine = straight.reorder(range(ndim), flips.tolist()).affine.copy()
+    affine[:3] = turn @ affine[:3]
+    affine[:3, ndim] += place if ndim == 3 else place * (1, 1, 0)
+    return Space(shape, affine)
+
+
+def _draw_displacement(
+    space: Space, generator: np.random.Generator, largest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Spline coefficients in mm of the body frame, `(ndim, *grid)`, over the grid of the image."""
+    grid = (6,) * space.ndim
+    coefficients = generator.uniform(-1, 1, (space.ndim, *grid)) * largest.reshape(-1, *[1] * space.ndim)
+    return coefficients * min(1.0, _STEEPEST / spline_lipschitz(coefficients, space.shape, space.spacing))
+
+
+def _render(
+    points: NDArray[np.float32],
+    torso: list[Organ],
+    nodules: list[Ovoid],
+    half: NDArray[np.float64],
+    spacing: NDArray[np.float64],
+    generator: np.random.Generator,
+) -> tuple[NDArray[np.float32], NDArray[np.int16], NDArray[np.int16]]:
+    """Brightness, labels and nodule ids of every voxel; borders are mixed over the width of a voxel."""
+    ndim, size = len(points), points.shape[1:]
+    width = np.float32(spacing.mean())
+    fine, coarse = (_texture(size, spacing, grain, generator) for grain in (6.0, 18.0))
+
+    def cover(distance: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.clip(np.float32(0.5) - distance / width, 0, 1)
+
+    def paint(part: NDArray[np.float32], value: float | NDArray[np.float32]) -> None:
+        np.add(image, part * (value - image), out=image)
+
+    body = Ovoid(np.zeros(ndim), half * 0.96, np.eye(ndim), exponent=2.8)
+    skin = body.distance(points)
+    image = np.full(size, 0.02, dtype=np.float32)
+    labels, masks = np.zeros(size, dtype=np.int16), np.zeros(size, dtype=np.int16)
+    fat = 0.05 * float(half.min())
+    paint(cover(skin), 0.72 + 0.03 * coarse)
+    paint(cover(skin + fat), 0.45 + 0.04 * fine + 0.04 * coarse)
+    labels[skin < 0] = LABEL_NAMES.index("body")
+    inside = cover(skin + fat / 2)
+    for organ in torso:
+        distance = organ.solid.distance(points)
+        value = organ.brightness + organ.texture * (fine + coarse)
+        if organ.name == "spine":  # vertebrae and the softer discs between them
+            disc = np.sin(points[0] * np.float32(18 / half[0])) > 0.75
+            value = np.where(disc, np.float32(0.55), value)
+        if organ.name == "airway":  # the wall
+            paint(cover(distance - width) * inside, 0.6)
+        if organ.name.endswith("kidney"):  # a darker pelvis under the cortex
+            value = value - 0.35 * cover(distance + 0.08 * float(half.min()))
+        paint(cover(distance) * inside, value)
+        labels[(distance < 0) & (skin < -fat / 2)] = LABEL_NAMES.index(organ.name)
+    for number, ball in enumerate(nodules, start=1):
+        distance = ball.distance(points)
+        paint(cover(distance) * inside, 0.9 + 0.03 * fine)
+        ball_voxels = (distance < 0) & (skin < -fat / 2)
+        labels[ball_voxels] = LABEL_NAMES.index("nodule")
+        masks[ball_voxels] = number
+    return image, labels, masks
+
+
+def _texture(
+    size: tuple[int, ...], spacing: NDArray[np.float64], grain: float, generator: np.random.Generator
+) -> NDArray[np.float32]:
+    """Smooth noise of unit deviation whose blobs are about `grain` mm wide."""
+    grid = [max(1, round((count - 1) * step / grain)) + 3 for count, step in zip(size, spacing, strict=True)]
+    noise = spline_grid(torch.from_numpy(generator.standard_normal((1, *grid), dtype=np.float32)), size)[0].numpy()
+    return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+
+
+def _scan(image: NDArray[np.float32], noise: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Blur over half a voxel, a bias field and the noise of a magnitude image."""
+    from scipy.ndimage import gaussian_filter
+
+    bias = generator.uniform(-0.25, 0.25, (1, *(4,) * image.ndim))
+    factor = spline_grid(torch.from_numpy(bias).float(), image.shape)[0].exp_().numpy()
+    image = gaussian_filter(image, sigma=0.5) * factor
+    real, imaginary = generator.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(noise)
+    return np.hypot(image + real, imaginary).astype(np.float32).clip(0, 1)

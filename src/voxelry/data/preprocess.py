@@ -1,0 +1,312 @@
+"""From any file's grid and intensities to what a network is fed, and nothing lost on the way back.
+
+The order is: orientation, grid, intensities. Image, labels, masks, landmarks and boxes move together, and
+`space` with them, so that `result.space.to_world(result.landmarks)` are the world points of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxelry.core.errors import DataError, SettingError
+from voxelry.core.rank import per_axis
+from voxelry.core.space import Space
+from voxelry.data.normalise import check_normalise, finite, normalise
+from voxelry.data.sample import Sample
+from voxelry.ops.resample import resample, resample_points
+
+__all__ = ["Preprocess", "move", "orientation_steps", "world_aligned"]
+
+_CANONICAL = "SAR"
+_WORLD_AXIS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
+_MOST_VOXELS = 2**31
+
+
+class Preprocess:
+    """Brings a sample to the orientation, grid and intensities of the training data.
+
+    Args:
+        orientation: direction of each axis in array order (plane, row, column): `"canonical"` is `"SAR"`, what
+            NIfTI tools call RAS; another code; or None to keep the file's. Axes are permuted and reversed only,
+            which is exact; an oblique image goes to the nearest. A slice keeps its plane: of a sagittal slice
+            `"SAR"` asks `"SA"`. Files without orientation are read as if they were canonical.
+        align: `"nearest"` leaves an oblique image on its own, tilted grid; `"world"` resamples it to a grid
+            along the world's axes with the same spacing that holds all of it (needs an orientation).
+        image_size: resize to this many voxels, one number or one per axis in array order (after the
+            orientation); outer edges stay where they were.
+        spacing: resample to this spacing in mm, one number or one per axis in array order; at most one of
+            `image_size` and `spacing`.
+        normalise, window, percentiles, clip, per_channel: see `voxelry.data.normalise.normalise`.
+        channels: number of channels to deliver: one is repeated, colours (three) are averaged to one; None
+            keeps what is there.
+
+    Images are interpolated linearly, and first smoothed when they shrink (see `move`); labels and masks take
+    the nearest voxel. What an aligned grid holds beyond the image gets the image's smallest value.
+
+    Raises:
+        SettingError: settings that contradict each other; one line naming the setting.
+    """
+
+    def __init__(
+        self,
+        *,
+        orientation: str | None = "canonical",
+        align: str = "nearest",
+        image_size: int | Sequence[int] | None = None,
+        spacing: float | Sequence[float] | None = None,
+        normalise: str | None = "minmax",
+        window: Sequence[float] | None = None,
+        percentiles: Sequence[float] = (0.5, 99.5),
+        clip: float = 3.0,
+        per_channel: bool = True,
+        channels: int | None = None,
+    ):
+        if orientation is not None:
+            orientation = _code(orientation)
+        if align not in ("nearest", "world"):
+            raise SettingError(f"align: expected 'nearest' or 'world', got {align!r}")
+        if align == "world" and orientation is None:
+            raise SettingError("align: 'world' needs an orientation, but orientation is None")
+        if image_size is not None and spacing is not None:
+            raise SettingError("image_size: expected None when spacing is given; set one of the two")
+        for size in _each(image_size, "image_size"):
+            if isinstance(size, bool) or int(size) != size or size < 1:
+                raise SettingError(f"image_size: expected positive whole numbers, got {image_size}")
+        for step in _each(spacing, "spacing"):
+            if not 0 < step < float("inf"):
+                raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
+        if channels is not None and (isinstance(channels, bool) or channels < 1):
+            raise SettingError(f"channels: expected a positive number or None, got {channels}")
+        check_normalise(normalise, window=window, percentiles=percentiles, clip=clip)
+        self.orientation = orientation
+        self.align = align
+        self.image_size = image_size
+        self.spacing = spacing
+        self.normalise = normalise
+        self.window = window
+        self.percentiles = percentiles
+        self.clip = clip
+        self.per_channel = per_channel
+        self.channels = channels
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values that can go to JSON; `Preprocess(**settings)` does the same again."""
+        return {
+            "orientation": self.orientation,
+            "align": self.align,
+            "image_size": _plain(self.image_size, int),
+            "spacing": _plain(self.spacing, float),
+            "normalise": self.normalise,
+            "window": _plain(self.window, float),
+            "percentiles": _plain(self.percentiles, float),
+            "clip": float(self.clip),
+            "per_channel": bool(self.per_channel),
+            "channels": self.channels,
+        }
+
+    def __call__(self, sample: Sample) -> Sample:
+        """The sample on its new grid: image float32, in [0, 1] unless `normalise` is None.
+
+        Raises:
+            SettingError: a setting with another number of axes than the image; the message names it.
+            DataError: channels that can't become `channels`, or a grid too large to hold.
+        """
+        target = self.target(sample.space)
+        image = finite(self._with_channels(sample.image.to(torch.float32), sample))
+        sample = sample.replace(image=image)
+        if self.orientation is not None:
+            sample = _reordered(sample, *orientation_steps(sample.space, self.orientation))
+        if prod(target.shape) > _MOST_VOXELS:
+            raise DataError(
+                f"{sample.source or sample.name}: {target.shape} voxels of {target.spacing} mm are too many"
+            )
+        sample = move(sample, target)
+        image = normalise(
+            sample.image,
+            self.normalise,
+            window=self.window,
+            percentiles=self.percentiles,
+            clip=self.clip,
+            per_channel=self.per_channel,
+        )
+        return sample.replace(image=image)
+
+    def target(self, space: Space) -> Space:
+        """The grid on which an image on `space` comes out."""
+        if self.orientation is not None:
+            space = space.reorder(*orientation_steps(space, self.orientation))
+            if self.align == "world":
+                space = world_aligned(space)
+        if self.image_size is not None:
+            return space.resize(per_axis(self.image_size, space.ndim, "image_size"))
+        if self.spacing is not None:
+            return space.respace(per_axis(self.spacing, space.ndim, "spacing"))
+        return space
+
+    def _with_channels(self, image: Tensor, sample: Sample) -> Tensor:
+        if self.channels is None or len(image) == self.channels:
+            return image
+        if len(image) == 1:
+            return image.repeat(self.channels, *[1] * (image.ndim - 1))
+        if len(image) == 3 and self.channels == 1:
+            return image.mean(dim=0, keepdim=True)
+        raise DataError(f"{sample.source or sample.name}: {len(image)} channels, but channels is {self.channels}")
+
+
+def orientation_steps(space: Space, code: str = _CANONICAL) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Axes and flips (for `Space.reorder`) that turn a grid to the nearest orientation `code`.
+
+    Letters of world axes that the grid doesn't run along are passed over, so a slice stays in its plane.
+    """
+    found = {world: (axis, sign) for axis, (world, sign) in enumerate(space.closest_axes())}
+    wanted = [_WORLD_AXIS[letter] for letter in code]
+    steps = [(found[world][0], found[world][1] != sign) for world, sign in wanted if world in found]
+    return tuple(axis for axis, _ in steps), tuple(flip for _, flip in steps)
+
+
+def world_aligned(space: Space) -> Space:
+    """The grid of the same spacing and centre, along the world's axes, that holds all of `space`.
+
+    At rank 2 it stays in the plane of `space`, as near to the world's axes as the plane allows. A grid that
+    is aligned already is returned as it is.
+    """
+    axes = np.zeros((3, space.ndim))
+    for axis, (world, sign) in enumerate(space.closest_axes()):
+        axes[world, axis] = sign
+    plane, _ = np.linalg.qr(space.directions)  # orthonormal basis of the image's own plane or volume
+    left, _, right = np.linalg.svd(plane.T @ axes)
+    directions = plane @ (left @ right)  # orthonormal, in that plane, nearest to the world's axes
+    if np.abs(directions - space.directions).max() < 1e-6:
+        return space
+    spacing = np.asarray(space.spacing)
+    reach = np.abs(directions.T @ (space.directions * spacing)) @ np.asarray(space.shape)  # mm along each new axis
+    shape = np.ceil(reach / spacing - 1e-3).astype(int)
+    centre = space.to_world((np.asarray(space.shape) - 1) / 2)
+    affine = np.zeros((4, space.ndim + 1))
+    affine[:3, : space.ndim] = directions * spacing
+    affine[:3, space.ndim] = centre - affine[:3, : space.ndim] @ ((shape - 1) / 2)
+    affine[3, space.ndim] = 1.0
+    return Space(tuple(shape.tolist()), affine)
+
+
+def move(sample: Sample, target: Space) -> Sample:
+    """A sample resampled to another grid: image linear, labels and masks nearest, points and boxes exact.
+
+    Where the new voxels are larger than the old ones the image is smoothed first, with the Gaussian that
+    makes the old point spread function the new one: variance `(k^2 - 1) / (8 ln 2)` old voxels for a factor
+    `k` (Cardoso et al. 2015, MICCAI, LNCS 9350, 81-89). Outside of the image is its smallest value, and 0 for
+    labels and masks; a new voxel centre halfway between two old ones takes the lower one's label. A box
+    becomes the box around its moved corners.
+    """
+    matrix = np.linalg.pinv(sample.space.affine[:3, : sample.ndim]) @ target.affine[:3, : target.ndim]
+    offset = np.asarray(sample.space.to_index(target.origin), dtype=np.float64)
+    if sample.space.shape == target.shape and _is_same(matrix, offset):
+        return sample.replace(space=target)
+    size = target.shape
+
+    def nearest(labels: Tensor | None) -> Tensor | None:
+        return None if labels is None else resample(labels[None], matrix, offset, size, order=0, fill=0)[0]
+
+    def points(index: Tensor) -> Tensor:
+        return resample_points(index.to(torch.float64), matrix, offset, size).to(torch.float32)
+
+    image = sample.image.to(torch.float32)
+    low = float(image.min()) if image.numel() else 0.0
+    return sample.replace(
+        image=resample(_smoothed(image, matrix), matrix, offset, size, fill=low),
+        space=target,
+        landmarks=None if sample.landmarks is None else points(sample.landmarks),
+        labels=nearest(sample.labels),
+        masks=nearest(sample.masks),
+        boxes=None if sample.boxes is None else _around(points(_corners(sample.boxes))),
+    )
+
+
+def _reordered(sample: Sample, axes: Sequence[int], flips: Sequence[bool]) -> Sample:
+    """Axes permuted, then some reversed: every voxel and point keeps its place in the world."""
+    order = [*axes]
+    reversed_axes = [axis for axis, flip in enumerate(flips) if flip]
+    shape = [sample.space.shape[axis] for axis in axes]
+
+    def turn(tensor: Tensor | None, leading: int = 0) -> Tensor | None:
+        if tensor is None:
+            return None
+        turned = tensor.permute(*range(leading), *[axis + leading for axis in order])
+        return turned.flip([axis + leading for axis in reversed_axes]).contiguous()
+
+    def points(index: Tensor) -> Tensor:
+        index = index[..., order].clone()
+        for axis in reversed_axes:
+            index[..., axis] = shape[axis] - 1 - index[..., axis]
+        return index
+
+    image = turn(sample.image, leading=1)
+    assert image is not None
+    return sample.replace(
+        image=image,
+        space=sample.space.reorder(axes, flips),
+        landmarks=None if sample.landmarks is None else points(sample.landmarks),
+        labels=turn(sample.labels),
+        masks=turn(sample.masks),
+        boxes=None if sample.boxes is None else _around(points(_corners(sample.boxes))),
+    )
+
+
+def _smoothed(image: Tensor, matrix: NDArray[np.float64]) -> Tensor:
+    from scipy.ndimage import gaussian_filter1d
+
+    # Per old axis, the squared extent of a new voxel in old voxels; a mere rotation gives 1 and no smoothing.
+    variance = (np.square(matrix).sum(axis=1) - 1) / (8 * np.log(2))
+    smoothed = image.numpy()
+    for axis, value in enumerate(variance):
+        if value > 0.04:  # below, the neighbours' weight is under 4e-6
+            smoothed = gaussian_filter1d(smoothed, float(np.sqrt(value)), axis=axis + 1, mode="nearest")
+    return torch.from_numpy(smoothed)
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """`(K, 2 * ndim)` -> `(K, 2 ** ndim, ndim)`."""
+    ndim = boxes.shape[-1] // 2
+    low, high = boxes[:, :ndim], boxes[:, ndim:]
+    picks = torch.cartesian_prod(*[torch.tensor([False, True])] * ndim)
+    return torch.where(picks, high[:, None], low[:, None])
+
+
+def _around(corners: Tensor) -> Tensor:
+    return torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=-1)
+
+
+def _is_same(matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> bool:
+    """Whether the map moves nothing, up to rounding."""
+    return bool(np.abs(matrix - np.eye(len(matrix))).max() < 1e-9 and np.abs(offset).max() < 1e-6)
+
+
+def _code(orientation: str) -> str:
+    code = _CANONICAL if orientation == "canonical" else str(orientation).upper()
+    if len(code) != 3 or {_WORLD_AXIS.get(letter, (None,))[0] for letter in code} != {0, 1, 2}:
+        raise SettingError(
+            "orientation: expected 'canonical', None or three letters, one each of L/R, P/A and I/S, in array "
+            f"order (plane, row, column), got {orientation!r}"
+        )
+    return code
+
+
+def _each(value: Any, name: str) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, (str, bytes)):
+        raise SettingError(f"{name}: expected numbers, got {value!r}")
+    return tuple(value) if hasattr(value, "__len__") else (value,)
+
+
+def _plain(value: Any, kind: type) -> Any:
+    if value is None:
+        return None
+    return [kind(part) for part in value] if hasattr(value, "__len__") else kind(value)

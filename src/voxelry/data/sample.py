@@ -1,0 +1,136 @@
+"""The one record that flows from a reader to a network, alone and in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from voxelry.core.errors import DataError
+from voxelry.core.space import Space
+
+__all__ = ["Batch", "Sample", "collate"]
+
+
+@dataclass
+class Sample:
+    """An image and what is known of it, all on one grid.
+
+    Attributes:
+        image: `(C, *spatial)` float32.
+        space: the grid of `image`; every other field is in its index coordinates.
+        name: what the case is called, unique in a dataset.
+        source: the file it came from, for messages.
+        landmarks: `(N, ndim)` float32, continuous index coordinates in array order, NaN for an absent one.
+        landmark_names: one name per landmark.
+        labels: `(*spatial)` int64 class per voxel.
+        boxes: `(K, 2 * ndim)` float32, all lows then all highs, array order, continuous.
+        masks: `(*spatial)` int64 instance ids, 0 for background; box `k` belongs to id `k + 1`.
+    """
+
+    image: Tensor
+    space: Space
+    name: str
+    source: str = ""
+    landmarks: Tensor | None = None
+    landmark_names: tuple[str, ...] = ()
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of spatial axes, 2 or 3."""
+        return self.space.ndim
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass
+class Batch:
+    """Samples of one shape, stacked.
+
+    Attributes:
+        image: `(B, C, *spatial)` float32.
+        spaces, names, sources: one per sample.
+        landmarks: `(B, N, ndim)`, or None when no sample has any.
+        labels, masks: `(B, *spatial)`, or None.
+        boxes: one `(K, 2 * ndim)` tensor per sample, or None.
+    """
+
+    image: Tensor
+    spaces: list[Space]
+    names: list[str]
+    sources: list[str] = field(default_factory=list)
+    landmarks: Tensor | None = None
+    landmark_names: tuple[str, ...] = ()
+    labels: Tensor | None = None
+    boxes: list[Tensor] | None = None
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def spacing(self) -> Tensor:
+        """mm per voxel, `(B, ndim)` float32, on the image's device."""
+        return torch.tensor([space.spacing for space in self.spaces], dtype=torch.float32, device=self.image.device)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch with its tensors on `device`."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            image=self.image.to(device, non_blocking=non_blocking),
+            landmarks=move(self.landmarks),
+            labels=move(self.labels),
+            masks=move(self.masks),
+            boxes=None if self.boxes is None else [box.to(device, non_blocking=non_blocking) for box in self.boxes],
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples of one shape.
+
+    Raises:
+        DataError: shapes, channel or landmark counts differ; the message names both cases.
+    """
+    first = samples[0]
+    for sample in samples:
+        if sample.image.shape != first.image.shape:
+            raise DataError(
+                f"{sample.name}: image of shape {tuple(sample.image.shape)} can't share a batch with {first.name} of "
+                f"shape {tuple(first.image.shape)} (set image_size or patch_size, or batch_size=1)"
+            )
+        if _count(sample.landmarks) != _count(first.landmarks):
+            raise DataError(
+                f"{sample.name}: {_count(sample.landmarks)} landmarks, but {first.name} has {_count(first.landmarks)}"
+            )
+    return Batch(
+        image=torch.stack([sample.image for sample in samples]),
+        spaces=[sample.space for sample in samples],
+        names=[sample.name for sample in samples],
+        sources=[sample.source for sample in samples],
+        landmarks=_stack([sample.landmarks for sample in samples]),
+        landmark_names=first.landmark_names,
+        labels=_stack([sample.labels for sample in samples]),
+        masks=_stack([sample.masks for sample in samples]),
+        boxes=None if first.boxes is None else [sample.boxes for sample in samples if sample.boxes is not None],
+    )
+
+
+def _count(landmarks: Tensor | None) -> int:
+    return 0 if landmarks is None else len(landmarks)
+
+
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if len(present) == len(tensors) else None

@@ -1,0 +1,1 @@
+"""Schedules, objectives and samplers: mathematics, no networks."""

@@ -1,0 +1,263 @@
+"""From noise to images: DDPM, DDIM and DPM-Solver++(2M).
+
+Pure functions over a callable: `predict(x_t, t)` returns what the objective names (epsilon, x0 or v) for the
+images `x_t` `(B, C, *spatial)` at the one time step `t`. With `self_condition=True` it is called as
+`predict(x_t, t, estimate)`, where `estimate` is the previous step's x0, None at first (Chen et al. 2022,
+arXiv:2208.04202).
+
+A sampler starts from `x`, the image at the last step of an ascending list of time steps, which is pure noise
+when that is the schedule's last step; `start_from` gives both for a partially noised image. Coefficients are
+computed in float64; images keep their type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from voxelry.core.errors import SettingError
+from voxelry.diffusion.objectives import convert, noise_like, q_sample
+from voxelry.diffusion.schedules import Schedule
+
+__all__ = ["SAMPLERS", "Callback", "Predict", "Step", "ddim", "ddpm", "dpm_solver", "sample", "start_from"]
+
+Predict = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback is shown after each step.
+
+    Attributes:
+        index: 0 for the first step, `total - 1` for the last.
+        total: number of steps.
+        t: the time step the network was asked at.
+        t_next: the time step of `x`; -1 for the clean image.
+        x: the images after the step.
+        estimate: the clean images as the network saw them at `t`.
+    """
+
+    index: int
+    total: int
+    t: int
+    t_next: int
+    x: Tensor
+    estimate: Tensor
+
+
+Callback = Callable[[Step], None]
+
+_Advance = Callable[[Tensor, Tensor, int, int], Tensor]
+"""`(x_t, x0 estimate, t, next t) -> x at the next t`."""
+
+
+def ddpm(
+    predict: Predict,
+    x: Tensor,
+    schedule: Schedule,
+    steps: Sequence[int],
+    *,
+    objective: str = "epsilon",
+    variance: str = "small",
+    clip: tuple[float, float] | None = None,
+    self_condition: bool = False,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020, eqs. 6 and 7), over all steps or any list of them.
+
+    Args:
+        predict, x, schedule, steps, self_condition: as above.
+        objective: what `predict` returns: `epsilon`, `x0` or `v`.
+        variance: of the noise added at each step: `small`, that of the posterior, or `large`, the step's beta
+            (the two ends of Ho et al. 2020, section 3.2).
+        clip: range the estimate of x0 is kept in at every step; None leaves it.
+        generator: of the noise; torch's own when None.
+        callback: called after each step.
+
+    Raises:
+        SettingError: an unknown variance.
+    """
+    if variance not in ("small", "large"):
+        raise SettingError(f"variance: expected small or large, got {variance!r}")
+
+    def advance(x: Tensor, estimate: Tensor, t: int, t_next: int) -> Tensor:
+        alpha, alpha_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
+        beta = 1 - alpha / alpha_next
+        mean = math.sqrt(alpha_next) * beta / (1 - alpha) * estimate
+        mean = mean + math.sqrt(1 - beta) * (1 - alpha_next) / (1 - alpha) * x
+        if t_next < 0:
+            return mean
+        spread = beta if variance == "large" else beta * (1 - alpha_next) / (1 - alpha)
+        return mean + math.sqrt(spread) * noise_like(x, generator)
+
+    return _walk(predict, x, schedule, steps, advance, objective, clip, self_condition, callback)
+
+
+def ddim(
+    predict: Predict,
+    x: Tensor,
+    schedule: Schedule,
+    steps: Sequence[int],
+    *,
+    objective: str = "epsilon",
+    eta: float = 0.0,
+    clip: tuple[float, float] | None = None,
+    self_condition: bool = False,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Implicit sampling (Song et al. 2021, arXiv:2010.02502, eq. 12): a result in few steps, the same every time.
+
+    Args:
+        predict, x, schedule, steps, self_condition: as above.
+        objective: what `predict` returns: `epsilon`, `x0` or `v`.
+        eta: share of random noise, 0 for none, 1 for as much as DDPM adds.
+        clip: range the estimate of x0 is kept in at every step; the noise is then derived from the clipped
+            estimate, so that both still make up `x_t`. None leaves it.
+        generator: of the noise, where eta > 0; torch's own when None.
+        callback: called after each step.
+    """
+
+    def advance(x: Tensor, estimate: Tensor, t: int, t_next: int) -> Tensor:
+        alpha, alpha_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
+        noise = (x - math.sqrt(alpha) * estimate) / math.sqrt(1 - alpha)
+        spread = eta * math.sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
+        moved = math.sqrt(alpha_next) * estimate + math.sqrt(max(1 - alpha_next - spread**2, 0.0)) * noise
+        return moved + spread * noise_like(x, generator) if spread > 0 else moved
+
+    return _walk(predict, x, schedule, steps, advance, objective, clip, self_condition, callback)
+
+
+def dpm_solver(
+    predict: Predict,
+    x: Tensor,
+    schedule: Schedule,
+    steps: Sequence[int],
+    *,
+    objective: str = "epsilon",
+    clip: tuple[float, float] | None = None,
+    self_condition: bool = False,
+    callback: Callback | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2): second order, deterministic.
+
+    The first step, which has no estimate before it, and the last, which ends at the clean image, are of first
+    order.
+
+    Args:
+        predict, x, schedule, steps, self_condition: as above.
+        objective: what `predict` returns: `epsilon`, `x0` or `v`.
+        clip: range the estimate of x0 is kept in at every step; None leaves it.
+        callback: called after each step.
+    """
+    before: tuple[Tensor, float] | None = None  # the previous estimate, and the half log SNR where it was made
+
+    def advance(x: Tensor, estimate: Tensor, t: int, t_next: int) -> Tensor:
+        nonlocal before
+        if t_next < 0:  # the half log SNR of a clean image is infinite, and the formula's limit is the estimate
+            return estimate
+        now, then = _half_log_snr(schedule, t), _half_log_snr(schedule, t_next)
+        combined = estimate
+        if before is not None:
+            earlier, earlier_place = before
+            ratio = (now - earlier_place) / (then - now)
+            combined = estimate + (estimate - earlier) / (2 * ratio)
+        before = (estimate, now)
+        noise, noise_next = (math.sqrt(1 - schedule.alpha_bar(step)) for step in (t, t_next))
+        return noise_next / noise * x - math.sqrt(schedule.alpha_bar(t_next)) * math.expm1(now - then) * combined
+
+    return _walk(predict, x, schedule, steps, advance, objective, clip, self_condition, callback)
+
+
+SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
+
+
+def sample(
+    method: str,
+    predict: Predict,
+    x: Tensor,
+    schedule: Schedule,
+    steps: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    **settings: object,
+) -> Tensor:
+    """Sample by the name of the method, one of `SAMPLERS`; `generator` goes only to those that draw noise.
+
+    Raises:
+        SettingError: an unknown name.
+    """
+    if method not in SAMPLERS:
+        raise SettingError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {method!r}")
+    if method != "dpm_solver":
+        settings["generator"] = generator
+    return SAMPLERS[method](predict, x, schedule, steps, **settings)
+
+
+def start_from(
+    image: Tensor,
+    t: int,
+    schedule: Schedule,
+    steps: Sequence[int],
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, list[int]]:
+    """A partially noised image and the steps left for it: what a sampler needs to begin in the middle.
+
+    Args:
+        image: clean, `(B, C, *spatial)`.
+        t: the time step to noise it to.
+        schedule: of the diffusion.
+        steps: an ascending list; those below `t` are kept and `t` itself is put last.
+        noise: standard normal, like `image`; drawn from `generator` when None.
+        generator: torch's own when None.
+
+    Returns:
+        The noised image, and the list.
+
+    Raises:
+        SettingError: `t` is no step of the schedule.
+    """
+    if not 0 <= t < schedule.steps:
+        raise SettingError(f"t_start: expected a step from 0 to {schedule.steps - 1}, got {t}")
+    noise = noise_like(image, generator) if noise is None else noise
+    return q_sample(image, t, noise, schedule), [*(step for step in steps if step < t), t]
+
+
+def _walk(
+    predict: Predict,
+    x: Tensor,
+    schedule: Schedule,
+    steps: Sequence[int],
+    advance: _Advance,
+    objective: str,
+    clip: tuple[float, float] | None,
+    self_condition: bool,
+    callback: Callback | None,
+) -> Tensor:
+    """The loop that all samplers share: ask, estimate x0, advance."""
+    order = list(steps)
+    if not order or order != sorted(set(order)) or order[0] < 0 or order[-1] >= schedule.steps:
+        raise SettingError(f"timesteps: expected ascending steps from 0 to {schedule.steps - 1}, got {order}")
+    estimate: Tensor | None = None
+    for index, t in enumerate(reversed(order)):
+        t_next = order[-index - 2] if index + 1 < len(order) else -1
+        output = predict(x, t, estimate) if self_condition else predict(x, t)
+        estimate = convert(output.to(x.dtype), x, t, schedule, objective, "x0")
+        if clip is not None:
+            estimate = estimate.clamp(*clip)
+        x = advance(x, estimate, t, t_next)
+        if callback is not None:
+            callback(Step(index, len(order), t, t_next, x, estimate))
+    return x
+
+
+def _half_log_snr(schedule: Schedule, t: int) -> float:
+    alpha = schedule.alpha_bar(t)
+    return 0.5 * (math.log(alpha) - math.log1p(-alpha))

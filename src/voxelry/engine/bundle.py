@@ -1,0 +1,209 @@
+"""A trained model on disk: weights, settings and a card; nothing in it can run code.
+
+A bundle is a folder with `weights.safetensors`, `config.yaml` and `card.md`. The weights file carries
+the SHA-256 of the settings, so that a settings file that was changed afterwards, and would silently
+put points in the wrong place, is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+import voxelry
+from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
+from voxelry.data.preprocess import Preprocess
+from voxelry.tasks.base import Task
+
+__all__ = ["Bundle", "read_bundle", "write_bundle"]
+
+FORMAT = 1
+_FILES = ("weights.safetensors", "config.yaml", "card.md")
+
+
+@dataclass
+class Bundle:
+    """What a bundle holds.
+
+    Attributes:
+        task: the trained task, in eval mode, on the CPU.
+        preprocess: what every image goes through before the network sees it.
+        config: the whole settings file, with `data` and `training` for the record.
+    """
+
+    task: Task
+    preprocess: Preprocess
+    config: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def _tasks() -> dict[str, type[Task]]:
+    from voxelry.tasks.landmarks import LandmarkTask
+    from voxelry.tasks.pretrain import PretrainTask
+
+    return {"landmarks": LandmarkTask, "pretrain": PretrainTask}
+
+
+def _networks() -> dict[str, type[torch.nn.Module]]:
+    from voxelry.models.unet import UNet
+
+    return {"unet": UNet}
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """Names and settings from which `build` makes the same task again.
+
+    Raises:
+        SettingError: the task or its network is of a kind that bundles don't know.
+    """
+    return {
+        "task": {"name": _name_of(task, _tasks()), **task.settings()},
+        "network": {"name": _name_of(task.network, _networks()), **task.network.settings()},  # type: ignore[operator]
+    }
+
+
+def _name_of(instance: object, kinds: dict[str, type]) -> str:
+    for name, kind in kinds.items():
+        if type(instance) is kind:
+            return name
+    raise SettingError(f"{type(instance).__name__}: a bundle holds one of {', '.join(kinds)}")
+
+
+def build(description: dict[str, Any], source: Path) -> Task:
+    """The task of a `describe` answer, freshly initialised.
+
+    Raises:
+        ConfigError: a name or a setting is unknown; the message names `source`.
+    """
+    network = _construct(description, "network", _networks(), source)
+    return _construct(description, "task", _tasks(), source, network=network)
+
+
+def _construct(description: dict[str, Any], part: str, kinds: dict[str, Any], source: Path, **built: Any) -> Any:
+    settings = dict(description.get(part) or {})
+    name = settings.pop("name", None)
+    if name not in kinds:
+        raise ConfigError(f"{source}: {part}.name: expected one of {', '.join(kinds)}, got {name!r}")
+    try:
+        return kinds[name](**built, **settings)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # torch and Python have many words for a value that can't be
+        raise ConfigError(f"{source}: {part}: {error}") from error
+
+
+def write_bundle(folder: Path, task: Task, preprocess: Preprocess, *, record: dict[str, Any], card: str) -> Path:
+    """Write a bundle, whole or not at all; an older one at the same place is replaced.
+
+    Args:
+        folder: the bundle's folder.
+        task: the trained task.
+        preprocess: how its images are prepared.
+        record: plain values kept for people: data, training, metrics.
+        card: the model card, markdown.
+
+    Raises:
+        FileError: the disk is full or the place can't be written.
+    """
+    folder = Path(folder)
+    config = {
+        "format": FORMAT,
+        "voxelry": voxelry.__version__,
+        **describe(task),
+        "preprocess": preprocess.settings(),
+        **record,
+    }
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_dict().items()}
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        (partial / "config.yaml").write_text(text, encoding="utf-8")
+        (partial / "card.md").write_text(card, encoding="utf-8")
+        save_file(state, partial / "weights.safetensors", metadata={"config_sha256": _digest(text.encode())})
+        partial.chmod(0o755)
+        if folder.exists():
+            _check_ours(folder)
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise FileError(folder, f"the bundle can't be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _check_ours(folder: Path) -> None:
+    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES)
+    if strangers:
+        raise FileError(folder, f"holds {strangers[0]}, which is no part of a bundle", "choose another folder")
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Load a bundle.
+
+    Raises:
+        CheckpointError: not a bundle, settings changed since it was written, weights that don't fit.
+        ConfigError: the settings name something this version doesn't know.
+    """
+    folder = Path(folder)
+    missing = [name for name in _FILES[:2] if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder}: not a bundle, {missing[0]} is missing")
+    weights, config_path = folder / _FILES[0], folder / _FILES[1]
+    text = config_path.read_bytes()
+    try:
+        with safe_open(weights, framework="pt") as file:
+            expected = (file.metadata() or {}).get("config_sha256")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{weights}: not a readable safetensors file: {error}") from error
+    if expected != _digest(text):
+        raise CheckpointError(f"{config_path}: changed since the bundle was written, or not this bundle's own")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{config_path}: not plain YAML") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ConfigError(f"{config_path}: format: expected {FORMAT}")
+    task = build(config, config_path)
+    load_weights(task, state, weights)
+    try:
+        preprocess = Preprocess(**config.get("preprocess", {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{config_path}: preprocess: {error}") from error
+    return Bundle(task=task.eval(), preprocess=preprocess, config=config, path=folder)
+
+
+def load_weights(task: Task, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Put weights into a task; all of them must fit.
+
+    Raises:
+        CheckpointError: names the first that is missing, left over or of another shape.
+    """
+    own = task.state_dict()
+    for name in sorted(set(own) | set(state)):
+        if name not in state:
+            raise CheckpointError(f"{source}: {name} is missing, which the configured architecture has")
+        if name not in own:
+            raise CheckpointError(f"{source}: {name} is not part of the configured architecture")
+        if own[name].shape != state[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has shape {tuple(state[name].shape)}, "
+                f"expected {tuple(own[name].shape)} by the configured architecture"
+            )
+    task.load_state_dict(state)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

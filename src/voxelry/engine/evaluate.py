@@ -1,0 +1,84 @@
+"""Predictions and metrics of a task over a dataset."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from voxelry.core.errors import FileError
+from voxelry.data.dataset import VolumeDataset
+from voxelry.engine.loader import evaluation_loader
+from voxelry.tasks.base import Row, Task
+
+__all__ = ["Evaluation", "evaluate_task", "write_summary"]
+
+
+@dataclass
+class Evaluation:
+    """What a task said of a dataset and how good it was.
+
+    Attributes:
+        rows: one per case, `name` first.
+        summary: all cases in a few numbers.
+        predictions: the task's own records, in the order of the dataset.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    summary: dict[str, float] = field(default_factory=dict)
+    predictions: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Nothing held out, nothing measured."""
+        return cls()
+
+    def write(self, folder: Path) -> None:
+        """Write `cases.csv` and `summary.json`.
+
+        Raises:
+            FileError: the folder can't be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
+                columns = list(dict.fromkeys(key for row in self.rows for key in row))
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            write_summary(folder / "summary.json", self.summary)
+        except OSError as error:
+            raise FileError(folder, f"the metrics can't be written: {error.strerror or error}") from error
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write numbers as JSON, which has no NaN: those are null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in summary.items()
+    }
+    path.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+
+
+def evaluate_task(
+    task: Task, dataset: VolumeDataset, *, progress: Callable[[Sequence[str]], None] | None = None
+) -> Evaluation:
+    """Predict and measure every case of a dataset, one at a time, on the device the task is on."""
+    task.eval()
+    device = next(task.parameters()).device
+    evaluation = Evaluation()
+    for loaded in evaluation_loader(dataset, num_workers=0):
+        batch = loaded.to(device)
+        with torch.inference_mode():
+            predictions = task.predict(batch)
+        evaluation.rows += task.metrics(predictions, batch)
+        evaluation.predictions += predictions
+        if progress is not None:
+            progress(batch.names)
+    evaluation.summary = task.summary(evaluation.rows)
+    return evaluation

@@ -1,0 +1,75 @@
+"""`voxelry train`: Hydra around `engine.train`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from voxelry.core.errors import ConfigError, VoxelryError
+
+__all__ = ["launch", "launch_file"]
+
+CONFIGS = "pkg://voxelry.configs"
+INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
+
+
+def launch(arguments: list[str], *, debug: bool = False) -> None:
+    """Compose the configuration from Hydra's arguments and train; ends the process with an exit status.
+
+    Args:
+        arguments: overrides and Hydra's own flags, such as `experiment=landmarks_3d --multirun seed=0,1`.
+        debug: let tracebacks through.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    sys.argv = ["voxelry train", *arguments]
+
+    def job(config: DictConfig) -> dict[str, Any] | None:
+        try:
+            return _run(config)
+        except VoxelryError as error:
+            if debug:
+                raise
+            print(f"voxelry: error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")(job)()
+
+
+def _run(config: DictConfig) -> dict[str, Any]:
+    from voxelry.engine.train import train
+
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{missing[0]}: not set; give it as {missing[0]}=... (voxelry train --help lists all)")
+    choices = HydraConfig.get().runtime.choices
+    run = train(config)
+    if run.interrupted:
+        print(f"stopped; go on with the same command and resume=true ({run.checkpoint})", file=sys.stderr)
+        raise SystemExit(INTERRUPTED)
+    if run.bundle is not None:
+        print(f"bundle: {run.bundle}")
+        print(f"report: {Path(config.output_dir) / 'report.html'}")
+    return {"task": choices.get("task"), **run.summary}
+
+
+def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> None:
+    """Train from a JSON or YAML file of the original projects; says what was taken over, changed, ignored.
+
+    Raises:
+        ConfigError, FileError: the file can't be read as one of theirs.
+    """
+    from voxelry.interop.seed_config import translate
+
+    for number, translation in enumerate(translate(path)):
+        for line in translation.notes:
+            print(f"{path}: {line}", file=sys.stderr)
+        overrides = [*translation.overrides, *arguments]
+        if number:
+            print(f"{path}: next run", file=sys.stderr)
+        launch(overrides, debug=debug)

@@ -1,0 +1,147 @@
+"""Any task as a LightningModule.
+
+Randomness: before every batch the generators are seeded from (seed, batch number, rank), so a run that
+was interrupted goes on with the very numbers it would have drawn, and the checkpoint needs no
+generator states.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from voxelry.core.errors import VoxelryError
+from voxelry.data.sample import Batch
+from voxelry.engine.schedules import LearningRate
+from voxelry.tasks.base import Row, Task
+
+__all__ = ["DivergedError", "TaskModule"]
+
+
+class DivergedError(VoxelryError):
+    """The training loss is no number any more."""
+
+
+class TaskModule(pl.LightningModule):
+    """Training and validation of one task.
+
+    Args:
+        task: what is trained; its own `state_dict` is this module's under `task.`.
+        optimizer: builds the optimizer from the parameters.
+        learning_rate: moves the optimizer's learning rate with progress.
+        max_steps: optimizer steps of the whole run, or None when only time limits it.
+        max_minutes: wall-clock limit of the whole run over all its sessions, or None.
+        seed: seed of everything drawn during training.
+        description: what the checkpoint says of the model, to refuse another's; see `engine.checkpoints`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+        learning_rate: LearningRate,
+        max_steps: int | None,
+        max_minutes: float | None = None,
+        seed: int = 0,
+        description: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.task = task
+        self.make_optimizer, self.learning_rate = optimizer, learning_rate
+        self.max_steps, self.max_minutes, self.seed = max_steps, max_minutes, seed
+        self.description = description or {}
+        self.batches_taken = 0
+        self.elapsed = 0.0
+        self.rows: list[Row] = []
+        self.history: list[dict[str, float]] = []
+        self._clock = 0.0
+
+    def progress(self) -> float:
+        """Fraction of the run that is spent, by steps or by time, whichever is further, in [0, 1]."""
+        steps = self.trainer.global_step / self.max_steps if self.max_steps else 0.0
+        minutes = self.elapsed / 60 / self.max_minutes if self.max_minutes else 0.0
+        return min(1.0, max(steps, minutes))
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer over whatever is not frozen."""
+        return self.make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        self._clock = time.monotonic()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the batch and set the learning rate."""
+        entropy = np.random.SeedSequence([self.seed, self.batches_taken, self.global_rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        factor = self.learning_rate.factor(self.progress())
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = group["initial_lr"] * factor
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch's loss."""
+        losses = self.task.training_loss(batch)
+        loss = losses["loss"]
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"{', '.join(batch.names)}: the loss became {loss.item()} at step {self.trainer.global_step}; "
+                "lower optimizer.lr, set trainer.gradient_clip_val or train in float32"
+            )
+        # counted here because the callbacks that write checkpoints run before `on_train_batch_end`
+        self.batches_taken += 1
+        logged = {f"train/{name}": value.detach() for name, value in losses.items() if value.isfinite()}
+        self.log_dict(logged, batch_size=len(batch), prog_bar=False)
+        self.log("loss", loss.detach(), batch_size=len(batch), prog_bar=True, logger=False)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop when the time is spent."""
+        now = time.monotonic()
+        self.elapsed, self._clock = self.elapsed + now - self._clock, now
+        if self.max_minutes and self.elapsed >= self.max_minutes * 60:
+            self.trainer.should_stop = True
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation's rows."""
+        self.rows = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Predict and measure one batch."""
+        self.rows += self.task.metrics(self.task.predict(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the summary of all rows."""
+        summary = self.task.summary(self.rows)
+        self.log_dict({f"val/{name}": float(value) for name, value in summary.items()}, sync_dist=True)
+        monitored = float(summary[self.task.monitor])
+        self.log("val", monitored, prog_bar=True, logger=False, sync_dist=True)
+        if not self.trainer.sanity_checking:
+            self.learning_rate.observe(monitored, self.task.higher_is_better)
+            self.history.append({"step": float(self.trainer.global_step), **{k: float(v) for k, v in summary.items()}})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to go on exactly."""
+        checkpoint["voxelry"] = {
+            **self.description,
+            "batches_taken": self.batches_taken,
+            "elapsed": self.elapsed,
+            "learning_rate": self.learning_rate.state_dict(),
+            "history": self.history,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        state = checkpoint["voxelry"]
+        self.batches_taken, self.elapsed = state["batches_taken"], state["elapsed"]
+        self.learning_rate.load_state_dict(state["learning_rate"])
+        self.history = list(state["history"])

@@ -1,0 +1,109 @@
+"""Batches without end, in an order that depends on the seed alone.
+
+Training counts steps, not passes, so its loader never ends: place `i` of the order belongs to pass
+`i // len(dataset)`, and each pass is shuffled anew from (seed, pass). Knowing how many batches were
+taken is therefore enough to go on exactly where a run stopped, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.sample import Sample, collate
+
+__all__ = ["EndlessOrder", "evaluation_loader", "training_loader"]
+
+
+class EndlessOrder(Sampler[int]):
+    """Shuffled passes over `size` samples, one after the other, for ever.
+
+    Args:
+        size: samples in a pass.
+        seed: the order's seed.
+        start: places already taken by all processes together.
+        rank, world_size: this process takes places `start + rank`, `start + rank + world_size`, ...
+
+    Yields:
+        `pass * size + index`, so that the dataset knows the pass as well.
+    """
+
+    def __init__(self, size: int, *, seed: int, start: int = 0, rank: int = 0, world_size: int = 1):
+        self.size, self.seed, self.start = size, seed, start
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        place = self.start + self.rank
+        current, order = -1, np.empty(0, dtype=int)
+        while True:
+            number, position = divmod(place, self.size)
+            if number != current:
+                current, order = number, np.random.default_rng([self.seed, number]).permutation(self.size)
+            yield number * self.size + int(order[position])
+            place += self.world_size
+
+
+class _Passes(Dataset[Sample]):
+    """A dataset seen through `EndlessOrder`'s numbers."""
+
+    def __init__(self, dataset: VolumeDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, place: int) -> Sample:
+        number, index = divmod(place, len(self.dataset))
+        return self.dataset.sample(index, epoch=number)
+
+
+def training_loader(
+    dataset: VolumeDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    batches_taken: int = 0,
+    num_workers: int | None = None,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Any]:
+    """An endless loader that starts after `batches_taken` batches of this process.
+
+    Args:
+        num_workers: None takes what suits the machine: none without a GPU, else up to eight.
+    """
+    order = EndlessOrder(
+        len(dataset),
+        seed=seed,
+        start=batches_taken * batch_size * world_size,
+        rank=rank,
+        world_size=world_size,
+    )
+    return DataLoader(
+        _Passes(dataset),
+        batch_size=batch_size,
+        sampler=order,
+        collate_fn=collate,
+        **_workers(num_workers, pin_memory),
+    )
+
+
+def evaluation_loader(
+    dataset: VolumeDataset, *, batch_size: int = 1, num_workers: int | None = None, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """Every sample once, in order."""
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, **_workers(num_workers, pin_memory))
+
+
+def _workers(count: int | None, pin_memory: bool) -> dict[str, Any]:
+    if count is None:
+        count = min(8, (os.cpu_count() or 1) - 1) if torch.cuda.is_available() else 0
+    return {
+        "num_workers": count,
+        "persistent_workers": count > 0,
+        "pin_memory": pin_memory and torch.cuda.is_available(),
+    }

@@ -1,0 +1,88 @@
+"""Predictions for files: any reader's format in, the task's files out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from voxelry.core.errors import DataError, FileError, VoxelryError
+from voxelry.data.io import is_image
+from voxelry.data.sample import Sample
+from voxelry.engine.model import Model
+
+__all__ = ["Outcome", "gather_inputs", "predict_files"]
+
+
+@dataclass
+class Outcome:
+    """What became of a list of files.
+
+    Attributes:
+        written: one output file per input that went well.
+        failed: path and one-line reason of every other.
+    """
+
+    written: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def gather_inputs(inputs: Sequence[Path]) -> list[Path]:
+    """Images among files, folders (one level, or their `volumes/`) and `.txt` lists of paths.
+
+    Raises:
+        DataError: nothing to predict, or two images that would give the same output name.
+        FileError: an input does not exist.
+    """
+    found = list(dict.fromkeys(path for given in inputs for path in _expand(given)))
+    if not found:
+        raise DataError(f"{', '.join(map(str, inputs))}: no images there")
+    return found
+
+
+def _expand(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise FileError(path, "no such file or folder")
+    if path.suffix == ".txt":
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                entry = Path(line.strip())
+                yield entry if entry.is_absolute() else path.parent / entry
+    elif path.is_dir() and not is_image(path):
+        folder = path / "volumes" if (path / "volumes").is_dir() else path
+        yield from (entry for entry in sorted(folder.iterdir()) if is_image(entry))
+    else:
+        yield path
+
+
+def predict_files(
+    model: Model,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    write: Callable[[Any, Sample, Path], Path],
+    options: dict[str, Any] | None = None,
+    progress: Callable[[Path], None] | None = None,
+) -> Outcome:
+    """Predict every file; one that fails is noted and the rest is done.
+
+    Args:
+        write: puts a prediction for the image as it was read into the folder and answers the file.
+        options: for the images' reader.
+        progress: called after every file.
+    """
+    outcome = Outcome()
+    stems: dict[str, Path] = {}
+    for path in paths:
+        try:
+            sample = model.sample(path, **(options or {}))
+            if sample.name in stems:
+                raise DataError(f"{path}: its output would overwrite that of {stems[sample.name]}")
+            stems[sample.name] = path
+            outcome.written.append(write(model.predict(sample), sample, out))
+        except VoxelryError as error:
+            outcome.failed.append((path, str(error)))
+        if progress is not None:
+            progress(path)
+    return outcome

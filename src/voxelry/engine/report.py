@@ -1,0 +1,206 @@
+"""The page that a training, an evaluation or the demo leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from voxelry.core.errors import DataError
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.layouts import find_cases
+from voxelry.data.splits import split_cases
+from voxelry.engine.evaluate import Evaluation, evaluate_task
+from voxelry.engine.model import Model
+from voxelry.tasks.base import Task
+from voxelry.tasks.landmarks import LandmarkTask
+from voxelry.tasks.pretrain import PretrainTask
+from voxelry.tasks.pretrain import report as pretrain_report
+from voxelry.viz import figures
+from voxelry.viz.report import Report
+
+__all__ = ["demo_report", "evaluate_folder", "write_report"]
+
+SAMPLES = 4
+
+
+def write_report(
+    path: Path,
+    task: Task,
+    evaluation: Evaluation,
+    *,
+    held_out: VolumeDataset,
+    part: str,
+    history: Sequence[Mapping[str, float]],
+    logs: Path,
+    transfer: str | None,
+) -> Path:
+    """The report of a training.
+
+    Args:
+        path: the page to write.
+        task: the trained task.
+        evaluation: of the held-out cases.
+        held_out: those cases.
+        part: what they are called, `test` or `validation`.
+        history: the validation summaries, each with its `step`.
+        logs: the CSV logger's file, for the training curve.
+        transfer: what was taken over from pretrained weights.
+    """
+    report = Report(f"Training of {type(task).__name__}", subtitle=f"{len(held_out)} {part} cases were held out")
+    add_results(report, task, evaluation, held_out, history)
+    add_curves(report, task, history, logs)
+    if transfer is not None:
+        report.section("Pretrained weights", transfer)
+    return report.save(path)
+
+
+def add_results(
+    report: Report,
+    task: Task,
+    evaluation: Evaluation,
+    held_out: VolumeDataset,
+    history: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """What the task itself has to show."""
+    if not evaluation.rows:
+        report.section("Results", "No cases were held out, so nothing was measured.")
+    elif isinstance(task, LandmarkTask):
+        from voxelry.tasks.landmarks import report as landmarks_report
+
+        samples = [held_out[index] for index in range(len(held_out))]
+        landmarks_report.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
+    elif isinstance(task, PretrainTask):
+        pretrain_report.add_reconstructions(report, task, evaluation.predictions, evaluation.rows)
+        pretrain_report.add_losses(report, task, evaluation.rows, history)
+        add_samples(report, task, evaluation)
+
+
+def add_samples(report: Report, task: PretrainTask, evaluation: Evaluation, seed: int = 0) -> None:
+    """New images of the first held-out case's size, beside held-out ones."""
+    first = evaluation.predictions[0]
+    alike = [record.image for record in evaluation.predictions if record.image.shape == first.image.shape]
+    generator = torch.Generator().manual_seed(seed)
+    pretrain_report.add_noising(report, task, first.image, first.space)
+    samples = task.sample(SAMPLES, first.image.shape, generator=generator)
+    steps, frames = task.denoising_process(first.image.shape, generator=generator)
+    pretrain_report.add_samples(report, task, samples, torch.stack(alike), first.space, denoising=(steps, list(frames)))
+
+
+def add_curves(report: Report, task: Task, history: Sequence[Mapping[str, float]], logs: Path) -> None:
+    """Training loss and the monitored metric against the optimizer step."""
+    report.section("Training")
+    steps, losses = _logged(logs, "train/loss")
+    if len(steps):
+        report.figure(
+            figures.curves({"training loss": (steps, losses)}, xlabel="optimizer step", ylabel="loss"),
+            "Loss of the logged training batches",
+        )
+    points = [(entry["step"], entry[task.monitor]) for entry in history if math.isfinite(entry[task.monitor])]
+    if points:
+        x, y = np.array(points).T
+        report.figure(
+            figures.curves({task.monitor: (x, y)}, xlabel="optimizer step", ylabel=task.monitor),
+            f"{task.monitor} on the validation cases",
+        )
+
+
+def _logged(path: Path, column: str) -> tuple[np.ndarray, np.ndarray]:
+    if not path.exists():
+        return np.empty(0), np.empty(0)
+    with path.open(newline="", encoding="utf-8") as file:
+        pairs = [(float(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
+    array = np.array(pairs).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def evaluate_folder(
+    model: Model,
+    root: Path,
+    out: Path,
+    *,
+    layout: str = "auto",
+    cases: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, float], Path]:
+    """Measure a model on the cases of a folder.
+
+    Args:
+        layout: of the folder, see `data.layouts`.
+        cases: a split file; only its test cases (or all it names) are measured.
+        progress: called with the number of cases after each.
+
+    Returns:
+        The summary and the path of the report; `cases.csv` and `summary.json` lie beside it.
+
+    Raises:
+        VoxelryError: whatever is wrong with the data or the folder for the results.
+    """
+    dataset = evaluation_dataset(model, root, layout, cases)
+    count = len(dataset)
+    evaluation = evaluate_task(
+        model.task, dataset, progress=None if progress is None else lambda names: progress(count)
+    )
+    evaluation.write(out)
+    report = Report(f"Evaluation of {model.task_name}", subtitle=f"{count} cases of {root}")
+    add_results(report, model.task, evaluation, dataset)
+    return evaluation.summary, report.save(out / "report.html")
+
+
+def evaluation_dataset(model: Model, root: Path, layout: str = "auto", cases: Path | None = None) -> VolumeDataset:
+    """The cases of a folder, prepared as the model wants them.
+
+    Raises:
+        DataError: no case, or points that are not the model's.
+    """
+    landmarks = model.task_name == "landmarks"
+    found = find_cases(root, layout, need_landmarks=landmarks)
+    if cases is not None:
+        parts = split_cases(found, file=cases)
+        found = parts["test"] or [case for part in parts.values() for case in part]
+    names = model.task.names if isinstance(model.task, LandmarkTask) else None
+    dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=("landmarks",) if landmarks else ())
+    if names is not None and dataset.landmark_names != names:
+        raise DataError(
+            f"{found[0].landmarks[0]}: landmarks {', '.join(dataset.landmark_names)}; "
+            f"the model knows {', '.join(names)}"
+        )
+    return dataset
+
+
+def demo_report(out: Path, model: Model, unseen: Path, pretrained: Model, seconds: float) -> Path:
+    """One page on everything the demo did.
+
+    Args:
+        out: the demo's folder.
+        model: the fine-tuned landmark model.
+        unseen: phantoms it has not seen.
+        pretrained: the pretrained model.
+        seconds: how long it took.
+    """
+    report = Report("voxelry demo", subtitle="Phantoms, pretraining, fine-tuning on few labels, unseen phantoms")
+    dataset = evaluation_dataset(model, unseen)
+    evaluation = evaluate_task(model.task, dataset)
+    evaluation.write(out / "evaluation")
+    report.facts({"seconds": seconds, "unseen cases": float(len(dataset))})
+    add_results(report, model.task, evaluation, dataset)
+    add_training(report, out / "landmarks", "Fine-tuning")
+    assert isinstance(pretrained.task, PretrainTask)
+    held_out = evaluation_dataset(pretrained, unseen)
+    add_samples(report, pretrained.task, evaluate_task(pretrained.task, held_out))
+    add_training(report, out / "pretrain", "Pretraining")
+    return report.save(out / "report.html")
+
+
+def add_training(report: Report, run: Path, heading: str) -> None:
+    """The loss of a run's logged batches."""
+    steps, losses = _logged(run / "logs" / "metrics.csv", "train/loss")
+    report.section(f"{heading}: loss")
+    report.figure(
+        figures.curves({"training loss": (steps, losses)}, xlabel="optimizer step", ylabel="loss"),
+        f"{len(steps)} logged batches",
+    )

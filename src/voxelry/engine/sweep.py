@@ -1,0 +1,76 @@
+"""One table and one figure for the runs of a `--multirun`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+__all__ = ["SweepSummary", "few_shot_table", "summarise"]
+
+
+class SweepSummary(Callback):
+    """Hydra's callback that calls `summarise` when a sweep ends."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Summarise the sweep's folder."""
+        written = summarise(Path(config.hydra.sweep.dir))
+        if written is not None:
+            print(f"summary: {written}")
+
+
+def summarise(folder: Path) -> Path | None:
+    """Gather every `summary.json` below `folder` into `sweep.csv` and `sweep.html`.
+
+    Returns:
+        The page, or None when no run of the sweep finished.
+    """
+    rows = []
+    for path in sorted(folder.glob("**/summary.json")):
+        if path.parent.name != "metrics":
+            rows.append({"run": str(path.parent.relative_to(folder)), **json.loads(path.read_text(encoding="utf-8"))})
+    if not rows:
+        return None
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return _page(folder, rows)
+
+
+def few_shot_table(rows: list[dict[str, Any]], metric: str) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Label counts, and for scratch and pretrained runs the metric, `(seeds, counts)` with NaN where not run."""
+    counts = sorted({int(row["training_samples"]) for row in rows})
+    seeds = sorted({row["seed"] for row in rows})
+    table: dict[str, np.ndarray] = defaultdict(lambda: np.full((len(seeds), len(counts)), np.nan))
+    for row in rows:
+        method = "pretrained" if row["pretrained"] else "from scratch"
+        table[method][seeds.index(row["seed"]), counts.index(int(row["training_samples"]))] = row[metric]
+    return counts, dict(table)
+
+
+def _page(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    from voxelry.viz import figures
+    from voxelry.viz.report import Report
+
+    report = Report("Sweep", subtitle=str(folder.name))
+    metric = (
+        "mre_mm"
+        if "mre_mm" in rows[0]
+        else next((key for key, value in rows[0].items() if isinstance(value, float)), "")
+    )
+    if metric:
+        counts, table = few_shot_table(rows, metric)
+        if len(counts) > 1:
+            figure = figures.few_shot(counts, table)
+            report.section("Few labels").figure(figure, f"{metric} on held-out cases against the number of labels")
+    shown = ["run", "training_samples", "seed", "pretrained", metric]
+    report.section("Runs").table([{key: row.get(key, "") for key in shown if key} for row in rows])
+    return report.save(folder / "sweep.html")

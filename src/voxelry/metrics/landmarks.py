@@ -1,0 +1,264 @@
+"""How far predicted points are from annotated ones, in mm, and how much to believe it.
+
+Errors are taken against the original points, not against points decoded from target heatmaps, whose
+rounding would hide up to half a voxel. Points are world coordinates `(..., 3)` in mm; NaN in the truth
+means that the landmark is absent, NaN in a prediction that nothing was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.core.errors import DataError
+from voxelry.core.space import Space
+
+__all__ = [
+    "SDR_THRESHOLDS_MM",
+    "MeanPosition",
+    "bootstrap_interval",
+    "case_row",
+    "coverage",
+    "inter_rater_errors",
+    "oks_average_precision",
+    "presence_auc",
+    "radial_errors",
+    "success_rate",
+    "summarise",
+]
+
+Floats = NDArray[np.floating]
+Row = dict[str, float | str]
+
+SDR_THRESHOLDS_MM = (1.0, 2.0, 2.5, 3.0, 4.0, 6.0, 9.0, 10.0)
+OKS_SIGMA_MM = 2.0
+
+
+def radial_errors(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
+    """Euclidean distances in mm, `(..., 3), (..., 3) -> (...)`; NaN where either point is NaN."""
+    return np.linalg.norm(np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64), axis=-1)
+
+
+def inter_rater_errors(first: Floats, second: Floats) -> NDArray[np.float64]:
+    """Distance in mm of two annotations from their mean, which is what a model is measured against.
+
+    `(..., 3), (..., 3) -> (...)`: half of the distance between the raters. A model whose error is
+    below this agrees with their mean better than they do.
+    """
+    return radial_errors(first, second) / 2
+
+
+def success_rate(errors: Floats, threshold_mm: float) -> float:
+    """Successful detection rate: the fraction of errors of at most `threshold_mm`, in [0, 1].
+
+    Pass inf for a landmark that was missed; NaN is left out. NaN when nothing is left.
+    """
+    known = errors[~np.isnan(errors)]
+    return float((known <= threshold_mm).mean()) if known.size else math.nan
+
+
+def oks_average_precision(errors: Floats, *, sigma_mm: float = OKS_SIGMA_MM) -> float:
+    """Mean, over the thresholds 0.50, 0.55, ..., 0.95, of the fraction of points with an OKS above, in [0, 1].
+
+    OKS is object keypoint similarity, `exp(-d² / (2 sigma²))` as in COCO's keypoint evaluation, with
+    the scale of the object and the constant of the keypoint in one `sigma_mm`: the error at which a
+    point counts as 0.61 right. The default of 2 mm is the usual clinical tolerance. inf counts as
+    missed, NaN is left out; NaN when nothing is left.
+    """
+    known = errors[~np.isnan(errors)]
+    if not known.size:
+        return math.nan
+    similarity = np.exp(-np.square(known) / (2 * sigma_mm**2))
+    thresholds = np.arange(50, 100, 5) / 100
+    return float((similarity[:, None] >= thresholds).mean())
+
+
+def coverage(errors: Floats, radii: Floats) -> float:
+    """Fraction of errors that are within their radius, in [0, 1]; NaN pairs are left out, NaN without any."""
+    known = ~(np.isnan(errors) | np.isnan(radii))
+    return float((errors[known] <= radii[known]).mean()) if known.any() else math.nan
+
+
+def presence_auc(scores: Floats, present: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve of presence scores, in [0, 1]; NaN unless both classes occur.
+
+    The probability that a present landmark scores higher than an absent one, ties counting half
+    (Mann and Whitney 1947).
+    """
+    from scipy.stats import rankdata
+
+    scores, present = np.asarray(scores).ravel(), np.asarray(present, dtype=bool).ravel()
+    positives, negatives = int(present.sum()), int((~present).sum())
+    if not positives or not negatives:
+        return math.nan
+    ranks = rankdata(scores)
+    return float((ranks[present].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def bootstrap_interval(
+    cases: Floats,
+    statistic: Callable[..., Floats] = np.nanmean,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic over cases (Efron and Tibshirani 1993, chapter 13).
+
+    Whole cases are drawn, because the points of one case share their fate.
+
+    Args:
+        cases: `(cases,)` or `(cases, N)`.
+        statistic: takes the keyword `axis` (an int or a tuple), as numpy's reductions do.
+        seed: makes the interval the same at each call.
+
+    Returns:
+        The low and the high end; NaN for no cases.
+    """
+    cases = np.asarray(cases, dtype=np.float64)
+    kept = cases[~np.isnan(cases.reshape(len(cases), -1)).all(axis=1)] if len(cases) else cases
+    if not len(kept):
+        return math.nan, math.nan
+    drawn = np.random.default_rng(seed).integers(len(kept), size=(resamples, len(kept)))
+    values = statistic(kept[drawn], axis=tuple(range(1, kept.ndim + 1)))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+class MeanPosition:
+    """The baseline that every model should beat: each landmark's mean position in the training images.
+
+    A position is a fraction of the image's extent along each axis, from outer edge to outer edge, so
+    that images of different sizes can share one mean.
+    """
+
+    def __init__(self, fractions: Floats):
+        self.fractions = np.asarray(fractions, dtype=np.float64)
+
+    @classmethod
+    def fit(cls, points: Sequence[Floats], spaces: Sequence[Space]) -> MeanPosition:
+        """Average index coordinates `(N, ndim)` of training cases; NaN is left out per landmark.
+
+        Raises:
+            DataError: no cases.
+        """
+        if not len(points):
+            raise DataError("mean-position baseline: expected at least one training case")
+        fractions = np.stack(
+            [
+                (np.asarray(own, dtype=np.float64) + 0.5) / np.asarray(space.shape)
+                for own, space in zip(points, spaces, strict=True)
+            ]
+        )
+        known = ~np.isnan(fractions)
+        total = np.where(known, fractions, 0.0).sum(axis=0)
+        count = known.sum(axis=0)
+        return cls(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+
+    def predict(self, space: Space) -> NDArray[np.float64]:
+        """World coordinates `(N, 3)` in mm for an image of any size."""
+        index = self.fractions * np.asarray(space.shape) - 0.5
+        return np.asarray(space.to_world(index), dtype=np.float64)
+
+
+def case_row(
+    name: str,
+    names: Sequence[str],
+    predicted: Floats,
+    truth: Floats,
+    *,
+    radii_mm: Floats | None = None,
+    levels: Sequence[float] = (),
+    presence: Floats | None = None,
+) -> Row:
+    """One case's metrics.
+
+    Args:
+        names: `N` landmark names.
+        predicted, truth: `(N, 3)` world mm.
+        radii_mm: `(N, levels)` calibrated radii.
+        presence: `(N,)` scores.
+
+    Returns:
+        `name`, `mre_mm`, `worst_mm`, `missed` (present, but not found), and for each landmark
+        `error_mm.<landmark>`, `present.<landmark>`, and if given `covered_<percent>.<landmark>` and
+        `presence.<landmark>`.
+    """
+    errors = radial_errors(predicted, truth)
+    present = np.atleast_1d(~np.isnan(truth).any(axis=-1))
+    found = errors[~np.isnan(errors)]
+    row: Row = {
+        "name": name,
+        "mre_mm": float(found.mean()) if found.size else math.nan,
+        "worst_mm": float(found.max()) if found.size else math.nan,
+        "missed": float((present & np.isnan(errors)).sum()),
+    }
+    for index, landmark in enumerate(names):
+        row[f"error_mm.{landmark}"] = float(errors[index])
+        row[f"present.{landmark}"] = float(present[index])
+        if presence is not None:
+            row[f"presence.{landmark}"] = float(presence[index])
+        if radii_mm is not None:
+            for position, level in enumerate(levels):
+                inside = math.nan if np.isnan(errors[index]) else float(errors[index] <= radii_mm[index, position])
+                row[f"covered_{_percent(level)}.{landmark}"] = inside
+    return row
+
+
+def summarise(
+    rows: Sequence[Mapping[str, float | str]],
+    names: Sequence[str],
+    *,
+    levels: Sequence[float] = (),
+    thresholds_mm: Sequence[float] = SDR_THRESHOLDS_MM,
+    oks_sigma_mm: float = OKS_SIGMA_MM,
+    seed: int = 0,
+) -> dict[str, float]:
+    """All rows of `case_row` in a few numbers.
+
+    Returns:
+        `mre_mm` with its 95 % interval `mre_mm_low`, `mre_mm_high`, `median_mm`, `sd_mm`, `mse_mm2`,
+        `mre_mm.<landmark>`, `sdr_<threshold>mm` in [0, 1] (a missed point is no success), `map_oks`,
+        `coverage_<percent>`, `presence_auc`, `missed`, `cases`, `points`.
+    """
+    errors = _table(rows, "error_mm", names)
+    present = _table(rows, "present", names) == 1
+    found = errors[~np.isnan(errors)]
+    scored = np.where(present & np.isnan(errors), np.inf, errors)
+    low, high = bootstrap_interval(errors, seed=seed)
+    result = {
+        "mre_mm": float(found.mean()) if found.size else math.nan,
+        "mre_mm_low": low,
+        "mre_mm_high": high,
+        "median_mm": float(np.median(found)) if found.size else math.nan,
+        "sd_mm": float(found.std()) if found.size else math.nan,
+        "mse_mm2": float(np.square(found).mean()) if found.size else math.nan,
+    }
+    for landmark, column in zip(names, errors.T, strict=True):
+        known = column[~np.isnan(column)]
+        result[f"mre_mm.{landmark}"] = float(known.mean()) if known.size else math.nan
+    for threshold in thresholds_mm:
+        result[f"sdr_{threshold:g}mm"] = success_rate(scored, threshold)
+    result["map_oks"] = oks_average_precision(scored, sigma_mm=oks_sigma_mm)
+    for level in levels:
+        inside = _table(rows, f"covered_{_percent(level)}", names)
+        inside = inside[~np.isnan(inside)]
+        result[f"coverage_{_percent(level)}"] = float(inside.mean()) if inside.size else math.nan
+    result["presence_auc"] = presence_auc(_table(rows, "presence", names), present)
+    result["missed"] = float((present & np.isnan(errors)).sum())
+    result["cases"] = float(len(rows))
+    result["points"] = float(present.sum())
+    return result
+
+
+def _table(rows: Sequence[Mapping[str, float | str]], field: str, names: Sequence[str]) -> NDArray[np.float64]:
+    """One field of every row and landmark, `(cases, N)`; NaN where a row lacks it."""
+    values = [[float(row.get(f"{field}.{name}", math.nan)) for name in names] for row in rows]
+    return np.array(values, dtype=np.float64).reshape(len(rows), len(names))
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:g}"

@@ -1,0 +1,103 @@
+"""A U-Net that works on blocks of voxels: eight times cheaper in 3-D, at the same input and output size.
+
+Most of a U-Net's time goes into the finest level. Here every block of `fold` voxels becomes one voxel with
+as many more channels (pixel unshuffle, Shi et al. 2016, arXiv:1609.05158, section 3.2, in any rank), and
+the answer is laid out to voxels again, so that heatmaps keep the full resolution. Where a CPU or a short
+training is all there is, the steps saved are worth more than the finest level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxelry.core.errors import SettingError
+from voxelry.core.rank import check_ndim, per_axis
+from voxelry.models.unet import UNet
+
+__all__ = ["FoldedUNet", "fold_voxels", "unfold_voxels"]
+
+
+class FoldedUNet(UNet):
+    """A `UNet` between folding and unfolding, `(B, in_channels, *S) -> (B, out_channels, *S)`, any size.
+
+    Args:
+        ndim: 2 or 3.
+        fold: voxels per block, one number or one per axis.
+        in_channels, out_channels, condition_channels: as seen from outside.
+        settings: of `UNet`; `features`, `head` and `stride` are those of the folded grid.
+
+    Raises:
+        SettingError: as `UNet`, or `fold` is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        ndim: int,
+        fold: int | Sequence[int] = 2,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        condition_channels: int | None = None,
+        **settings: Any,
+    ):
+        blocks = per_axis(fold, check_ndim(ndim), "fold")
+        if min(blocks) < 1:
+            raise SettingError(f"fold: expected at least 1 voxel, got {fold}")
+        voxels = prod(blocks)
+        super().__init__(
+            ndim=ndim,
+            in_channels=in_channels * voxels,
+            out_channels=out_channels * voxels,
+            condition_channels=None if condition_channels is None else condition_channels * voxels,
+            **settings,
+        )
+        self.fold = blocks
+        self._outside = {
+            "fold": list(blocks),
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "condition_channels": condition_channels,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values from which `FoldedUNet(**settings)` builds this network again."""
+        return super().settings() | self._outside
+
+    def forward(self, x: Tensor, time: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+        """Run the network; arguments as `UNet.forward`, sizes as seen from outside."""
+        size = x.shape[2:]
+        folded = fold_voxels(x, self.fold)
+        estimate = None if condition is None else fold_voxels(condition, self.fold)
+        answer = unfold_voxels(super().forward(folded, time, estimate), self.fold)
+        for axis, length in enumerate(size, start=2):
+            answer = answer.narrow(axis, 0, length)
+        return answer
+
+
+def fold_voxels(x: Tensor, fold: Sequence[int]) -> Tensor:
+    """Blocks to channels, `(B, C, *S) -> (B, C * prod(fold), *ceil(S / fold))`; borders are repeated to fill up."""
+    missing = [-size % step for size, step in zip(x.shape[2:], fold, strict=True)]
+    if any(missing):
+        x = F.pad(x, [side for gap in reversed(missing) for side in (0, gap)], mode="replicate")
+    ndim = len(fold)
+    for axis, step in enumerate(fold):
+        x = x.unflatten(2 + 2 * axis, (-1, step))
+    inner = [3 + 2 * axis for axis in range(ndim)]
+    outer = [2 + 2 * axis for axis in range(ndim)]
+    return x.permute(0, 1, *inner, *outer).flatten(1, 1 + ndim)
+
+
+def unfold_voxels(x: Tensor, fold: Sequence[int]) -> Tensor:
+    """Channels to blocks, the inverse of `fold_voxels`: `(B, C * prod(fold), *S) -> (B, C, *(S * fold))`."""
+    ndim = len(fold)
+    x = x.unflatten(1, (-1, *fold))
+    pairs = [axis for pair in zip(range(2 + ndim, 2 + 2 * ndim), range(2, 2 + ndim), strict=True) for axis in pair]
+    x = x.permute(0, 1, *pairs)
+    for axis in range(ndim):
+        x = x.flatten(2 + axis, 3 + axis)
+    return x

@@ -1,0 +1,131 @@
+"""Attention over all voxels of a feature map, full or linear in their number."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from voxelry.core.errors import SettingError
+from voxelry.nn import nd
+from voxelry.nn.fused import in_rows
+from voxelry.nn.linear_attention import linear_attention
+
+__all__ = ["ATTENTION", "FullAttention", "LinearAttention", "NoAttention"]
+
+
+def head_count(channels: int, heads: int, head_dim: int | None) -> tuple[int, int]:
+    """Heads and channels of each; `head_dim=None` shares `channels` out among the heads.
+
+    Raises:
+        SettingError: the heads do not divide the channels.
+    """
+    if head_dim is None and channels % heads:
+        raise SettingError(f"heads: {heads} heads can't share {channels} channels evenly; set head_dim")
+    return heads, head_dim or channels // heads
+
+
+class NoAttention(nn.Identity):
+    """Nothing, with the calling convention of attention."""
+
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+class FullAttention(nn.Module):
+    """Every voxel attends to every other, added to the input, `(B, C, *S) -> (B, C, *S)`.
+
+    Group normalisation, then scaled dot-product attention (Vaswani et al. 2017, eq. 1) with 1×1
+    projections. Cost grows with the square of the number of voxels: for the coarsest levels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        ndim: int,
+        heads: int = 4,
+        head_dim: int | None = 32,
+        bias: bool = False,
+        groups: int = 1,
+        eps: float = 1e-5,
+    ):
+        super().__init__()
+        self.heads, self.head_dim = head_count(channels, heads, head_dim)
+        inner = self.heads * self.head_dim
+        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.qkv = nd.conv(ndim)(channels, 3 * inner, 1, bias=bias)
+        self.out = nd.conv(ndim)(inner, channels, 1)
+
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """Attend and add; with `recompute` only `x` is kept for the backward pass."""
+        if recompute and torch.is_grad_enabled():
+            return checkpoint(self._plain, x, use_reentrant=False)
+        return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
+        return x + self.out(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
+
+
+class LinearAttention(nn.Module):
+    """Attention whose cost is linear in the voxels, added to the input, `(B, C, *S) -> (B, C, *S)`.
+
+    Queries are a softmax over their channels, keys a softmax over the voxels; keys and values are
+    summed into one `head_dim × head_dim` table per head, which the queries read (Shen et al. 2021,
+    arXiv:1812.01243, section 3.2). Normalised before and after.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        ndim: int,
+        heads: int = 4,
+        head_dim: int | None = 32,
+        bias: bool = False,
+        groups: int = 1,
+        eps: float = 1e-5,
+    ):
+        super().__init__()
+        self.heads, self.head_dim = head_count(channels, heads, head_dim)
+        inner = self.heads * self.head_dim
+        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.qkv = nd.conv(ndim)(channels, 3 * inner, 1, bias=bias)
+        self.out = nd.conv(ndim)(inner, channels, 1)
+        self.out_norm = nn.GroupNorm(groups, channels, eps=eps)
+
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """Attend and add; with `recompute` only `x` is kept for the backward pass."""
+        if recompute and in_rows(x):
+            return linear_attention(
+                x,
+                self.norm.weight,
+                self.norm.bias,
+                self.qkv.weight.flatten(1),
+                self.qkv.bias,
+                self.out.weight.flatten(1),
+                self.out.bias,
+                self.out_norm.weight,
+                self.out_norm.bias,
+                heads=self.heads,
+                groups=self.norm.num_groups,
+                eps=self.norm.eps,
+            )
+        if recompute and torch.is_grad_enabled():
+            return checkpoint(self._plain, x, use_reentrant=False)
+        return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, self.head_dim))
+        q, k, v = qkv.unbind(1)
+        table = k.softmax(dim=-1) @ v.transpose(-1, -2)
+        mixed = table.transpose(-1, -2) @ (q.softmax(dim=-2) * self.head_dim**-0.5)
+        return x + self.out_norm(self.out(mixed.flatten(1, 2).reshape(x.shape[0], -1, *x.shape[2:])))
+
+
+ATTENTION: dict[str, type[nn.Module]] = {"linear": LinearAttention, "full": FullAttention}

@@ -1,0 +1,98 @@
+"""The one place that knows ranks: layer classes, interpolation modes and memory formats by `ndim`.
+
+Everything else reads the rank from `x.shape[2:]` or passes `ndim` on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxelry.core.rank import check_ndim
+
+__all__ = [
+    "average_pool",
+    "channels_last",
+    "conv",
+    "convolve",
+    "half_is_unsafe",
+    "interpolation_mode",
+    "per_channel",
+    "transposed_convolve",
+]
+
+
+def conv(ndim: int) -> Any:
+    """The convolution layer of a rank: 2 → `nn.Conv2d`, 3 → `nn.Conv3d`.
+
+    Raises:
+        SettingError: any other rank.
+    """
+    return nn.Conv3d if check_ndim(ndim) == 3 else nn.Conv2d
+
+
+def interpolation_mode(ndim: int) -> str:
+    """The linear mode of `torch.nn.functional.interpolate` in a rank."""
+    return "trilinear" if check_ndim(ndim) == 3 else "bilinear"
+
+
+def channels_last(ndim: int) -> torch.memory_format:
+    """The memory format that keeps the channels of a voxel together, for `(B, C, *spatial)`."""
+    return torch.channels_last_3d if check_ndim(ndim) == 3 else torch.channels_last
+
+
+def average_pool(x: Tensor, window: Sequence[int]) -> Tensor:
+    """Mean of every window, `(B, C, *S) -> (B, C, *(S // window))`; stride and window are the same."""
+    pool = F.avg_pool3d if x.ndim == 5 else F.avg_pool2d
+    return pool(x, tuple(window))
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Sequence[int] | None = None, padding: Sequence[int]
+) -> Tensor:
+    """Convolution in the rank of `weight`, `(C_out, C_in, *kernel)`, with zero padding per axis."""
+    ndim = weight.ndim - 2
+    strides, ones = list(stride or [1] * ndim), [1] * ndim
+    x, weight, bias = _autocast(x, weight, bias)
+    if half_is_unsafe(x, weight):
+        wide = None if bias is None else bias.float()
+        return torch.convolution(
+            x.float(), weight.float(), wide, strides, list(padding), ones, False, [0] * ndim, 1
+        ).to(x.dtype)
+    return torch.convolution(x, weight, bias, strides, list(padding), ones, False, [0] * ndim, 1)
+
+
+def transposed_convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """Transposed convolution in the rank of `weight`, `(C_in, C_out, *kernel)`."""
+    ndim = weight.ndim - 2
+    x, weight, bias = _autocast(x, weight, bias)
+    return torch.convolution(x, weight, bias, list(stride), list(padding), [1] * ndim, True, [0] * ndim, 1)
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast as `F.conv2d` would be under autocast: the rank-free convolution is not on autocast's list."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def half_is_unsafe(x: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution must not run in half precision: on a CPU, with the input smaller than the kernel.
+
+    There oneDNN 3.12 leaves parts of the weight's gradient uninitialised (seen at 2³ voxels).
+    """
+    small = min(x.shape[2:]) < max(weight.shape[2:])
+    return small and x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """View `(C,)` or `(B, C)` so that it broadcasts over the spatial axes of `like`, `(B, C, *S)`."""
+    return values.reshape(*values.shape, *(1,) * (like.ndim - 2))

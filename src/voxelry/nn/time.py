@@ -1,0 +1,54 @@
+"""Embedding of the diffusion time step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from voxelry.core.errors import SettingError
+
+__all__ = ["TimeEmbedding", "sinusoids"]
+
+
+def sinusoids(time: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines, of the time at geometric frequencies, `(B,) -> (B, channels)` in [-1, 1].
+
+    Frequencies run from 1 to 1/10000 (Vaswani et al. 2017, section 3.5, with the end points of
+    tensor2tensor, as in Ho et al. 2020). An odd `channels` ends in a column of zeros.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, device=time.device, dtype=torch.float32)
+    frequencies = torch.exp(exponents * (-math.log(10000) / max(half - 1, 1)))
+    phase = time.to(torch.float32)[:, None] * frequencies
+    return torch.nn.functional.pad(torch.cat((phase.sin(), phase.cos()), dim=1), (0, channels % 2))
+
+
+class TimeEmbedding(nn.Module):
+    """Time step to embedding, `(B,) -> (B, out_channels)`: sinusoids, linear, activation, linear.
+
+    Args:
+        channels: number of sinusoids, at least 2.
+        out_channels: size of the embedding; 4 × `channels` in Ho et al. 2020.
+        activation: "gelu" or "silu".
+
+    Raises:
+        SettingError: fewer than 2 sinusoids or an unknown activation.
+    """
+
+    def __init__(self, channels: int, out_channels: int, *, activation: str = "gelu"):
+        super().__init__()
+        if channels < 2:
+            raise SettingError(f"width: a time embedding needs at least 2 channels, got {channels}")
+        if activation not in ("gelu", "silu"):
+            raise SettingError(f"time_activation: expected gelu or silu, got {activation!r}")
+        self.channels = channels
+        self.linear1 = nn.Linear(channels, out_channels)
+        self.activation = nn.GELU() if activation == "gelu" else nn.SiLU()
+        self.linear2 = nn.Linear(out_channels, out_channels)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Embed integer or real time steps `(B,)`."""
+        wave = sinusoids(time, self.channels).to(self.linear1.weight.dtype)
+        return self.linear2(self.activation(self.linear1(wave)))

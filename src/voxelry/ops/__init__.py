@@ -1,0 +1,1 @@
+"""Operations: one file each, any rank, the rank read from the tensors."""

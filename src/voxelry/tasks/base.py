@@ -1,0 +1,60 @@
+"""What a task is to the engine.
+
+A task knows the network, the loss and the answer; it knows nothing of the loop, the configuration or
+the cluster. `engine/lightning.py` adapts any of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from voxelry.data.sample import Batch, Sample
+
+__all__ = ["Row", "Task"]
+
+Row = dict[str, float | str]
+
+
+class Task(nn.Module, ABC):
+    """A network together with what it is trained for.
+
+    Attributes:
+        network: the module whose weights a bundle holds.
+        monitor: the summary metric that decides which checkpoint is best.
+        higher_is_better: the sense of `monitor`.
+    """
+
+    network: nn.Module
+    monitor: str
+    higher_is_better: bool = False
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain JSON-able keywords, without the network, from which the constructor makes the same task again."""
+
+    @abstractmethod
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of one batch, scalars; `loss` is minimised, the others are logged."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> list[Any]:
+        """One prediction per sample, in the sample's own space; no gradients are needed."""
+
+    @abstractmethod
+    def metrics(self, predictions: Sequence[Any], batch: Batch) -> list[Row]:
+        """One row per sample: `name` and plain numbers, NaN where undefined."""
+
+    @abstractmethod
+    def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
+        """All rows in a few numbers; holds `monitor`."""
+
+    def finish(self, predictions: Sequence[Any], samples: Sequence[Sample]) -> None:
+        """Learn from the validation cases what only held-out predictions can tell, such as how sure they are.
+
+        Called once, after training and before the bundle is written; does nothing by default.
+        """
+        return

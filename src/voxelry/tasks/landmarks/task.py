@@ -1,0 +1,372 @@
+"""The landmark task: a network that draws one heatmap per landmark, trained and read in millimetres."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from voxelry.core.errors import DataError, SettingError
+from voxelry.core.rank import per_axis
+from voxelry.core.space import Space
+from voxelry.data.sample import Batch
+from voxelry.metrics.landmarks import MeanPosition, case_row, radial_errors, summarise
+from voxelry.ops import peaks
+from voxelry.ops.heatmaps import covariance, expectation
+from voxelry.ops.tiles import predict_tiles
+from voxelry.tasks.base import Row, Task
+from voxelry.tasks.landmarks import losses
+from voxelry.tasks.landmarks.calibration import LEVELS, Calibration
+from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
+from voxelry.tasks.landmarks.predict import LandmarkPrediction
+from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_fine
+from voxelry.tasks.landmarks.targets import TARGETS, make_targets
+
+__all__ = ["DECODERS", "LandmarkTask"]
+
+DECODERS = ("local", "gaussian", "expectation", "centroid", "argmax")
+
+
+class LandmarkTask(Task):
+    """Finds named points, `(B, C, *spatial) -> N` points per image in world mm.
+
+    Args:
+        network: `(B, C, *spatial) -> (B, N, *spatial)` heatmap logits; a U-Net with `out_channels=N`,
+            called without a time.
+        landmark_names: `N` names; or give `num_landmarks` and they are called `1` to `N`.
+        ndim: rank of the images; by default what the network says, or 3.
+        sigma: standard deviation of the target heatmaps in mm, one number or one per axis.
+        loss: `ce` (softmax over the voxels of each map), `mse` or `bce`, or the seed's name of one.
+        target: `gaussian`, or `disc` for the seed's binary targets.
+        coordinate_weight: weight of the distance in mm between the soft-argmax and the truth, 0 for none.
+        decoder: `local` (centre of mass around the peak), `gaussian` (fit to the peak), `expectation`
+            (centre of mass of the whole map), `centroid` (the seed's), `argmax` (whole voxels).
+        window: half-width in mm of the window of `local` and `gaussian`; by default 2.5 times the largest sigma.
+        presence: train and report the probability that a landmark is in the image. Absent landmarks
+            never count in the heatmap loss of `ce`; with `presence`, `mse` and `bce` learn an empty map for them.
+        tile_size: voxels per axis; a larger image is predicted by overlapping tiles. Train with
+            `presence=True` then, so that tiles without a landmark know it.
+        tile_overlap: fraction of a tile shared with the next.
+        refine: voxels per axis of crops around the points of the first pass, which are predicted
+            again and decide; None for one pass.
+        coarse: the first pass sees the image averaged over blocks of so many voxels, one number or one per axis.
+        ensemble_shift, ensemble_flips: predict also the image moved by so many voxels along each axis,
+            and mirrored along these axes, and average.
+        swap: pairs of names that change places in a mirror image.
+        input_range: where images in [0, 1] are mapped to before the network sees them; a pretrained network
+            should see the range it was pretrained in (`PretrainTask`'s `diffusion_range`).
+        time_step: the step that a pretrained network is told, such as 0 for a clean image; None tells it none.
+
+    Raises:
+        SettingError: a setting out of its range; the message names it.
+    """
+
+    monitor = "mre_mm"
+    mean_fractions: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        landmark_names: Sequence[str] | None = None,
+        num_landmarks: int | None = None,
+        ndim: int | None = None,
+        sigma: float | Sequence[float] = 2.0,
+        loss: str = "ce",
+        target: str = "gaussian",
+        coordinate_weight: float = 0.0,
+        decoder: str = "local",
+        window: float | None = None,
+        presence: bool = False,
+        tile_size: int | Sequence[int] | None = None,
+        tile_overlap: float = 0.5,
+        refine: int | Sequence[int] | None = None,
+        coarse: int | Sequence[int] = 1,
+        ensemble_shift: int = 0,
+        ensemble_flips: Sequence[int] = (),
+        swap: Sequence[Sequence[str]] = (),
+        input_range: Sequence[float] = (-1.0, 1.0),
+        time_step: int | None = None,
+    ):
+        settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+        super().__init__()
+        self.network = network
+        self.names = _names(landmark_names, num_landmarks)
+        self.ndim = int(ndim if ndim is not None else getattr(network, "ndim", 3))
+        self.sigma = per_axis(sigma, self.ndim, "sigma")
+        if min(self.sigma) <= 0:
+            raise SettingError(f"sigma: expected positive millimetres, got {sigma}")
+        self.loss = losses.loss_name(loss)
+        self.target = _one_of(target, TARGETS, "target")
+        self.coordinate_weight = float(coordinate_weight)
+        self.decoder = _one_of(decoder, DECODERS, "decoder")
+        self.window = float(window) if window is not None else 2.5 * max(self.sigma)
+        self.presence = presence
+        self.tile_size = None if tile_size is None else per_axis(tile_size, self.ndim, "tile_size")
+        if not 0 <= tile_overlap < 1:
+            raise SettingError(f"tile_overlap: expected a fraction in [0, 1), got {tile_overlap}")
+        self.tile_overlap = tile_overlap
+        self.refine = None if refine is None else per_axis(refine, self.ndim, "refine")
+        self.coarse = per_axis(coarse, self.ndim, "coarse")
+        if min(self.coarse) < 1 or (self.refine is None and max(self.coarse) > 1):
+            raise SettingError(f"coarse: expected 1 without refine, at least 1 with it, got {coarse}")
+        self.order = swap_order(self.names, swap)
+        if len(input_range) != 2 or not input_range[0] < input_range[1]:
+            raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
+        self.input_range = (float(input_range[0]), float(input_range[1]))
+        self.time_step = time_step
+        self.views = make_views(self.ndim, ensemble_shift, ensemble_flips)
+        self.calibration = Calibration(len(self.names), self.ndim)
+        self.register_buffer("mean_fractions", torch.full((len(self.names), self.ndim), torch.nan))
+        settings |= {"landmark_names": self.names, "num_landmarks": None, "ndim": self.ndim}
+        self._settings = {name: _plain(value) for name, value in settings.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Plain keywords, without the network, from which the constructor makes the same task again."""
+        return dict(self._settings)
+
+    @property
+    def num_landmarks(self) -> int:
+        """Number of landmarks, and of the network's output channels."""
+        return len(self.names)
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Heatmap loss, and coordinate and presence losses if asked for; with `refine` over both passes.
+
+        Raises:
+            DataError: the batch has no landmarks or another number of them.
+        """
+        if self.refine is None:
+            return self._losses(batch)
+        first = self._losses(coarsen(batch, self.coarse))
+        second = self._losses(self._training_crops(batch, self.refine))
+        both = {name: (first[name] + second[name]) / 2 for name in first}
+        return both | {"coarse": first["heatmap"].detach(), "fine": second["heatmap"].detach()}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        targets = make_targets(
+            batch, self.num_landmarks, sigma=self.sigma, normalised=self.loss == "ce", target=self.target
+        )
+        logits = self._logits(batch.image)
+        # An empty map is a target only where absence is a statement and the loss can express it.
+        counted = torch.ones_like(targets.present) if self.presence and self.loss != "ce" else targets.present
+        result = {"heatmap": losses.heatmap_loss(logits, targets.heatmaps, counted, self.loss)}
+        result["loss"] = result["heatmap"]
+        if self.coordinate_weight:
+            result["distance_mm"] = losses.coordinate_distance(logits, targets.points, targets.spacing, targets.present)
+            result["loss"] = result["loss"] + self.coordinate_weight * result["distance_mm"]
+        if self.presence:
+            result["presence"] = losses.presence_loss(logits, targets.present, self.loss)
+            result["loss"] = result["loss"] + result["presence"]
+        return result
+
+    def _training_crops(self, batch: Batch, size: Sequence[int]) -> Batch:
+        """One crop per sample around one of its landmarks, off-centre by up to a quarter of the crop."""
+        if batch.landmarks is None:
+            raise DataError(f"{batch.names[0]}: no landmarks; expected {self.num_landmarks} points to train on")
+        chance = torch.rand(batch.landmarks.shape[:2], device=batch.landmarks.device)
+        chosen = torch.where(batch.landmarks[..., 0].isfinite(), chance, -1.0).argmax(dim=1)
+        centres = batch.landmarks[torch.arange(len(batch), device=chosen.device), chosen]
+        jitter = (torch.rand_like(centres) - 0.5) * torch.tensor(list(size), dtype=centres.dtype).to(centres) / 2
+        starts = crop_starts(centres + jitter, batch.image.shape[2:], size)
+        return crop_batch(batch, range(len(batch)), starts, size)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[LandmarkPrediction]:
+        """Points, uncertainty and presence of every image of the batch; landmarks in it are not looked at.
+
+        Raises:
+            SettingError: the images have another rank than the task.
+        """
+        if batch.image.ndim - 2 != self.ndim:
+            raise SettingError(f"ndim: the model is for rank {self.ndim}, the images have rank {batch.image.ndim - 2}")
+        first = batch if self.refine is None else coarsen(batch, self.coarse)
+        logits = self._whole_logits(first.image)
+        points, spread = self._read(logits, first.spacing)
+        presence = torch.ones_like(spread)
+        if self.presence:
+            presence = losses.presence_logits(logits, self.loss).sigmoid()
+        if self.refine is not None:
+            points, spread = self._second_pass(batch, to_fine(points, self.coarse), spread, self.refine)
+        radii = self.calibration.radii(spread)
+        return [
+            LandmarkPrediction(
+                name=name,
+                names=self.names,
+                index=points[sample].cpu().numpy(),
+                world=np.asarray(space.to_world(points[sample].double().cpu().numpy()), dtype=np.float64),
+                spread_mm=spread[sample].cpu().numpy(),
+                radii_mm=radii[sample].cpu().numpy(),
+                presence=presence[sample].cpu().numpy(),
+                levels=LEVELS,
+                space=space,
+            )
+            for sample, (name, space) in enumerate(zip(batch.names, batch.spaces, strict=True))
+        ]
+
+    @torch.no_grad()
+    def heatmaps(self, image: Tensor) -> Tensor:
+        """The non-negative maps of the first pass, `(B, C, *spatial) -> (B, N, *spatial)`, as decoders read them."""
+        return losses.activate(self._whole_logits(image), self.loss)
+
+    def calibrate(
+        self, predictions: Sequence[LandmarkPrediction], truths: Sequence[NDArray[np.floating]]
+    ) -> dict[str, float]:
+        """Set the radii's factors from held-out cases; they are buffers and are saved with the weights.
+
+        Args:
+            truths: world mm `(N, 3)` per prediction, NaN for absent.
+
+        Returns:
+            The factor of each level, averaged over landmarks.
+
+        Raises:
+            DataError: no point is both predicted and annotated.
+        """
+        if not predictions:
+            raise DataError("calibration: expected at least one held-out case")
+        errors = np.stack(
+            [radial_errors(prediction.world, truth) for prediction, truth in zip(predictions, truths, strict=True)]
+        )
+        self.calibration.fit(np.stack([prediction.spread_mm for prediction in predictions]), errors)
+        means = self.calibration.factors.mean(dim=0).tolist()
+        return {f"factor_{100 * level:g}": mean for level, mean in zip(LEVELS, means, strict=True)}
+
+    def fit_baseline(self, points: Sequence[NDArray[np.floating]], spaces: Sequence[Space]) -> None:
+        """Remember the training cases' mean positions, so that metrics can show the baseline beside the model.
+
+        Args:
+            points: index coordinates `(N, ndim)` per case, NaN for absent.
+            spaces: the grids they are in.
+
+        Raises:
+            DataError: no cases.
+        """
+        self.mean_fractions.copy_(torch.from_numpy(MeanPosition.fit(points, spaces).fractions))
+
+    def metrics(self, predictions: Sequence[LandmarkPrediction], batch: Batch) -> list[Row]:
+        """One row per sample (`metrics.landmarks.case_row`), against the batch's points.
+
+        The points were moved with the image without rounding, so these are the original ones.
+
+        Raises:
+            DataError: the batch has no landmarks.
+        """
+        if batch.landmarks is None:
+            raise DataError(f"{batch.names[0]}: no landmarks; expected {self.num_landmarks} points to compare with")
+        baseline = MeanPosition(self.mean_fractions.double().cpu().numpy())
+        rows = []
+        for prediction, points, space in zip(predictions, batch.landmarks, batch.spaces, strict=True):
+            truth = space.to_world(points.double().cpu().numpy())
+            row = case_row(
+                prediction.name,
+                self.names,
+                prediction.world,
+                truth,
+                radii_mm=prediction.radii_mm,
+                levels=prediction.levels,
+                presence=prediction.presence if self.presence else None,
+            )
+            guess = case_row(prediction.name, self.names, baseline.predict(space), truth)
+            rows.append(row | {"mean_position_mm": guess["mre_mm"]})
+        return rows
+
+    def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
+        """`metrics.landmarks.summarise`: `mre_mm` and its interval, SDR, mAP, coverage, presence AUC.
+
+        And `mean_position_mm`, the error of the baseline, NaN before `fit_baseline`.
+        """
+        guesses = np.array([float(row.get("mean_position_mm", math.nan)) for row in rows])
+        known = guesses[np.isfinite(guesses)]
+        baseline = float(known.mean()) if known.size else math.nan
+        return summarise(rows, self.names, levels=LEVELS) | {"mean_position_mm": baseline}
+
+    def _logits(self, image: Tensor) -> Tensor:
+        low, high = self.input_range
+        image = image * (high - low) + low
+        if self.time_step is None:
+            logits: Tensor = self.network(image)
+        else:
+            logits = self.network(image, torch.full((len(image),), self.time_step, device=image.device))
+        if logits.shape[1] != self.num_landmarks or logits.shape[2:] != image.shape[2:]:
+            raise SettingError(
+                f"network: expected {self.num_landmarks} maps of {tuple(image.shape[2:])}, "
+                f"got {logits.shape[1]} of {tuple(logits.shape[2:])}"
+            )
+        return logits
+
+    def _whole_logits(self, image: Tensor) -> Tensor:
+        """Logits of an image of any size: in tiles if it is larger than one, averaged over the views."""
+        network: Callable[[Tensor], Tensor] = self._logits
+        tile = self.tile_size
+        if tile is not None and any(size > part for size, part in zip(image.shape[2:], tile, strict=True)):
+
+            def network(whole: Tensor) -> Tensor:
+                return predict_tiles(whole, self._logits, tile_size=tile, overlap=self.tile_overlap)
+
+        return average_views(image, network, self.views, self.order).float()
+
+    def _read(self, logits: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
+        """Points `(B, N, ndim)` and their spreads in mm `(B, N)`."""
+        maps = losses.activate(logits, self.loss)
+        if self.loss != "ce":
+            # Outside the blob such maps are noise around zero, whose far moments would drown the blob's.
+            maps = (maps - 0.1 * maps.amax(dim=list(range(2, maps.ndim)), keepdim=True)).clamp(min=0)
+        points = self._decode(maps, spacing)
+        offset = (expectation(maps) - points) * spacing[:, None]
+        variance = covariance(maps, spacing=spacing).diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+        return points, (variance + offset.square().sum(dim=-1)).sqrt()
+
+    def _decode(self, maps: Tensor, spacing: Tensor) -> Tensor:
+        if self.decoder == "local":
+            return peaks.local_expectation(maps, window=self.window, spacing=spacing)
+        if self.decoder == "gaussian":
+            return peaks.gaussian_fit(maps, window=self.window, spacing=spacing)
+        if self.decoder == "expectation":
+            return expectation(maps)
+        return peaks.centroid(maps) if self.decoder == "centroid" else peaks.argmax(maps)
+
+    def _second_pass(self, batch: Batch, points: Tensor, spread: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Predict each landmark again in a crop around it; one that finds nothing keeps its first point."""
+        points, spread = points.clone(), spread.clone()
+        starts = crop_starts(points, batch.image.shape[2:], size)
+        for landmark in range(self.num_landmarks):
+            crops = crop_batch(batch, range(len(batch)), starts[:, landmark], size)
+            logits = average_views(crops.image, self._logits, self.views, self.order)[:, landmark, None]
+            found, width = self._read(logits, crops.spacing)
+            found = found[:, 0] + starts[:, landmark]
+            better = found.isfinite().all(dim=-1) & points[:, landmark].isfinite().all(dim=-1)
+            points[:, landmark] = torch.where(better[:, None], found, points[:, landmark])
+            spread[:, landmark] = torch.where(better, width[:, 0], spread[:, landmark])
+        return points, spread
+
+
+def _plain(value: Any) -> Any:
+    """Sequences as lists, so that settings survive JSON and YAML."""
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+        return value
+    return [_plain(item) for item in value]
+
+
+def _names(names: Sequence[str] | None, count: int | None) -> tuple[str, ...]:
+    if names is None:
+        if count is None or count < 1:
+            raise SettingError(f"num_landmarks: expected landmark_names, or a number of at least 1, got {count}")
+        return tuple(str(number + 1) for number in range(count))
+    result = tuple(str(name) for name in names)
+    if not result or len(set(result)) != len(result):
+        raise SettingError(f"landmark_names: expected different names, at least one, got {list(result)}")
+    if count is not None and count != len(result):
+        raise SettingError(f"num_landmarks: expected {len(result)}, the number of landmark_names, got {count}")
+    return result
+
+
+def _one_of(value: str, choices: Sequence[str], name: str) -> str:
+    if value not in choices:
+        raise SettingError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value

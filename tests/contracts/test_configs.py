@@ -1,0 +1,62 @@
+"""Every entry of every configuration group names something that exists and takes the keys it is given."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import get_class, get_method
+from omegaconf import OmegaConf
+
+import voxelry.configs
+from voxelry.data.augment import Augment
+from voxelry.data.preprocess import Preprocess
+
+FOLDER = Path(voxelry.configs.__file__).parent
+GROUPS = ("task", "model", "data", "augment", "optimizer", "learning_rate", "trainer")
+EXPERIMENTS = sorted(path.stem for path in (FOLDER / "experiment").glob("*.yaml"))
+ENTRIES = [(group, path.stem) for group in GROUPS for path in sorted((FOLDER / group).glob("*.yaml"))]
+
+
+def composed(*overrides: str):
+    with initialize_config_module("voxelry.configs", version_base="1.3"):
+        return compose("train", overrides=["data.root=nowhere", *overrides])
+
+
+def target(node):
+    name = node["_target_"]
+    try:
+        return get_class(name)
+    except ValueError:
+        return get_method(name)
+
+
+@pytest.mark.parametrize(("group", "entry"), ENTRIES, ids=lambda value: value)
+def test_an_entry_fits_what_it_configures(group, entry):
+    node = OmegaConf.to_container(composed(f"{group}={entry}")[group], resolve=True)
+    if group == "augment":
+        Augment(**node)
+        return
+    if group in ("data", "trainer"):
+        reference = OmegaConf.to_container(composed()[group], resolve=True)
+        assert set(node) == set(reference), "an entry may change values, not keys"
+        if group == "data":
+            Preprocess(**node["preprocess"])
+        return
+    callee = target(node)
+    parameters = inspect.signature(callee).parameters
+    unknown = [key for key in node if not key.startswith("_") and key not in parameters]
+    assert not unknown, f"{callee.__name__} does not take {unknown}"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_composes_and_resolves(experiment):
+    config = composed(f"experiment={experiment}")
+    OmegaConf.resolve(config)
+    assert config.ndim == int(experiment[-2])
+    assert config.name == experiment
+
+
+def test_there_is_something_to_check():
+    assert {"landmarks_2d", "landmarks_3d", "pretrain_2d", "pretrain_3d"} <= set(EXPERIMENTS)
+    assert len(ENTRIES) >= 15

@@ -1,0 +1,326 @@
+"""Every file of the conformance corpus: the right array in the right place, or a clear refusal."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import tifffile
+
+from voxelry.core.errors import VoxelryError
+from voxelry.data.io.image import open_image
+
+DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[5] / "shared" / "data"))
+
+# what has to be refused: a pattern, and what the message has to say
+REFUSED = [
+    ("readers/nibabel/analyze.hdr", "no such file"),
+    ("readers/nibabel/nifti?.hdr", "no such file"),
+    ("readers/nibabel/bad_attribute+orig.HEAD", "can't be read"),
+    ("readers/nibabel/bad_datatype+orig.HEAD", "multiple data types"),
+    ("readers/nibabel/phantom_truncated.*", "Header inconsistency"),
+    ("readers/nibabel/row_major.dconn.nii", "no voxel grid"),
+    ("readers/nibabel/tinypet.v", "unknown image format"),
+    ("readers/pynrrd/*byteskip_minus_five.nhdr", "byte skip"),
+    ("readers/pynrrd/test1d_ascii.nrrd", "two or more sizes"),
+    ("readers/pynrrd/test_customFields.nrrd", "two or more sizes"),
+    ("readers/pynrrd/*.raw", "unknown image format"),
+    ("readers/highdicom/seg_image_sm_control_labelmap*", "label map"),
+    ("readers/highdicom/seg_*", "segmentation object"),
+    ("readers/highdicom/sm_image*", "whole-slide"),
+    ("readers/highdicom/s*", "no pixels"),
+    ("readers/pydicom/liver*_1frame.dcm", "segmentation object"),
+    ("readers/pydicom/MR_truncated.dcm", "less than expected"),
+    ("readers/pydicom/badVR.dcm", "1A"),
+    ("readers/pydicom/JPEG2000-embedded-sequence-delimiter.dcm", "can't be read"),
+    ("readers/pydicom/*DICOMDIR*", "DICOMDIR index"),
+    ("*/TINY_ALPHA/PT*", "no pixels"),
+    ("readers/pydicom/rtplan*.dcm", "no pixels"),
+    ("readers/pydicom/rtstruct.dcm", "no pixels"),
+    ("readers/pydicom/reportsi*.dcm", "no pixels"),
+    ("readers/pydicom/test-SR.dcm", "no pixels"),
+    ("readers/pydicom/waveform_ecg.dcm", "no pixels"),
+    ("readers/pydicom/UN_sequence.dcm", "no pixels"),
+    ("readers/pydicom/*priv_SQ.dcm", "no pixels"),
+    ("readers/pydicom/*no_meta*.dcm", "no pixels"),
+    ("readers/pydicom/ExplVR_*NoMeta.dcm", "no pixels"),
+    ("readers/pydicom/meta_missing_tsyntax.dcm", "no pixels"),
+    ("readers/pydicom/empty_charset_LEI.dcm", "no pixels"),
+    ("readers/rt_utils/*rt.dcm", "no pixels"),
+    ("readers/pillow_tiff_odd/seek_too_large.tif", "no pages"),
+    ("*/LICENSE", "unknown image format"),
+    ("*/README*", "unknown image format"),
+    ("*.txt", "unknown image format"),
+    ("*.json", "unknown image format"),
+    ("*.dump", "unknown image format"),
+    ("*.icc", "unknown image format"),
+    ("readers/pydicom/zipMR.gz", "unknown image format"),
+    ("readers/viv_ome/*.xml", "unknown image format"),
+    ("elastix/mhd2d/*.raw", "unknown image format"),
+    ("*.fcsv", "unknown image format"),
+]
+BROKEN_TIFF = "readers/pillow_tiff_broken"  # read with a cap on memory, below
+# series folders that are whole, and those that aren't one volume
+SERIES = [
+    "hippocrop_dicom/Study1",
+    "hippocrop_dicom/Study2",
+    "totalseg/example_ct_dicom",
+    "readers/torchio_dicom",
+    "readers/rt_utils/oriented_data",
+    "readers/rt_utils/mock_data",
+    "readers/pydicom/dicomdirtests/98892001/CT5N",
+]
+NO_SERIES = {
+    "readers/pydicom/dicomdirtests/77654033/CT2": "a slice is missing",
+    "readers/pydicom/dicomdirtests/98892001/CT2N": "differ in ImageOrientationPatient",
+    "readers/pydicom/dicomdirtests/98892003/MR700": "differ in ImageOrientationPatient",
+    "readers/pydicom/dicomdirtests/98892003/MR1": "dataset=SeriesInstanceUID",
+    "readers/rt_utils/empty": "no DICOM images",
+    "readers/tiff_series_c_elegans_em": "expected an image, got a folder",
+}
+ZARR = [  # path, dataset, array inside it
+    ("readers/zarr_v3_plain.zarr", "raw", "raw"),
+    ("readers/zarr_v3_plain.zarr/raw_2", None, ""),
+    ("readers/ome_zarr_py/v1", None, "0"),
+    ("readers/ome_zarr_py/v2", None, "0"),
+    ("readers/viv_ome/ome-zarr/blobs_image_v04.ome.zarr", None, "0"),
+    ("readers/viv_ome/ome-zarr/blobs_image_v05.ome.zarr", None, "0"),
+    ("readers/viv_ome/bioformats-zarr/data.zarr", None, "0/0"),
+    ("readers/viv_ome/bioformats-zarr/data.zarr", "0/1", "0/1"),
+]
+
+
+def files(*folders):
+    found = [item for folder in folders for item in (DATA / folder).rglob("*") if item.is_file()]
+    names = sorted(item.relative_to(DATA).as_posix() for item in found)
+    return [name for name in names if ".zarr/" not in name and "ome_zarr_py" not in name and BROKEN_TIFF not in name]
+
+
+def refusal(name):
+    return next((fault for pattern, fault in REFUSED if fnmatch(name, pattern)), None)
+
+
+ALL = files(
+    "readers",
+    "sct",
+    "tptbox_ct",
+    "pyradiomics",
+    "elastix",
+    "neubias",
+    "stardist",
+    "plantseg",
+    "totalseg",
+    "afids_2009c",
+)
+IMAGES = [name for name in ALL if refusal(name) is None and not name.endswith(".h5")]
+DICOM = [name for name in IMAGES if name.startswith("readers/") and (name.endswith(".dcm") or "dicomdirtests" in name)]
+TIFF = [name for name in IMAGES if name.endswith((".tif", ".tiff"))]
+ITK = [name for name in IMAGES if name.endswith((".mha", ".mhd", ".nrrd", ".nhdr"))]
+NIBABEL = [
+    name
+    for name in IMAGES
+    if name.lower().endswith((".nii", ".nii.gz", ".mgz", ".mnc", ".head", ".brik", ".brik.gz", ".par", ".rec"))
+]
+REST = [name for name in IMAGES if name not in {*DICOM, *TIFF, *ITK, *NIBABEL} and "example_ct_dicom" not in name]
+
+
+def assert_same(image, array, affine, rng):
+    """Voxels at random places: the same value in every channel at the same world point.
+
+    `array` is `(*spatial, channels)`, `affine` its index-to-world matrix in RAS mm.
+    """
+    pixels = image.read()
+    assert pixels.shape == (image.channels, *image.space.shape)
+    assert pixels.dtype == image.dtype
+    assert pixels.size == array.size
+    index = np.stack([rng.integers(0, size, 300) for size in array.shape[:-1]], axis=-1)
+    world = index @ affine[:3, :-1].T + affine[:3, -1]
+    ours = image.space.to_index(world)
+    assert np.abs(ours - np.round(ours)).max() < 1e-2
+    assert np.abs(image.space.to_world(ours) - world).max() < 1e-3  # in the plane, at rank 2
+    places = np.round(ours).astype(int)
+    found = pixels[(slice(None), *places.T)].T
+    np.testing.assert_allclose(found, array[tuple(index.T)], rtol=1e-6)
+
+
+@contextmanager
+def oracle():
+    """The peers may warn about odd files; we may not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def itk_affine(image):
+    steps = np.array(image.GetDirection()).reshape(image.GetDimension(), -1) * np.array(image.GetSpacing())
+    affine = np.zeros((3, image.GetDimension() + 1))
+    affine[: len(steps), :-1] = steps
+    affine[: len(steps), -1] = image.GetOrigin()
+    return np.diag([-1.0, -1.0, 1.0]) @ affine
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no data folder")
+def test_no_file_is_left_out():
+    assert [name for name in REST if name.endswith((".jpeg", ".png"))] == REST
+    assert len(ALL) > 300
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if refusal(name) is not None])
+def test_what_is_no_image_is_refused(name, shared_data):
+    with pytest.raises(VoxelryError) as caught:
+        open_image(shared_data / name).read()
+    message = str(caught.value)
+    assert refusal(name) in message
+    assert Path(name).name.split(".")[0] in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", NIBABEL)
+def test_nibabel_agrees(name, shared_data, rng):
+    with oracle():
+        peer = nibabel.load(shared_data / name)
+        array = np.asarray(peer.dataobj)
+        if hasattr(getattr(peer.dataobj, "file_like", None), "close"):
+            peer.dataobj.file_like.close()
+    if array.dtype.names:
+        array = np.stack([array[channel] for channel in array.dtype.names], axis=-1)
+    if array.ndim == 4 and name.endswith(".mnc"):
+        array = np.moveaxis(array, 0, -1)
+    array = array.reshape(*array.shape[:3], -1)
+    kind = peer.header.get_xyzt_units()[0] if hasattr(peer.header, "get_xyzt_units") else "mm"
+    unit = {"meter": 1000.0, "micron": 1e-3}.get(kind, 1.0)
+    affine = np.diag([unit, unit, unit, 1.0])[:3] @ peer.affine
+    image = open_image(shared_data / name, ndim=3)
+    assert_same(image, array, affine, rng)
+    np.testing.assert_allclose(image.space.affine[:3, 3], affine[:3, 3], atol=1e-3)
+
+
+# ITK reads neither bzip2 nor a fourth axis without direction: those two are in test_formats, against pynrrd
+@pytest.mark.parametrize("name", [name for name in ITK if "_bz2" not in name and "simple4d" not in name])
+def test_itk_agrees(name, shared_data, rng):
+    peer = sitk.ReadImage(str(shared_data / name))
+    array = sitk.GetArrayFromImage(peer).T[..., None]
+    assert_same(open_image(shared_data / name, ndim=peer.GetDimension()), array, itk_affine(peer), rng)
+
+
+@pytest.mark.parametrize("name", TIFF)
+def test_tifffile_agrees(name, shared_data):
+    with tifffile.TiffFile(shared_data / name) as file:
+        array, axes = file.series[0].asarray(), file.series[0].axes
+    channels = [axis for axis, letter in enumerate(axes) if letter in "CSQ" and (letter != "Q" or axis < len(axes) - 3)]
+    array = np.moveaxis(array, channels, range(len(channels)))
+    image = open_image(shared_data / name)
+    pixels = image.read()
+    np.testing.assert_array_equal(pixels, array.reshape(pixels.shape))
+    window = tuple(slice(size // 3, size // 3 + 5) for size in image.space.shape)
+    np.testing.assert_array_equal(image.read(window), pixels[(slice(None), *window)])
+
+
+@pytest.mark.parametrize("name", DICOM)
+def test_pydicom_or_itk_agrees_on_one_file(name, shared_data):
+    image = open_image(shared_data / name)
+    found = image.read()
+    with oracle():
+        data = pydicom.dcmread(shared_data / name)
+        syntax = data.file_meta.TransferSyntaxUID
+        if syntax.is_encapsulated and "RLE" not in syntax.name:
+            expected = sitk.GetArrayFromImage(sitk.ReadImage(str(shared_data / name), imageIO="GDCMImageIO"))
+        else:
+            expected = data.pixel_array
+            if data.PhotometricInterpretation == "PALETTE COLOR":
+                expected = pydicom.pixels.apply_color_lut(expected, data) >> 8
+            expected = expected * float(data.get("RescaleSlope", 1)) * float(data.get("DoseGridScaling", 1))
+            expected = expected + float(data.get("RescaleIntercept", 0))
+    if image.metadata["PhotometricInterpretation"] not in ("MONOCHROME1", "MONOCHROME2"):
+        expected = np.moveaxis(expected, -1, -3)
+    np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-6)
+    spacing = data.get("PixelSpacing") or data.get("ImagerPixelSpacing") or (1, 1)
+    assert image.space.spacing[-2:] == pytest.approx([float(step) for step in spacing])
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_itk_agrees_on_a_series(name, shared_data, rng):
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(shared_data / name)))
+    peer = reader.Execute()
+    assert_same(open_image(shared_data / name), sitk.GetArrayFromImage(peer).T[..., None], itk_affine(peer), rng)
+
+
+@pytest.mark.parametrize("name", NO_SERIES)
+def test_a_folder_that_is_no_series_is_refused(name, shared_data):
+    with pytest.raises(VoxelryError, match=NO_SERIES[name]):
+        open_image(shared_data / name).read()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:zarr")
+@pytest.mark.parametrize(("name", "dataset", "inside"), ZARR)
+def test_zarr_python_agrees(name, dataset, inside, shared_data):
+    import zarr
+
+    array = zarr.open_array(shared_data / name / inside, mode="r")[...]
+    pixels = open_image(shared_data / name, dataset=dataset).read()
+    np.testing.assert_array_equal(pixels, array.reshape(pixels.shape))
+
+
+@pytest.mark.parametrize("name", ["go_nuclear/1135_mini.h5", "plantseg/sample_ovule.h5"])
+def test_h5py_agrees(name, shared_data):
+    image = open_image(f"{shared_data / name}::raw")
+    with h5py.File(shared_data / name) as file:
+        np.testing.assert_array_equal(image.read()[0], file["raw"][...])
+        assert image.space.spacing == pytest.approx(file["raw"].attrs["element_size_um"] / 1000)
+    with pytest.raises(VoxelryError, match="among label, raw"):
+        open_image(shared_data / name)
+
+
+BROKEN = """
+import json, resource, sys
+from pathlib import Path
+from voxelry.core.errors import VoxelryError
+from voxelry.data.io.image import open_image
+import voxelry.data.io.tiff
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name in sys.argv[2:]:
+    try:
+        print(json.dumps([name, "read", list(open_image(name).read().shape)]))
+    except VoxelryError as error:
+        print(json.dumps([name, "refused", str(error)]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to know its own size")
+def test_broken_tiffs_are_refused_in_little_memory(shared_data):
+    names = sorted(str(item) for item in (shared_data / BROKEN_TIFF).iterdir())
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", BROKEN, str(1 << 29), *names],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [name for name, _, _ in results] == names
+    for name, outcome, text in results:
+        # two have damaged fax codes only: the decoder resynchronises, and the size that was declared comes out
+        if Path(name).name.startswith(("crash-0da013", "crash-74d2a7")):
+            assert (outcome, text[0]) == ("read", 1)
+        else:
+            assert outcome == "refused"
+            assert text.startswith(name)
+            assert "\n" not in text
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 << 20  # KiB

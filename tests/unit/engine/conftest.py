@@ -1,0 +1,38 @@
+"""Small phantoms and short trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voxelry.data.phantoms import write_phantoms
+from voxelry.engine.compose import compose_training
+
+SMALL = [
+    "model=unet_tiny",
+    "model.width=8",
+    "model.multipliers=[1,2]",
+    "trainer=smoke",
+    "trainer.progress=false",
+    "trainer.accelerator=cpu",
+    "data.preprocess.image_size=16",
+    "data.split.fractions=[0.5,0.25,0.25]",
+]
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    return write_phantoms(tmp_path_factory.mktemp("phantoms") / "volumes3", 4, seed=5, shape=(24, 28, 32))
+
+
+@pytest.fixture
+def training(phantoms, tmp_path):
+    """A configuration of a very short training, with overrides."""
+
+    def configured(experiment: str, *overrides: str):
+        return compose_training(
+            [f"experiment={experiment}", f"data.root={phantoms}", f"output_dir={tmp_path / 'run'}", *SMALL, *overrides]
+        )
+
+    return configured

@@ -1,0 +1,122 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from voxelry.core.errors import CheckpointError, ConfigError, FileError
+from voxelry.data.preprocess import Preprocess
+from voxelry.engine import bundle as bundles
+from voxelry.engine.bundle import read_bundle, write_bundle
+from voxelry.models.unet import UNet
+from voxelry.tasks.landmarks import LandmarkTask
+
+RECORD = {"data": {"root": "somewhere"}, "metrics": {"mre_mm": 1.0}}
+
+
+def task(width: int = 8) -> LandmarkTask:
+    network = UNet(ndim=3, out_channels=2, width=width, multipliers=(1, 2), groups=4, heads=2, head_dim=8)
+    return LandmarkTask(network, landmark_names=["left eye", "right eye"], sigma=2.5)
+
+
+@pytest.fixture
+def bundle(tmp_path) -> Path:
+    return write_bundle(tmp_path / "bundle", task(), Preprocess(image_size=16), record=RECORD, card="# card\n")
+
+
+def rewrite(bundle: Path, change) -> None:
+    """Change the settings and sign them, as somebody who means it would."""
+    config = yaml.safe_load((bundle / "config.yaml").read_text())
+    change(config)
+    text = yaml.safe_dump(config, sort_keys=False)
+    (bundle / "config.yaml").write_text(text)
+    state = load_file(bundle / "weights.safetensors")
+    save_file(state, bundle / "weights.safetensors", metadata={"config_sha256": bundles._digest(text.encode())})
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    original = task()
+    original.eval()
+    folder = write_bundle(tmp_path / "bundle", original, Preprocess(spacing=(2, 1, 1)), record=RECORD, card="x")
+    loaded = read_bundle(folder)
+    assert loaded.task.names == ("left eye", "right eye")
+    assert loaded.task.settings() == original.settings()
+    assert loaded.preprocess.settings() == Preprocess(spacing=(2, 1, 1)).settings()
+    assert loaded.config["data"] == RECORD["data"]
+    image = torch.rand(1, 1, 8, 12, 16)
+    assert torch.equal(loaded.task.network(image), original.network(image))
+
+
+def test_changed_settings_are_refused(bundle):
+    path = bundle / "config.yaml"
+    path.write_text(path.read_text().replace("image_size: 16", "image_size: 32"))
+    with pytest.raises(CheckpointError, match=r"config\.yaml: changed since the bundle was written"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda config: config["task"].update(name="os.system"), "task.name: expected one of landmarks, pretrain"),
+        (lambda config: config["network"].update(command="rm"), "network: .*command"),
+        (lambda config: config["network"].update(width=-1), "network: "),
+        (lambda config: config["preprocess"].update(shell="rm"), "preprocess: "),
+        (lambda config: config.update(format=99), "format: expected 1"),
+    ],
+)
+def test_settings_that_name_something_else_are_refused(bundle, change, fault):
+    rewrite(bundle, change)
+    with pytest.raises(ConfigError, match=fault):
+        read_bundle(bundle)
+
+
+def test_tags_in_the_settings_are_not_executed(bundle, tmp_path):
+    text = f"!!python/object/apply:os.mkdir ['{tmp_path / 'pwned'}']\n"
+    (bundle / "config.yaml").write_text(text)
+    state = load_file(bundle / "weights.safetensors")
+    save_file(state, bundle / "weights.safetensors", metadata={"config_sha256": bundles._digest(text.encode())})
+    with pytest.raises(CheckpointError, match="not plain YAML"):
+        read_bundle(bundle)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "config.yaml"])
+def test_a_missing_file_is_named(bundle, name):
+    (bundle / name).unlink()
+    with pytest.raises(CheckpointError, match=f"not a bundle, {name} is missing"):
+        read_bundle(bundle)
+
+
+def test_weights_of_another_architecture_are_refused(bundle):
+    rewrite(bundle, lambda config: config["network"].update(width=16))
+    with pytest.raises(CheckpointError, match=r"has shape .* expected .* by the configured architecture"):
+        read_bundle(bundle)
+
+
+def test_broken_weights_are_refused(bundle):
+    (bundle / "weights.safetensors").write_bytes(b"\x00" * 64)
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        read_bundle(bundle)
+
+
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(bundle, monkeypatch):
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(bundles, "save_file", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        write_bundle(bundle, task(), Preprocess(), record=RECORD, card="y")
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_folder_with_something_else_in_it_is_not_replaced(bundle):
+    (bundle / "notes.txt").write_text("mine")
+    with pytest.raises(FileError, match=r"notes\.txt, which is no part of a bundle"):
+        write_bundle(bundle, task(), Preprocess(), record=RECORD, card="y")
+    assert (bundle / "notes.txt").read_text() == "mine"

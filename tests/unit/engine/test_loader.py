@@ -1,0 +1,35 @@
+from itertools import islice
+
+import pytest
+
+from voxelry.engine.loader import EndlessOrder
+
+
+def take(order, count):
+    return list(islice(iter(order), count))
+
+
+def test_every_pass_is_a_permutation_and_no_two_are_alike():
+    places = take(EndlessOrder(50, seed=3), 150)
+    passes = [[place - 50 * number for place in places[50 * number : 50 * number + 50]] for number in range(3)]
+    assert all(sorted(order) == list(range(50)) for order in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_a_place_tells_its_pass():
+    assert [place // 5 for place in take(EndlessOrder(5, seed=0), 12)] == [0] * 5 + [1] * 5 + [2] * 2
+
+
+@pytest.mark.parametrize("start", [0, 3, 7, 20])
+def test_starting_late_is_the_tail_of_starting_early(start):
+    assert take(EndlessOrder(7, seed=1, start=start), 9) == take(EndlessOrder(7, seed=1), start + 9)[start:]
+
+
+def test_processes_share_the_order_out():
+    whole = take(EndlessOrder(7, seed=1), 12)
+    parts = [take(EndlessOrder(7, seed=1, rank=rank, world_size=3), 4) for rank in range(3)]
+    assert [place for group in zip(*parts, strict=True) for place in group] == whole
+
+
+def test_the_seed_decides():
+    assert take(EndlessOrder(30, seed=0), 30) != take(EndlessOrder(30, seed=1), 30)

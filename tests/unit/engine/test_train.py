@@ -1,0 +1,100 @@
+import json
+
+import pytest
+import torch
+
+import voxelry
+from voxelry.core.errors import CheckpointError, ConfigError
+from voxelry.engine.checkpoints import read_checkpoint
+from voxelry.engine.lightning import DivergedError, TaskModule
+from voxelry.engine.train import train
+
+PRETRAIN = ("task.n_timestep=20", "task.sample_steps=3", "+task.reconstruct_steps=2", "+task.time_bands=2")
+
+
+def weights(path):
+    return read_checkpoint(path)["current_model_state"]
+
+
+@pytest.fixture
+def interrupted_after(monkeypatch):
+    """Make Ctrl-C arrive during a given batch."""
+
+    def arrange(batches: int) -> None:
+        original = TaskModule.training_step
+
+        def step(self, batch, index):
+            if self.batches_taken == batches:
+                import signal
+
+                signal.raise_signal(signal.SIGINT)
+            return original(self, batch, index)
+
+        monkeypatch.setattr(TaskModule, "training_step", step)
+
+    return arrange
+
+
+@pytest.mark.parametrize("experiment", ["landmarks_3d", "pretrain_3d"])
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(
+    training, experiment, tmp_path, interrupted_after, monkeypatch
+):
+    extra = PRETRAIN if experiment == "pretrain_3d" else ()
+    whole = train(training(experiment, *extra, f"output_dir={tmp_path / 'whole'}"))
+    with monkeypatch.context():
+        interrupted_after(1)
+        first = train(training(experiment, *extra))
+    assert first.interrupted
+    assert first.bundle is None
+    assert not (tmp_path / "run" / "bundle").exists()
+    monkeypatch.undo()
+    second = train(training(experiment, *extra, "resume=true"))
+    assert not second.interrupted
+    expected, found = weights(whole.checkpoint), weights(second.checkpoint)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert second.summary == pytest.approx(whole.summary, nan_ok=True)
+
+
+def test_a_run_leaves_a_bundle_a_report_and_numbers(training, tmp_path):
+    run = train(training("landmarks_3d"))
+    folder = tmp_path / "run"
+    assert {"weights.safetensors", "config.yaml", "card.md"} == {entry.name for entry in run.bundle.iterdir()}
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert (folder / "metrics" / "cases.csv").read_text().startswith("name,")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["mre_mm"] == pytest.approx(run.summary["mre_mm"])
+    assert voxelry.load(run.bundle).task_name == "landmarks"
+
+
+def test_pretrained_weights_start_a_landmark_run_and_say_what_matched(training, tmp_path, caplog):
+    first = train(training("pretrain_3d", *PRETRAIN, f"output_dir={tmp_path / 'first'}"))
+    assert list((tmp_path / "first" / "samples").glob("step_*.png"))
+    with caplog.at_level("INFO", logger="voxelry"):
+        train(training("landmarks_3d", f"pretrained={first.bundle}", "model.width=32", "trainer.max_steps=1"))
+    assert "head.weight" in caplog.text
+    assert "matched" in caplog.text
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(training):
+    train(training("landmarks_3d"))
+    with pytest.raises(CheckpointError, match=r"network\.width is 8 in the checkpoint, but 16 is configured"):
+        train(training("landmarks_3d", "model.width=16", "resume=true"))
+
+
+def test_a_run_without_an_end_is_refused(training):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps"):
+        train(training("landmarks_3d", "trainer.max_steps=null"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
+    monkeypatch.setattr(
+        "voxelry.tasks.landmarks.LandmarkTask.training_loss",
+        lambda self, batch: {"loss": next(self.parameters()).sum() * float("nan")},
+    )
+    with pytest.raises(DivergedError, match=r"the loss became nan at step 0; lower optimizer\.lr"):
+        train(training("landmarks_3d"))
+
+
+def test_epochs_count_passes(training):
+    run = train(training("landmarks_3d", "trainer.max_epochs=3", "data.batch_size=2"))
+    assert read_checkpoint(run.checkpoint)["global_step"] == 3

@@ -1,0 +1,110 @@
+"""Resampling, weight standardisation, time embedding and attention against their definitions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from voxelry.core.errors import SettingError
+from voxelry.nn import nd
+from voxelry.nn.attention import FullAttention
+from voxelry.nn.conv import (
+    AverageDown,
+    NearestConvUp,
+    NearestUp,
+    SpaceToDepthDown,
+    StridedDown,
+    WeightStandardisedConv,
+)
+from voxelry.nn.time import TimeEmbedding, sinusoids
+
+SIZES = {2: (6, 4), 3: (4, 6, 8)}
+
+
+@pytest.mark.parametrize(("ndim", "stride"), [(2, (2, 2)), (2, (1, 3)), (3, (2, 2, 2)), (3, (1, 2, 3))])
+def test_up_is_nearest_then_convolution(ndim, stride):
+    layer = NearestConvUp(3, 5, ndim=ndim, stride=stride)
+    x = torch.randn(2, 3, *SIZES[ndim])
+    nearest = NearestUp(3, 3, ndim=ndim, stride=stride)(x)
+    torch.testing.assert_close(layer(x), layer.conv(nearest), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_space_to_depth_weighs_the_values_of_each_block(ndim):
+    layer = SpaceToDepthDown(1, 1, ndim=ndim, stride=(2,) * ndim)
+    torch.nn.init.ones_(layer.conv.weight)
+    torch.nn.init.zeros_(layer.conv.bias)
+    x = torch.randn(1, 1, *SIZES[ndim])
+    mean = AverageDown(1, 1, ndim=ndim, stride=(2,) * ndim)(x)
+    torch.testing.assert_close(layer(x), mean * 2**ndim, rtol=1e-5, atol=1e-5)
+
+
+def test_strided_down_sees_the_far_side():
+    layer = StridedDown(1, 1, ndim=2, stride=(1, 2))
+    torch.nn.init.zeros_(layer.conv.weight)
+    torch.nn.init.zeros_(layer.conv.bias)
+    layer.conv.weight.data[0, 0, 1, 2] = 1.0
+    x = torch.arange(1.0, 13.0).reshape(1, 1, 2, 6)
+    assert layer(x)[0, 0].tolist() == [[3.0, 5.0, 0.0], [9.0, 11.0, 0.0]]
+
+
+@pytest.mark.parametrize("layer", [AverageDown, NearestUp])
+def test_layers_without_weights_refuse_to_change_channels(layer):
+    with pytest.raises(SettingError, match="keeps the channels"):
+        layer(3, 4, ndim=2, stride=(2, 2))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_standardised_weights_ignore_scale_and_offset(ndim):
+    layer = WeightStandardisedConv(3, 4, ndim=ndim)
+    x = torch.randn(1, 3, *SIZES[ndim])
+    before = layer(x)
+    assert before.shape == (1, 4, *SIZES[ndim])
+    layer.weight.data = 7 * layer.weight.data + 2
+    torch.testing.assert_close(layer(x), before, rtol=1e-2, atol=1e-2)
+
+
+def test_sinusoids_of_known_times():
+    wave = sinusoids(torch.tensor([0, 2]), 5)
+    assert wave[0].tolist() == [0.0, 0.0, 1.0, 1.0, 0.0]
+    expected = [math.sin(2), math.sin(2e-4), math.cos(2), math.cos(2e-4), 0.0]
+    assert wave[1].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "activation", "message"), [(1, "gelu", "at least 2"), (8, "relu", "gelu or silu")]
+)
+def test_time_embedding_says_what_it_wants(channels, activation, message):
+    with pytest.raises(SettingError, match=message):
+        TimeEmbedding(channels, 16, activation=activation)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_full_attention_is_a_softmax_over_all_voxels(ndim):
+    layer = FullAttention(6, ndim=ndim, heads=2, head_dim=None, bias=True, groups=3)
+    x = torch.randn(2, 6, *SIZES[ndim])
+    q, k, v = layer.qkv(layer.norm(x)).flatten(2).unflatten(1, (3, 2, 3)).unbind(1)
+    weights = torch.einsum("bhdi,bhdj->bhij", q, k).div(3**0.5).softmax(dim=-1)
+    mixed = torch.einsum("bhij,bhdj->bhdi", weights, v).flatten(1, 2).reshape(x.shape)
+    torch.testing.assert_close(layer(x), x + layer.out(mixed), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x, recompute=True), layer(x))
+
+
+def test_heads_must_share_the_channels():
+    with pytest.raises(SettingError, match="4 heads can't share 6 channels"):
+        FullAttention(6, ndim=2, heads=4, head_dim=None)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_functional_convolutions_have_the_rank_of_the_weight(ndim):
+    layer = nd.conv(ndim)(2, 3, 3, padding=1)
+    x = torch.randn(1, 2, *SIZES[ndim])
+    torch.testing.assert_close(nd.convolve(x, layer.weight, layer.bias, padding=(1,) * ndim), layer(x))
+    mode = nd.interpolation_mode(ndim)
+    assert F.interpolate(x, scale_factor=2.0, mode=mode).shape[2:] == tuple(2 * side for side in SIZES[ndim])
+
+
+def test_other_ranks_are_refused():
+    with pytest.raises(SettingError, match="ndim: expected 2 or 3"):
+        nd.conv(1)
