@@ -222,13 +222,13 @@ def compare(arguments: argparse.Namespace, training: list[Sample], test: list[Sa
     task = ours(arguments, names)
     held_back = training[: arguments.calibration_cases]
     fitted = training[arguments.calibration_cases :]
-    task.fit_baseline([points(sample) for sample in fitted], [sample.space for sample in fitted])
+    task.fit_baseline(fitted)
     steps = train(task, fitted, our_recipe(arguments), minutes=arguments.minutes, seed=arguments.seed)
     show("voxelry", task.summary(measure(task, test)[1]), steps)
     task = with_views(task)
     if held_back:
         predictions, _ = measure(task, held_back)
-        task.calibrate(predictions, [sample.space.to_world(points(sample)) for sample in held_back])
+        task.calibrate(predictions, held_back)
     predictions, rows = measure(task, test)
     summary = task.summary(rows)
     show("voxelry, mean of views", summary)

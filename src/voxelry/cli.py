@@ -159,11 +159,16 @@ def phantoms(
     seed: Annotated[int, typer.Option(help="The same seed gives the same cases.")] = 0,
     size: Annotated[int, typer.Option(min=16, help="Voxels along the longest axis.")] = 64,
     format: Annotated[str, typer.Option(help="Suffix of the images, such as .nii.gz, .mha, .npy, .png.")] = ".nii.gz",
+    landmarks: Annotated[LandmarkFormat, typer.Option(help="How landmarks are written; txt has no names.")] = (
+        LandmarkFormat.txt
+    ),
 ) -> None:
     """Make anatomy-like images with exact landmarks, labels and instances."""
     from voxelry.data.phantoms import write_phantoms
 
-    written = write_phantoms(out, count, seed=seed, ndim=ndim, shape=(size,) * ndim, format=format)
+    written = write_phantoms(
+        out, count, seed=seed, ndim=ndim, shape=(size,) * ndim, format=format, landmark_format=landmarks.value
+    )
     print(f"{count} phantoms in {written}")
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -24,9 +25,14 @@ from voxelry.core.errors import CheckpointError, ConfigError, FileError, Setting
 from voxelry.data.preprocess import Preprocess
 from voxelry.tasks.base import Task
 
-__all__ = ["Bundle", "read_bundle", "write_bundle"]
+if TYPE_CHECKING:
+    from voxelry.models.unet import UNet
+
+__all__ = ["NETWORKS", "TASKS", "Bundle", "describe", "network_class", "read_bundle", "task_class", "write_bundle"]
 
 FORMAT = 1
+TASKS = ("landmarks", "pretrain")
+NETWORKS = ("unet", "folded_unet")
 _FILES = ("weights.safetensors", "config.yaml", "card.md")
 
 
@@ -46,17 +52,21 @@ class Bundle:
     path: Path | None = None
 
 
-def _tasks() -> dict[str, type[Task]]:
+def task_class(name: str) -> type[Task]:
+    """The class of a task that a bundle may hold, by its name in `TASKS`."""
     from voxelry.tasks.landmarks import LandmarkTask
     from voxelry.tasks.pretrain import PretrainTask
 
-    return {"landmarks": LandmarkTask, "pretrain": PretrainTask}
+    tasks: dict[str, type[Task]] = {"landmarks": LandmarkTask, "pretrain": PretrainTask}
+    return tasks[name]
 
 
-def _networks() -> dict[str, type[torch.nn.Module]]:
+def network_class(name: str) -> type[UNet]:
+    """The class of a network that a bundle may hold, by its name in `NETWORKS`."""
+    from voxelry.models.folded_unet import FoldedUNet
     from voxelry.models.unet import UNet
 
-    return {"unet": UNet}
+    return {"unet": UNet, "folded_unet": FoldedUNet}[name]
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -66,16 +76,19 @@ def describe(task: Task) -> dict[str, Any]:
         SettingError: the task or its network is of a kind that bundles don't know.
     """
     return {
-        "task": {"name": _name_of(task, _tasks()), **task.settings()},
-        "network": {"name": _name_of(task.network, _networks()), **task.network.settings()},  # type: ignore[operator]
+        "task": {"name": _name_of(task, TASKS, task_class), **task.settings()},
+        "network": {
+            "name": _name_of(task.network, NETWORKS, network_class),
+            **task.network.settings(),  # type: ignore[operator]
+        },
     }
 
 
-def _name_of(instance: object, kinds: dict[str, type]) -> str:
-    for name, kind in kinds.items():
-        if type(instance) is kind:
+def _name_of(instance: object, names: Sequence[str], find: Callable[[str], type]) -> str:
+    for name in names:
+        if type(instance) is find(name):
             return name
-    raise SettingError(f"{type(instance).__name__}: a bundle holds one of {', '.join(kinds)}")
+    raise SettingError(f"{type(instance).__name__}: a bundle holds one of {', '.join(names)}")
 
 
 def build(description: dict[str, Any], source: Path) -> Task:
@@ -84,17 +97,24 @@ def build(description: dict[str, Any], source: Path) -> Task:
     Raises:
         ConfigError: a name or a setting is unknown; the message names `source`.
     """
-    network = _construct(description, "network", _networks(), source)
-    return _construct(description, "task", _tasks(), source, network=network)
+    network = _construct(description, "network", NETWORKS, network_class, source)
+    return _construct(description, "task", TASKS, task_class, source, network=network)
 
 
-def _construct(description: dict[str, Any], part: str, kinds: dict[str, Any], source: Path, **built: Any) -> Any:
+def _construct(
+    description: dict[str, Any],
+    part: str,
+    names: Sequence[str],
+    find: Callable[[str], Callable[..., Any]],
+    source: Path,
+    **built: Any,
+) -> Any:
     settings = dict(description.get(part) or {})
     name = settings.pop("name", None)
-    if name not in kinds:
-        raise ConfigError(f"{source}: {part}.name: expected one of {', '.join(kinds)}, got {name!r}")
+    if name not in names:
+        raise ConfigError(f"{source}: {part}.name: expected one of {', '.join(names)}, got {name!r}")
     try:
-        return kinds[name](**built, **settings)
+        return find(name)(**built, **settings)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # torch and Python have many words for a value that can't be
         raise ConfigError(f"{source}: {part}: {error}") from error

@@ -48,8 +48,9 @@ def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1
     # case k of a folder has seed + k, so seeds far apart share no phantom
     data = {"unlabelled": (UNLABELLED, 0), "labelled": (LABELLED, 1000), "unseen": (UNSEEN, 2000)}
     for name, (count, seed) in data.items():
-        print(f"$ voxelry phantoms {out}/{name} --count {count} --seed {seed} --ndim {ndim} --size {size}")
-        write_phantoms(out / name, count, seed=seed, ndim=ndim, shape=shape, format=suffix)
+        options = f"--count {count} --seed {seed} --ndim {ndim} --size {size} --format {suffix} --landmarks csv"
+        print(f"$ voxelry phantoms {out}/{name} {options}")
+        write_phantoms(out / name, count, seed=seed, ndim=ndim, shape=shape, format=suffix, landmark_format="csv")
 
     common = [f"data.preprocess.image_size={size if ndim == 2 else 32}", "model=unet_tiny", "trainer.log_every=5"]
     pretrain = [

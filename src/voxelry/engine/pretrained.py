@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from voxelry.core.errors import CheckpointError
-from voxelry.engine.bundle import read_bundle
+from voxelry.engine.bundle import NETWORKS, network_class, read_bundle
 from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.interop.reference import SOURCES, from_reference, load_reference_file
 from voxelry.models.unet import UNet
+from voxelry.tasks.base import Task
 
-__all__ = ["network_settings", "pretrained_weights"]
+__all__ = ["Pretrained", "read_pretrained"]
 
 # what a fine-tuned network may have of its own; all else is the pretrained one's architecture
-_FREE = ("ndim", "in_channels", "out_channels", "self_condition", "checkpointing")
+_FREE = ("checkpointing", "dropout")
+_PLAIN_RANGE = (0.0, 1.0)
 
 
-def pretrained_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """The U-Net in `path`: its weights, the settings that build it, and what to call it in messages.
+@dataclass
+class Pretrained:
+    """A network that was trained before.
+
+    Attributes:
+        kind: the name of its class, one of `bundle.NETWORKS`.
+        settings: keywords that build it again.
+        weights: its state dict.
+        input_range: the range of values its images had, images in [0, 1] being the files' own.
+        source: where it came from, for messages.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    weights: dict[str, Tensor]
+    input_range: tuple[float, float]
+    source: str
+
+    def build(self, config: DictConfig, *, ndim: int, in_channels: int, out_channels: int) -> UNet:
+        """A new network of this architecture with a run's own channels and rank.
+
+        A 2-D network may start a 3-D one (its kernels are inflated); the other way round is refused.
+
+        Raises:
+            CheckpointError: the pretrained network is of a higher rank.
+        """
+        if self.settings["ndim"] > ndim:
+            raise CheckpointError(
+                f"{self.source}: a network of rank {self.settings['ndim']} can't start one of rank {ndim}"
+            )
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        own = {key: plain[key] for key in _FREE if key in plain}
+        settings = {**self.settings, **own, "ndim": ndim, "in_channels": in_channels, "out_channels": out_channels}
+        # a map of landmarks is no estimate of the image, so it is not fed back
+        alike = out_channels == self.settings["out_channels"]
+        settings["self_condition"] = bool(self.settings["self_condition"]) and alike
+        if not settings["self_condition"]:
+            settings["condition_channels"] = None
+        return network_class(self.kind)(**settings)
+
+
+def read_pretrained(path: Path) -> Pretrained:
+    """The U-Net in `path`.
 
     Args:
         path: a bundle folder, a run's folder, a `.ckpt` of ours, or a `.pt` of the original project.
@@ -33,47 +76,47 @@ def pretrained_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], s
     if (path / "bundle").is_dir():
         path = path / "bundle"
     if path.is_dir():
-        network = read_bundle(path).task.network
-        return _of(network, path)
+        task = read_bundle(path).task
+        return _of(task.network, _input_range(task), path)
     if path.suffix == ".ckpt":
-        checkpoint = read_checkpoint(path)
-        settings = dict(checkpoint.get("voxelry", {}).get("network", {}))
-        if settings.pop("name", None) != "unet":
-            raise CheckpointError(f"{path}: the network's settings are missing; expected a checkpoint of a voxelry run")
-        prefix = "task.network."
-        state = checkpoint["state_dict"]
-        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        return weights, settings, str(path)
+        return _of_checkpoint(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such bundle or checkpoint")
     weights = load_reference_file(path)
     for source, module in SOURCES.items():
         if any(name == module.STEM or name.endswith("." + module.STEM) for name in weights):
-            return _of(from_reference(source, {}, weights), path)
+            return _of(from_reference(source, {}, weights), _PLAIN_RANGE, path)
     raise CheckpointError(f"{path}: weights of no network that is known; expected those of {', '.join(SOURCES)}")
 
 
-def _of(network: torch.nn.Module, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    if not isinstance(network, UNet):
-        raise CheckpointError(f"{path}: holds a {type(network).__name__}, expected a UNet")
-    return dict(network.state_dict()), network.settings(), str(path)
+def _of_checkpoint(path: Path) -> Pretrained:
+    checkpoint = read_checkpoint(path)
+    description = checkpoint.get("voxelry", {})
+    settings = dict(description.get("network", {}))
+    kind = settings.pop("name", None)
+    if kind not in NETWORKS:
+        raise CheckpointError(f"{path}: the network's settings are missing; expected a checkpoint of a voxelry run")
+    prefix = "task.network."
+    state = checkpoint["state_dict"]
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    task = description["task"]
+    return Pretrained(
+        kind,
+        settings,
+        weights,
+        tuple(task.get("diffusion_range") or task.get("input_range") or _PLAIN_RANGE),
+        str(path),
+    )
 
 
-def network_settings(
-    pretrained: dict[str, Any], config: DictConfig, *, ndim: int, in_channels: int, out_channels: int, source: str
-) -> dict[str, Any]:
-    """The pretrained architecture with this run's channels and rank.
+def _of(network: Any, input_range: tuple[float, float], path: Path) -> Pretrained:
+    for kind in NETWORKS:
+        if type(network) is network_class(kind):
+            return Pretrained(kind, network.settings(), dict(network.state_dict()), input_range, str(path))
+    raise CheckpointError(f"{path}: holds a {type(network).__name__}, expected one of {', '.join(NETWORKS)}")
 
-    A 2-D network may start a 3-D one (its kernels are inflated); the other way round is refused.
 
-    Raises:
-        CheckpointError: the pretrained network is of a higher rank.
-    """
-    if pretrained["ndim"] > ndim:
-        raise CheckpointError(f"{source}: a network of rank {pretrained['ndim']} can't start one of rank {ndim}")
-    own = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in _FREE}
-    own.update(ndim=ndim, in_channels=in_channels, out_channels=out_channels)
-    settings = {**pretrained, **{key: value for key, value in own.items() if value is not None}}
-    # a map of landmarks is no estimate of the image, so it is not fed back
-    settings["self_condition"] = bool(pretrained["self_condition"]) and out_channels == pretrained["out_channels"]
-    return settings
+def _input_range(task: Task) -> tuple[float, float]:
+    settings = task.settings()
+    low, high = settings.get("diffusion_range") or settings.get("input_range") or _PLAIN_RANGE
+    return float(low), float(high)

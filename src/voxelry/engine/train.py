@@ -26,7 +26,6 @@ from voxelry.engine.data import Splits, build_data, plain
 from voxelry.engine.evaluate import Evaluation, evaluate_task, write_summary
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.loader import evaluation_loader, training_loader
-from voxelry.engine.pretrained import network_settings, pretrained_weights
 from voxelry.engine.report import write_report
 from voxelry.engine.samples import PeriodicSamples
 from voxelry.tasks.base import Task
@@ -142,14 +141,16 @@ def _build_task(config: DictConfig, splits: Splits, ndim: int) -> tuple[Task, Tr
     if config.pretrained is None:
         network = instantiate(config.model, ndim=ndim, **channels, _convert_="all")
         return instantiate(config.task, network=network, **extra, _convert_="all"), None
+    from voxelry.engine.pretrained import read_pretrained
     from voxelry.models.transfer import transfer
 
-    weights, settings, source = pretrained_weights(Path(config.pretrained))
-    settings = network_settings(settings, config.model, ndim=ndim, **channels, source=source)
-    network = instantiate({"_target_": config.model._target_}, **settings, _convert_="all")
-    report = transfer(network, weights)
+    pretrained = read_pretrained(Path(config.pretrained))
+    network = pretrained.build(config.model, ndim=ndim, **channels)
+    report = transfer(network, pretrained.weights)
     if not report.matched:
-        raise CheckpointError(f"{source}: none of its weights fits the configured network")
+        raise CheckpointError(f"{pretrained.source}: none of its weights fits the configured network")
+    if _task_name(config) == "landmarks":
+        extra["input_range"] = pretrained.input_range
     return instantiate(config.task, network=network, **extra, _convert_="all"), report
 
 
@@ -236,9 +237,10 @@ def _finish(
 ) -> Run:
     """Calibrate, measure on held-out cases, write the bundle and the report."""
     task.eval()
+    task.fit_baseline(splits.train.preprocessed(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)
-        task.finish(validated.predictions, [splits.validation[index] for index in range(len(splits.validation))])
+        task.calibrate(validated.predictions, [splits.validation[index] for index in range(len(splits.validation))])
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
     evaluation = evaluate_task(task, held_out) if len(held_out) else Evaluation.empty()
     record = {

@@ -7,7 +7,7 @@ the cluster. `engine/lightning.py` adapts any of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,9 +52,13 @@ class Task(nn.Module, ABC):
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
         """All rows in a few numbers; holds `monitor`."""
 
-    def finish(self, predictions: Sequence[Any], samples: Sequence[Sample]) -> None:
-        """Learn from the validation cases what only held-out predictions can tell, such as how sure they are.
+    def fit_baseline(self, samples: Iterable[Sample]) -> None:
+        """Remember from the training cases what the metrics compare with; nothing by default."""
+        return
 
-        Called once, after training and before the bundle is written; does nothing by default.
+    def calibrate(self, predictions: Sequence[Any], samples: Sequence[Sample]) -> None:
+        """Learn from validation cases what only held-out predictions tell: how sure they are; nothing by default.
+
+        Called once, after training and before the bundle is written.
         """
         return

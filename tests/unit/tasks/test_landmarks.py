@@ -46,15 +46,17 @@ def make_sample(points: list[list[float]], ndim: int, name: str = "case") -> Sam
     return Sample(image, space, name, landmarks=landmarks, landmark_names=("left", "right"))
 
 
-def make_batch(ndim: int) -> Batch:
+def make_samples(ndim: int) -> list[Sample]:
     first = [[4.3, 8.6, 11.2], [7.1, 12.4, 17.9]]
     second = [[6.2, 10.1, 9.4], [NAN, NAN, NAN]]
-    return collate(
-        [
-            make_sample([point[3 - ndim :] for point in points], ndim, name)
-            for name, points in (("a", first), ("b", second))
-        ]
-    )
+    return [
+        make_sample([point[3 - ndim :] for point in points], ndim, name)
+        for name, points in (("a", first), ("b", second))
+    ]
+
+
+def make_batch(ndim: int) -> Batch:
+    return collate(make_samples(ndim))
 
 
 class Copy(nn.Module):
@@ -290,10 +292,7 @@ def test_few_cases_fall_back_on_all_landmarks_and_none_is_an_error():
 def test_calibration_is_saved_with_the_weights():
     batch = make_batch(2)
     task = make_task(2)
-    truths = [
-        space.to_world(points.double().numpy()) for space, points in zip(batch.spaces, batch.landmarks, strict=True)
-    ]
-    task.calibrate(task.predict(batch), truths)
+    task.calibrate(task.predict(batch), make_samples(2))
     again = make_task(2)
     again.load_state_dict(task.state_dict())
     np.testing.assert_array_equal(again.predict(batch)[0].radii_mm, task.predict(batch)[0].radii_mm)
@@ -401,7 +400,7 @@ def test_the_baseline_stands_beside_the_model_and_travels_with_it():
     batch = make_batch(2)
     task = make_task(2)
     assert math.isnan(task.summary(task.metrics(task.predict(batch), batch))["mean_position_mm"])
-    task.fit_baseline(list(batch.landmarks.numpy()), batch.spaces)
+    task.fit_baseline(make_samples(2))
     again = make_task(2)
     again.load_state_dict(task.state_dict())
     rows = again.metrics(again.predict(batch), batch)
@@ -442,3 +441,19 @@ def test_the_report_of_cases_without_points_does_not_fail():
         Sample(image, space, name) for image, space, name in zip(batch.image, batch.spaces, batch.names, strict=True)
     ]
     assert "Every held-out case" in report.add_results(Report("points"), task, predictions, samples, rows).html()
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_sigma_may_be_in_voxels(ndim):
+    batch = make_batch(ndim)
+    scaled = make_targets(batch, 2, sigma=2.0, normalised=False, unit="voxel").heatmaps[0, 0]
+    peak = batch.landmarks[0, 0]
+    for axis in range(ndim):
+        low, high = (peak.round().long().clone() for _ in range(2))
+        high[axis] += 2
+        values = [scaled[tuple(place.tolist())] for place in (low, high)]
+        offsets = [float(place[axis] - peak[axis]) for place in (low, high)]
+        expected = (offsets[0] ** 2 - offsets[1] ** 2) / (2 * 2.0**2)
+        assert float(values[1].log() - values[0].log()) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(SettingError, match="sigma_unit: expected one of mm, voxel"):
+        make_task(ndim, sigma_unit="cm")

@@ -12,9 +12,10 @@ from voxelry.core.errors import DataError
 from voxelry.data.sample import Batch
 from voxelry.ops.heatmaps import disc_heatmaps, gaussian_heatmaps, within
 
-__all__ = ["TARGETS", "LandmarkTargets", "make_targets"]
+__all__ = ["TARGETS", "UNITS", "LandmarkTargets", "in_unit", "make_targets"]
 
 TARGETS = ("gaussian", "disc")
+UNITS = ("mm", "voxel")
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ def make_targets(
     sigma: float | Sequence[float],
     normalised: bool,
     target: str = "gaussian",
+    unit: str = "mm",
 ) -> LandmarkTargets:
-    """Heatmaps of a batch's landmarks, of `sigma` mm whatever the spacing.
+    """Heatmaps of a batch's landmarks, of `sigma` mm whatever the spacing (or `sigma` voxels).
 
     Args:
+        unit: of sigma, `mm` or `voxel`.
         normalised: make each map a distribution over the voxels (for the cross entropy over space).
         target: `gaussian` at the sub-voxel position, or the seed's binary `disc`.
 
@@ -58,10 +61,16 @@ def make_targets(
     shape = batch.image.shape[2:]
     present = within(batch.landmarks, shape)
     points = torch.where(present[..., None], batch.landmarks, torch.nan)
+    scale = in_unit(batch.spacing, unit)
     if target == "disc":
-        heatmaps = disc_heatmaps(points, shape, sigma=sigma, spacing=batch.spacing)
+        heatmaps = disc_heatmaps(points, shape, sigma=sigma, spacing=scale)
         if normalised:
             heatmaps = heatmaps / heatmaps.sum(dim=list(range(2, heatmaps.ndim)), keepdim=True).clamp(min=1.0)
     else:
-        heatmaps = gaussian_heatmaps(points, shape, sigma=sigma, spacing=batch.spacing, normalised=normalised)
+        heatmaps = gaussian_heatmaps(points, shape, sigma=sigma, spacing=scale, normalised=normalised)
     return LandmarkTargets(heatmaps, points, present, batch.spacing)
+
+
+def in_unit(spacing: Tensor, unit: str) -> Tensor:
+    """The length of a voxel in `unit`, `(B, ndim)`: its mm, or 1."""
+    return spacing if unit == "mm" else torch.ones_like(spacing)

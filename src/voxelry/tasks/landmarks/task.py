@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
-from voxelry.core.space import Space
-from voxelry.data.sample import Batch
+from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.landmarks import MeanPosition, case_row, radial_errors, summarise
 from voxelry.ops import peaks
 from voxelry.ops.heatmaps import covariance, expectation
@@ -25,7 +24,7 @@ from voxelry.tasks.landmarks.calibration import LEVELS, Calibration
 from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_fine
-from voxelry.tasks.landmarks.targets import TARGETS, make_targets
+from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
 
 __all__ = ["DECODERS", "LandmarkTask"]
 
@@ -40,13 +39,14 @@ class LandmarkTask(Task):
             called without a time.
         landmark_names: `N` names; or give `num_landmarks` and they are called `1` to `N`.
         ndim: rank of the images; by default what the network says, or 3.
-        sigma: standard deviation of the target heatmaps in mm, one number or one per axis.
+        sigma: standard deviation of the target heatmaps, one number or one per axis.
+        sigma_unit: of `sigma` and `window`: `mm`, or `voxel` as in the seeds' files.
         loss: `ce` (softmax over the voxels of each map), `mse` or `bce`, or the seed's name of one.
         target: `gaussian`, or `disc` for the seed's binary targets.
         coordinate_weight: weight of the distance in mm between the soft-argmax and the truth, 0 for none.
         decoder: `local` (centre of mass around the peak), `gaussian` (fit to the peak), `expectation`
             (centre of mass of the whole map), `centroid` (the seed's), `argmax` (whole voxels).
-        window: half-width in mm of the window of `local` and `gaussian`; by default 2.5 times the largest sigma.
+        window: half-width of the window of `local` and `gaussian`; by default 2.5 times the largest sigma.
         presence: train and report the probability that a landmark is in the image. Absent landmarks
             never count in the heatmap loss of `ce`; with `presence`, `mse` and `bce` learn an empty map for them.
         tile_size: voxels per axis; a larger image is predicted by overlapping tiles. Train with
@@ -77,6 +77,7 @@ class LandmarkTask(Task):
         num_landmarks: int | None = None,
         ndim: int | None = None,
         sigma: float | Sequence[float] = 2.0,
+        sigma_unit: str = "mm",
         loss: str = "ce",
         target: str = "gaussian",
         coordinate_weight: float = 0.0,
@@ -101,6 +102,7 @@ class LandmarkTask(Task):
         self.sigma = per_axis(sigma, self.ndim, "sigma")
         if min(self.sigma) <= 0:
             raise SettingError(f"sigma: expected positive millimetres, got {sigma}")
+        self.sigma_unit = _one_of(sigma_unit, UNITS, "sigma_unit")
         self.loss = losses.loss_name(loss)
         self.target = _one_of(target, TARGETS, "target")
         self.coordinate_weight = float(coordinate_weight)
@@ -150,7 +152,12 @@ class LandmarkTask(Task):
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         targets = make_targets(
-            batch, self.num_landmarks, sigma=self.sigma, normalised=self.loss == "ce", target=self.target
+            batch,
+            self.num_landmarks,
+            sigma=self.sigma,
+            normalised=self.loss == "ce",
+            target=self.target,
+            unit=self.sigma_unit,
         )
         logits = self._logits(batch.image)
         # An empty map is a target only where absence is a statement and the loss can express it.
@@ -214,40 +221,29 @@ class LandmarkTask(Task):
         """The non-negative maps of the first pass, `(B, C, *spatial) -> (B, N, *spatial)`, as decoders read them."""
         return losses.activate(self._whole_logits(image), self.loss)
 
-    def calibrate(
-        self, predictions: Sequence[LandmarkPrediction], truths: Sequence[NDArray[np.floating]]
-    ) -> dict[str, float]:
+    def calibrate(self, predictions: Sequence[LandmarkPrediction], samples: Sequence[Sample]) -> None:
         """Set the radii's factors from held-out cases; they are buffers and are saved with the weights.
-
-        Args:
-            truths: world mm `(N, 3)` per prediction, NaN for absent.
-
-        Returns:
-            The factor of each level, averaged over landmarks.
 
         Raises:
             DataError: no point is both predicted and annotated.
         """
         if not predictions:
             raise DataError("calibration: expected at least one held-out case")
-        errors = np.stack(
-            [radial_errors(prediction.world, truth) for prediction, truth in zip(predictions, truths, strict=True)]
-        )
-        self.calibration.fit(np.stack([prediction.spread_mm for prediction in predictions]), errors)
-        means = self.calibration.factors.mean(dim=0).tolist()
-        return {f"factor_{100 * level:g}": mean for level, mean in zip(LEVELS, means, strict=True)}
+        errors = [
+            radial_errors(prediction.world, sample.space.to_world(_points(sample)))
+            for prediction, sample in zip(predictions, samples, strict=True)
+        ]
+        self.calibration.fit(np.stack([prediction.spread_mm for prediction in predictions]), np.stack(errors))
 
-    def fit_baseline(self, points: Sequence[NDArray[np.floating]], spaces: Sequence[Space]) -> None:
+    def fit_baseline(self, samples: Iterable[Sample]) -> None:
         """Remember the training cases' mean positions, so that metrics can show the baseline beside the model.
 
-        Args:
-            points: index coordinates `(N, ndim)` per case, NaN for absent.
-            spaces: the grids they are in.
-
         Raises:
-            DataError: no cases.
+            DataError: no cases, or one without landmarks.
         """
-        self.mean_fractions.copy_(torch.from_numpy(MeanPosition.fit(points, spaces).fractions))
+        known = [(_points(sample), sample.space) for sample in samples]
+        mean = MeanPosition.fit([points for points, _ in known], [space for _, space in known])
+        self.mean_fractions.copy_(torch.from_numpy(mean.fractions))
 
     def metrics(self, predictions: Sequence[LandmarkPrediction], batch: Batch) -> list[Row]:
         """One row per sample (`metrics.landmarks.case_row`), against the batch's points.
@@ -323,10 +319,11 @@ class LandmarkTask(Task):
         return points, (variance + offset.square().sum(dim=-1)).sqrt()
 
     def _decode(self, maps: Tensor, spacing: Tensor) -> Tensor:
+        scale = in_unit(spacing, self.sigma_unit)
         if self.decoder == "local":
-            return peaks.local_expectation(maps, window=self.window, spacing=spacing)
+            return peaks.local_expectation(maps, window=self.window, spacing=scale)
         if self.decoder == "gaussian":
-            return peaks.gaussian_fit(maps, window=self.window, spacing=spacing)
+            return peaks.gaussian_fit(maps, window=self.window, spacing=scale)
         if self.decoder == "expectation":
             return expectation(maps)
         return peaks.centroid(maps) if self.decoder == "centroid" else peaks.argmax(maps)
@@ -364,6 +361,12 @@ def _names(names: Sequence[str] | None, count: int | None) -> tuple[str, ...]:
     if count is not None and count != len(result):
         raise SettingError(f"num_landmarks: expected {len(result)}, the number of landmark_names, got {count}")
     return result
+
+
+def _points(sample: Sample) -> NDArray[np.float64]:
+    if sample.landmarks is None:
+        raise DataError(f"{sample.name}: no landmarks; expected points to compare with")
+    return sample.landmarks.double().cpu().numpy()
 
 
 def _one_of(value: str, choices: Sequence[str], name: str) -> str:

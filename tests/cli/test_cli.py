@@ -1,0 +1,214 @@
+"""The command as a user types it: what it writes, and that bad input gets one line and leaves nothing behind."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from voxelry import cli
+from voxelry.core.space import Space
+from voxelry.data.io import read_landmarks, write_image
+from voxelry.data.phantoms import write_phantoms
+from voxelry.data.preprocess import Preprocess
+from voxelry.engine.bundle import write_bundle
+from voxelry.models.unet import UNet
+from voxelry.tasks.landmarks import LandmarkTask
+
+NAMES = tuple(f"point_{number}" for number in range(1, 9))
+QUICK = [
+    "model=unet_tiny",
+    "model.width=8",
+    "model.multipliers=[1,2]",
+    "trainer=smoke",
+    "trainer.progress=false",
+    "trainer.accelerator=cpu",
+    "data.split.fractions=[0.5,0.25,0.25]",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_phantoms(tmp_path_factory.mktemp("data") / "phantoms", 4, seed=5, shape=(24, 28, 32))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    network = UNet(ndim=3, out_channels=len(NAMES), width=8, multipliers=(1, 2), groups=4, heads=2, head_dim=8)
+    task = LandmarkTask(network, landmark_names=NAMES)
+    return write_bundle(tmp_path_factory.mktemp("b") / "bundle", task, Preprocess(image_size=16), record={}, card="")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process; gives exit status, standard output and standard error."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["voxelry", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command
+
+
+def one_line_error(result: tuple[int, str, str]) -> str:
+    status, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("voxelry: error: ")]
+    assert status == 1
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_help_names_every_command(run):
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(word in out for word in ("train", "predict", "evaluate", "doctor", "phantoms", "demo"))
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom voxelry import cli\nsys.argv = ['voxelry', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'numpy', 'lightning', 'matplotlib', 'hydra') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("format", ["mrk.json", "fcsv", "csv", "json"])
+def test_predictions_lie_in_the_input_s_world(run, bundle, data, tmp_path, format):
+    out = tmp_path / "out"
+    status, _, _ = run(
+        "predict", "--model", bundle, data / "volumes" / "case_000.nii.gz", "--out", out, "--format", format
+    )
+    assert status == 0
+    points = read_landmarks(out / f"case_000.{format}")
+    assert points.names == NAMES
+    from voxelry.data.io import open_image
+
+    space = open_image(data / "volumes" / "case_000.nii.gz").space
+    assert space.contains(space.to_index(points.world)).all()
+
+
+def test_a_file_that_fails_is_named_and_the_rest_is_done(run, bundle, data, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(data / "volumes", folder)
+    (folder / "broken.nii.gz").write_bytes(b"no volume")
+    result = run("predict", "--model", bundle, folder, "--out", tmp_path / "out")
+    assert "broken.nii.gz" in one_line_error(result)
+    assert "4 of 5 predicted" in result[1]
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_evaluate_writes_metrics_and_a_report(run, bundle, data, tmp_path):
+    status, out, _ = run("evaluate", "--model", bundle, data, "--out", tmp_path / "evaluation")
+    assert status == 0
+    assert "mre_mm" in out
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"cases.csv", "summary.json", "report.html"}
+
+
+def test_an_image_of_another_rank_is_refused(run, bundle, tmp_path):
+    write_image(tmp_path / "flat.png", np.zeros((1, 32, 32), dtype=np.uint8), Space.from_spacing((32, 32)))
+    error = one_line_error(run("predict", "--model", bundle, tmp_path / "flat.png", "--out", tmp_path / "out"))
+    assert "flat.png: an image of rank 2, but the model is of rank 3" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_bundle_with_changed_settings_is_refused(run, bundle, data, tmp_path, command):
+    changed = shutil.copytree(bundle, tmp_path / "changed")
+    config = changed / "config.yaml"
+    config.write_text(config.read_text().replace("image_size: 16", "image_size: 24"))
+    result = run(command, "--model", changed, data, "--out", tmp_path / "out")
+    assert "config.yaml: changed since the bundle was written" in one_line_error(result)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_format_is_refused_with_those_that_are_known(run, bundle, tmp_path):
+    (tmp_path / "scan.xyz").write_bytes(b"???")
+    error = one_line_error(run("predict", "--model", bundle, tmp_path / "scan.xyz", "--out", tmp_path / "out"))
+    assert "scan.xyz" in error
+    assert ".nii.gz" in error
+
+
+def test_doctor_tells_a_clean_dataset_from_a_faulty_one(run, tmp_path, rng):
+    for name in ("a", "b"):
+        path = tmp_path / "set" / "volumes" / f"{name}.nii.gz"
+        write_image(path, rng.random((1, 6, 7, 8)).astype(np.float32), Space.from_spacing((6, 7, 8)))
+    assert run("doctor", tmp_path / "set")[0] == 0
+    write_image(path, np.full((1, 6, 7, 8), np.nan, dtype=np.float32), Space.from_spacing((6, 7, 8)))
+    status, out, _ = run("doctor", tmp_path / "set")
+    assert status == 1
+    assert "NaN" in out
+
+
+def test_phantoms_are_the_same_for_the_same_seed(run, tmp_path):
+    for name in ("one", "two"):
+        assert run("phantoms", tmp_path / name, "--count", 2, "--size", 24, "--seed", 7)[0] == 0
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.txt"))
+    assert files
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
+
+
+class TestTraining:
+    """`voxelry train`, in a process of its own because Hydra keeps global state."""
+
+    @staticmethod
+    def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "voxelry.cli", "train", "experiment=landmarks_3d", *QUICK, *overrides]
+        return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def refused(self, folder: Path, *overrides: str) -> str:
+        process = self.start(folder, *overrides)
+        out, err = process.communicate(timeout=300)
+        assert not (folder / "runs" / "landmarks_3d" / "bundle").exists()
+        assert not (folder / "runs" / "landmarks_3d" / "checkpoints").exists()
+        return one_line_error((process.returncode, out, err))
+
+    def test_a_wrong_number_of_landmarks(self, data, tmp_path):
+        broken = shutil.copytree(data, tmp_path / "broken")
+        (broken / "landmarks" / "case_002.txt").write_text("3\n0.1 0.2 0.3\n")
+        error = self.refused(tmp_path, f"data.root={broken}")
+        assert "case_002.txt" in error
+
+    def test_an_image_size_of_the_wrong_rank(self, data, tmp_path):
+        error = self.refused(tmp_path, f"data.root={data}", "data.preprocess.image_size=[16,16]")
+        assert "image_size: expected 1 or 3 values" in error
+
+    def test_data_that_are_not_there(self, tmp_path):
+        assert "nowhere" in self.refused(tmp_path, "data.root=nowhere")
+
+    def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(self, data, tmp_path):
+        settings = (
+            f"data.root={data}",
+            "data.preprocess.image_size=16",
+            "trainer.max_steps=5000",
+            "trainer.log_every=1",
+        )
+        process = self.start(tmp_path, *settings, "trainer.validate_every=5000", "trainer.checkpoint_every=1")
+        checkpoint = tmp_path / "runs" / "landmarks_3d" / "checkpoints" / "last.ckpt"
+        while not checkpoint.exists():
+            assert process.poll() is None, process.communicate()
+            torch.rand(200, 200) @ torch.rand(200, 200)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 130, err
+        assert "resume=true" in err
+        steps = torch.load(checkpoint, weights_only=True)["global_step"]
+        assert steps >= 1
+        process = self.start(tmp_path, *settings, "resume=true", f"trainer.max_steps={steps + 2}")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert torch.load(checkpoint, weights_only=True)["global_step"] == steps + 2
+        assert "bundle: " in out
