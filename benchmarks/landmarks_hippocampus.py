@@ -45,6 +45,8 @@ DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[2] /
 MIDLINE = 2  # the array axis along the patient's left-right, in canonical orientation; a slice doesn't have it
 PATCH = (40, 52, 36)
 BATCH = {2: 16, 3: 4}
+# these images are cut out of larger ones: black borders, which no test image has, cost both methods half a millimetre
+CROPPED: dict[str, Any] = {"shift": 3.0, "shift_fraction": 0.0, "fill": "edge", "outside": "keep"}
 
 
 @dataclass
@@ -60,16 +62,16 @@ class Recipe:
 def our_recipe(arguments: argparse.Namespace, learning_rate: float | None = None) -> Recipe:
     """Movements, mirror images of left and right (a slice has none), intensities; cosine schedule; averaged weights."""
     augment = Augment(
-        rotation=10.0, scale=0.1, shift=3.0, shift_fraction=0.0, noise=0.03, mirror=0.5, elastic=arguments.elastic,
-        elastic_spacing=12.0,
+        **CROPPED, rotation=10.0, scale=0.1, mirror=0.5, elastic=arguments.elastic, elastic_spacing=12.0,
+        gamma=0.1, contrast=0.1, brightness=0.05, bias_field=0.0, noise=0.03,
     )  # fmt: skip
     return Recipe(augment, learning_rate or arguments.rate, ema=0.995, cosine=True)
 
 
 def peer_recipe() -> Recipe:
     """Shifts and noise, constant rate."""
-    still = {"rotation": 0.0, "scale": 0.0, "shift_fraction": 0.0, "gamma": 0.0, "contrast": 0.0, "brightness": 0.0}
-    return Recipe(Augment(shift=3.0, noise=0.05, bias_field=0.0, **still), 1e-3)
+    still = {"rotation": 0.0, "scale": 0.0, "gamma": 0.0, "contrast": 0.0, "brightness": 0.0}
+    return Recipe(Augment(**CROPPED, noise=0.05, bias_field=0.0, **still), 1e-3)
 
 
 def our_network(arguments: argparse.Namespace, channels: int) -> nn.Module:
@@ -137,7 +139,7 @@ def train(
         Number of optimizer steps.
     """
     rng = np.random.default_rng(seed)
-    patches = Patches(PATCH[: samples[0].ndim], foreground=0.0)
+    patches = Patches(PATCH[: samples[0].ndim], foreground=0.0, fill="edge")
     optimizer = torch.optim.AdamW(task.network.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
     average = copy.deepcopy(task.network)
     task.train()
@@ -316,7 +318,7 @@ def main() -> None:
     ours.add_argument("--rate", type=float, default=3e-3)
     ours.add_argument("--sigma", type=float, default=2.0, help="mm")
     ours.add_argument("--coordinate-weight", type=float, default=0.0)
-    ours.add_argument("--elastic", type=float, default=0.0, help="mm")
+    ours.add_argument("--elastic", type=float, default=1.5, help="mm")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--calibration-cases", type=int, default=0, help="training cases kept for the radii")
     parser.add_argument("--few-shot", action="store_true")

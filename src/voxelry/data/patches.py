@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,17 +26,27 @@ class Patches:
     where in the window, is drawn evenly. Otherwise any window of the image is as likely.
 
     Args:
-        size: voxels, one number or one per axis in array order. Where the image is smaller it is padded with
-            zeros, evenly on both sides.
+        size: voxels, one number or one per axis in array order. Where the image is smaller it is padded,
+            evenly on both sides.
         foreground: probability in [0, 1].
         margin: voxels cut in addition on each side, for an augmentation that turns and shifts the window:
             what it brings in from there is image, not emptiness. `trim` takes the margin off again.
 
+        fill: what the image is padded with: `zero`, or `edge` to repeat its border, which suits images that
+            are cut out of larger ones. Labels and masks always get 0.
+
     Raises:
-        SettingError: a size that isn't positive, a negative margin, or a probability outside [0, 1].
+        SettingError: a size that isn't positive, a negative margin, a probability outside [0, 1], another fill.
     """
 
-    def __init__(self, size: int | Sequence[int], *, foreground: float = 0.5, margin: int | Sequence[int] = 0):
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        *,
+        foreground: float = 0.5,
+        margin: int | Sequence[int] = 0,
+        fill: Literal["zero", "edge"] = "zero",
+    ):
         values = tuple(size) if isinstance(size, Sequence) else (size,)
         if any(isinstance(value, bool) or int(value) != value or value < 1 for value in values):
             raise SettingError(f"patch size: expected positive whole numbers, got {size}")
@@ -45,13 +55,21 @@ class Patches:
             raise SettingError(f"margin: expected whole numbers of voxels, got {margin}")
         if not 0 <= foreground <= 1:
             raise SettingError(f"foreground: expected a probability in [0, 1], got {foreground}")
+        if fill not in ("zero", "edge"):
+            raise SettingError(f"fill: expected zero or edge, got {fill!r}")
+        self.fill = fill
         self.size = size
         self.foreground = float(foreground)
         self.margin = margin
 
     def settings(self) -> dict[str, Any]:
         """Plain values that can go to JSON; `Patches(**settings)` does the same again."""
-        return {"size": _plain(self.size), "foreground": self.foreground, "margin": _plain(self.margin)}
+        return {
+            "size": _plain(self.size),
+            "foreground": self.foreground,
+            "margin": _plain(self.margin),
+            "fill": self.fill,
+        }
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """One window and its margin; see `crop` for what becomes of points and boxes.
@@ -71,7 +89,7 @@ class Patches:
         else:
             start = np.round(target) - np.floor(share * size)
         start = np.where(room > 0, np.clip(start, 0, np.maximum(room, 0)), room // 2)
-        return crop(sample, (start - margin).astype(int).tolist(), (size + 2 * margin).tolist())
+        return crop(sample, (start - margin).astype(int).tolist(), (size + 2 * margin).tolist(), fill=self.fill)
 
     def trim(self, sample: Sample) -> Sample:
         """A window without its margin."""
@@ -79,8 +97,10 @@ class Patches:
         return crop(sample, margin, per_axis(self.size, sample.ndim, "patch size")) if any(margin) else sample
 
 
-def crop(sample: Sample, start: Sequence[int], size: Sequence[int]) -> Sample:
-    """The window of `size` voxels from index `start`, which may reach beyond the image (zeros there).
+def crop(
+    sample: Sample, start: Sequence[int], size: Sequence[int], *, fill: Literal["zero", "edge"] = "zero"
+) -> Sample:
+    """The window of `size` voxels from index `start`, which may reach beyond the image (`fill` there).
 
     Landmarks outside of the window become NaN: absent, as nothing of them is to be seen. Boxes are clipped;
     those of which nothing is left are dropped, and the instance ids of `masks` renumbered to match.
@@ -101,7 +121,7 @@ def crop(sample: Sample, start: Sequence[int], size: Sequence[int]) -> Sample:
             ids[1 : len(kept) + 1] = torch.where(kept, kept.cumsum(0), 0)
             masks = ids[masks]
         boxes = boxes[kept]
-    image = _window(sample.image, start, size)
+    image = _edge_window(sample.image, start, size) if fill == "edge" else _window(sample.image, start, size)
     assert image is not None
     labels = _window(sample.labels, start, size)
     return sample.replace(image=image, space=space, landmarks=landmarks, labels=labels, boxes=boxes, masks=masks)
@@ -135,6 +155,14 @@ def _voxel(mask: Tensor, generator: np.random.Generator) -> np.ndarray | None:
         return None
     chosen = found[generator.integers(len(found))]
     return np.asarray(np.unravel_index(chosen, tuple(mask.shape)), dtype=np.float64)
+
+
+def _edge_window(image: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """`(C, *size)` from index `start`, with the nearest voxel of the image beyond it."""
+    for axis, (low, count) in enumerate(zip(start, size, strict=True), start=1):
+        places = torch.arange(low, low + count).clamp(0, image.shape[axis] - 1)
+        image = image.index_select(axis, places)
+    return image
 
 
 def _window(tensor: Tensor | None, start: Sequence[int], size: Sequence[int]) -> Tensor | None:

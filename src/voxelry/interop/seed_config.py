@@ -106,7 +106,7 @@ def _pretraining(path: Path, content: dict[str, Any], model: dict[str, Any], dat
         ("attn_res", "model.head_dim", "it was the width of an attention head"),
         ("num_head_channels", "model.heads", "it was the number of heads"),
         ("res_blocks", "model.groups", "it was the number of normalisation groups"),
-        ("self_condition", "+model.self_condition", "the estimate is really fed back; the original fed zeros"),
+        ("self_condition", "model.self_condition", "the estimate is really fed back; the original fed zeros"),
     ):
         if key in unet:
             value = unet.pop(key)
@@ -214,7 +214,7 @@ def _landmarks(
     _leftovers(result, model, "model")
     if "sigma" in dataset:
         result.set("task.sigma", dataset.pop("sigma"), "dataset.sigma")
-        result.set("+task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
+        result.set("task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
     if "training_samples" in dataset:
         result.set(
             "data.training_samples", dataset.pop("training_samples"), "dataset.training_samples", "drawn by seed"

@@ -111,6 +111,7 @@ class UNet(nn.Module):
         self._settings = {name: plain(value) for name, value in settings.items()}
         self.ndim = check_ndim(ndim)
         self.in_channels, self.out_channels, self.pad = in_channels, out_channels, pad
+        self.self_condition = self_condition
         self.condition_channels = (condition_channels or out_channels) if self_condition else 0
         if checkpointing not in CHECKPOINTING:
             raise SettingError(f"checkpointing: expected one of {', '.join(CHECKPOINTING)}, got {checkpointing!r}")

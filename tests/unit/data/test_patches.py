@@ -134,10 +134,22 @@ def test_a_crop_is_a_copy():
 def test_settings():
     for size in (4, [3, 5]):
         patches = Patches(size, foreground=0.25)
-        assert patches.settings() == {"size": size, "foreground": 0.25, "margin": 0}
+        assert patches.settings() == {"size": size, "foreground": 0.25, "margin": 0, "fill": "zero"}
         assert Patches(**patches.settings()).settings() == patches.settings()
     for wrong in ({"size": 0}, {"size": (4, 2.5)}, {"size": True}, {"foreground": 1.5}, {"margin": -1}):
         with pytest.raises(SettingError):
             Patches(**{"size": 4, **wrong})
     with pytest.raises(SettingError, match="patch size: expected 1 or 2 values"):
         Patches((4, 4, 4))(sample_of((8, 8)), np.random.default_rng(0))
+
+
+def test_padding_may_repeat_the_border(rng):
+    image = torch.arange(2.0 * 3 * 4).reshape(1, 2, 3, 4) + 1
+    sample = Sample(image, Space.from_spacing((2, 3, 4), (3, 1, 1)), "a", labels=torch.ones(2, 3, 4, dtype=torch.int64))
+    patch = Patches((4, 3, 2), foreground=0.0, fill="edge")(sample, rng)
+    assert patch.image.shape == (1, 4, 3, 2)
+    assert torch.equal(patch.image[0, 0], patch.image[0, 1])
+    assert torch.equal(patch.image[0, 3], patch.image[0, 2])
+    assert patch.labels[0].sum() == patch.labels[3].sum() == 0
+    with pytest.raises(SettingError, match="fill: expected zero or edge"):
+        Patches(4, fill="mirror")

@@ -9,7 +9,7 @@ from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.engine.lightning import DivergedError, TaskModule
 from voxelry.engine.train import train
 
-PRETRAIN = ("task.n_timestep=20", "task.sample_steps=3", "+task.reconstruct_steps=2", "+task.time_bands=2")
+PRETRAIN = ("task.n_timestep=20", "task.sample_steps=3", "task.reconstruct_steps=2", "task.time_bands=2")
 
 
 def weights(path):

@@ -326,3 +326,27 @@ def test_the_report_shows_everything(tmp_path, ndim):
 def test_what_is_refused_names_the_setting(settings, word):
     with pytest.raises(SettingError, match=word):
         small_task(2, **settings)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_u_net_is_given_its_own_estimate(ndim, monkeypatch):
+    network = UNet(ndim=ndim, width=8, multipliers=(1, 2), groups=4, heads=2, head_dim=4, self_condition=True)
+    task = PretrainTask(network, n_timestep=20)
+    assert task.self_condition
+    given = []
+    original = UNet.forward
+
+    def forward(self, x, time=None, condition=None):
+        given.append(condition)
+        return original(self, x, time, condition)
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    image = torch.rand(2, 1, *[8] * ndim)
+    space = Space.from_spacing([8] * ndim)
+    batch = Batch(image=image, spaces=[space, space], names=["a", "b"], sources=["", ""])
+    for _ in range(8):
+        task.training_loss(batch)["loss"].backward()
+    shown = [condition for condition in given if condition is not None]
+    assert shown, "half of the batches should come with an estimate"
+    assert len(shown) < len(given)
+    assert all(float(condition.abs().sum()) > 0 for condition in shown)
