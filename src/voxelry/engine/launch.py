@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.errors import ConfigError, VoxelryError
@@ -47,7 +48,9 @@ def _run(config: DictConfig) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"{missing[0]}: not set; give it as {missing[0]}=... (voxelry train --help lists all)")
-    choices = HydraConfig.get().runtime.choices
+    launched = HydraConfig.get()
+    if launched.mode == RunMode.MULTIRUN:
+        config.output_dir = launched.runtime.output_dir  # each run of a sweep has a folder of its own
     run = train(config)
     if run.interrupted:
         print(f"stopped; go on with the same command and resume=true ({run.checkpoint})", file=sys.stderr)
@@ -55,7 +58,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
     if run.bundle is not None:
         print(f"bundle: {run.bundle}")
         print(f"report: {Path(config.output_dir) / 'report.html'}")
-    return {"task": choices.get("task"), **run.summary}
+    return {"task": launched.runtime.choices.get("task"), **run.summary}
 
 
 def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> None:

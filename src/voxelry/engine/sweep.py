@@ -52,7 +52,9 @@ def few_shot_table(rows: list[dict[str, Any]], metric: str) -> tuple[list[int], 
     table: dict[str, np.ndarray] = defaultdict(lambda: np.full((len(seeds), len(counts)), np.nan))
     for row in rows:
         method = "pretrained" if row["pretrained"] else "from scratch"
-        table[method][seeds.index(row["seed"]), counts.index(int(row["training_samples"]))] = row[metric]
+        value = row[metric]
+        place = seeds.index(row["seed"]), counts.index(int(row["training_samples"]))
+        table[method][place] = np.nan if value is None else value
     return counts, dict(table)
 
 
@@ -69,8 +71,9 @@ def _page(folder: Path, rows: list[dict[str, Any]]) -> Path:
     if metric:
         counts, table = few_shot_table(rows, metric)
         if len(counts) > 1:
-            figure = figures.few_shot(counts, table)
-            report.section("Few labels").figure(figure, f"{metric} on held-out cases against the number of labels")
+            label = "mean radial error (mm)" if metric == "mre_mm" else metric
+            figure = figures.few_shot(counts, table, ylabel=label)
+            report.section("Few labels").figure(figure, f"{label} on held-out cases against the number of labels")
     shown = ["run", "training_samples", "seed", "pretrained", metric]
     report.section("Runs").table([{key: row.get(key, "") for key in shown if key} for row in rows])
     return report.save(folder / "sweep.html")

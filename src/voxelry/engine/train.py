@@ -158,7 +158,7 @@ def _outputs(sample: Sample, config: DictConfig) -> int:
     if _task_name(config) == "landmarks":
         if sample.landmarks is None:
             raise ConfigError(f"{sample.source}: no landmarks, which task=landmarks needs")
-        return len(sample.landmarks)
+        return len(sample.landmarks) + int(config.task.get("label_classes", 0))
     return int(sample.image.shape[0])
 
 
@@ -297,6 +297,7 @@ def _quiet() -> Iterator[None]:
             ".*The number of training batches.*",
             ".*Experiment logs directory.*",
             ".*GPU available but not used.*",
+            ".*but have no `val_dataloader`.*",
             ".*isinstance.treespec, LeafSpec.*",
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -457,3 +457,24 @@ def test_sigma_may_be_in_voxels(ndim):
         assert float(values[1].log() - values[0].log()) == pytest.approx(expected, abs=1e-4)
     with pytest.raises(SettingError, match="sigma_unit: expected one of mm, voxel"):
         make_task(ndim, sigma_unit="cm")
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_labels_are_learned_beside_the_points_and_left_out_of_the_answer(ndim):
+    samples = make_samples(ndim)
+    labels = [(sample.image[0] > 0.1).long() for sample in samples]
+    batch = collate([sample.replace(labels=values) for sample, values in zip(samples, labels, strict=True)])
+    network = UNet(ndim=ndim, out_channels=4, width=8, multipliers=(1, 2), groups=4, attention="none")
+    task = LandmarkTask(network, landmark_names=["a", "b"], ndim=ndim, label_classes=2)
+    losses_ = task.training_loss(batch)
+    assert losses_["loss"].item() == pytest.approx(losses_["heatmap"].item() + losses_["labels"].item())
+    losses_["labels"].backward()
+    assert float(network.head.weight.grad[2:].abs().sum()) > 0
+    assert float(network.head.weight.grad[:2].abs().sum()) == 0
+    assert task.eval().predict(batch)[0].world.shape == (2, 3)
+    with pytest.raises(DataError, match="a: no labels; expected 2 classes"):
+        task.training_loss(make_batch(ndim))
+    with pytest.raises(SettingError, match="label_classes: expected labels below 2, got 7"):
+        task.training_loss(collate([sample.replace(labels=labels[0] * 7) for sample in samples]))
+    with pytest.raises(SettingError, match="label_classes: expected 0 with refine"):
+        make_task(ndim, label_classes=2, refine=8)

@@ -21,6 +21,7 @@ __all__ = [
     "activate",
     "coordinate_distance",
     "heatmap_loss",
+    "label_loss",
     "loss_name",
     "presence_logits",
     "presence_loss",
@@ -125,3 +126,14 @@ def presence_loss(logits: Tensor, present: Tensor, loss: str) -> Tensor:
 def _mean_over(values: Tensor, counted: Tensor) -> Tensor:
     """Mean of the marked values, 0 (with a gradient of 0) when none is."""
     return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy per voxel, `(B, classes, *spatial)` against classes `(B, *spatial)`, in nats.
+
+    Raises:
+        SettingError: a label that is no class.
+    """
+    if int(labels.max()) >= logits.shape[1] or int(labels.min()) < 0:
+        raise SettingError(f"label_classes: expected labels below {logits.shape[1]}, got {int(labels.max())}")
+    return F.cross_entropy(logits.float(), labels)

@@ -60,6 +60,10 @@ class LandmarkTask(Task):
         swap: pairs of names that change places in a mirror image.
         input_range: where images in [0, 1] are mapped to before the network sees them; a pretrained network
             should see the range it was pretrained in (`PretrainTask`'s `diffusion_range`).
+        label_classes: learn the labels of the training cases (this many classes, 0 is one of them) beside the
+            points, in as many more channels; a prediction leaves them out. Points on the surface of an organ
+            are found better by a network that knows the organ.
+        label_weight: of that loss, a cross entropy per voxel.
         time_step: the step that a pretrained network is told, such as 0 for a clean image; None tells it none.
 
     Raises:
@@ -93,6 +97,8 @@ class LandmarkTask(Task):
         swap: Sequence[Sequence[str]] = (),
         input_range: Sequence[float] = (-1.0, 1.0),
         time_step: int | None = None,
+        label_classes: int = 0,
+        label_weight: float = 1.0,
     ):
         settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
         super().__init__()
@@ -117,6 +123,9 @@ class LandmarkTask(Task):
         self.coarse = per_axis(coarse, self.ndim, "coarse")
         if min(self.coarse) < 1 or (self.refine is None and max(self.coarse) > 1):
             raise SettingError(f"coarse: expected 1 without refine, at least 1 with it, got {coarse}")
+        if label_classes and self.refine is not None:
+            raise SettingError("label_classes: expected 0 with refine, whose crops have no labels")
+        self.label_classes, self.label_weight = int(label_classes), float(label_weight)
         self.order = swap_order(self.names, swap)
         if len(input_range) != 2 or not input_range[0] < input_range[1]:
             raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
@@ -134,7 +143,7 @@ class LandmarkTask(Task):
 
     @property
     def num_landmarks(self) -> int:
-        """Number of landmarks, and of the network's output channels."""
+        """Number of landmarks."""
         return len(self.names)
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -159,7 +168,8 @@ class LandmarkTask(Task):
             target=self.target,
             unit=self.sigma_unit,
         )
-        logits = self._logits(batch.image)
+        maps = self._maps(batch.image)
+        logits = maps[:, : self.num_landmarks]
         # An empty map is a target only where absence is a statement and the loss can express it.
         counted = torch.ones_like(targets.present) if self.presence and self.loss != "ce" else targets.present
         result = {"heatmap": losses.heatmap_loss(logits, targets.heatmaps, counted, self.loss)}
@@ -170,6 +180,11 @@ class LandmarkTask(Task):
         if self.presence:
             result["presence"] = losses.presence_loss(logits, targets.present, self.loss)
             result["loss"] = result["loss"] + result["presence"]
+        if self.label_classes:
+            if batch.labels is None:
+                raise DataError(f"{batch.names[0]}: no labels; expected {self.label_classes} classes to learn")
+            result["labels"] = losses.label_loss(maps[:, self.num_landmarks :], batch.labels)
+            result["loss"] = result["loss"] + self.label_weight * result["labels"]
         return result
 
     def _training_crops(self, batch: Batch, size: Sequence[int]) -> Batch:
@@ -283,18 +298,23 @@ class LandmarkTask(Task):
         return summarise(rows, self.names, levels=LEVELS) | {"mean_position_mm": baseline}
 
     def _logits(self, image: Tensor) -> Tensor:
+        return self._maps(image)[:, : self.num_landmarks]
+
+    def _maps(self, image: Tensor) -> Tensor:
+        """What the network answers: the landmarks' logits, then those of the label classes."""
         low, high = self.input_range
         image = image * (high - low) + low
         if self.time_step is None:
-            logits: Tensor = self.network(image)
+            maps: Tensor = self.network(image)
         else:
-            logits = self.network(image, torch.full((len(image),), self.time_step, device=image.device))
-        if logits.shape[1] != self.num_landmarks or logits.shape[2:] != image.shape[2:]:
+            maps = self.network(image, torch.full((len(image),), self.time_step, device=image.device))
+        expected = (self.num_landmarks + self.label_classes, *image.shape[2:])
+        if tuple(maps.shape[1:]) != expected:
             raise SettingError(
-                f"network: expected {self.num_landmarks} maps of {tuple(image.shape[2:])}, "
-                f"got {logits.shape[1]} of {tuple(logits.shape[2:])}"
+                f"network: expected {expected[0]} maps of {expected[1:]}, "
+                f"got {maps.shape[1]} of {tuple(maps.shape[2:])}"
             )
-        return logits
+        return maps
 
     def _whole_logits(self, image: Tensor) -> Tensor:
         """Logits of an image of any size: in tiles if it is larger than one, averaged over the views."""

@@ -1,0 +1,42 @@
+import csv
+import json
+
+import numpy as np
+
+from voxelry.engine.sweep import few_shot_table, summarise
+
+
+def row(count, seed, pretrained, error):
+    return {"seed": seed, "training_samples": count, "pretrained": pretrained, "on": "test", "mre_mm": error}
+
+
+def test_runs_are_gathered_by_method_seed_and_count():
+    rows = [row(5, 0, False, 3.0), row(5, 1, False, 4.0), row(10, 0, False, 2.0), row(5, 0, True, 1.5)]
+    counts, table = few_shot_table(rows, "mre_mm")
+    assert counts == [5, 10]
+    np.testing.assert_array_equal(table["from scratch"], [[3.0, 2.0], [4.0, np.nan]])
+    np.testing.assert_array_equal(table["pretrained"], [[1.5, np.nan], [np.nan, np.nan]])
+
+
+def test_a_metric_that_was_not_defined_is_a_gap():
+    _, table = few_shot_table([row(5, 0, False, None)], "mre_mm")
+    assert np.isnan(table["from scratch"]).all()
+
+
+def test_a_sweep_ends_with_one_table_and_one_page(tmp_path):
+    for number, values in enumerate([row(1, 0, False, 5.0), row(5, 0, False, 3.0), row(1, 0, True, 4.0)]):
+        folder = tmp_path / f"run{number}"
+        (folder / "metrics").mkdir(parents=True)
+        (folder / "metrics" / "summary.json").write_text("{}")
+        (folder / "summary.json").write_text(json.dumps(values))
+    page = summarise(tmp_path)
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        assert [line["run"] for line in csv.DictReader(file)] == ["run0", "run1", "run2"]
+    text = page.read_text()
+    assert "Few labels" in text
+    assert "run2" in text
+
+
+def test_a_sweep_of_which_nothing_finished_leaves_no_page(tmp_path):
+    assert summarise(tmp_path) is None
+    assert not list(tmp_path.iterdir())
