@@ -60,6 +60,7 @@ def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1
         f"trainer.max_minutes={minutes[0]}",
         "trainer.max_steps=1500",
         "trainer.validate_every=250",
+        "task.schedule=cosine",  # ends in pure noise however few its steps
         "task.n_timestep=200",
         *common,
     ]
