@@ -25,12 +25,14 @@ class Checkpoints(pl.Callback):
     Args:
         folder: where `last.ckpt` and `best.ckpt` go.
         every: optimizer steps between two writings of `last.ckpt`.
+        validate_every: optimizer steps between two validations; a run isn't stopped where one is due, as the
+            resumed run would go without it.
         monitor: the summary metric that `best.ckpt` follows.
         higher_is_better: its sense.
     """
 
-    def __init__(self, folder: Path, *, every: int, monitor: str, higher_is_better: bool = False):
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, *, every: int, validate_every: int, monitor: str, higher_is_better: bool = False):
+        self.folder, self.every, self.validate_every = folder, every, validate_every
         self.monitor, self.higher_is_better = monitor, higher_is_better
         self.best: float | None = None
         self.interrupted = False
@@ -65,7 +67,8 @@ class Checkpoints(pl.Callback):
         step = trainer.global_step
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
         # between two optimizer steps the gathered gradients would be lost
-        if self.interrupted and not accumulating:
+        between = self.validate_every == 1 or step % self.validate_every != 0
+        if self.interrupted and not accumulating and between:
             self._save(trainer, self.last_path)
             trainer.should_stop = True
             trainer.limit_val_batches = 0
@@ -75,7 +78,7 @@ class Checkpoints(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write `best.ckpt` after the best validation so far."""
-        if trainer.sanity_checking or self.interrupted:
+        if trainer.sanity_checking:
             return
         value = float(trainer.callback_metrics[f"val/{self.monitor}"])
         better = self.best is None or (value > self.best if self.higher_is_better else value < self.best)

@@ -95,6 +95,7 @@ def train(config: DictConfig) -> Run:
     checkpoints = Checkpoints(
         output / "checkpoints",
         every=trainer_config.checkpoint_every,
+        validate_every=trainer_config.validate_every,
         monitor=task.monitor,
         higher_is_better=task.higher_is_better,
     )

@@ -464,7 +464,7 @@ def test_labels_are_learned_beside_the_points_and_left_out_of_the_answer(ndim):
     samples = make_samples(ndim)
     labels = [(sample.image[0] > 0.1).long() for sample in samples]
     batch = collate([sample.replace(labels=values) for sample, values in zip(samples, labels, strict=True)])
-    network = UNet(ndim=ndim, out_channels=4, width=8, multipliers=(1, 2), groups=4, attention="none")
+    network = UNet(ndim=ndim, in_channels=2, out_channels=4, width=8, multipliers=(1, 2), groups=4, attention="none")
     task = LandmarkTask(network, landmark_names=["a", "b"], ndim=ndim, label_classes=2)
     losses_ = task.training_loss(batch)
     assert losses_["loss"].item() == pytest.approx(losses_["heatmap"].item() + losses_["labels"].item())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +42,12 @@ def guarded(path: str | Path, action: str = "can't be read") -> Iterator[None]:
             logger.disabled = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            try:
+                yield
+            except Exception as error:
+                # files that a library left open are closed here, not whenever the error is forgotten
+                traceback.clear_frames(error.__traceback__)
+                raise
     except FileError:
         raise
     except VoxelryError as error:
@@ -109,7 +116,8 @@ def check_memory(path: str | Path, needed: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of a library's message that says something, cut to a readable length."""
+    """The last line of a library's message that says something, its middle cut out where it is long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+    # TensorStore adds what it was asked for, in JSON, after what went wrong
+    text = re.sub(r" \[(tensorstore_spec|source locations)=.*", "", lines[-1]) if lines else type(error).__name__
+    return text if len(text) <= 200 else f"{text[:70]} ... {text[-125:]}"

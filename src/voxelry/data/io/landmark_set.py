@@ -197,6 +197,8 @@ def _from_grid(
     if space is None:
         raise FileError(path, f"holds {system} coordinates, which need the image's grid", "set space=")
     points = found.points
+    if np.isnan(points).all():  # absent points don't show how many coordinates they would have
+        points = np.full((len(points), space.ndim), np.nan)
     if points.shape[1] != space.ndim:
         place = _place(found, 0)
         raise FileError(path, f"{place}: {points.shape[1]} coordinates, expected {space.ndim} as the image has axes")
