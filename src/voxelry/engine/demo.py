@@ -52,7 +52,7 @@ def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1
         print(f"$ voxelry phantoms {out}/{name} {options}")
         write_phantoms(out / name, count, seed=seed, ndim=ndim, shape=shape, format=suffix, landmark_format="csv")
 
-    common = [f"data.preprocess.image_size={size if ndim == 2 else 32}", "model=unet_tiny", "trainer.log_every=5"]
+    common = [f"data.preprocess.image_size={size if ndim == 2 else 32}", "model=folded_unet", "trainer.log_every=5"]
     pretrain = [
         f"experiment=pretrain_{ndim}d",
         f"data.root={out}/unlabelled",
@@ -62,6 +62,7 @@ def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1
         "trainer.validate_every=250",
         "task.schedule=cosine",  # ends in pure noise however few its steps
         "task.n_timestep=200",
+        "task.sample_steps=20",
         *common,
     ]
     _train(pretrain)
