@@ -62,6 +62,7 @@ def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1
         "trainer.validate_every=250",
         "task.schedule=cosine",  # ends in pure noise however few its steps
         "task.n_timestep=200",
+        "task.objective=v",  # samples of a network that has hardly begun to learn are smooth, not saturated
         "task.sample_steps=20",
         *common,
     ]
