@@ -107,7 +107,7 @@ def predict(
         )
     for _, reason in outcome.failed:
         print(f"voxelry: error: {reason}", file=sys.stderr)
-    print(f"{len(outcome.written)} of {len(paths)} predicted; written to {out}")
+    print(f"{len(outcome.written)} of {len(paths)} predicted" + (f"; written to {out}" if outcome.written else ""))
     if outcome.failed:
         raise typer.Exit(1)
 

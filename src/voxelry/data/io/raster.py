@@ -7,6 +7,8 @@ annotations are made on stored pixels as often as on shown ones.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +28,9 @@ _DECODED = {"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB
 _CHANNELS = {"L": 1, "I": 1, "I;16": 1, "F": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 
 
+_PNG_CHANNELS = {0: 1, 4: 2, 2: 3, 6: 4}  # by colour type
+
+
 def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
     """Header of a PNG, JPEG or BMP file; see `open_image` for the keywords.
 
@@ -38,9 +43,10 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         kind = image.format or ""
     if mode not in _CHANNELS:
         raise FileError(path, f"unknown colour model {mode}")
-    deep = kind == "PNG" and _png_depth(path) == 16
+    depth, colour = _png_samples(path) if kind == "PNG" else (8, 0)
+    deep = depth == 16
     dtype = check_numeric(path, np.dtype(np.uint16 if deep else np.uint8))
-    channels = _CHANNELS[mode]
+    channels = _PNG_CHANNELS[colour] if deep else _CHANNELS[mode]  # Pillow takes grey and alpha of 16 bits for RGBA
     check_stored(path, (height, width, channels), dtype.itemsize, path.stat().st_size, compressed=True)
     order = order_axes(path, (height, width, channels), "yxs", ndim=ndim, channel_axis=channel_axis)
     return ImageFile(
@@ -63,8 +69,26 @@ def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple
         raise FileError(
             path.name, f"PNG holds 1 to 4 channels of uint8 or uint16 planes, not {array.dtype} of shape {array.shape}"
         )
-    pixels = np.moveaxis(array, 0, -1)
-    path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels[..., 0] if len(array) == 1 else pixels)))
+    path.write_bytes(_png(np.moveaxis(array, 0, -1)))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """A PNG file of `(rows, columns, channels)` (PNG specification, third edition, sections 5 and 11).
+
+    Encoders that guess what the axes of an array mean take a single row of pixels for something else.
+    """
+    rows, columns, channels = pixels.shape
+    samples = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder(">")).reshape(rows, -1)
+    lines = np.zeros((rows, 1 + samples.nbytes // rows), dtype=np.uint8)  # each row begins with its filter, 0 for none
+    lines[:, 1:] = samples.view(np.uint8).reshape(rows, -1)
+    colour = {count: kind for kind, count in _PNG_CHANNELS.items()}[channels]
+    header = struct.pack(">IIBBBBB", columns, rows, 8 * pixels.dtype.itemsize, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes())), (b"IEND", b""))
+    body = b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def _load(path: Path, order: AxisOrder, mode: str | None, window: tuple[slice, ...]) -> np.ndarray:
@@ -78,7 +102,8 @@ def _load(path: Path, order: AxisOrder, mode: str | None, window: tuple[slice, .
     return order.arrange(array.reshape(order.shape)[order.index(window)])
 
 
-def _png_depth(path: Path) -> int:
-    """Bits per sample, byte 24 of the file (PNG specification, IHDR)."""
+def _png_samples(path: Path) -> tuple[int, int]:
+    """Bits per sample and colour type, bytes 24 and 25 of the file (PNG specification, IHDR)."""
     with path.open("rb") as file:
-        return file.read(25)[24]
+        header = file.read(26)
+    return header[24], header[25]

@@ -386,3 +386,14 @@ class TestZarr:
             open_image(tmp_path / "a.zarr")
         with pytest.raises(FileError, match="leaves the folder"):
             open_image(tmp_path / "a.zarr", dataset="../b")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1), (4, 5)])
+def test_a_png_of_any_channels_and_size_keeps_its_values(tmp_path, rng, dtype, channels, shape):
+    array = rng.integers(0, np.iinfo(dtype).max, (channels, *shape)).astype(dtype)
+    path = write_image(tmp_path / "a.png", array, Space.from_spacing(shape))
+    found = read_image(path).array
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, array)
