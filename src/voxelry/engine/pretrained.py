@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from voxelry.engine.bundle import NETWORKS, network_class, read_bundle
 from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.interop.reference import SOURCES, from_reference, load_reference_file
 from voxelry.models.unet import UNet
-from voxelry.tasks.base import Task
 
 __all__ = ["Pretrained", "read_pretrained"]
 
@@ -77,7 +77,7 @@ def read_pretrained(path: Path) -> Pretrained:
         path = path / "bundle"
     if path.is_dir():
         task = read_bundle(path).task
-        return _of(task.network, _input_range(task), path)
+        return _of(task.network, _input_range(task.settings()), path)
     if path.suffix == ".ckpt":
         return _of_checkpoint(path)
     if not path.exists():
@@ -99,14 +99,7 @@ def _of_checkpoint(path: Path) -> Pretrained:
     prefix = "task.network."
     state = checkpoint["state_dict"]
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    task = description["task"]
-    return Pretrained(
-        kind,
-        settings,
-        weights,
-        tuple(task.get("diffusion_range") or task.get("input_range") or _PLAIN_RANGE),
-        str(path),
-    )
+    return Pretrained(kind, settings, weights, _input_range(description["task"]), str(path))
 
 
 def _of(network: Any, input_range: tuple[float, float], path: Path) -> Pretrained:
@@ -116,7 +109,6 @@ def _of(network: Any, input_range: tuple[float, float], path: Path) -> Pretraine
     raise CheckpointError(f"{path}: holds a {type(network).__name__}, expected one of {', '.join(NETWORKS)}")
 
 
-def _input_range(task: Task) -> tuple[float, float]:
-    settings = task.settings()
+def _input_range(settings: Mapping[str, Any]) -> tuple[float, float]:
     low, high = settings.get("diffusion_range") or settings.get("input_range") or _PLAIN_RANGE
     return float(low), float(high)
