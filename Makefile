@@ -1,6 +1,7 @@
-# make demo   sets up .venv, then runs the main job on built-in phantoms
+# make demo   sets up .venv, then runs the main job on built-in phantoms; TASK=segment for instances
 # make test   sets up .venv, then formatter, linter, types, import contract and all tests
 # make bench  the benchmarks; figures go to benchmarks/RESULTS.md by hand
+TASK ?= landmarks
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ $(VENV)/.dev: $(VENV)/.core
 	touch $@
 
 demo: $(VENV)/.core
-	$(BIN)/voxelry demo --out demo
+	$(BIN)/voxelry demo --task $(TASK) --out demo
 
 test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -33,6 +34,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/command_line.py
 	$(BIN)/python benchmarks/landmarks_hippocampus.py
+	$(BIN)/python benchmarks/segment_nuclei.py
 
 clean:
 	rm -rf $(VENV) demo

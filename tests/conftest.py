@@ -45,3 +45,17 @@ def shared_data() -> Path:
 def golden() -> Path:
     """Inputs, weights and outputs of the originals."""
     return _folder("VOXELRY_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def quick_training() -> tuple[str, ...]:
+    """Overrides of a training that is over in seconds on a CPU."""
+    return (
+        "model=unet_tiny",
+        "model.width=8",
+        "model.multipliers=[1,2]",
+        "trainer=smoke",
+        "trainer.progress=false",
+        "trainer.accelerator=cpu",
+        "data.split.fractions=[0.5,0.25,0.25]",
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxelry.core.errors import ConfigError, VoxelryError
+from voxelry.core.errors import ConfigError, SettingError, VoxelryError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -29,6 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class PhantomKind(StrEnum):
+    """What phantoms show."""
+
+    torso = "torso"
+    nuclei = "nuclei"
 
 
 class LandmarkFormat(StrEnum):
@@ -86,7 +93,12 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(help="Files, folders, DICOM series, or a .txt list of them.")],
     model: Annotated[Path, typer.Option(help="A bundle, or the folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
-    format: Annotated[LandmarkFormat, typer.Option(help="How landmarks are written.")] = LandmarkFormat.mrk,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="landmarks: mrk.json, fcsv, csv, json, txt; segment: nii.gz, ome.zarr, tif; by default the first."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Which array of an HDF5 or zarr file, or which DICOM series.")
@@ -95,15 +107,13 @@ def predict(
     """Predict for images; outputs lie in the input's own world."""
     from voxelry.engine.model import load
     from voxelry.engine.predict import gather_inputs, predict_files
-    from voxelry.engine.writers import writer_for
 
     paths = gather_inputs(inputs)
     loaded = load(_bundle(model), device)
-    write = writer_for(loaded.task_name, format.value)
     options = {} if dataset is None else {"dataset": dataset}
     with _progress("predicting", len(paths)) as (bar, job):
         outcome = predict_files(
-            loaded, paths, out, write=write, options=options, progress=lambda path: bar.advance(job)
+            loaded, paths, out, format=format, options=options, progress=lambda path: bar.advance(job)
         )
     for _, reason in outcome.failed:
         print(f"voxelry: error: {reason}", file=sys.stderr)
@@ -162,25 +172,100 @@ def phantoms(
     landmarks: Annotated[LandmarkFormat, typer.Option(help="How landmarks are written; txt has no names.")] = (
         LandmarkFormat.txt
     ),
+    kind: Annotated[PhantomKind, typer.Option(help="torso: with landmarks, labels, instances; nuclei: instances.")] = (
+        PhantomKind.torso
+    ),
 ) -> None:
-    """Make anatomy-like images with exact landmarks, labels and instances."""
+    """Make images of invented torsos or nuclei, of which everything is known exactly."""
     from voxelry.data.phantoms import write_phantoms
 
     written = write_phantoms(
-        out, count, seed=seed, ndim=ndim, shape=(size,) * ndim, format=format, landmark_format=landmarks.value
+        out,
+        count,
+        seed=seed,
+        ndim=ndim,
+        shape=(size,) * ndim,
+        format=format,
+        landmark_format=landmarks.value,
+        kind=kind.value,
     )
     print(f"{count} phantoms in {written}")
+
+
+@app.command()
+def index(
+    source: Annotated[str, typer.Argument(help="A folder of images, or the address of a metadata database.")],
+    out: Annotated[Path, typer.Option(help="The index to build or to bring up to date.")],
+    crop_size: Annotated[str, typer.Option(help="Voxels, one number or one per axis: 64 or 32,64,64.")] = "64",
+    overlap: Annotated[str, typer.Option(help="Voxels that neighbouring crops share.")] = "0",
+    layout: Annotated[str, typer.Option(help="auto, volumes, hdf5 and others, see the README.")] = "auto",
+    where: Annotated[list[str] | None, typer.Option(help="Only images that meet this, such as volume>=8000.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Channels per crop; by default all.")] = None,
+    pad: Annotated[str, typer.Option(help="What crops larger than their image are filled with.")] = "error",
+    min_volume: Annotated[float, typer.Option(min=0, help="Smaller objects, in voxels, don't count.")] = 0.0,
+    min_objects: Annotated[int, typer.Option(min=0, help="Crops that show fewer are left out.")] = 1,
+    min_visible: Annotated[float, typer.Option(min=0, max=1, help="Share of an object's box in the crop.")] = 0.0,
+    bad_boxes: Annotated[str, typer.Option(help="error, or drop boxes that are NaN, empty or outside.")] = "error",
+    statistics: Annotated[bool, typer.Option(help="Read intensities, which normalisation needs.")] = True,
+    table: Annotated[str, typer.Option(help="The database's table of images.")] = "annotations",
+    boxes_table: Annotated[str, typer.Option(help="The database's table of boxes.")] = "boxes",
+    root: Annotated[Path | None, typer.Option(help="Folder that relative paths of the database are in.")] = None,
+    on_error: Annotated[str, typer.Option(help="raise, or skip images that can't be read.")] = "raise",
+) -> None:
+    """Index all crops of a collection, for data=crops; goes on where a killed run stopped."""
+    from voxelry.engine.index import build_index
+
+    with _progress("indexing", None) as (bar, job):
+        summary = build_index(
+            source,
+            out,
+            crop_size=_voxels(crop_size, "crop-size"),
+            overlap=_voxels(overlap, "overlap"),
+            layout=layout,
+            selection=where,
+            channels=channels,
+            pad=pad,
+            min_volume=min_volume,
+            min_objects=min_objects,
+            min_visible=min_visible,
+            bad_boxes=bad_boxes,
+            statistics=statistics,
+            table=table,
+            boxes_table=boxes_table,
+            root=root,
+            on_error=on_error,
+            progress=lambda done, total, name: bar.update(job, total=total, completed=done),
+            say=lambda line: print(f"voxelry: {line}", file=sys.stderr),
+        )
+    print(summary.render())
+
+
+def _voxels(text: str, name: str) -> int | list[int]:
+    """`64`, or `32,64,64`."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingError(f"--{name}: expected whole numbers such as 64 or 32,64,64, got {text!r}") from None
+    return values[0] if len(values) == 1 else values
+
+
+class DemoTask(StrEnum):
+    """What a demo is about."""
+
+    landmarks = "landmarks"
+    segment = "segment"
 
 
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
     ndim: Annotated[int, typer.Option(min=2, max=3, help="Rank of the images.")] = 3,
+    task: Annotated[DemoTask, typer.Option(help="What is learned.")] = DemoTask.landmarks,
 ) -> None:
-    """Phantoms, a short pretraining, fine-tuning on few labels, predictions, a report: a few minutes on a laptop."""
+    """Phantoms, a short training, predictions for images not seen before, a report: a few minutes on a laptop."""
     from voxelry.engine.demo import run_demo
 
-    report = run_demo(out, ndim=ndim)
+    report = run_demo(out, task=task.value, ndim=ndim)
     print(f"report: {report}")
 
 

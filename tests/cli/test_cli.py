@@ -20,15 +20,6 @@ from voxelry.models.unet import UNet
 from voxelry.tasks.landmarks import LandmarkTask
 
 NAMES = tuple(f"point_{number}" for number in range(1, 9))
-QUICK = [
-    "model=unet_tiny",
-    "model.width=8",
-    "model.multipliers=[1,2]",
-    "trainer=smoke",
-    "trainer.progress=false",
-    "trainer.accelerator=cpu",
-    "data.split.fractions=[0.5,0.25,0.25]",
-]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +64,7 @@ def one_line_error(result: tuple[int, str, str]) -> str:
 def test_help_names_every_command(run):
     status, out, _ = run("--help")
     assert status == 0
-    assert all(word in out for word in ("train", "predict", "evaluate", "doctor", "phantoms", "demo"))
+    assert all(word in out for word in ("train", "predict", "evaluate", "doctor", "phantoms", "index", "demo"))
 
 
 def test_help_imports_nothing_heavy():
@@ -161,42 +152,79 @@ def test_phantoms_are_the_same_for_the_same_seed(run, tmp_path):
     assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
 
 
+def test_nuclei_have_instances_and_no_landmarks(run, tmp_path):
+    assert run("phantoms", tmp_path / "n", "--kind", "nuclei", "--count", 1, "--size", 32, "--format", ".tif")[0] == 0
+    assert {path.name for path in (tmp_path / "n").iterdir()} == {"volumes", "instances"}
+
+
+def test_an_index_says_what_is_in_it_and_which_anchors_suit(run, tmp_path):
+    write_phantoms(tmp_path / "n", 2, seed=1, shape=(24, 40, 40), kind="nuclei")
+    status, out, _ = run("index", tmp_path / "n", "--out", tmp_path / "i.sqlite", "--crop-size", "16,32,32")
+    assert status == 0
+    assert "crops of 16 x 32 x 32 voxels from 2 images" in out
+    assert "anchors  sizes=" in out
+    assert (tmp_path / "i.sqlite").is_file()
+    again = run("index", tmp_path / "n", "--out", tmp_path / "i.sqlite", "--crop-size", "16,32,32")
+    assert "0 indexed, 2 already there" in again[1]
+
+
+def test_a_crop_size_that_is_no_number_is_refused(run, data, tmp_path):
+    error = one_line_error(run("index", data, "--out", tmp_path / "i.sqlite", "--crop-size", "big"))
+    assert "--crop-size: expected whole numbers such as 64 or 32,64,64, got 'big'" in error
+
+
+def test_a_format_of_another_task_is_refused(run, bundle, data, tmp_path):
+    result = run("predict", "--model", bundle, data, "--out", tmp_path / "out", "--format", "ome.zarr")
+    assert "format: landmarks is written as one of mrk.json, fcsv, csv, json, txt, got 'ome.zarr'" in one_line_error(
+        result
+    )
+    assert not (tmp_path / "out").exists()
+
+
 class TestTraining:
     """`voxelry train`, in a process of its own because Hydra keeps global state."""
 
-    @staticmethod
-    def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "voxelry.cli", "train", "experiment=landmarks_3d", *QUICK, *overrides]
-        return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    @pytest.fixture
+    def start(self, quick_training):
+        def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+            settings = ["experiment=landmarks_3d", *quick_training, *overrides]
+            command = [sys.executable, "-m", "voxelry.cli", "train", *settings]
+            return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def refused(self, folder: Path, *overrides: str) -> str:
-        process = self.start(folder, *overrides)
-        out, err = process.communicate(timeout=300)
-        assert not (folder / "runs" / "landmarks_3d" / "bundle").exists()
-        assert not (folder / "runs" / "landmarks_3d" / "checkpoints").exists()
-        return one_line_error((process.returncode, out, err))
+        return started
 
-    def test_a_wrong_number_of_landmarks(self, data, tmp_path):
+    @pytest.fixture
+    def refused(self, start):
+        def message(folder: Path, *overrides: str) -> str:
+            process = start(folder, *overrides)
+            out, err = process.communicate(timeout=300)
+            assert not (folder / "runs" / "landmarks_3d" / "bundle").exists()
+            assert not (folder / "runs" / "landmarks_3d" / "checkpoints").exists()
+            return one_line_error((process.returncode, out, err))
+
+        return message
+
+    def test_a_wrong_number_of_landmarks(self, refused, data, tmp_path):
         broken = shutil.copytree(data, tmp_path / "broken")
         (broken / "landmarks" / "case_002.txt").write_text("3\n0.1 0.2 0.3\n")
-        error = self.refused(tmp_path, f"data.root={broken}")
+        error = refused(tmp_path, f"data.root={broken}")
         assert "case_002.txt" in error
 
-    def test_an_image_size_of_the_wrong_rank(self, data, tmp_path):
-        error = self.refused(tmp_path, f"data.root={data}", "data.preprocess.image_size=[16,16]")
+    def test_an_image_size_of_the_wrong_rank(self, refused, data, tmp_path):
+        error = refused(tmp_path, f"data.root={data}", "data.preprocess.image_size=[16,16]")
         assert "image_size: expected 1 or 3 values" in error
 
-    def test_data_that_are_not_there(self, tmp_path):
-        assert "nowhere" in self.refused(tmp_path, "data.root=nowhere")
+    def test_data_that_are_not_there(self, refused, tmp_path):
+        assert "nowhere" in refused(tmp_path, "data.root=nowhere")
 
-    def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(self, data, tmp_path):
+    def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(self, start, data, tmp_path):
         settings = (
             f"data.root={data}",
             "data.preprocess.image_size=16",
             "trainer.max_steps=5000",
             "trainer.log_every=1",
         )
-        process = self.start(tmp_path, *settings, "trainer.validate_every=5000", "trainer.checkpoint_every=1")
+        process = start(tmp_path, *settings, "trainer.validate_every=5000", "trainer.checkpoint_every=1")
         checkpoint = tmp_path / "runs" / "landmarks_3d" / "checkpoints" / "last.ckpt"
         while not checkpoint.exists():
             assert process.poll() is None, process.communicate()
@@ -207,7 +235,7 @@ class TestTraining:
         assert "resume=true" in err
         steps = torch.load(checkpoint, weights_only=True)["global_step"]
         assert steps >= 1
-        process = self.start(tmp_path, *settings, "resume=true", f"trainer.max_steps={steps + 2}")
+        process = start(tmp_path, *settings, "resume=true", f"trainer.max_steps={steps + 2}")
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert torch.load(checkpoint, weights_only=True)["global_step"] == steps + 2

@@ -10,11 +10,16 @@ from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 
 import voxelry.configs
+from voxelry.backbones.build import build_backbone
+from voxelry.core.space import Space
 from voxelry.data.augment import Augment
+from voxelry.data.crops import CropDataset
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine.kinds.backbone import resolved
+from voxelry.models.mask_rcnn import MaskRCNN
 
 FOLDER = Path(voxelry.configs.__file__).parent
-GROUPS = ("task", "model", "data", "augment", "optimizer", "learning_rate", "trainer")
+GROUPS = ("task", "model", "backbone", "data", "augment", "optimizer", "learning_rate", "trainer")
 EXPERIMENTS = sorted(path.stem for path in (FOLDER / "experiment").glob("*.yaml"))
 ENTRIES = [(group, path.stem) for group in GROUPS for path in sorted((FOLDER / group).glob("*.yaml"))]
 
@@ -38,6 +43,13 @@ def test_an_entry_fits_what_it_configures(group, entry):
     if group == "augment":
         Augment(**node)
         return
+    if group == "backbone":
+        assert build_backbone(resolved(node, Space.from_spacing((32, 32, 32)), 1)).ndim == 3
+        return
+    if entry == "crops":
+        parameters = inspect.signature(CropDataset).parameters
+        assert {"normalise", "margin", "boxes", "on_error", "where"} <= set(node) & set(parameters)
+        return
     if group in ("data", "trainer"):
         reference = OmegaConf.to_container(composed()[group], resolve=True)
         assert set(node) == set(reference), "an entry may change values, not keys"
@@ -45,7 +57,13 @@ def test_an_entry_fits_what_it_configures(group, entry):
             Preprocess(**node["preprocess"])
         return
     callee = target(node)
-    if group == "model":
+    if group == "model" and callee is MaskRCNN:
+        for name in ("anchor_unit", "anchors_per_level", "anchor_sizes"):  # for the engine, which makes sizes of them
+            del node[name]
+    elif group == "model":
+        if "backbone" in node:
+            described = OmegaConf.to_container(composed("backbone=resnet_fpn_small").backbone)
+            node["backbone"] = resolved(described, Space.from_spacing((32, 32, 32)), 1)
         with torch.device("meta"):
             callee(ndim=3, **{key: value for key, value in node.items() if not key.startswith("_")})
         return
@@ -63,5 +81,7 @@ def test_an_experiment_composes_and_resolves(experiment):
 
 
 def test_there_is_something_to_check():
-    assert {"landmarks_2d", "landmarks_3d", "pretrain_2d", "pretrain_3d"} <= set(EXPERIMENTS)
+    assert {"landmarks_2d", "landmarks_3d", "pretrain_2d", "pretrain_3d", "segment_2d", "segment_3d"} <= set(
+        EXPERIMENTS
+    )
     assert len(ENTRIES) >= 15

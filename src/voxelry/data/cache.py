@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError, VoxelryError
 from voxelry.core.space import Space
-from voxelry.data.io.atomic import replacing
 from voxelry.data.layouts import Case
 from voxelry.data.sample import Sample
 
 if TYPE_CHECKING:
     from voxelry.data.dataset import VolumeDataset
 
-__all__ = ["Cache", "build", "content_hash"]
+__all__ = ["Cache", "build", "content_hash", "stamps"]
 
 _VERSION = 1  # of the entries: raise it when preprocessing gives other values for the same settings
-_TENSORS = ("image", "landmarks", "labels", "boxes", "masks")
+_TENSORS = ("image", "landmarks", "labels", "boxes", "masks", "classes")
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".head", ".brik", ".par", ".rec", ".brik.gz")  # data may be beside
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry has no writer any more
 
@@ -66,7 +66,7 @@ class Cache:
             "image": [self._digest(case.image)],
             "landmarks": [self._digest(path) for path in case.landmarks],
             "labels": [self._digest(case.labels)] if case.labels else [],
-            "instances": [self._digest(case.instances)] if case.instances else [],
+            "instances": self._part(case.instances) if case.instances else [],
         }
         row = case.name if case.layout == "hand" else ""
         content = {
@@ -127,9 +127,14 @@ class Cache:
             except OSError:  # another process was faster
                 continue
 
+    def _part(self, path: Path) -> list[str]:
+        """The digest of a file, and for `file.h5::dataset` the name of the dataset."""
+        file, _, inside = str(path).partition("::")
+        return [self._digest(path)] if path.exists() or not inside else [self._digest(Path(file)), inside]
+
     def _digest(self, path: Path) -> str:
         """`content_hash` of a file, remembered by its path, size and time of change."""
-        stamp = [[str(part), size, modified] for part, size, modified in _stamps(path)]
+        stamp = [[str(part), size, modified] for part, size, modified in stamps(path)]
         note = self.root / "index" / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()}.json"
         try:
             known = json.loads(note.read_bytes())
@@ -198,7 +203,7 @@ def content_hash(path: Path) -> str:
         FileError: something can't be read.
     """
     digest = hashlib.sha256()
-    for part, size, _ in _stamps(path):
+    for part, size, _ in stamps(path):
         digest.update(f"{part}\0{size}\0".encode())
         file = path / part if path.is_dir() else path.parent / part if part else path
         try:
@@ -210,7 +215,7 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _stamps(path: Path) -> list[tuple[str, int, int]]:
+def stamps(path: Path) -> list[tuple[str, int, int]]:
     """Relative name, size and time of change (ns) of every file that makes up an image; "" for the file itself."""
     try:
         if path.is_dir():
@@ -258,7 +263,7 @@ def _unpack(data: bytes) -> Sample | None:
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["voxelry"])
         if header["checksum"] != _checksum(tensors):
             return None
-        for name in ("labels", "masks"):
+        for name in ("labels", "masks", "classes"):
             if name in tensors:
                 tensors[name] = tensors[name].to(torch.int64)
         return Sample(

@@ -37,7 +37,7 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
 
-__all__ = ["VolumeDataset"]
+__all__ = ["VolumeDataset", "WorkerError"]
 
 NEEDS = ("landmarks", "labels", "masks")
 
@@ -127,7 +127,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         try:
             return self._drawn(index % len(self), epoch)
         except VoxelryError as error:
-            raise _WorkerError(str(error)) from None
+            raise WorkerError(str(error)) from None
 
     def _drawn(self, index: int, epoch: int) -> Sample:
         sample = self.preprocessed(index)
@@ -191,12 +191,13 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         if "landmarks" in self.need and case.landmarks:
             points, names = read_case_landmarks(case, space)
             landmarks = torch.from_numpy(points.astype(np.float32))
-        masks = boxes = None
-        if "masks" in self.need and case.instances is not None:
-            masks, boxes = _instances(self._label_map(case.instances, case, space))
         labels = None
         if "labels" in self.need and case.labels is not None:
             labels = torch.from_numpy(self._label_map(case.labels, case, space))
+        masks = boxes = classes = None
+        if "masks" in self.need and case.instances is not None:
+            masks, boxes = _instances(self._label_map(case.instances, case, space))
+            classes = None if labels is None else _instance_classes(masks, labels, len(boxes))
         return Sample(
             image=image,
             space=space,
@@ -207,6 +208,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             labels=labels,
             boxes=boxes,
             masks=masks,
+            classes=classes,
         )
 
     def _label_map(self, path: Path, case: Case, space: Space) -> NDArray[np.int64]:
@@ -298,7 +300,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         return [places.get(name, -1) for name in wanted]
 
 
-class _WorkerError(DataError):
+class WorkerError(DataError):
     """What a worker raises: `DataLoader` builds it anew in the main process from the text of a traceback."""
 
     def __init__(self, message: str):
@@ -329,3 +331,13 @@ def _instances(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     without_background = int(known[0] != 0)  # the first id is to be 1 then, too
     masks = torch.from_numpy(places.reshape(ids.shape) + without_background)
     return masks, mask_boxes(masks, len(known) - 1 + without_background)
+
+
+def _instance_classes(masks: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The label that most voxels of each instance have, `(count,)`; background doesn't count unless it is alone."""
+    inside = masks > 0
+    pairs = torch.stack([masks[inside] - 1, labels[inside].clamp(min=0)])
+    classes = int(pairs[1].max()) + 1 if pairs.shape[1] else 1
+    votes = torch.bincount(pairs[0] * classes + pairs[1], minlength=count * classes).reshape(count, classes)
+    votes[:, 0] = 0
+    return votes.argmax(dim=1).clamp(min=1)

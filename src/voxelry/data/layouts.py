@@ -13,6 +13,9 @@
 `cephalometric`:
     `jpg/NAME.jpg`, `400_junior/NAME.txt`, `400_senior/NAME.txt` (`x,y` a line, pixels of 0.1 mm; what
     follows the points is ignored). A point is the mean of the two observers.
+`hdf5`:
+    `NAME.h5` with a dataset `raw` and, where there is one, `label` (an instance id per voxel); other names by
+    `options={"dataset": ..., "label_dataset": ...}`.
 `images`:
     no more than images: a file, a folder of them, or a pattern such as `scans/*.mha`.
 
@@ -42,7 +45,11 @@ from voxelry.data.pixel_points import CEPHALOMETRIC_NAMES, observer_points, pixe
 
 __all__ = ["LAYOUTS", "Case", "case_name", "find_cases", "read_case_landmarks"]
 
-LAYOUTS = ("volumes", "chest", "hand", "cephalometric", "images")
+LAYOUTS = ("volumes", "chest", "hand", "cephalometric", "hdf5", "images")
+
+_OME_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr")
+_HDF5_SUFFIXES = (".h5", ".hdf5")
+_HDF5_DATASETS = {"dataset": "raw", "label_dataset": "label"}
 
 LANDMARK_SUFFIXES = (*(f".{name}" for name in LANDMARK_FORMATS), ".tsv")
 
@@ -61,7 +68,7 @@ class Case:
         image: file, or folder of a DICOM series or a Zarr image.
         landmarks: the point files; several are averaged (observers).
         labels: image with a class per voxel.
-        instances: image with an instance id per voxel, 0 for background.
+        instances: image with an instance id per voxel, 0 for background; may be `file.h5::dataset`.
         layout: how the landmark files are to be read, one of `LAYOUTS`.
         split: `train`, `validation` or `test` where the data says so, else empty.
         options: for `voxelry.data.io.open_image`, such as `spacing`.
@@ -93,7 +100,7 @@ def find_cases(
         root: a folder in one of the layouts above, an image, or a pattern of images.
         layout: one of `LAYOUTS`, or `"auto"` to tell by the subfolders.
         need_landmarks: whether a case without points is an error; otherwise points are taken where there are any.
-        options, point_options: for every case, as in `Case`.
+        options, point_options: for every case, as in `Case`; `options["label_dataset"]` is for `hdf5`.
 
     Raises:
         DataError: no image, two of one name, or an image without its points; the message names the file.
@@ -114,10 +121,11 @@ def find_cases(
         ]
     else:
         chosen = _recognise(root) if layout == "auto" else layout
-        cases = _FINDERS[chosen](root, need_landmarks)
+        given = dict(options or {})
+        names = {key: str(given.pop(key, None) or usual) for key, usual in _HDF5_DATASETS.items() if chosen == "hdf5"}
+        cases = _hdf5(root, need_landmarks, **names) if names else _FINDERS[chosen](root, need_landmarks)
         cases = [
-            replace(case, options={**case.options, **(options or {})}, point_options=dict(point_options or {}))
-            for case in cases
+            replace(case, options={**case.options, **given}, point_options=dict(point_options or {})) for case in cases
         ]
         cases = _with_subsets(cases, chosen)
     if not cases:
@@ -131,7 +139,7 @@ def find_cases(
 
 def case_name(path: Path) -> str:
     """File name without the suffixes of a known format: `a/case_1.5T.nii.gz` -> `case_1.5T`."""
-    return _stem(path.name, (*IMAGE_SUFFIXES, *LANDMARK_SUFFIXES))
+    return _stem(path.name, (*IMAGE_SUFFIXES, *LANDMARK_SUFFIXES, *_OME_SUFFIXES))
 
 
 def _stem(name: str, suffixes: Iterable[str]) -> str:
@@ -152,6 +160,10 @@ def _recognise(root: Path) -> str:
         return "chest"
     if (root / "jpg").is_dir():
         return "cephalometric" if (root / "400_junior").is_dir() or (root / "400_senior").is_dir() else "hand"
+    if root.is_dir() and not is_image(root):
+        files = [path for path in root.iterdir() if path.is_file() and path.name[0] != "."]
+        if any(path.suffix in _HDF5_SUFFIXES for path in files):
+            return "hdf5"
     return "images"
 
 
@@ -214,6 +226,23 @@ def _cephalometric(root: Path, need_landmarks: bool) -> list[Case]:
             observer_points(found)  # a difference between the observers' counts shows before training does
         options = {"spacing": _CEPHALOMETRIC_SPACING}
         cases.append(Case(name, image, found, layout="cephalometric", options=options))
+    return cases
+
+
+def _hdf5(root: Path, need_landmarks: bool, *, dataset: str, label_dataset: str) -> list[Case]:
+    from voxelry.data.io.hdf5 import dataset_names
+
+    paths = [root] if root.is_file() else [p for p in sorted(_existing(root).iterdir()) if p.suffix in _HDF5_SUFFIXES]
+    if need_landmarks and paths:
+        raise DataError(f"{paths[0]}: an HDF5 file has no landmarks; expected folders volumes and landmarks")
+    cases = []
+    for path in paths:
+        held = dataset_names(path)
+        labelled = label_dataset.strip("/") in held
+        # a file of one dataset is that image, whatever it is called
+        options = {"dataset": dataset} if len(held) > 1 else {}
+        instances = Path(f"{path}::{label_dataset}") if labelled else None
+        cases.append(Case(case_name(path), path, instances=instances, layout="hdf5", options=options))
     return cases
 
 

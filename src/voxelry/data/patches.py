@@ -112,7 +112,7 @@ def crop(
         inside = torch.from_numpy(space.contains(landmarks.numpy()))
         landmarks = torch.where(inside[:, None], landmarks, torch.nan)
     masks = _window(sample.masks, start, size)
-    boxes = sample.boxes
+    boxes, classes = sample.boxes, sample.classes
     if boxes is not None:
         boxes, kept = _clipped(boxes, start, space)
         if masks is not None:
@@ -121,10 +121,13 @@ def crop(
             ids[1 : len(kept) + 1] = torch.where(kept, kept.cumsum(0), 0)
             masks = ids[masks]
         boxes = boxes[kept]
+        classes = None if classes is None else classes[kept]
     image = _edge_window(sample.image, start, size) if fill == "edge" else _window(sample.image, start, size)
     assert image is not None
     labels = _window(sample.labels, start, size)
-    return sample.replace(image=image, space=space, landmarks=landmarks, labels=labels, boxes=boxes, masks=masks)
+    return sample.replace(
+        image=image, space=space, landmarks=landmarks, labels=labels, boxes=boxes, masks=masks, classes=classes
+    )
 
 
 def _plain(value: int | Sequence[int]) -> int | list[int]:

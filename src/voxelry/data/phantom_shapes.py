@@ -6,12 +6,16 @@ near it. Landmarks on a solid are known in closed form.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-__all__ = ["Ovoid", "Tube", "rotation_to"]
+from voxelry.ops.resample import spline_grid
+
+__all__ = ["Ovoid", "Tube", "rotation_to", "smooth_noise"]
 
 Array = NDArray[np.float32]
 
@@ -91,3 +95,12 @@ def rotation_to(direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], li
     basis[:, 0] = direction
     axes = np.linalg.qr(basis)[0]
     return axes * np.where(np.einsum("ij,ij->j", axes, basis) < 0, -1.0, 1.0), order
+
+
+def smooth_noise(
+    size: Sequence[int], spacing: NDArray[np.float64], grain: float, generator: np.random.Generator
+) -> Array:
+    """Smooth noise of unit deviation, `(*size)`, whose blobs are about `grain` mm wide."""
+    grid = [max(1, round((count - 1) * step / grain)) + 3 for count, step in zip(size, spacing, strict=True)]
+    noise = spline_grid(torch.from_numpy(generator.standard_normal((1, *grid), dtype=np.float32)), size)[0].numpy()
+    return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)

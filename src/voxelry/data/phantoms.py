@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,15 @@ from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
 from voxelry.core.space import Space
 from voxelry.data.phantom_anatomy import BODY_AXES, LABEL_NAMES, LANDMARK_NAMES, Organ, draw_nodules, draw_organs
-from voxelry.data.phantom_shapes import Ovoid
+from voxelry.data.phantom_nuclei import make_nuclei
+from voxelry.data.phantom_shapes import Ovoid, smooth_noise
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
 from voxelry.ops.resample import resample_points, spline_grid, spline_lipschitz
 
-__all__ = ["LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]
+__all__ = ["KINDS", "LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]
+
+KINDS = ("torso", "nuclei")
 
 _SHAPE = (48, 56, 64)
 _SPACING = (3.0, 2.2, 2.0)
@@ -128,10 +132,11 @@ def write_phantoms(
     format: str = ".nii.gz",
     layout: str = "volumes",
     landmark_format: str = "txt",
+    kind: str = "torso",
 ) -> Path:
     """Write phantoms of seeds `seed` to `seed + count - 1` in the seed's folder layout and return the folder.
 
-    `volumes/case_000.nii.gz`, `landmarks/case_000.txt`, `labels/` and `instances/` (both in the volumes' format).
+    `volumes/case_000.nii.gz`, `instances/` in the same format and, of torsos, `landmarks/case_000.txt` and `labels/`.
 
     Args:
         root: folder to write to; made if it isn't there.
@@ -141,9 +146,10 @@ def write_phantoms(
         format: suffix of the images. Formats of 8 bits (`.png`) get 0 to 255.
         layout: only `"volumes"`.
         landmark_format: suffix of the landmark files, such as `txt`, `csv`, `fcsv` or `mrk.json`.
+        kind: `torso` (`make_phantom`) or `nuclei` (`make_nuclei`, never oblique).
 
     Raises:
-        SettingError: an unknown layout, a count below 1, or settings that `make_phantom` can't take.
+        SettingError: an unknown layout or kind, a count below 1, or settings that `make_phantom` can't take.
     """
     from voxelry.data.io.image import write_image
     from voxelry.data.io.landmark_set import LandmarkSet
@@ -151,32 +157,36 @@ def write_phantoms(
 
     if layout != "volumes":
         raise SettingError(f'layout: expected "volumes", got {layout!r}')
+    if kind not in KINDS:
+        raise SettingError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
     if count < 1:
         raise SettingError(f"count: expected at least 1, got {count!r}")
     suffix = "." + format.lstrip(".")
     tilted = suffix in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd") if oblique is None else oblique
     folder = Path(root)
-    parts = {name: folder / name for name in ("volumes", "landmarks", "labels", "instances")}
-    for part in parts.values():
-        part.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        sample = make_phantom(seed + number, ndim=ndim, shape=shape, spacing=spacing, oblique=tilted)
-        assert sample.landmarks is not None
-        assert sample.labels is not None
-        assert sample.masks is not None
+        settings: dict[str, Any] = {"ndim": ndim, "shape": shape, "spacing": spacing}
+        if kind == "nuclei":
+            sample = make_nuclei(seed + number, **settings)
+        else:
+            sample = make_phantom(seed + number, oblique=tilted, **settings)
         name = f"case_{number:03d}"
         image = sample.image.numpy()
         if suffix == ".png":
             image = np.round(image * 255).astype(np.uint8)
-        write_image(parts["volumes"] / (name + suffix), image, sample.space)
-        for kind, values in (("labels", sample.labels), ("instances", sample.masks)):
-            write_image(parts[kind] / (name + suffix), values[None].numpy().astype(np.uint8), sample.space)
-        world = np.asarray(sample.space.to_world(sample.landmarks.double().numpy()), dtype=np.float64)
-        write_landmarks(
-            parts["landmarks"] / f"{name}.{landmark_format.lstrip('.')}",
-            LandmarkSet(sample.landmark_names, world, {}),
-            space=sample.space,
-        )
+        write_image(folder / "volumes" / (name + suffix), image, sample.space)
+        for part, values in (("labels", sample.labels), ("instances", sample.masks)):
+            if values is not None:
+                few = int(values.max()) < 256
+                stored = values[None].numpy().astype(np.uint8 if few else np.uint16)
+                write_image(folder / part / (name + suffix), stored, sample.space)
+        if sample.landmarks is not None:
+            world = np.asarray(sample.space.to_world(sample.landmarks.double().numpy()), dtype=np.float64)
+            write_landmarks(
+                folder / "landmarks" / f"{name}.{landmark_format.lstrip('.')}",
+                LandmarkSet(sample.landmark_names, world, {}),
+                space=sample.space,
+            )
     return folder
 
 
@@ -223,7 +233,7 @@ def _render(
     """Brightness, labels and nodule ids of every voxel; borders are mixed over the width of a voxel."""
     ndim, size = len(points), points.shape[1:]
     width = np.float32(spacing.mean())
-    fine, coarse = (_texture(size, spacing, grain, generator) for grain in (6.0, 18.0))
+    fine, coarse = (smooth_noise(size, spacing, grain, generator) for grain in (6.0, 18.0))
 
     def cover(distance: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.clip(np.float32(0.5) - distance / width, 0, 1)
@@ -259,15 +269,6 @@ def _render(
         labels[ball_voxels] = LABEL_NAMES.index("nodule")
         masks[ball_voxels] = number
     return image, labels, masks
-
-
-def _texture(
-    size: tuple[int, ...], spacing: NDArray[np.float64], grain: float, generator: np.random.Generator
-) -> NDArray[np.float32]:
-    """Smooth noise of unit deviation whose blobs are about `grain` mm wide."""
-    grid = [max(1, round((count - 1) * step / grain)) + 3 for count, step in zip(size, spacing, strict=True)]
-    noise = spline_grid(torch.from_numpy(generator.standard_normal((1, *grid), dtype=np.float32)), size)[0].numpy()
-    return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
 
 
 def _scan(image: NDArray[np.float32], noise: float, generator: np.random.Generator) -> NDArray[np.float32]:

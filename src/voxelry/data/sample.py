@@ -29,6 +29,7 @@ class Sample:
         labels: `(*spatial)` int64 class per voxel.
         boxes: `(K, 2 * ndim)` float32, all lows then all highs, array order, continuous.
         masks: `(*spatial)` int64 instance ids, 0 for background; box `k` belongs to id `k + 1`.
+        classes: `(K,)` int64 class of each box, 1 for the first; None where there is one class only.
     """
 
     image: Tensor
@@ -40,6 +41,7 @@ class Sample:
     labels: Tensor | None = None
     boxes: Tensor | None = None
     masks: Tensor | None = None
+    classes: Tensor | None = None
 
     @property
     def ndim(self) -> int:
@@ -61,6 +63,7 @@ class Batch:
         landmarks: `(B, N, ndim)`, or None when no sample has any.
         labels, masks: `(B, *spatial)`, or None.
         boxes: one `(K, 2 * ndim)` tensor per sample, or None.
+        classes: one `(K,)` tensor per sample, or None.
     """
 
     image: Tensor
@@ -72,6 +75,7 @@ class Batch:
     labels: Tensor | None = None
     boxes: list[Tensor] | None = None
     masks: Tensor | None = None
+    classes: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -87,13 +91,17 @@ class Batch:
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
+        def move_all(tensors: list[Tensor] | None) -> list[Tensor] | None:
+            return None if tensors is None else [tensor.to(device, non_blocking=non_blocking) for tensor in tensors]
+
         return replace(
             self,
             image=self.image.to(device, non_blocking=non_blocking),
             landmarks=move(self.landmarks),
             labels=move(self.labels),
             masks=move(self.masks),
-            boxes=None if self.boxes is None else [box.to(device, non_blocking=non_blocking) for box in self.boxes],
+            boxes=move_all(self.boxes),
+            classes=move_all(self.classes),
         )
 
 
@@ -123,7 +131,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         landmark_names=first.landmark_names,
         labels=_stack([sample.labels for sample in samples]),
         masks=_stack([sample.masks for sample in samples]),
-        boxes=None if first.boxes is None else [sample.boxes for sample in samples if sample.boxes is not None],
+        boxes=_listed([sample.boxes for sample in samples]),
+        classes=_listed([sample.classes for sample in samples]),
     )
 
 
@@ -134,3 +143,8 @@ def _count(landmarks: Tensor | None) -> int:
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if len(present) == len(tensors) else None
+
+
+def _listed(tensors: Sequence[Tensor | None]) -> list[Tensor] | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return present if len(present) == len(tensors) else None

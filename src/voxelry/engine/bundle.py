@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -21,18 +21,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import voxelry
-from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
+from voxelry.core.errors import CheckpointError, ConfigError, FileError
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine.kinds import KINDS, kind_of
+from voxelry.engine.networks import NETWORKS, build_network, network_name
 from voxelry.tasks.base import Task
 
-if TYPE_CHECKING:
-    from voxelry.models.unet import UNet
-
-__all__ = ["NETWORKS", "TASKS", "Bundle", "describe", "network_class", "read_bundle", "task_class", "write_bundle"]
+__all__ = ["Bundle", "describe", "read_bundle", "write_bundle"]
 
 FORMAT = 1
-TASKS = ("landmarks", "pretrain")
-NETWORKS = ("unet", "folded_unet")
 _FILES = ("weights.safetensors", "config.yaml", "card.md")
 
 
@@ -52,23 +49,6 @@ class Bundle:
     path: Path | None = None
 
 
-def task_class(name: str) -> type[Task]:
-    """The class of a task that a bundle may hold, by its name in `TASKS`."""
-    from voxelry.tasks.landmarks import LandmarkTask
-    from voxelry.tasks.pretrain import PretrainTask
-
-    tasks: dict[str, type[Task]] = {"landmarks": LandmarkTask, "pretrain": PretrainTask}
-    return tasks[name]
-
-
-def network_class(name: str) -> type[UNet]:
-    """The class of a network that a bundle may hold, by its name in `NETWORKS`."""
-    from voxelry.models.folded_unet import FoldedUNet
-    from voxelry.models.unet import UNet
-
-    return {"unet": UNet, "folded_unet": FoldedUNet}[name]
-
-
 def describe(task: Task) -> dict[str, Any]:
     """Names and settings from which `build` makes the same task again.
 
@@ -76,19 +56,9 @@ def describe(task: Task) -> dict[str, Any]:
         SettingError: the task or its network is of a kind that bundles don't know.
     """
     return {
-        "task": {"name": _name_of(task, TASKS, task_class), **task.settings()},
-        "network": {
-            "name": _name_of(task.network, NETWORKS, network_class),
-            **task.network.settings(),  # type: ignore[operator]
-        },
+        "task": {"name": kind_of(task).name, **task.settings()},
+        "network": {"name": network_name(task.network), **task.network.settings()},  # type: ignore[operator]
     }
-
-
-def _name_of(instance: object, names: Sequence[str], find: Callable[[str], type]) -> str:
-    for name in names:
-        if type(instance) is find(name):
-            return name
-    raise SettingError(f"{type(instance).__name__}: a bundle holds one of {', '.join(names)}")
 
 
 def build(description: dict[str, Any], source: Path) -> Task:
@@ -97,15 +67,17 @@ def build(description: dict[str, Any], source: Path) -> Task:
     Raises:
         ConfigError: a name or a setting is unknown; the message names `source`.
     """
-    network = _construct(description, "network", NETWORKS, network_class, source)
-    return _construct(description, "task", TASKS, task_class, source, network=network)
+    network = _construct(description, "network", NETWORKS, build_network, source)
+    return _construct(
+        description, "task", KINDS, lambda name, settings: KINDS[name].task_class()(**settings), source, network=network
+    )
 
 
 def _construct(
     description: dict[str, Any],
     part: str,
-    names: Sequence[str],
-    find: Callable[[str], Callable[..., Any]],
+    names: Iterable[str],
+    make: Callable[[str, dict[str, Any]], Any],
     source: Path,
     **built: Any,
 ) -> Any:
@@ -114,7 +86,7 @@ def _construct(
     if name not in names:
         raise ConfigError(f"{source}: {part}.name: expected one of {', '.join(names)}, got {name!r}")
     try:
-        return find(name)(**built, **settings)
+        return make(name, {**built, **settings})
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # torch and Python have many words for a value that can't be
         raise ConfigError(f"{source}: {part}: {error}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +22,8 @@ class Checkpoints(pl.Callback):
     """Write checkpoints whole or not at all, and turn Ctrl-C into a clean stop.
 
     The first SIGINT or SIGTERM finishes the batch at hand, writes `last.ckpt` and ends the run with
-    `interrupted` set; a second one ends it at once.
+    `interrupted` set; a second one ends it at once. Where a validation is due, `last.ckpt` is written
+    after it, for a run that goes on from there does not repeat it.
 
     Args:
         folder: where `last.ckpt` and `best.ckpt` go.
@@ -29,11 +32,21 @@ class Checkpoints(pl.Callback):
             resumed run would go without it.
         monitor: the summary metric that `best.ckpt` follows.
         higher_is_better: its sense.
+        saved: called in every process when `last.ckpt` was written.
     """
 
-    def __init__(self, folder: Path, *, every: int, validate_every: int, monitor: str, higher_is_better: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        validate_every: int,
+        monitor: str,
+        higher_is_better: bool = False,
+        saved: Callable[[pl.Trainer, Path], None] | None = None,
+    ):
         self.folder, self.every, self.validate_every = folder, every, validate_every
-        self.monitor, self.higher_is_better = monitor, higher_is_better
+        self.monitor, self.higher_is_better, self.saved = monitor, higher_is_better, saved
         self.best: float | None = None
         self.interrupted = False
         self._written = -1
@@ -50,7 +63,9 @@ class Checkpoints(pl.Callback):
         return self.folder / "best.ckpt"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals."""
+        """Take over the signals, which only the main thread may; elsewhere they are somebody else's."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._stop)
 
@@ -69,15 +84,14 @@ class Checkpoints(pl.Callback):
         # between two optimizer steps the gathered gradients would be lost
         between = self.validate_every == 1 or step % self.validate_every != 0
         if self.interrupted and not accumulating and between:
-            self._save(trainer, self.last_path)
+            self._save_last(trainer)
             trainer.should_stop = True
             trainer.limit_val_batches = 0
-        elif not accumulating and step % self.every == 0 and step != self._written:
-            self._save(trainer, self.last_path)
-            self._written = step
+        elif not accumulating and not (sum(trainer.num_val_batches) and step % self.validate_every == 0):
+            self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write `best.ckpt` after the best validation so far."""
+        """Write `best.ckpt` after the best validation so far, and `last.ckpt` when it is due."""
         if trainer.sanity_checking:
             return
         value = float(trainer.callback_metrics[f"val/{self.monitor}"])
@@ -85,11 +99,12 @@ class Checkpoints(pl.Callback):
         if better:
             self.best = value
             self._save(trainer, self.best_path)
+        self._save_if_due(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the end of the run and give the signals back."""
         if not self.interrupted:
-            self._save(trainer, self.last_path)
+            self._save_last(trainer)
         self._release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -109,6 +124,17 @@ class Checkpoints(pl.Callback):
             signal.signal(number, handler)
         self._previous = {}
 
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 and step != self._written:
+            self._save_last(trainer)
+            self._written = step
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        self._save(trainer, self.last_path)
+        if self.saved is not None:
+            self.saved(trainer, self.last_path)
+
     def _save(self, trainer: pl.Trainer, path: Path) -> None:
         partial = path.with_suffix(".partial")
         try:
@@ -119,7 +145,8 @@ class Checkpoints(pl.Callback):
         except OSError as error:
             raise FileError(path, f"the checkpoint can't be written: {error.strerror or error}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            if trainer.is_global_zero:  # another process would take the file away from under its name
+                partial.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

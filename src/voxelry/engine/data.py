@@ -3,57 +3,54 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from voxelry.core.errors import DataError, VoxelryError
+from voxelry.core.errors import DataError
 from voxelry.data.augment import Augment
 from voxelry.data.cache import Cache, build
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.splits import few_shot, split_cases
+from voxelry.data.splits import SPLITS, few_shot, split_cases
+from voxelry.engine.kinds import Kind
+from voxelry.engine.splits import Splits, plain
 
 __all__ = ["Splits", "build_data"]
 
 MEMORY_BYTES = 2 * 1024**3
 
 
-@dataclass
-class Splits:
-    """The three parts of the data; only `train` is augmented and cut into patches."""
-
-    train: VolumeDataset
-    validation: VolumeDataset
-    test: VolumeDataset
-
-
 def build_data(
-    config: DictConfig, *, ndim: int, augment: DictConfig | None = None, seed: int = 0, task: str = "landmarks"
+    config: DictConfig, *, ndim: int, kind: Kind, augment: DictConfig | None = None, seed: int = 0
 ) -> Splits:
-    """Find, split and wrap the cases of `config.root`.
+    """Find, split and wrap the cases of `config.root`: the one entry point to the data of a run.
 
     Args:
-        config: as `configs/data/volumes.yaml`.
+        config: as `configs/data/volumes.yaml`; or as `configs/data/crops.yaml`.
         ndim: rank that the images must have.
         augment: settings of `Augment` for the training part; empty or None for none.
         seed: draws the few-shot subset and everything random in the training part.
-        task: `landmarks` needs a landmark file per case, `pretrain` images alone.
+        kind: of task; decides what is read, and what every case must have.
 
     Raises:
         DataError: no cases, an empty training part, images of another rank.
     """
-    need_landmarks = task == "landmarks"
+    if "index" in config:
+        from voxelry.engine.crop_data import build_crop_data
+
+        return build_crop_data(config, ndim=ndim, kind=kind, augment=augment, seed=seed)
     cases = find_cases(
         config.root,
         config.layout,
-        need_landmarks=need_landmarks,
+        need_landmarks=kind.required == "landmarks",
         options=plain(config.options),
         point_options=plain(config.point_options),
     )
+    check_annotated(cases, kind.required)
     split = config.split
     parts = split_cases(
         cases,
@@ -68,7 +65,7 @@ def build_data(
         raise DataError(f"{config.root}: no cases are left for training after the split (of {len(cases)} in all)")
     common: dict[str, Any] = {
         "preprocess": Preprocess(**plain(config.preprocess)),
-        "need": ("landmarks", "labels") if need_landmarks else (),
+        "need": kind.needs,
         "seed": seed,
     }
     cache = config.cache
@@ -82,18 +79,44 @@ def build_data(
         **common,
     )
     check_rank(train, ndim)
-    names = train.landmark_names if need_landmarks else None
-    held_out = [VolumeDataset(parts[part], landmark_names=names, **common) for part in ("validation", "test")]
-    for dataset in (train, *held_out):
+    names = train.landmark_names or None
+    validation, test = (VolumeDataset(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
+    for dataset in (train, validation, test):
         dataset.check()
         if isinstance(dataset.cache, Cache):
             build(dataset, workers=min(4, os.cpu_count() or 1))
-    return Splits(train, *held_out)
+    return Splits(
+        train,
+        validation,
+        test,
+        preprocess=train.preprocess,
+        names={
+            part: [case.name for case in dataset.cases]
+            for part, dataset in zip(SPLITS, (train, validation, test), strict=True)
+        },
+        unaltered=train.preprocessed,
+    )
 
 
 def _fits(first: VolumeDataset, count: int) -> bool:
     """Whether `count` preprocessed samples of the first one's size can stay in memory."""
     return first[0].image.nbytes * count <= MEMORY_BYTES
+
+
+def check_annotated(cases: Sequence[Case], required: str | None) -> None:
+    """Refuse cases without what the task learns from; landmarks are asked for while the cases are looked for.
+
+    Raises:
+        DataError: names the first image without instances.
+    """
+    if required != "instances":
+        return
+    for case in cases:
+        if case.instances is None:
+            raise DataError(
+                f"{case.image}: no instances for this image; expected a label volume instances/{case.name}.* "
+                "beside volumes/, or a dataset label in its HDF5 file"
+            )
 
 
 def check_rank(dataset: VolumeDataset, ndim: int) -> None:
@@ -105,13 +128,3 @@ def check_rank(dataset: VolumeDataset, ndim: int) -> None:
     sample = dataset[0]
     if sample.ndim != ndim:
         raise DataError(f"{sample.source}: an image of rank {sample.ndim}, but ndim={ndim} is configured")
-
-
-def plain(config: DictConfig | None) -> dict[str, Any]:
-    """A configuration node as ordinary values."""
-    if not config:
-        return {}
-    container = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(container, dict):
-        raise VoxelryError(f"expected a mapping in the configuration, got {container!r}")
-    return {str(key): value for key, value in container.items() if key != "_target_"}

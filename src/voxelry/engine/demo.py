@@ -1,56 +1,68 @@
-"""The main job on built-in phantoms: pretrain, fine-tune on few labels, predict unseen images, report.
-
-Every step is the command that a user would run; the demo prints it before it does it.
-"""
+"""The main jobs on built-in phantoms, from data to a report; every step is the command that a user would run."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from voxelry.core.errors import FileError
-from voxelry.data.phantoms import write_phantoms
-from voxelry.engine.compose import compose_training
+from voxelry.core.errors import SettingError
+from voxelry.engine.demo_steps import clear, make_phantoms, predict_folder, run_training
+from voxelry.engine.evaluate import evaluate_task
+from voxelry.engine.kinds.pretrain import add_new_images
 from voxelry.engine.model import load
-from voxelry.engine.predict import gather_inputs, predict_files
-from voxelry.engine.report import demo_report
-from voxelry.engine.train import train
-from voxelry.engine.writers import writer_for
+from voxelry.engine.report import add_training, demo_page, evaluation_dataset
+from voxelry.engine.segment_demo import segment_demo
+from voxelry.viz.report import Report
 
-__all__ = ["run_demo"]
+__all__ = ["DEMOS", "run_demo"]
 
 UNLABELLED, LABELLED, UNSEEN = 24, 12, 6
-_MARKER = ".voxelry-demo"
 
 
-def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1.4), size: int = 48) -> Path:
-    """Run the demo in `out`, which is emptied first if an earlier demo made it.
+def run_demo(out: Path, *, task: str = "landmarks", ndim: int = 3, **settings: Any) -> Path:
+    """Run a demo in `out`, which is emptied first if an earlier demo made it.
 
     Args:
         out: folder for data, models, predictions and the report.
+        task: one of `DEMOS`.
         ndim: rank of the phantoms.
-        minutes: wall-clock limits of pretraining and fine-tuning.
-        size: voxels along the phantoms' axes.
+        settings: of that demo, such as `minutes` and `size`.
 
     Returns:
         The report.
 
     Raises:
         FileError: `out` holds something else, or can't be written.
+        SettingError: there is no demo of that task.
     """
+    if task not in DEMOS:
+        raise SettingError(f"task: expected one of {', '.join(DEMOS)}, got {task!r}")
     started = time.monotonic()
-    _clear(out)
+    clear(out)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    report = DEMOS[task](out, ndim=ndim, **settings)
+    seconds = time.monotonic() - started
+    print(f"took {seconds:.0f} s")
+    report.section("Time", f"All of this took {seconds:.0f} seconds.")
+    return report.save(out / "report.html")
+
+
+def landmarks_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1.4), size: int = 48) -> Report:
+    """Pretrain, fine-tune on few labels, predict unseen phantoms.
+
+    Args:
+        minutes: wall-clock limits of pretraining and fine-tuning.
+        size: voxels along the phantoms' axes.
+    """
     shape = (size,) * ndim
     suffix = ".nii.gz" if ndim == 3 else ".png"
     # case k of a folder has seed + k, so seeds far apart share no phantom
     data = {"unlabelled": (UNLABELLED, 0), "labelled": (LABELLED, 1000), "unseen": (UNSEEN, 2000)}
     for name, (count, seed) in data.items():
-        options = f"--count {count} --seed {seed} --ndim {ndim} --size {size} --format {suffix} --landmarks csv"
-        print(f"$ voxelry phantoms {out}/{name} {options}")
-        write_phantoms(out / name, count, seed=seed, ndim=ndim, shape=shape, format=suffix, landmark_format="csv")
+        make_phantoms(out / name, count, seed=seed, shape=shape, format=suffix, kind="torso")
 
     common = [f"data.preprocess.image_size={size if ndim == 2 else 32}", "model=folded_unet", "trainer.log_every=5"]
     pretrain = [
@@ -66,7 +78,7 @@ def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1
         "task.sample_steps=20",
         *common,
     ]
-    _train(pretrain)
+    run_training(pretrain)
     landmarks = [
         f"experiment=landmarks_{ndim}d",
         f"data.root={out}/labelled",
@@ -78,34 +90,17 @@ def run_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (0.9, 1
         "trainer.validate_every=150",
         *common,
     ]
-    _train(landmarks)
+    run_training(landmarks)
 
-    predictions = out / "predictions"
-    print(f"$ voxelry predict --model {out}/landmarks {out}/unseen --out {predictions}")
-    model = load(out / "landmarks" / "bundle")
-    outcome = predict_files(
-        model, gather_inputs([out / "unseen"]), predictions, write=writer_for("landmarks", "mrk.json")
-    )
-    for path, reason in outcome.failed:
-        raise FileError(path, reason)
+    model = predict_folder(out / "landmarks", out / "unseen", out / "predictions")
     print(f"$ voxelry evaluate --model {out}/landmarks {out}/unseen --out {out}/evaluation")
+    report = Report("voxelry demo", subtitle="Phantoms, pretraining, fine-tuning on few labels, unseen phantoms")
+    demo_page(report, out, model, evaluation_dataset(model, out / "unseen"), {"Fine-tuning": out / "landmarks"})
     pretrained = load(out / "pretrain" / "bundle")
-    report = demo_report(out, model, out / "unseen", pretrained, time.monotonic() - started)
-    print(f"took {time.monotonic() - started:.0f} s")
+    held_out = evaluation_dataset(pretrained, out / "unseen")
+    add_new_images(report, pretrained.task, evaluate_task(pretrained.task, held_out))
+    add_training(report, out / "pretrain", "Pretraining")
     return report
 
 
-def _train(overrides: list[str]) -> None:
-    print("$ voxelry train " + " ".join(overrides))
-    train(compose_training(overrides))
-
-
-def _clear(out: Path) -> None:
-    if out.exists() and not (out / _MARKER).exists() and any(out.iterdir()):
-        raise FileError(out, "is not an earlier demo's folder and not empty", "give another one with --out")
-    shutil.rmtree(out, ignore_errors=True)
-    try:
-        out.mkdir(parents=True)
-        (out / _MARKER).touch()
-    except OSError as error:
-        raise FileError(out, f"the folder can't be made: {error.strerror or error}") from error
+DEMOS: dict[str, Callable[..., Report]] = {"landmarks": landmarks_demo, "segment": segment_demo}

@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 
 from voxelry.core.errors import FileError
-from voxelry.data.dataset import VolumeDataset
 from voxelry.engine.loader import evaluation_loader
+from voxelry.engine.splits import SampleSource
 from voxelry.tasks.base import Row, Task
 
 __all__ = ["Evaluation", "evaluate_task", "write_summary"]
@@ -66,7 +66,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def evaluate_task(
-    task: Task, dataset: VolumeDataset, *, progress: Callable[[Sequence[str]], None] | None = None
+    task: Task, dataset: SampleSource, *, progress: Callable[[Sequence[str]], None] | None = None
 ) -> Evaluation:
     """Predict and measure every case of a dataset, one at a time, on the device the task is on."""
     task.eval()

@@ -3,6 +3,9 @@
 Randomness: before every batch the generators are seeded from (seed, batch number, rank), so a run that
 was interrupted goes on with the very numbers it would have drawn, and the checkpoint needs no
 generator states.
+
+Several processes share a run: each has its part of every batch and of the validation cases; losses,
+validation metrics and the time spent are the same for all of them, so that they decide alike.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from voxelry.core.errors import VoxelryError
@@ -91,23 +94,37 @@ class TaskModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss."""
         losses = self.task.training_loss(batch)
-        loss = losses["loss"]
-        if not torch.isfinite(loss):
+        loss, shared = losses["loss"], self._shared(losses)
+        if not torch.isfinite(shared["loss"]):
             raise DivergedError(
                 f"{', '.join(batch.names)}: the loss became {loss.item()} at step {self.trainer.global_step}; "
                 "lower optimizer.lr, set trainer.gradient_clip_val or train in float32"
             )
         # counted here because the callbacks that write checkpoints run before `on_train_batch_end`
         self.batches_taken += 1
-        logged = {f"train/{name}": value.detach() for name, value in losses.items() if value.isfinite()}
+        logged = {f"train/{name}": value for name, value in shared.items() if value.isfinite()}
         self.log_dict(logged, batch_size=len(batch), prog_bar=False)
-        self.log("loss", loss.detach(), batch_size=len(batch), prog_bar=True, logger=False)
+        self.log("loss", shared["loss"], batch_size=len(batch), prog_bar=True, logger=False)
         return loss
+
+    def _shared(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The means of the losses over the processes; a part that is undefined in some is the mean of the others'."""
+        values = {name: value.detach() for name, value in losses.items()}
+        if self.trainer.world_size == 1:
+            return values
+        each = torch.stack([value.float() for value in values.values()])
+        defined = each.isfinite()
+        defined[list(values).index("loss")] = True  # where this one is not finite in any process, all must know
+        sums = torch.stack([torch.where(defined, each, 0.0), defined.float()])
+        distributed.all_reduce(sums)
+        return dict(zip(values, sums[0] / sums[1], strict=True))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop when the time is spent."""
         now = time.monotonic()
         self.elapsed, self._clock = self.elapsed + now - self._clock, now
+        if self.max_minutes and self.trainer.world_size > 1:
+            self.elapsed = self.trainer.strategy.broadcast(self.elapsed)
         if self.max_minutes and self.elapsed >= self.max_minutes * 60:
             self.trainer.should_stop = True
 
@@ -121,6 +138,7 @@ class TaskModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the summary of all rows."""
+        self.rows = self._all_rows()
         summary = self.task.summary(self.rows)
         self.log_dict({f"val/{name}": float(value) for name, value in summary.items()}, sync_dist=True)
         monitored = float(summary[self.task.monitor])
@@ -128,6 +146,16 @@ class TaskModule(pl.LightningModule):
         if not self.trainer.sanity_checking:
             self.learning_rate.observe(monitored, self.task.higher_is_better)
             self.history.append({"step": float(self.trainer.global_step), **{k: float(v) for k, v in summary.items()}})
+
+    def _all_rows(self) -> list[Row]:
+        """The rows of all processes, in the order of the cases; see `engine.loader.evaluation_loader`."""
+        size = self.trainer.world_size
+        if size == 1:
+            return self.rows
+        parts: list[list[Row]] = [[] for _ in range(size)]
+        distributed.all_gather_object(parts, self.rows)
+        rows = [part[place] for place in range(len(parts[0])) for part in parts if place < len(part)]
+        return rows[: len(self.trainer.val_dataloaders.dataset)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to go on exactly."""

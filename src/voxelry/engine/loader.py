@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from voxelry.data.dataset import VolumeDataset
 from voxelry.data.sample import Sample, collate
+from voxelry.engine.splits import SampleSource
 
 __all__ = ["EndlessOrder", "evaluation_loader", "training_loader"]
 
@@ -52,7 +52,7 @@ class EndlessOrder(Sampler[int]):
 class _Passes(Dataset[Sample]):
     """A dataset seen through `EndlessOrder`'s numbers."""
 
-    def __init__(self, dataset: VolumeDataset):
+    def __init__(self, dataset: SampleSource):
         self.dataset = dataset
 
     def __getitem__(self, place: int) -> Sample:
@@ -61,7 +61,7 @@ class _Passes(Dataset[Sample]):
 
 
 def training_loader(
-    dataset: VolumeDataset,
+    dataset: SampleSource,
     *,
     batch_size: int,
     seed: int,
@@ -93,10 +93,28 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: VolumeDataset, *, batch_size: int = 1, num_workers: int | None = None, pin_memory: bool = False
+    dataset: SampleSource,
+    *,
+    batch_size: int = 1,
+    num_workers: int | None = None,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> DataLoader[Any]:
-    """Every sample once, in order."""
-    return DataLoader(dataset, batch_size=batch_size, collate_fn=collate, **_workers(num_workers, pin_memory))
+    """Every sample once, in order; of several processes, each gets every `world_size`-th sample from its rank on.
+
+    A process for which none is left gets another one's sample, since all of them have to go through
+    an evaluation together.
+    """
+    count = len(dataset)
+    places = range(rank, count, world_size) or ([rank % count] if count else [])
+    return DataLoader(
+        cast("Dataset[Sample]", dataset),
+        batch_size=batch_size,
+        sampler=places,
+        collate_fn=collate,
+        **_workers(num_workers, pin_memory),
+    )
 
 
 def _workers(count: int | None, pin_memory: bool) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +14,11 @@ import torch
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.io import read_image
+from voxelry.data.layouts import case_name
 from voxelry.data.sample import Sample, collate
 from voxelry.engine.bundle import Bundle, read_bundle
+from voxelry.engine.kinds import KINDS, Kind
+from voxelry.engine.networks import input_channels
 
 __all__ = ["Model", "load"]
 
@@ -35,6 +40,11 @@ class Model:
     def task_name(self) -> str:
         """The task's name, such as `landmarks`."""
         return str(self.bundle.config["task"]["name"])
+
+    @property
+    def kind(self) -> Kind:
+        """What the engine knows of the task."""
+        return KINDS[self.task_name]
 
     def to(self, device: str | torch.device) -> Self:
         """The same model on another device."""
@@ -66,8 +76,7 @@ class Model:
         self, image: str | PathLike[str] | np.ndarray | Sample, space: Space | None = None, **options: Any
     ) -> Sample:
         """The image as a sample, not yet preprocessed; arguments and errors as `predict`."""
-        settings = self.bundle.config["network"]
-        ndim = int(settings["ndim"])
+        ndim = int(self.task.network.ndim)  # type: ignore[arg-type]
         if isinstance(image, Sample):
             sample = image
         elif isinstance(image, np.ndarray):
@@ -78,13 +87,28 @@ class Model:
             path = Path(image)
             read = read_image(path, **options)
             pixels = torch.as_tensor(np.ascontiguousarray(read.array, dtype=np.float32))
-            sample = Sample(pixels, read.space, _stem(path), str(path))
-        if sample.ndim != ndim:
-            raise DataError(f"{sample.source}: an image of rank {sample.ndim}, but the model is of rank {ndim}")
-        channels = int(settings.get("in_channels", 1))
-        if sample.image.shape[0] != channels:
-            raise DataError(f"{sample.source}: {sample.image.shape[0]} channels, but the model takes {channels}")
+            sample = Sample(pixels, read.space, case_name(path), str(path))
+        self.check_image(sample.source, sample.ndim, int(sample.image.shape[0]))
         return sample
+
+    def check_image(self, source: str, ndim: int, channels: int) -> None:
+        """Refuse an image that the network doesn't take.
+
+        Raises:
+            DataError: another rank or number of channels.
+        """
+        own, taken = int(self.task.network.ndim), input_channels(self.task.network)  # type: ignore[arg-type]
+        if ndim != own:
+            raise DataError(f"{source}: an image of rank {ndim}, but the model is of rank {own}")
+        if channels != taken:
+            raise DataError(f"{source}: {channels} channels, but the model takes {taken}")
+
+    def digest(self) -> str:
+        """What tells these weights and settings from others."""
+        found = hashlib.sha256(json.dumps(self.bundle.config, sort_keys=True, default=str).encode())
+        for name, value in self.task.state_dict().items():
+            found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
 
 
 def load(path: str | PathLike[str], device: str | torch.device | None = None) -> Model:
@@ -94,11 +118,3 @@ def load(path: str | PathLike[str], device: str | torch.device | None = None) ->
         CheckpointError, ConfigError: the bundle is broken, was changed, or is of a newer kind.
     """
     return Model(read_bundle(Path(path)), device)
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in (".nii.gz", ".ome.tif", ".ome.tiff", ".ome.zarr"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return path.stem

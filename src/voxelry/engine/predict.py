@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from voxelry.core.errors import DataError, FileError, VoxelryError
+from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.io import is_image
-from voxelry.data.sample import Sample
+from voxelry.data.layouts import case_name
 from voxelry.engine.model import Model
 
 __all__ = ["Outcome", "gather_inputs", "predict_files"]
@@ -61,26 +61,33 @@ def predict_files(
     paths: Sequence[Path],
     out: Path,
     *,
-    write: Callable[[Any, Sample, Path], Path],
+    format: str | None = None,
     options: dict[str, Any] | None = None,
     progress: Callable[[Path], None] | None = None,
 ) -> Outcome:
     """Predict every file; one that fails is noted and the rest is done.
 
     Args:
-        write: puts a prediction for the image as it was read into the folder and answers the file.
+        format: suffix of the files, one of those of the task's kind; its first by default.
         options: for the images' reader.
         progress: called after every file.
+
+    Raises:
+        SettingError: the task writes no files in that format.
     """
+    kind = model.kind
+    chosen = kind.formats[0] if format is None else format.lstrip(".")
+    if chosen not in kind.formats:
+        raise SettingError(f"format: {kind.name} is written as one of {', '.join(kind.formats)}, got {format!r}")
     outcome = Outcome()
     stems: dict[str, Path] = {}
     for path in paths:
         try:
-            sample = model.sample(path, **(options or {}))
-            if sample.name in stems:
-                raise DataError(f"{path}: its output would overwrite that of {stems[sample.name]}")
-            stems[sample.name] = path
-            outcome.written.append(write(model.predict(sample), sample, out))
+            name = case_name(path)
+            if name in stems:
+                raise DataError(f"{path}: its output would overwrite that of {stems[name]}")
+            stems[name] = path
+            outcome.written.append(kind.predict_file(model, path, out, format=chosen, options=options or {}))
         except VoxelryError as error:
             outcome.failed.append((path, str(error)))
         if progress is not None:

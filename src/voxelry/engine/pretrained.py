@@ -1,4 +1,4 @@
-"""Weights to start from: a bundle of ours, a checkpoint of a run, or the original's files."""
+"""Weights to start from: a bundle of ours, a checkpoint of a run, or published files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
-from voxelry.core.errors import CheckpointError
-from voxelry.engine.bundle import NETWORKS, network_class, read_bundle
+from voxelry.backbones.base import Backbone
+from voxelry.core.errors import CheckpointError, SettingError
+from voxelry.engine.bundle import read_bundle
 from voxelry.engine.checkpoints import read_checkpoint
-from voxelry.interop.reference import SOURCES, from_reference, load_reference_file
-from voxelry.models.unet import UNet
+from voxelry.engine.networks import NETWORKS, build_network, network_name
+from voxelry.interop.reference import SOURCES, from_reference, load_reference_file, source_of
 
 __all__ = ["Pretrained", "read_pretrained"]
 
 # what a fine-tuned network may have of its own; all else is the pretrained one's architecture
 _FREE = ("checkpointing", "dropout")
 _PLAIN_RANGE = (0.0, 1.0)
+_UNETS = ("unet", "folded_unet")
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Pretrained:
     """A network that was trained before.
 
     Attributes:
-        kind: the name of its class, one of `bundle.NETWORKS`.
+        kind: the name of its class, one of `networks.NETWORKS` or of `backbones.build.BACKBONES`.
         settings: keywords that build it again.
         weights: its state dict.
         input_range: the range of values its images had, images in [0, 1] being the files' own.
@@ -41,8 +43,13 @@ class Pretrained:
     input_range: tuple[float, float]
     source: str
 
-    def build(self, config: DictConfig, *, ndim: int, in_channels: int, out_channels: int) -> UNet:
-        """A new network of this architecture with a run's own channels and rank.
+    @property
+    def is_unet(self) -> bool:
+        """Whether `build` makes another one of it."""
+        return self.kind in _UNETS
+
+    def build(self, config: DictConfig, *, ndim: int, in_channels: int, out_channels: int) -> nn.Module:
+        """A new U-Net of this architecture with a run's own channels and rank.
 
         A 2-D network may start a 3-D one (its kernels are inflated); the other way round is refused.
 
@@ -61,14 +68,14 @@ class Pretrained:
         settings["self_condition"] = bool(self.settings["self_condition"]) and alike
         if not settings["self_condition"]:
             settings["condition_channels"] = None
-        return network_class(self.kind)(**settings)
+        return build_network(self.kind, settings)
 
 
 def read_pretrained(path: Path) -> Pretrained:
-    """The U-Net in `path`.
+    """The network in `path`.
 
     Args:
-        path: a bundle folder, a run's folder, a `.ckpt` of ours, or a `.pt` of the original project.
+        path: a bundle folder, a run's folder, a `.ckpt` of ours, or published weights of one of `SOURCES`.
 
     Raises:
         CheckpointError: nothing there that can be used.
@@ -83,9 +90,9 @@ def read_pretrained(path: Path) -> Pretrained:
     if not path.exists():
         raise CheckpointError(f"{path}: no such bundle or checkpoint")
     weights = load_reference_file(path)
-    for source, module in SOURCES.items():
-        if any(name == module.STEM or name.endswith("." + module.STEM) for name in weights):
-            return _of(from_reference(source, {}, weights), _PLAIN_RANGE, path)
+    source = source_of(weights)
+    if source is not None:
+        return _of(from_reference(source, {}, weights), _PLAIN_RANGE, path)
     raise CheckpointError(f"{path}: weights of no network that is known; expected those of {', '.join(SOURCES)}")
 
 
@@ -103,10 +110,11 @@ def _of_checkpoint(path: Path) -> Pretrained:
 
 
 def _of(network: Any, input_range: tuple[float, float], path: Path) -> Pretrained:
-    for kind in NETWORKS:
-        if type(network) is network_class(kind):
-            return Pretrained(kind, network.settings(), dict(network.state_dict()), input_range, str(path))
-    raise CheckpointError(f"{path}: holds a {type(network).__name__}, expected one of {', '.join(NETWORKS)}")
+    try:
+        kind = network.name if isinstance(network, Backbone) else network_name(network)
+    except SettingError as error:
+        raise CheckpointError(f"{path}: holds {error}") from error
+    return Pretrained(kind, network.settings(), dict(network.state_dict()), input_range, str(path))
 
 
 def _input_range(settings: Mapping[str, Any]) -> tuple[float, float]:

@@ -8,24 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from voxelry.core.errors import DataError
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts import find_cases
 from voxelry.data.splits import split_cases
 from voxelry.engine.evaluate import Evaluation, evaluate_task
+from voxelry.engine.kinds import kind_of
 from voxelry.engine.model import Model
+from voxelry.engine.splits import SampleSource
 from voxelry.tasks.base import Task
-from voxelry.tasks.landmarks import LandmarkTask
-from voxelry.tasks.pretrain import PretrainTask
-from voxelry.tasks.pretrain import report as pretrain_report
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 
-__all__ = ["demo_report", "evaluate_folder", "write_report"]
-
-SAMPLES = 4
+__all__ = ["add_training", "demo_page", "evaluate_folder", "evaluation_dataset", "write_report"]
 
 
 def write_report(
@@ -33,7 +28,7 @@ def write_report(
     task: Task,
     evaluation: Evaluation,
     *,
-    held_out: VolumeDataset,
+    held_out: SampleSource,
     part: str,
     history: Sequence[Mapping[str, float]],
     logs: Path,
@@ -63,32 +58,14 @@ def add_results(
     report: Report,
     task: Task,
     evaluation: Evaluation,
-    held_out: VolumeDataset,
+    held_out: SampleSource,
     history: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """What the task itself has to show."""
     if not evaluation.rows:
         report.section("Results", "No cases were held out, so nothing was measured.")
-    elif isinstance(task, LandmarkTask):
-        from voxelry.tasks.landmarks import report as landmarks_report
-
-        samples = [held_out[index] for index in range(len(held_out))]
-        landmarks_report.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
-    elif isinstance(task, PretrainTask):
-        pretrain_report.add_reconstructions(report, task, evaluation.predictions, evaluation.rows)
-        pretrain_report.add_losses(report, task, evaluation.rows, history)
-        add_samples(report, task, evaluation)
-
-
-def add_samples(report: Report, task: PretrainTask, evaluation: Evaluation, seed: int = 0) -> None:
-    """New images of the first held-out case's size, beside held-out ones."""
-    first = evaluation.predictions[0]
-    alike = [record.image for record in evaluation.predictions if record.image.shape == first.image.shape]
-    generator = torch.Generator().manual_seed(seed)
-    pretrain_report.add_noising(report, task, first.image, first.space)
-    samples = task.sample(SAMPLES, first.image.shape, generator=generator)
-    steps, frames = task.denoising_process(first.image.shape, generator=generator)
-    pretrain_report.add_samples(report, task, samples, torch.stack(alike), first.space, denoising=(steps, list(frames)))
+    else:
+        kind_of(task).add_results(report, task, evaluation, held_out, history)
 
 
 def add_curves(report: Report, task: Task, history: Sequence[Mapping[str, float]], logs: Path) -> None:
@@ -157,43 +134,32 @@ def evaluation_dataset(model: Model, root: Path, layout: str = "auto", cases: Pa
     Raises:
         DataError: no case, or points that are not the model's.
     """
-    landmarks = model.task_name == "landmarks"
-    found = find_cases(root, layout, need_landmarks=landmarks)
+    kind = kind_of(model.task)
+    found = find_cases(root, layout, need_landmarks=kind.required == "landmarks")
     if cases is not None:
         parts = split_cases(found, file=cases)
         found = parts["test"] or [case for part in parts.values() for case in part]
-    names = model.task.names if isinstance(model.task, LandmarkTask) else None
-    dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=("landmarks",) if landmarks else ())
-    if names is not None and dataset.landmark_names != names:
-        raise DataError(
-            f"{found[0].landmarks[0]}: landmarks {', '.join(dataset.landmark_names)}; "
-            f"the model knows {', '.join(names)}"
-        )
+    dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=kind.truth)
+    kind.check(model.task, dataset)
     return dataset
 
 
-def demo_report(out: Path, model: Model, unseen: Path, pretrained: Model, seconds: float) -> Path:
-    """One page on everything the demo did.
+def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, trainings: Mapping[str, Path]) -> Report:
+    """What a demo has to show of its model.
 
     Args:
-        out: the demo's folder.
-        model: the fine-tuned landmark model.
-        unseen: phantoms it has not seen.
-        pretrained: the pretrained model.
-        seconds: how long it took.
+        report: added to.
+        out: the demo's folder; the evaluation's numbers are written into it.
+        model: the trained model.
+        dataset: cases it has not seen.
+        trainings: heading to the folder of a run.
     """
-    report = Report("voxelry demo", subtitle="Phantoms, pretraining, fine-tuning on few labels, unseen phantoms")
-    dataset = evaluation_dataset(model, unseen)
     evaluation = evaluate_task(model.task, dataset)
     evaluation.write(out / "evaluation")
-    report.facts({"seconds": seconds, "unseen cases": float(len(dataset))})
     add_results(report, model.task, evaluation, dataset)
-    add_training(report, out / "landmarks", "Fine-tuning")
-    assert isinstance(pretrained.task, PretrainTask)
-    held_out = evaluation_dataset(pretrained, unseen)
-    add_samples(report, pretrained.task, evaluate_task(pretrained.task, held_out))
-    add_training(report, out / "pretrain", "Pretraining")
-    return report.save(out / "report.html")
+    for heading, run in trainings.items():
+        add_training(report, run, heading)
+    return report
 
 
 def add_training(report: Report, run: Path, heading: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +16,25 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from voxelry.core.errors import CheckpointError, ConfigError
+from voxelry.core.errors import ConfigError
 from voxelry.core.rank import check_ndim
-from voxelry.data.sample import Sample
 from voxelry.engine.bundle import describe, write_bundle
 from voxelry.engine.card import model_card
 from voxelry.engine.checkpoints import Checkpoints, check_description, read_checkpoint
-from voxelry.engine.data import Splits, build_data, plain
+from voxelry.engine.data import build_data
 from voxelry.engine.evaluate import Evaluation, evaluate_task, write_summary
+from voxelry.engine.kinds import Kind, kind_of_config
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.loader import evaluation_loader, training_loader
+from voxelry.engine.placement import Placement
 from voxelry.engine.report import write_report
-from voxelry.engine.samples import PeriodicSamples
+from voxelry.engine.splits import Splits
 from voxelry.tasks.base import Task
-from voxelry.tasks.pretrain import PretrainTask
 
 if TYPE_CHECKING:
     from voxelry.models.transfer import TransferReport
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "train", "train_process"]
 
 log = logging.getLogger("voxelry")
 
@@ -57,32 +57,44 @@ class Run:
 
 
 def train(config: DictConfig) -> Run:
-    """Train what `configs/train.yaml` and its overrides describe.
+    """Train what `configs/train.yaml` and its overrides describe, by the means of `config.launcher`.
 
     Writes into `config.output_dir`: `checkpoints/`, `bundle/`, `report.html`, `metrics/`, `summary.json`.
 
     Raises:
         VoxelryError: whatever a user can cause: data that don't fit, unknown names, a full disk.
     """
+    launched: Run = instantiate(config.launcher, _convert_="all")(config)
+    return launched
+
+
+def train_process(config: DictConfig, placement: Placement = Placement()) -> Run:  # noqa: B008 it is frozen
+    """One process of a training; of several, only the first one answers with a bundle.
+
+    Raises:
+        VoxelryError: see `train`.
+    """
     ndim = check_ndim(config.ndim)
     output = Path(config.output_dir)
     pl.seed_everything(config.seed, verbose=False)
-    splits = build_data(config.data, ndim=ndim, augment=config.augment, seed=config.seed, task=_task_name(config))
-    task, transferred = _build_task(config, splits, ndim)
+    kind = kind_of_config(config)
+    with placement.first_one_alone():
+        splits = build_data(config.data, ndim=ndim, augment=config.augment, seed=config.seed, kind=kind)
+    task, transferred = _build_task(config, kind, splits)
     if transferred is not None:
         log.info("%s", transferred)
     description = describe(task)
     trainer_config = config.trainer
 
     last = output / "checkpoints" / "last.ckpt"
-    resume = last if config.resume and last.exists() else None
+    resume = placement.restored or (last if config.resume and last.exists() else None)
     state: dict[str, Any] = {}
     if resume is not None:
         state = read_checkpoint(resume).get("voxelry", {})
         check_description(resume, state, description)
         log.info("going on from %s, step after %d batches", resume, state["batches_taken"])
 
-    max_steps = _max_steps(config, len(splits.train))
+    max_steps = _max_steps(config, len(splits.train) / placement.world_size)
     module = TaskModule(
         task,
         optimizer=instantiate(config.optimizer),
@@ -98,9 +110,10 @@ def train(config: DictConfig) -> Run:
         validate_every=trainer_config.validate_every,
         monitor=task.monitor,
         higher_is_better=task.higher_is_better,
+        saved=placement.saved,
     )
     with _quiet():
-        trainer = _trainer(trainer_config, task, output, checkpoints, max_steps)
+        trainer = _trainer(trainer_config, kind, output, checkpoints, max_steps, placement.trainer)
         batches = training_loader(
             splits.train,
             batch_size=config.data.batch_size,
@@ -111,7 +124,9 @@ def train(config: DictConfig) -> Run:
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        validation = evaluation_loader(splits.validation) if len(splits.validation) else None
+        validation = None
+        if len(splits.validation):
+            validation = evaluation_loader(splits.validation, rank=trainer.global_rank, world_size=trainer.world_size)
         if trainer_config.compile:
             task.network.compile()
         trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True if resume else None)
@@ -124,47 +139,24 @@ def train(config: DictConfig) -> Run:
     return _finish(config, task, splits, module, transferred, checkpoints, output)
 
 
-def _task_name(config: DictConfig) -> str:
-    target = config.task.get("_target_", "")
-    return "landmarks" if target.endswith("LandmarkTask") else "pretrain"
-
-
-def _build_task(config: DictConfig, splits: Splits, ndim: int) -> tuple[Task, TransferReport | None]:
+def _build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, TransferReport | None]:
     """The task around a new network, its weights taken from `config.pretrained` where that is set."""
-    sample = splits.train[0]
-    channels = {"in_channels": int(sample.image.shape[0]), "out_channels": _outputs(sample, config)}
-    extra: dict[str, Any] = {}
-    if _task_name(config) == "landmarks":
-        extra["landmark_names"] = splits.train.landmark_names
-        if config.data.patches is not None:
-            # trained on windows of this size, so whole volumes are predicted by tiles of it
-            extra.setdefault("tile_size", plain(config.data.patches)["size"])
-    if config.pretrained is None:
-        network = instantiate(config.model, ndim=ndim, **channels, _convert_="all")
-        return instantiate(config.task, network=network, **extra, _convert_="all"), None
-    from voxelry.engine.pretrained import read_pretrained
-    from voxelry.models.transfer import transfer
+    pretrained = None
+    if config.pretrained is not None:
+        from voxelry.engine.pretrained import read_pretrained
 
-    pretrained = read_pretrained(Path(config.pretrained))
-    network = pretrained.build(config.model, ndim=ndim, **channels)
-    report = transfer(network, pretrained.weights)
-    if not report.matched:
-        raise CheckpointError(f"{pretrained.source}: none of its weights fits the configured network")
-    if _task_name(config) == "landmarks":
-        extra["input_range"] = pretrained.input_range
-    return instantiate(config.task, network=network, **extra, _convert_="all"), report
+        pretrained = read_pretrained(Path(config.pretrained))
+    network, report = kind.network(config, splits.train, pretrained)
+    settings = kind.settings(config, splits.train, pretrained)
+    return instantiate(config.task, network=network, **settings, _convert_="all"), report
 
 
-def _outputs(sample: Sample, config: DictConfig) -> int:
-    if _task_name(config) == "landmarks":
-        if sample.landmarks is None:
-            raise ConfigError(f"{sample.source}: no landmarks, which task=landmarks needs")
-        return len(sample.landmarks) + int(config.task.get("label_classes", 0))
-    return int(sample.image.shape[0])
+def _max_steps(config: DictConfig, cases: float) -> int | None:
+    """Optimizer steps of the run; `trainer.max_epochs`, where it is set, counts passes over the data instead.
 
-
-def _max_steps(config: DictConfig, cases: int) -> int | None:
-    """Optimizer steps of the run; `trainer.max_epochs`, where it is set, counts passes over the data instead."""
+    Args:
+        cases: in a pass, a process's share of them.
+    """
     trainer = config.trainer
     if trainer.max_epochs is not None:
         return max(1, math.ceil(trainer.max_epochs * cases / config.data.batch_size / trainer.grad_accumulation))
@@ -174,7 +166,12 @@ def _max_steps(config: DictConfig, cases: int) -> int | None:
 
 
 def _trainer(
-    config: DictConfig, task: Task, output: Path, checkpoints: Checkpoints, max_steps: int | None
+    config: DictConfig,
+    kind: Kind,
+    output: Path,
+    checkpoints: Checkpoints,
+    max_steps: int | None,
+    further: Mapping[str, Any],
 ) -> pl.Trainer:
     from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, TQDMProgressBar
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -184,9 +181,8 @@ def _trainer(
         callbacks.insert(
             0, EMAWeightAveraging(decay=config.ema, update_starting_at_step=_ema_start(config.ema, max_steps))
         )
-    if isinstance(task, PretrainTask):
-        # before the averaging callback, which takes the averaged weights away again when validation ends
-        callbacks.insert(0, PeriodicSamples(output / "samples"))
+    # before the averaging callback, which takes the averaged weights away again when validation ends
+    callbacks[:0] = kind.callbacks(output)
     if config.progress:
         callbacks.append(TQDMProgressBar(refresh_rate=1))
     loggers: dict[str, type[Logger]] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
@@ -212,6 +208,7 @@ def _trainer(
         enable_progress_bar=bool(config.progress),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        **further,
     )
 
 
@@ -238,7 +235,7 @@ def _finish(
 ) -> Run:
     """Calibrate, measure on held-out cases, write the bundle and the report."""
     task.eval()
-    task.fit_baseline(splits.train.preprocessed(index) for index in range(len(splits.train)))
+    task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)
         task.calibrate(validated.predictions, [splits.validation[index] for index in range(len(splits.validation))])
@@ -246,10 +243,8 @@ def _finish(
     evaluation = evaluate_task(task, held_out) if len(held_out) else Evaluation.empty()
     record = {
         "data": {
-            "root": str(config.data.root),
-            "train": [case.name for case in splits.train.cases],
-            "validation": [case.name for case in splits.validation.cases],
-            "test": [case.name for case in splits.test.cases],
+            "root": str(config.data.get("index") or config.data.root),
+            **splits.names,
         },
         "training": OmegaConf.to_container(config, resolve=True),
         "metrics": {"on": part, **{key: float(value) for key, value in evaluation.summary.items()}},
@@ -257,7 +252,7 @@ def _finish(
     bundle = write_bundle(
         output / "bundle",
         task,
-        splits.train.preprocess,
+        splits.preprocess,
         record=record,
         card=model_card(task, record, evaluation.summary),
     )

@@ -11,11 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from voxelry.core.errors import CheckpointError
+from voxelry.interop.state import build, strip_prefix
+from voxelry.models.unet import UNet
 
-__all__ = ["STEM", "convert", "flat", "infer", "rank", "settings"]
+__all__ = ["STEM", "convert", "flat", "infer", "rank", "rebuild", "settings"]
 
 STEM = "init_conv.weight"
 
@@ -47,6 +49,14 @@ RENAMES = (
 )
 
 
+def rebuild(case: Mapping[str, Any], weights: Mapping[str, Tensor], ndim: int | None = None) -> nn.Module:
+    """A `UNet` with these weights; see `voxelry.interop.from_reference`."""
+    weights = strip_prefix(weights, STEM)
+    chosen = settings({**infer(weights), **flat(case)}, weights)
+    state = convert(weights, len(chosen["multipliers"]))
+    return build("diffusion-xray", UNet, chosen, state, rank=rank(weights), ndim=ndim)
+
+
 def rank(weights: Mapping[str, Tensor]) -> int:
     """Number of spatial axes of the weights."""
     return weights[STEM].ndim - 2
@@ -67,6 +77,7 @@ def infer(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         CheckpointError: tensors of this architecture are missing.
     """
+    weights = strip_prefix(weights, STEM)
     try:
         dim = weights["time_mlp.1.weight"].shape[1]
         inputs, outputs = weights[STEM].shape[1], weights["final_conv.weight"].shape[0]

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from voxelry.core.errors import CheckpointError
+from voxelry.interop.state import build, strip_prefix
+from voxelry.models.unet import UNet
 
-__all__ = ["STEM", "convert", "flat", "infer", "rank", "settings"]
+__all__ = ["STEM", "convert", "flat", "infer", "rank", "rebuild", "settings"]
 
 STEM = "conv_in.weight"
 
@@ -30,6 +32,14 @@ RENAMES = (
     (r"\.(nin|conv)_shortcut\.", ".shortcut."),
     (r"\.proj_out\.", ".out."),
 )
+
+
+def rebuild(case: Mapping[str, Any], weights: Mapping[str, Tensor], ndim: int | None = None) -> nn.Module:
+    """A `UNet` with these weights; see `voxelry.interop.from_reference`."""
+    weights = strip_prefix(weights, STEM)
+    chosen = settings({**infer(weights), **flat(case)}, weights)
+    state = convert(weights, len(chosen["multipliers"]))
+    return build("fast-ddpm", UNet, chosen, state, rank=rank(weights), ndim=ndim)
 
 
 def rank(weights: Mapping[str, Tensor]) -> int:
@@ -58,6 +68,7 @@ def infer(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         CheckpointError: tensors of this architecture are missing.
     """
+    weights = strip_prefix(weights, STEM)
     try:
         width = weights["temb.dense.0.weight"].shape[1]
         levels = 1 + max(int(key.split(".")[1]) for key in weights if re.match(r"down\.\d+\.block\.", key))

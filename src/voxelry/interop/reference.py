@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,36 @@ import torch
 from torch import Tensor, nn
 
 from voxelry.core.errors import CheckpointError, FileError, SettingError
-from voxelry.interop import diffusion_xray, fast_ddpm
-from voxelry.models.inflate import inflate
-from voxelry.models.unet import UNet
 
-__all__ = ["SOURCES", "from_reference", "infer_case", "load_reference_file"]
+__all__ = ["SOURCES", "Source", "from_reference", "infer_case", "load_reference_file", "source_of"]
 
-SOURCES: dict[str, Any] = {"diffusion-xray": diffusion_xray, "fast-ddpm": fast_ddpm}
+
+@dataclass(frozen=True)
+class Source:
+    """Another project, and the module that reads its weights.
+
+    Attributes:
+        module: name of a module of `voxelry.interop` with `rebuild(case, weights, ndim) -> nn.Module` and
+            `infer(weights) -> dict`, both for weights with or without a common prefix; imported when used.
+        mark: regular expression for a tensor name that, of all sources from here on, only this one has.
+    """
+
+    module: str
+    mark: str
+
+    def load(self) -> Any:
+        """The module."""
+        return import_module(f"voxelry.interop.{self.module}")
+
+
+SOURCES: dict[str, Source] = {
+    "diffusion-xray": Source("diffusion_xray", r"(^|\.)init_conv\.weight$"),
+    "fast-ddpm": Source("fast_ddpm", r"(^|\.)conv_in\.weight$"),
+    "torchvision-maskrcnn": Source("torchvision_maskrcnn", r"(^|\.)rpn\.head\.cls_logits\.weight$"),
+    "torchvision-resnet-fpn": Source("torchvision_resnet", r"(^|\.)layer1\.0\.conv1\.weight$"),
+    "hiera": Source("hiera", r"(^|\.)blocks\.\d+\.proj\.weight$"),
+    "detectron2-vitdet": Source("detectron2_vitdet", r"(^|\.)blocks\.0\.attn\.qkv\.weight$"),
+}
 
 
 def from_reference(
@@ -26,49 +52,49 @@ def from_reference(
     """Rebuild another project's network, in eval mode, with our calling convention.
 
     Args:
-        source: "diffusion-xray" (Di Via et al. 2025, `Unet`) or "fast-ddpm" (Jiang et al. 2025, `Model`).
+        source: "diffusion-xray" (Di Via et al. 2025, `Unet`), "fast-ddpm" (Jiang et al. 2025, `Model`),
+            "torchvision-resnet-fpn" (`ResNet` with or without `FeaturePyramidNetwork`), "detectron2-vitdet"
+            (`ViT` with or without `SimpleFeaturePyramid`), "hiera" (Ryali et al. 2023, `Hiera`) or
+            "torchvision-maskrcnn" (`MaskRCNN`).
         case: the original's constructor arguments; a flat dict, or for Fast-DDPM also its nested
             configuration. Arguments left out take what the weights show, else the original's default.
         weights: the original's state dict, with or without a common prefix such as `module.`.
         ndim: rank of the result; None for that of the weights, 3 lifts 2-D weights (`models.inflate`).
 
     Returns:
-        A `UNet`; `forward(x, time, condition)` with the self-conditioning estimate as `condition`.
+        A `UNet` (`forward(x, time, condition)` with the self-conditioning estimate as `condition`), a
+        `Backbone` (`forward(x)` to a dict of levels) or a `MaskRCNN`.
 
     Raises:
         SettingError: an unknown source.
         CheckpointError: weights that are not this architecture's; names the first tensors at fault.
     """
-    module = source_module(source)
-    weights = strip_prefix(weights, module.STEM)
-    found = module.rank(weights)
-    settings = module.settings({**module.infer(weights), **module.flat(case)}, weights)
-    if ndim is not None and ndim < found:
-        raise CheckpointError(f"{source}: the weights are {found}-D and can't make a {ndim}-D network")
-    network = UNet(ndim=ndim or found, **settings)
-    state = module.convert(weights, len(settings["multipliers"]))
-    if network.ndim > found:
-        state = inflate(network, state)
-    check_state(source, network, state)
-    network.load_state_dict(state)
-    return network.eval()
+    return find_source(source).load().rebuild(case, weights, ndim)
 
 
 def infer_case(source: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Constructor arguments of the original, as far as its tensors show them.
 
-    What tensors can't show is assumed and documented by the source's `infer`: the number of groups and
-    the split of attention channels into heads.
+    What tensors can't show is assumed and documented by the source's `infer`, such as the number of groups
+    and the split of attention channels into heads.
     """
-    module = source_module(source)
-    return module.infer(strip_prefix(weights, module.STEM))
+    return find_source(source).load().infer(weights)
+
+
+def source_of(names: Iterable[str]) -> str | None:
+    """The source whose tensors have these names, or None."""
+    present = list(names)
+    for name, source in SOURCES.items():
+        if any(re.search(source.mark, key) for key in present):
+            return name
+    return None
 
 
 def load_reference_file(path: str | Path, *, which: str = "model") -> dict[str, Tensor]:
     """Read a published checkpoint's tensors: `.safetensors`, or a PyTorch file (tensors only, no code runs).
 
-    Understands a bare state dict, a dict with `model_state_dict`, `state_dict` or `model`, and the list
-    `[model, optimiser, epoch, step, ema]` of Fast-DDPM (`which="ema"` takes its last entry).
+    Understands a bare state dict, a dict with `model_state_dict`, `model_state`, `state_dict` or `model`, and
+    the list `[model, optimiser, epoch, step, ema]` of Fast-DDPM (`which="ema"` takes its last entry).
 
     Raises:
         FileError: the file is not there.
@@ -91,7 +117,7 @@ def load_reference_file(path: str | Path, *, which: str = "model") -> dict[str, 
         raise CheckpointError(f"{path}: {fault}") from fault
     if isinstance(content, list) and content:
         content = content[-1] if which == "ema" else content[0]
-    for key in ("model_state_dict", "state_dict", "model"):
+    for key in ("model_state_dict", "model_state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
@@ -100,44 +126,12 @@ def load_reference_file(path: str | Path, *, which: str = "model") -> dict[str, 
     return tensors
 
 
-def source_module(source: str) -> Any:
-    """The module that knows a source.
+def find_source(name: str) -> Source:
+    """The source of that name.
 
     Raises:
         SettingError: an unknown source.
     """
-    if source not in SOURCES:
-        raise SettingError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
-    return SOURCES[source]
-
-
-def strip_prefix(weights: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
-    """Drop what stands before `stem` (`module.`, `model.`, ...) from every key, and keys without it.
-
-    Raises:
-        CheckpointError: no key ends in `stem`.
-    """
-    for key in weights:
-        if key == stem or key.endswith("." + stem):
-            prefix = key[: -len(stem)]
-            return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
-    raise CheckpointError(f"weights: expected a tensor named {stem}, found {', '.join(list(weights)[:3]) or 'none'}")
-
-
-def check_state(source: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes with the network's own.
-
-    Raises:
-        CheckpointError: the first missing, unknown or misshapen tensors.
-    """
-    own = network.state_dict()
-    faults = [f"{key} is missing" for key in own if key not in state]
-    faults += [f"{key} is unknown" for key in state if key not in own]
-    faults += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 2} more" if len(faults) > 2 else ""
-        raise CheckpointError(f"{source}: weights don't fit the case: {'; '.join(faults[:2])}{more}")
+    if name not in SOURCES:
+        raise SettingError(f"source: expected one of {', '.join(SOURCES)}, got {name!r}")
+    return SOURCES[name]

@@ -9,10 +9,11 @@ mean of I3D, which is wrong at zero-padded borders). The other planes start at z
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from voxelry.nn.conv import SpaceToDepthDown, WeightStandardisedConv
+from voxelry.nn.conv import WeightStandardisedConv
 
 __all__ = ["inflate", "inflate_kernel"]
 
@@ -21,10 +22,12 @@ def inflate_kernel(kernel: Tensor, depth: int, mode: str = "centre") -> Tensor:
     """Give a kernel `(C_out, C_in, *K)` a new first spatial axis of that depth.
 
     "centre" puts it in the middle plane, "mean" spreads it evenly; both keep the response to a volume
-    that is constant along the new axis.
+    that is constant along the new axis. "repeat" does so for a transposed convolution whose planes don't
+    overlap.
     """
-    if mode == "mean":
-        return kernel.unsqueeze(2).repeat(1, 1, depth, *(1,) * (kernel.ndim - 2)) / depth
+    if mode != "centre":
+        repeated = kernel.unsqueeze(2).repeat(1, 1, depth, *(1,) * (kernel.ndim - 2))
+        return repeated / depth if mode == "mean" else repeated
     lifted = kernel.new_zeros(*kernel.shape[:2], depth, *kernel.shape[2:])
     lifted[:, :, depth // 2] = kernel
     return lifted
@@ -35,7 +38,8 @@ def inflate(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tens
 
     Standardised kernels lose the scale that their padding with zeros would take from them: they are
     centred and scaled by √depth, their bias too, and the group normalisation after them divides it out.
-    Blocks of space-to-depth are averaged over the new axis, as no plane is their middle.
+    Convolutions that read blocks (patches, space-to-depth) are averaged over the new axis, as no plane is
+    their middle; transposed ones that write blocks repeat theirs.
     """
     lifted = dict(weights)
     for name, module in network.named_modules():
@@ -52,11 +56,12 @@ def inflate(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tens
             if f"{dot}bias" in weights:
                 lifted[f"{dot}bias"] = scale * weights[f"{dot}bias"]
         else:
-            mode = "mean" if isinstance(parent(network, name), SpaceToDepthDown) else "centre"
-            lifted[f"{dot}weight"] = inflate_kernel(given, depth, mode)
+            lifted[f"{dot}weight"] = inflate_kernel(given, depth, inflation_mode(module, depth))
     return lifted
 
 
-def parent(network: nn.Module, name: str) -> nn.Module:
-    """The module that holds the module of that dotted name."""
-    return network.get_submodule(name.rpartition(".")[0])
+def inflation_mode(module: Any, depth: int) -> str:
+    """How a kernel of that depth, whose layer is `module`, is lifted."""
+    if getattr(module, "stride", (0,))[0] != depth or module.padding[0] != 0:
+        return "centre"
+    return "repeat" if module.transposed else "mean"

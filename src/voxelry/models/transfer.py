@@ -1,17 +1,17 @@
-"""Weights of one U-Net into another: what matches is taken, the rest is told."""
+"""Weights of one network into another: what matches is taken, the rest is told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from voxelry.models.inflate import inflate as inflate_weights
 from voxelry.models.unet import UNet
 
-__all__ = ["TransferReport", "transfer"]
+__all__ = ["TransferReport", "best_transfer", "transfer"]
 
 Shape = tuple[int, ...]
 
@@ -42,7 +42,7 @@ class TransferReport:
 
 
 @torch.no_grad()
-def transfer(target: UNet, weights: Mapping[str, Tensor], *, inflate: bool = True) -> TransferReport:
+def transfer(target: nn.Module, weights: Mapping[str, Tensor], *, inflate: bool = True) -> TransferReport:
     """Copy into `target` every tensor of `weights` (our names) that fits; return what happened to each.
 
     Two differences are bridged: kernels with one spatial axis less are lifted (`models.inflate`), and a
@@ -51,7 +51,7 @@ def transfer(target: UNet, weights: Mapping[str, Tensor], *, inflate: bool = Tru
 
     Args:
         target: network that receives the weights; changed in place.
-        weights: state dict of a `UNet`.
+        weights: state dict of a network of the same parts, such as a `UNet` or a backbone.
         inflate: whether 2-D kernels may be lifted to 3-D.
     """
     own = target.state_dict()
@@ -66,7 +66,12 @@ def transfer(target: UNet, weights: Mapping[str, Tensor], *, inflate: bool = Tru
         })  # fmt: skip
         given = lifted
     stem = given.get("stem.weight")
-    if stem is not None and not target.condition_channels and stem.shape[1] > target.in_channels:
+    if (
+        isinstance(target, UNet)
+        and stem is not None
+        and not target.condition_channels
+        and stem.shape[1] > target.in_channels
+    ):
         kept = stem[:, stem.shape[1] - target.in_channels :]
         if kept.shape == own["stem.weight"].shape:
             given["stem.weight"] = kept
@@ -84,3 +89,44 @@ def transfer(target: UNet, weights: Mapping[str, Tensor], *, inflate: bool = Tru
         new=new,
         skipped={name: tuple(value.shape) for name, value in weights.items() if name not in matched},
     )
+
+
+def best_transfer(target: nn.Module, weights: Mapping[str, Tensor]) -> TransferReport:
+    """`transfer` into whatever part of `target` the weights, or a part of them, fit best.
+
+    A detector takes over another detector as a whole, its backbone that of an autoencoder or of another
+    detector, and so on: every child module that is called the backbone, with every prefix of the weights, is
+    compared, and the pair that shares most numbers is used.
+    """
+    parts = [target]
+    inner: object = target
+    while isinstance(inner := getattr(inner, "backbone", getattr(inner, "network", None)), nn.Module):
+        parts.append(inner)
+    prefixes = {""} | {
+        name[: place + 1] for name in weights for place, letter in enumerate(name) if letter == "." and place < 40
+    }
+    best, most = (target, ""), -1
+    for part in parts:
+        own = {name: value.shape for name, value in part.state_dict().items()}
+        for prefix in sorted(prefixes):
+            shared = sum(
+                own[name].numel()
+                for name, value in _below(weights, prefix).items()
+                if name in own and _alike(own[name], value.shape)
+            )
+            if shared > most:
+                best, most = (part, prefix), shared
+    part, prefix = best
+    taken = _below(weights, prefix)
+    report = transfer(part, taken)
+    rest = {name: tuple(value.shape) for name, value in weights.items() if not name.startswith(prefix)}
+    return replace(report, skipped={**report.skipped, **rest})
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _alike(own: torch.Size, given: torch.Size) -> bool:
+    """Whether a tensor fits, or would when it is lifted from rank 2 to 3."""
+    return own == given or (len(own) == len(given) + 1 and own[:2] + own[3:] == given)

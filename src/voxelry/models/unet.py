@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim
+from voxelry.core.settings import plain
 from voxelry.models.unet_parts import (
     CHECKPOINTING,
     Level,
@@ -205,7 +206,17 @@ class UNet(nn.Module):
             condition = x.new_zeros(x.shape[0], self.condition_channels, *x.shape[2:])
         return x if condition is None else torch.cat((condition.to(x.dtype), x), dim=1)
 
-    def _body(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+    def decoder(self, x: Tensor, count: int) -> list[Tensor]:
+        """What the decoder knows at its `count` coarsest levels, coarse to fine; no time, no estimate.
+
+        Args:
+            x: `(B, in_channels, *S)` of a size that is a multiple of the stride.
+        """
+        found: list[Tensor] = []
+        self._body(self._stack(x, None), None, taps=found, count=count)
+        return found
+
+    def _body(self, x: Tensor, embedding: Tensor | None, taps: list[Tensor] | None = None, count: int = 0) -> Tensor:
         policy = checkpointing_for(self.checkpointing, x, self.stem.out_channels)
 
         # a compiler fuses and repeats the cheap parts by itself
@@ -233,6 +244,10 @@ class UNet(nn.Module):
         for level in levels(self.up):
             for block, attention in zip(level.blocks, level.attentions, strict=True):
                 x = run(attention, run(block, x, embedding, skips.pop()))
+            if taps is not None:
+                taps.append(x)
+                if len(taps) == count:
+                    return x
             x = level.resample(x)
         return run(self.final, x, embedding, skips.pop()) if self.takes_stem else run(self.final, x)
 
@@ -240,8 +255,3 @@ class UNet(nn.Module):
 def levels(modules: nn.ModuleList) -> list[Level]:
     """The levels with their type, which `ModuleList` does not keep."""
     return [level for level in modules if isinstance(level, Level)]
-
-
-def plain(value: Any) -> Any:
-    """Sequences as lists, so that settings survive JSON and YAML."""
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -16,12 +16,16 @@ from voxelry.core.rank import check_ndim
 
 __all__ = [
     "average_pool",
+    "batch_norm",
     "channels_last",
     "conv",
     "convolve",
     "half_is_unsafe",
     "interpolation_mode",
+    "max_pool",
     "per_channel",
+    "resize_smoothly",
+    "transposed_conv",
     "transposed_convolve",
 ]
 
@@ -33,6 +37,16 @@ def conv(ndim: int) -> Any:
         SettingError: any other rank.
     """
     return nn.Conv3d if check_ndim(ndim) == 3 else nn.Conv2d
+
+
+def transposed_conv(ndim: int) -> Any:
+    """The transposed convolution layer of a rank."""
+    return nn.ConvTranspose3d if check_ndim(ndim) == 3 else nn.ConvTranspose2d
+
+
+def batch_norm(ndim: int) -> Any:
+    """The batch normalisation layer of a rank."""
+    return nn.BatchNorm3d if check_ndim(ndim) == 3 else nn.BatchNorm2d
 
 
 def interpolation_mode(ndim: int) -> str:
@@ -49,6 +63,34 @@ def average_pool(x: Tensor, window: Sequence[int]) -> Tensor:
     """Mean of every window, `(B, C, *S) -> (B, C, *(S // window))`; stride and window are the same."""
     pool = F.avg_pool3d if x.ndim == 5 else F.avg_pool2d
     return pool(x, tuple(window))
+
+
+def max_pool(
+    x: Tensor, window: Sequence[int], *, stride: Sequence[int], padding: Sequence[int] | int = 0, ceil: bool = False
+) -> Tensor:
+    """Largest value of every window, `(B, C, *S)`; with `ceil` a window that hangs over the end counts too."""
+    pool = F.max_pool3d if x.ndim == 5 else F.max_pool2d
+    around = padding if isinstance(padding, int) else tuple(padding)
+    return pool(x, tuple(window), tuple(stride), around, 1, ceil)
+
+
+def resize_smoothly(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a table of learned values, `(B, C, *S) -> (B, C, *size)`: bicubic in 2-D, trilinear in 3-D.
+
+    Axes of one entry are repeated and don't count: a 2-D table in a 3-D network stays a 2-D table.
+    """
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    kept = [axis for axis, length in enumerate(x.shape[2:]) if length > 1]
+    wanted = [size[axis] for axis in kept]
+    if wanted != [x.shape[2 + axis] for axis in kept]:
+        rank = max(len(kept), 2)
+        lead = [1] * (rank - len(kept))
+        flat = x.reshape(*x.shape[:2], *lead, *[x.shape[2 + axis] for axis in kept])
+        mode = "trilinear" if rank == 3 else "bicubic"
+        resized = F.interpolate(flat, size=(*lead, *wanted), mode=mode, align_corners=False)
+        x = resized.reshape(*x.shape[:2], *(size[axis] if axis in kept else 1 for axis in range(len(size))))
+    return x.expand(*x.shape[:2], *size)
 
 
 def convolve(

@@ -1,14 +1,86 @@
-"""Normalisation of weights."""
+"""Normalisation of weights and of feature maps."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from math import gcd
 
-__all__ = ["standardise"]
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxelry.core.errors import SettingError
+from voxelry.nn import nd
+
+__all__ = ["NORMS", "ChannelNorm", "FrozenBatchNorm", "make_norm", "standardise"]
+
+NORMS = ("batch", "frozen_batch", "group", "layer")
 
 
 def standardise(weight: Tensor, eps: float) -> Tensor:
     """Zero mean and unit variance of every output channel's kernel (Qiao et al. 2019, arXiv:1903.10520, eq. 10)."""
     variance, mean = torch.var_mean(weight, dim=tuple(range(1, weight.ndim)), correction=0, keepdim=True)
     return (weight - mean) * (variance + eps).rsqrt()
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation by statistics and a scale that training leaves alone, `(B, C, *S)`.
+
+    For fine-tuning with batches too small for statistics of their own.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift every channel."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * nd.per_channel(scale, x).to(x.dtype) + nd.per_channel(shift, x).to(x.dtype)
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation of the channels of each voxel, `(B, C, *S)` (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; the channels end up side by side in memory."""
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+def make_norm(kind: str, channels: int, *, ndim: int, eps: float = 1e-5, groups: int = 32) -> nn.Module:
+    """A normalisation by name.
+
+    Args:
+        kind: "batch", "frozen_batch", "group" or "layer" (over channels).
+        channels: channels of the map.
+        ndim: its rank.
+        eps: constant added to the variance.
+        groups: of "group", at most; fewer where they would not divide the channels into two or more each.
+
+    Raises:
+        SettingError: an unknown name.
+    """
+    if kind == "batch":
+        return nd.batch_norm(ndim)(channels, eps=eps)
+    if kind == "frozen_batch":
+        return FrozenBatchNorm(channels, eps=eps)
+    if kind == "group":
+        return nn.GroupNorm(gcd(groups, max(channels // 2, 1)), channels, eps=eps)  # one value alone has no variance
+    if kind == "layer":
+        return ChannelNorm(channels, eps=eps)
+    raise SettingError(f"norm: expected one of {', '.join(NORMS)}, got {kind!r}")

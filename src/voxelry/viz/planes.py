@@ -210,7 +210,7 @@ def paper(planes: Sequence[Plane]) -> tuple[float, float]:
 
 
 def scale_bar(axes: Axes, planes: Sequence[Plane]) -> None:
-    """A bar of 1, 2 or 5 times a power of ten mm, about a quarter of the first plane, in its lower left corner."""
+    """A bar of 1, 2 or 5 times a power of ten mm or µm, a quarter of the first plane at most, at its lower left."""
     from matplotlib.patheffects import withStroke
 
     plane = planes[0]
@@ -222,7 +222,7 @@ def scale_bar(axes: Axes, planes: Sequence[Plane]) -> None:
     x, y = left + 0.04 * plane.size[0], bottom - 0.05 * plane.size[1]
     axes.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt", path_effects=edge)
     axes.annotate(
-        f"{length:g} mm",
+        f"{length:g} mm" if length >= 0.1 else f"{1000 * length:g} µm",
         (x, y),
         xytext=(0, 3),
         textcoords="offset points",

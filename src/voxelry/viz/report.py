@@ -10,14 +10,14 @@ import base64
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from voxelry.core.errors import FileError, SettingError
+from voxelry.core.atomic import replacing
+from voxelry.core.errors import SettingError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,11 +136,8 @@ class Report:
         """
         path = Path(path)
         page = self.html().encode()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, page)
-        except OSError as error:
-            raise FileError(path, f"can't write the report: {error.strerror or error}") from error
+        with replacing(path, "can't write the report") as place:
+            place.write_bytes(page)
         return path
 
     def _add(self, kind: str, **block: Any) -> Self:
@@ -149,21 +146,6 @@ class Report:
 
     def _count(self, kind: str) -> int:
         return sum(block["kind"] == kind for block in self._blocks)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        mask = os.umask(0)  # mkstemp makes files private; a report gets the permissions any new file has
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _embed(fig: Figure, kind: Literal["png", "svg"]) -> str:

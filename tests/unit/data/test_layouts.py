@@ -32,7 +32,7 @@ def names(cases):
         ("a/case_1.5T.nii.gz", "case_1.5T"),
         ("case.mrk.json", "case"),
         ("Case.NII", "Case"),
-        ("x.ome.zarr", "x.ome"),
+        ("x.ome.zarr", "x"),
         ("plain", "plain"),
     ],
 )

@@ -9,17 +9,6 @@ import pytest
 from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.compose import compose_training
 
-SMALL = [
-    "model=unet_tiny",
-    "model.width=8",
-    "model.multipliers=[1,2]",
-    "trainer=smoke",
-    "trainer.progress=false",
-    "trainer.accelerator=cpu",
-    "data.preprocess.image_size=16",
-    "data.split.fractions=[0.5,0.25,0.25]",
-]
-
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory) -> Path:
@@ -27,12 +16,19 @@ def phantoms(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def training(phantoms, tmp_path):
+def training(phantoms, tmp_path, quick_training):
     """A configuration of a very short training, with overrides."""
 
     def configured(experiment: str, *overrides: str):
         return compose_training(
-            [f"experiment={experiment}", f"data.root={phantoms}", f"output_dir={tmp_path / 'run'}", *SMALL, *overrides]
+            [
+                f"experiment={experiment}",
+                f"data.root={phantoms}",
+                f"output_dir={tmp_path / 'run'}",
+                *quick_training,
+                "data.preprocess.image_size=16",
+                *overrides,
+            ]
         )
 
     return configured

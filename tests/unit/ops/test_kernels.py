@@ -1,3 +1,4 @@
+import sys
 from types import SimpleNamespace
 
 import numba
@@ -23,6 +24,8 @@ def test_without_a_folder_to_keep_it_in_a_kernel_still_compiles(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return numba.njit(**options)
 
-    monkeypatch.setattr(kernels, "numba", SimpleNamespace(njit=njit))
-    assert kernels.jit(total)(np.arange(4.0)) == pytest.approx(6.0)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "numba", SimpleNamespace(njit=njit))
+        compiled = kernels.jit(total)
+    assert compiled(np.arange(4.0)) == pytest.approx(6.0)
     assert asked == [True, False]

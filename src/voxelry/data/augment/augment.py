@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from voxelry.core.errors import SettingError
+from voxelry.core.settings import plain
 from voxelry.data.augment.intensity import IntensityAugment
 from voxelry.data.augment.spatial import SpatialAugment
 from voxelry.data.sample import Sample
@@ -47,20 +47,10 @@ class Augment:
     def settings(self) -> dict[str, Any]:
         """Every setting as plain values: `Augment(**augment.settings())` does the same."""
         return {
-            field.name: _plain(getattr(part, field.name))
+            field.name: plain(getattr(part, field.name))
             for part in (self.spatial, self.intensity)
             for field in fields(part)
         }
 
     def __repr__(self) -> str:
         return f"Augment({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, str) or value is None:
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) or hasattr(value, "__len__"):
-        return [_plain(entry) for entry in value]
-    return value.item() if isinstance(value, np.generic) else value

@@ -193,7 +193,8 @@ class SpatialAugment:
             )
             present = [values.to(old.dtype) for values, old in zip(moved, present, strict=True)]
         labels = None if sample.labels is None else present[0]
-        masks, boxes = None if sample.masks is None else present[-1], sample.boxes
+        masks = None if sample.masks is None else present[-1]
+        boxes, classes = sample.boxes, sample.classes
         if labels is not None and movement.mirrored:
             labels = _swap_labels(labels, self.swap_labels)
         if boxes is not None:
@@ -201,8 +202,11 @@ class SpatialAugment:
             kept = torch.isfinite(boxes).all(dim=1)
             masks = masks if masks is None or bool(kept.all()) else _relabel(masks, kept)
             boxes = boxes[kept]
+            classes = None if classes is None else classes[kept]
         landmarks = None if sample.landmarks is None else self._move_landmarks(sample, sample.landmarks, movement)
-        return sample.replace(image=image, labels=labels, masks=masks, boxes=boxes, landmarks=landmarks)
+        return sample.replace(
+            image=image, labels=labels, masks=masks, boxes=boxes, classes=classes, landmarks=landmarks
+        )
 
     def _move_landmarks(self, sample: Sample, landmarks: Tensor, movement: Movement) -> Tensor:
         space = sample.space

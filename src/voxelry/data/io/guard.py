@@ -1,67 +1,20 @@
-"""Keeping file libraries quiet, their errors one line long, and their appetite for memory bounded.
-
-A reader calls its library inside `guarded(path)`: whatever goes wrong in there leaves as a `FileError`
-that names the file, and the library's own warnings and log lines stay inside.
-"""
+"""What a header promises, checked before anything is allocated; the libraries' errors are `core.guard`'s."""
 
 from __future__ import annotations
 
-import logging
 import os
-import re
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from voxelry.core.errors import FileError, VoxelryError
+from voxelry.core.errors import FileError
 
-__all__ = ["check_numeric", "check_stored", "guarded"]
+__all__ = ["check_memory", "check_numeric", "check_stored"]
 
-_CHATTY = ("tifffile", "pydicom", "nibabel", "nibabel.global", "PIL", "h5py", "SimpleITK")
 _DEFLATE_RATIO = 1032  # the most that deflate can shrink anything (zlib technical details)
 _SLACK = 1 << 26  # a size that no machine minds, whatever the header says
-
-
-@contextmanager
-def guarded(path: str | Path, action: str = "can't be read") -> Iterator[None]:
-    """Run library code on `path` without its noise; every failure leaves as a one-line `FileError`.
-
-    Raises:
-        FileError: any `Exception` raised inside, in one line; our own errors that already name a file
-            pass through, other `VoxelryError`s are given the file's name.
-    """
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    before = [logger.disabled for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.disabled = True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                yield
-            except Exception as error:
-                # files that a library left open are closed here, not whenever the error is forgotten
-                traceback.clear_frames(error.__traceback__)
-                raise
-    except FileError:
-        raise
-    except VoxelryError as error:
-        raise FileError(path, str(error)) from error
-    except MemoryError as error:
-        raise FileError(path, "needs more memory than there is", "read a window of it") from error
-    except FileNotFoundError as error:
-        missing = error.filename if error.filename not in (None, str(path), path) else ""
-        raise FileError(path, f"no such file: {missing}" if missing else "no such file") from error
-    except Exception as error:
-        raise FileError(path, f"{action}: {_reason(error)}") from error
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
 
 
 def check_numeric(path: str | Path, dtype: np.dtype) -> np.dtype:
@@ -113,11 +66,3 @@ def check_memory(path: str | Path, needed: int) -> None:
         raise FileError(
             path, f"needs {needed / 2**30:.1f} GiB, this machine has {available / 2**30:.1f}", "read a window of it"
         )
-
-
-def _reason(error: Exception) -> str:
-    """The last line of a library's message that says something, its middle cut out where it is long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # TensorStore adds what it was asked for, in JSON, after what went wrong
-    text = re.sub(r" \[(tensorstore_spec|source locations)=.*", "", lines[-1]) if lines else type(error).__name__
-    return text if len(text) <= 200 else f"{text[:70]} ... {text[-125:]}"

@@ -13,11 +13,12 @@ import h5py
 import numpy as np
 
 from voxelry.core.errors import FileError
+from voxelry.core.guard import guarded
 from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
 
-__all__ = ["open_file"]
+__all__ = ["dataset_names", "open_file"]
 
 
 def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
@@ -50,12 +51,28 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         format="HDF5",
         loader=partial(_load, path, name, order),
         metadata={"dataset": name},
+        order=order,
     )
 
 
-def _dataset(path: Path, file: h5py.File, dataset: str | None) -> tuple[h5py.Dataset, str]:
+def dataset_names(path: Path) -> list[str]:
+    """The datasets of two or more axes in a file, groups and all: `group/name`.
+
+    Raises:
+        FileError: not HDF5.
+    """
+    with guarded(path), h5py.File(path, "r") as file:
+        return [name for name, item in _datasets(file).items() if len(item.shape or ()) >= 2]
+
+
+def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     found: dict[str, h5py.Dataset] = {}
     file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def _dataset(path: Path, file: h5py.File, dataset: str | None) -> tuple[h5py.Dataset, str]:
+    found = _datasets(file)
     if dataset is not None:
         name = dataset.strip("/")
         if name not in found:

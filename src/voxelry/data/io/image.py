@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
+from voxelry.core.guard import guarded
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
-from voxelry.data.io.atomic import replacing
-from voxelry.data.io.guard import guarded
 from voxelry.data.io.record import Image, ImageFile
 
 __all__ = ["IMAGE_SUFFIXES", "Image", "ImageFile", "is_image", "open_image", "read_image", "write_image"]

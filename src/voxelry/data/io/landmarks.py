@@ -18,9 +18,9 @@ import json
 from os import PathLike
 from pathlib import Path
 
+from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io.atomic import replacing
 from voxelry.data.io.landmark_set import COORDINATE_SYSTEMS, ROUNDING, FilePoints, LandmarkSet, from_world, to_world
 from voxelry.data.io.point_csv import format_csv, parse_csv
 from voxelry.data.io.point_json import format_json, parse_json

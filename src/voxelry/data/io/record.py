@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from voxelry.core.errors import SettingError
+from voxelry.core.guard import guarded
 from voxelry.core.space import Space
-from voxelry.data.io.guard import check_memory, guarded
+from voxelry.data.io.axes import AxisOrder
+from voxelry.data.io.guard import check_memory
 
 __all__ = ["Image", "ImageFile", "Loader"]
 
@@ -33,6 +35,7 @@ class ImageFile:
         loader: reads a window; opens the file anew each time, so an `ImageFile` may go to another process.
         has_orientation: whether the file itself gives the directions of its axes in the patient.
         metadata: what else the header says (channel names, units, ...), format by format.
+        order: which stored axis is which, where the pixels are one stored array; `metadata` names it then.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class ImageFile:
     loader: Loader = field(repr=False)
     has_orientation: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
+    order: AxisOrder | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

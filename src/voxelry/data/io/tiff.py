@@ -69,6 +69,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         loader=partial(_load, path, order),
         has_orientation=affine is not None,
         metadata=metadata,
+        order=order,
     )
 
 

@@ -74,7 +74,8 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         format="zarr" if node.multiscale is None else "OME-Zarr",
         loader=partial(_load, node, order),
         has_orientation=affine is not None,
-        metadata=_metadata(node),
+        metadata=_metadata(node) | {"array": node.path.relative_to(path).as_posix()},
+        order=order,
     )
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
-
 __all__ = ["jit"]
 
 # No parallel=True: data-loader workers are processes already, and nogil lets threads share the work.
@@ -19,6 +17,8 @@ _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` with Numba on its first call, without the interpreter lock, kept on disk if possible."""
+    import numba  # half a second, which `dispatch` must not cost
+
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # Numba found no folder to keep it in

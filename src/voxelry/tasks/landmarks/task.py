@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
+from voxelry.core.settings import plain
 from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.landmarks import MeanPosition, case_row, radial_errors, summarise
 from voxelry.ops import peaks
@@ -135,7 +136,7 @@ class LandmarkTask(Task):
         self.calibration = Calibration(len(self.names), self.ndim)
         self.register_buffer("mean_fractions", torch.full((len(self.names), self.ndim), torch.nan))
         settings |= {"landmark_names": self.names, "num_landmarks": None, "ndim": self.ndim}
-        self._settings = {name: _plain(value) for name, value in settings.items()}
+        self._settings = {name: plain(value) for name, value in settings.items()}
 
     def settings(self) -> dict[str, Any]:
         """Plain keywords, without the network, from which the constructor makes the same task again."""
@@ -361,13 +362,6 @@ class LandmarkTask(Task):
             points[:, landmark] = torch.where(better[:, None], found, points[:, landmark])
             spread[:, landmark] = torch.where(better, width[:, 0], spread[:, landmark])
         return points, spread
-
-
-def _plain(value: Any) -> Any:
-    """Sequences as lists, so that settings survive JSON and YAML."""
-    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-        return value
-    return [_plain(item) for item in value]
 
 
 def _names(names: Sequence[str] | None, count: int | None) -> tuple[str, ...]:

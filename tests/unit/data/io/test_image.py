@@ -7,10 +7,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.io import IMAGE_SUFFIXES, is_image, open_image, read_image, write_image
-from voxelry.data.io.atomic import replacing
 
 WRITABLE = [".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".tif", ".ome.tif", ".zarr"]
 OBLIQUE = Space(

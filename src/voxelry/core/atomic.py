@@ -8,24 +8,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from voxelry.data.io.guard import guarded
+from voxelry.core.guard import guarded
 
 __all__ = ["replacing"]
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Path]:
     """Give a place to write to; what was written there takes the place of `path` when the block ends well.
 
     The place has the same name in a hidden folder beside `path`, so that a header may point at a data file
     of the same stem; files beside it are moved too, `path` last. The block may write a file or a folder. If
     it fails or is interrupted, `path` stays as it was and nothing is left behind.
 
+    Args:
+        path: file or folder that is written whole or not at all.
+        action: what an error says of it.
+
     Raises:
         FileError: the folder can't be written, the disk is full, or anything else that fails inside.
     """
     path = Path(path)
-    with guarded(path, "can't be written"):
+    with guarded(path, action):
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:

@@ -1,0 +1,183 @@
+"""What the engine has to know of a task beyond `tasks.base.Task`: its data, its network, its files, its report."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from voxelry.core.errors import CheckpointError, FileError
+from voxelry.data.sample import Sample
+from voxelry.engine.kinds.backbone import configured_backbone
+from voxelry.tasks.base import Task
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from voxelry.data.dataset import VolumeDataset
+    from voxelry.engine.evaluate import Evaluation
+    from voxelry.engine.model import Model
+    from voxelry.engine.pretrained import Pretrained
+    from voxelry.engine.splits import SampleSource
+    from voxelry.models.transfer import TransferReport
+    from voxelry.viz.report import Report
+
+__all__ = ["DenseKind", "Kind", "fitting", "make_folder"]
+
+
+class Kind(ABC):
+    """One task, as the engine sees it; `engine.kinds` lists them all.
+
+    Attributes:
+        name: what bundles, checkpoints and the command line call the task.
+        target: the task's class, as `_target_` in `configs/task`.
+        needs: what a dataset reads beside the images to learn from, see `data.dataset.VolumeDataset`.
+        truth: what it reads to measure predictions.
+        required: what every case must have to be learned from: `landmarks`, `instances` or nothing.
+        formats: suffixes that predictions can be written in, the default first.
+    """
+
+    name: str
+    target: str
+    needs: tuple[str, ...] = ()
+    truth: tuple[str, ...] = ()
+    required: str | None = None
+    formats: tuple[str, ...] = ()
+
+    def task_class(self) -> type[Task]:
+        """The class that `target` names."""
+        module, _, name = self.target.rpartition(".")
+        found: type[Task] = getattr(import_module(module), name)
+        return found
+
+    @abstractmethod
+    def network(
+        self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """The network of a run, and what was taken over from pretrained weights.
+
+        Args:
+            config: of the whole run; `config.model` describes the network.
+            dataset: the training cases.
+            pretrained: weights to start from.
+
+        Raises:
+            CheckpointError: none of the weights fits.
+        """
+
+    def settings(self, config: DictConfig, dataset: Any, pretrained: Pretrained | None) -> dict[str, Any]:
+        """Keywords of the task that the data or the pretrained weights decide, beside those of `config.task`."""
+        return {}
+
+    def callbacks(self, output: Path) -> list[pl.Callback]:
+        """What else watches the training; `output` is the run's folder."""
+        return []
+
+    def check(self, task: Task, dataset: VolumeDataset) -> None:
+        """Refuse cases that a trained task can't be measured on.
+
+        Raises:
+            DataError: names the first of them.
+        """
+        return
+
+    def predict_file(self, model: Model, path: Path, folder: Path, *, format: str, options: Mapping[str, Any]) -> Path:
+        """Predict one file and write the answer; see `Model.sample` and `write`."""
+        sample = model.sample(path, **options)
+        return self.write(model.predict(sample), sample, folder, format)
+
+    @abstractmethod
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """Write a prediction for an image as it was read into a folder and answer the file.
+
+        Args:
+            format: one of `formats`.
+
+        Raises:
+            FileError: the folder can't be written.
+        """
+
+    @abstractmethod
+    def add_results(
+        self,
+        report: Report,
+        task: Any,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """What the task has to show of held-out cases.
+
+        Args:
+            evaluation: not empty.
+            held_out: its cases.
+            history: the summaries of the validations, each with its `step`.
+        """
+
+
+class DenseKind(Kind):
+    """A task whose network answers a map of the image's size; pretrained weights bring their architecture along."""
+
+    @abstractmethod
+    def out_channels(self, sample: Sample, config: DictConfig) -> int:
+        """Channels of the map, by a training sample.
+
+        Raises:
+            ConfigError: the sample lacks what the task learns from.
+        """
+
+    def network(
+        self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """What `config.model` describes, or a U-Net like the pretrained one.
+
+        Of other pretrained networks the part is taken over that fits best, such as the backbone.
+        """
+        from voxelry.models.transfer import best_transfer, transfer
+
+        sample = dataset[0]
+        channels = {
+            "ndim": config.ndim,
+            "in_channels": int(sample.image.shape[0]),
+            "out_channels": self.out_channels(sample, config),
+        }
+        if pretrained is not None and pretrained.is_unet:
+            network = pretrained.build(config.model, **channels)
+            return network, fitting(transfer(network, pretrained.weights), pretrained)
+        parts: dict[str, Any] = {}
+        if "backbone" in config.model:
+            parts["backbone"] = configured_backbone(config, sample, pretrained)
+        network = instantiate(config.model, **channels, **parts, _convert_="all")
+        if pretrained is None:
+            return network, None
+        return network, fitting(best_transfer(network, pretrained.weights), pretrained)
+
+
+def fitting(report: TransferReport, pretrained: Pretrained) -> TransferReport:
+    """The report of a transfer that took anything over at all.
+
+    Raises:
+        CheckpointError: nothing was.
+    """
+    if not report.matched:
+        raise CheckpointError(f"{pretrained.source}: none of its weights fits the configured network")
+    return report
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made where it isn't there.
+
+    Raises:
+        FileError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(folder, f"the folder can't be made: {error.strerror or error}") from error
+    return folder

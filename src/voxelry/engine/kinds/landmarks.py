@@ -1,0 +1,81 @@
+"""The landmark task in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from voxelry.core.errors import ConfigError, DataError
+from voxelry.data.sample import Sample
+from voxelry.engine.kinds.kind import DenseKind, make_folder
+from voxelry.tasks.base import Task
+
+if TYPE_CHECKING:
+    from voxelry.data.dataset import VolumeDataset
+    from voxelry.engine.evaluate import Evaluation
+    from voxelry.engine.pretrained import Pretrained
+    from voxelry.engine.splits import SampleSource
+    from voxelry.viz.report import Report
+
+__all__ = ["LandmarkKind"]
+
+
+class LandmarkKind(DenseKind):
+    """Named points: a heatmap per landmark, files of points."""
+
+    name = "landmarks"
+    target = "voxelry.tasks.landmarks.LandmarkTask"
+    needs = ("landmarks", "labels")
+    truth = ("landmarks",)
+    required = "landmarks"
+    formats = ("mrk.json", "fcsv", "csv", "json", "txt")
+
+    def out_channels(self, sample: Sample, config: DictConfig) -> int:
+        """A map per landmark, and the classes of the labels where those are learned, too."""
+        if sample.landmarks is None:
+            raise ConfigError(f"{sample.source}: no landmarks, which task=landmarks needs")
+        return len(sample.landmarks) + int(config.task.get("label_classes", 0))
+
+    def settings(self, config: DictConfig, dataset: VolumeDataset, pretrained: Pretrained | None) -> dict[str, Any]:
+        """The names of the points; tiles as large as the patches; the range of values of the pretraining."""
+        settings: dict[str, Any] = {"landmark_names": dataset.landmark_names}
+        if config.data.get("patches") is not None:
+            # trained on windows of this size, so whole volumes are predicted by tiles of it
+            settings["tile_size"] = config.data.patches.size
+        if pretrained is not None:
+            settings["input_range"] = pretrained.input_range
+        return settings
+
+    def check(self, task: Task, dataset: VolumeDataset) -> None:
+        """Refuse cases with other points than the task's."""
+        names = task.names
+        if dataset.landmark_names != names:
+            raise DataError(
+                f"{dataset.cases[0].landmarks[0]}: landmarks {', '.join(dataset.landmark_names)}; "
+                f"the model knows {', '.join(map(str, names))}"  # type: ignore[arg-type]
+            )
+
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """A file of points in the world of the image."""
+        from voxelry.data.io import write_landmarks
+        from voxelry.tasks.landmarks import to_landmark_set
+
+        path = make_folder(folder) / f"{sample.name}.{format}"
+        return write_landmarks(path, to_landmark_set(prediction), space=sample.space, format=format)
+
+    def add_results(
+        self,
+        report: Report,
+        task: Any,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Errors, uncertainty and the cases to look at."""
+        from voxelry.tasks.landmarks import report as pages
+
+        samples = [held_out[index] for index in range(len(held_out))]
+        pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)

@@ -1,0 +1,170 @@
+"""The segmentation task in the engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from voxelry.core.errors import ConfigError, DataError
+from voxelry.core.rank import per_axis
+from voxelry.data.sample import Sample
+from voxelry.engine.kinds.backbone import configured_backbone
+from voxelry.engine.kinds.kind import Kind, fitting, make_folder
+from voxelry.tasks.base import Task
+
+if TYPE_CHECKING:
+    from voxelry.data.dataset import VolumeDataset
+    from voxelry.engine.evaluate import Evaluation
+    from voxelry.engine.model import Model
+    from voxelry.engine.pretrained import Pretrained
+    from voxelry.engine.splits import SampleSource
+    from voxelry.models.transfer import TransferReport
+    from voxelry.viz.report import Report
+
+__all__ = ["SegmentKind"]
+
+ANCHOR_UNITS = ("voxel", "mm")
+_WHOLE_VOXELS = 1 << 23  # larger images are never read as a whole
+_PYRAMID_CHANNELS = 64  # around a backbone whose levels have unlike channels
+_ANCHOR_CASES = 200  # so many training cases are looked at for the sizes of their objects
+
+
+class SegmentKind(Kind):
+    """Instances: a detector around a backbone, label volumes."""
+
+    name = "segment"
+    target = "voxelry.tasks.segment.SegmentTask"
+    needs = ("masks", "labels")
+    truth = ("masks", "labels")
+    required = "instances"
+    formats = ("nii.gz", "ome.zarr", "tif")
+
+    def network(
+        self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """The detector of `config.model` around the backbone of `config.backbone`.
+
+        Of pretrained weights that part is taken over which fits best: a whole detector, or a backbone alone.
+
+        Raises:
+            ConfigError: no backbone, or sizes of anchors that can't be.
+        """
+        from voxelry.backbones.fpn import FPN
+        from voxelry.models.transfer import best_transfer
+
+        backbone = configured_backbone(config, dataset[0], pretrained)
+        if len(set(backbone.out_channels.values())) > 1:
+            backbone = FPN(backbone, out_channels=_PYRAMID_CHANNELS, extra=None)
+        settings = _plain(config.model)
+        detector = get_class(settings.pop("_target_"))
+        settings["anchor_sizes"] = _anchor_sizes(settings, dataset, len(backbone.strides))
+        network = detector(backbone, num_classes=1 + len(config.task.class_names), **settings)
+        if pretrained is None:
+            return network, None
+        return network, fitting(best_transfer(network, pretrained.weights), pretrained)
+
+    def settings(self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None) -> dict[str, Any]:
+        """Tiles as large as the patches; the range of values of the pretraining."""
+        settings: dict[str, Any] = {}
+        if config.data.get("patches") is not None and config.task.tile_size is None:
+            settings["tile_size"] = config.data.patches.size
+        if pretrained is not None:
+            settings["input_range"] = pretrained.input_range
+        return settings
+
+    def check(self, task: Task, dataset: VolumeDataset) -> None:
+        """Refuse cases without instances."""
+        for case in dataset.cases:
+            if case.instances is None:
+                raise DataError(f"{case.image}: no instances for this image, to compare with")
+
+    def predict_file(self, model: Model, path: Path, folder: Path, *, format: str, options: Mapping[str, Any]) -> Path:
+        """Predict one file; a large one is read, predicted and written piece by piece.
+
+        Finished tiles are kept in a hidden folder beside the output until all are done: the same command goes on where
+        a killed one stopped.
+        """
+        from voxelry.data.io import open_image
+        from voxelry.data.layouts import case_name
+        from voxelry.engine.prepared_file import PreparedFile
+        from voxelry.tasks.segment.outputs import write_instances
+        from voxelry.tasks.segment.tiled import image_key
+
+        task: Any = model.task
+        file = open_image(path, **options)
+        large = prod(file.space.shape) > _WHOLE_VOXELS and task.tile_size is not None
+        if not large or not PreparedFile.fits(model.bundle.preprocess):
+            return super().predict_file(model, path, folder, format=format, options=options)
+        model.check_image(str(path), file.space.ndim, file.channels)
+        name = case_name(path)
+        prepared = PreparedFile(file, model.bundle.preprocess)
+        state = make_folder(folder) / f".{name}.tiles"
+        found = task.tiled(
+            prepared, prepared.space.shape, prepared.space, state=state, key=image_key(file, model.digest())
+        )
+        prediction = task.prediction(name, prepared.space, found)
+        image = path if format == "ome.zarr" and path.suffix == ".zarr" else None
+        written = write_instances(prediction, folder, format=format, space=file.space, image=image)[0]
+        shutil.rmtree(state, ignore_errors=True)
+        return written
+
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """The label volume on the image's own grid, a table of the instances, and their masks."""
+        from voxelry.tasks.segment.outputs import write_instances
+
+        source = Path(sample.source)
+        image = source if format == "ome.zarr" and source.suffix == ".zarr" and source.is_dir() else None
+        return write_instances(prediction, make_folder(folder), format=format, space=sample.space, image=image)[0]
+
+    def add_results(
+        self,
+        report: Report,
+        task: Any,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Scores, curves, and the cases to look at."""
+        from voxelry.tasks.segment import report as pages
+
+        samples = [held_out[index] for index in range(len(held_out))]
+        pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
+
+
+def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int) -> Any:
+    """Anchor sizes in voxels, for each level; takes the settings that only say how to find them out of `settings`."""
+    from voxelry.tasks.segment.targets import anchors_for
+
+    sizes, unit = settings.pop("anchor_sizes", None), settings.pop("anchor_unit", "voxel")
+    per_level = settings.pop("anchors_per_level", 1)
+    if unit not in ANCHOR_UNITS:
+        raise ConfigError(f"model.anchor_unit: expected one of {', '.join(ANCHOR_UNITS)}, got {unit!r}")
+    if sizes == "auto":
+        cases = [dataset[index] for index in range(min(len(dataset), _ANCHOR_CASES))]
+        boxes = [case.boxes for case in cases if case.boxes is not None]
+        if not any(len(box) for box in boxes):
+            raise DataError(f"{cases[0].source}: no instances in the training cases; set model.anchor_sizes")
+        return anchors_for(torch.cat(boxes), levels, per_level)
+    if unit == "voxel" or sizes is None:
+        return sizes
+    spacing = dataset[0].space.spacing
+    return [
+        [
+            [length / step for length, step in zip(per_axis(size, len(spacing), "anchor_sizes"), spacing, strict=True)]
+            for size in level
+        ]
+        for level in sizes
+    ]
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(config, resolve=True)
+    return {str(key): value for key, value in found.items()}

@@ -1,0 +1,261 @@
+"""The same training in several processes, on one machine or a cluster: `launcher=ray`.
+
+Every worker runs `engine.train.train_process` on its part of each batch. Ray Train starts the workers,
+connects them, keeps the checkpoints they report, and starts all of them again from the last one when
+one is lost. Worker 0 writes the bundle and the report, so `output_dir` has to be a folder that all
+machines share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from voxelry.core.errors import ConfigError, VoxelryError
+from voxelry.core.optional import require
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from voxelry.engine.train import Run
+
+__all__ = ["train_on_ray"]
+
+STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
+CHECKPOINT = "last.ckpt"
+log = logging.getLogger("voxelry")
+
+
+def train_on_ray(
+    config: DictConfig,
+    *,
+    num_workers: int,
+    cpus_per_worker: float = 1,
+    gpus_per_worker: float | None = None,
+    resources_per_worker: Mapping[str, float] | None = None,
+    placement: str = "PACK",
+    max_failures: int = 3,
+    address: str | None = None,
+    env: Mapping[str, Any] | None = None,
+) -> Run:
+    """Train with Ray Train; the settings are those of `configs/launcher/ray.yaml`.
+
+    A step takes `num_workers * config.data.batch_size` samples: those that one process with a batch of
+    that size would take. Where Ray already runs in this process, that instance is used and left running.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        ConfigError: a setting that Ray can't meet.
+        VoxelryError: what `train` raises, and a run that failed more often than `max_failures` allows.
+    """
+    require("ray", "ray")
+    require("ray.train.torch", "ray")
+    if num_workers < 1:
+        raise ConfigError(f"launcher.num_workers: expected 1 or more, got {num_workers}")
+    if placement not in STRATEGIES:
+        raise ConfigError(f"launcher.placement: expected one of {', '.join(STRATEGIES)}, got {placement!r}")
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+    )
+    from ray.train.torch import TorchTrainer
+
+    from voxelry.engine.train import Run
+
+    output = Path(config.output_dir).resolve()
+    storage = output / "ray"
+    name = f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    verdict = storage / f"{name}.txt"
+    with _cluster(address, cpus=num_workers * cpus_per_worker), _own_interrupt():
+        gpus = _gpus(config.trainer.accelerator, num_workers, gpus_per_worker)
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={
+                "config": OmegaConf.to_container(config, resolve=True),
+                "folder": str(Path.cwd()),
+                "verdict": str(verdict),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={
+                    **(resources_per_worker or {}),
+                    "CPU": cpus_per_worker,
+                    **({"GPU": gpus} if gpus else {}),
+                },
+                placement_strategy=placement,
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                worker_runtime_env={"env_vars": {key: str(value) for key, value in (env or {}).items()}},
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+        try:
+            answer = trainer.fit().return_value
+        except TrainingFailedError as error:
+            if not verdict.exists():
+                cause = str(error).strip().splitlines()[-1]
+                raise VoxelryError(f"failed more than launcher.max_failures={max_failures} times: {cause}") from error
+        except SystemExit:  # how Ray ends after Ctrl-C
+            return Run(None, {}, True, output / "checkpoints" / CHECKPOINT)
+        if verdict.exists():
+            raise VoxelryError(verdict.read_text(encoding="utf-8"))
+    bundle, checkpoint = (None if path is None else Path(path) for path in (answer["bundle"], answer["checkpoint"]))
+    return Run(**answer | {"bundle": bundle, "checkpoint": checkpoint})
+
+
+def _work(job: dict[str, Any]) -> dict[str, Any] | None:
+    """What each worker does, here as everywhere where a worker was lost and all start again.
+
+    What a user did wrong is wrong the second time, too: such an error is left in a file, and
+    workers that find one do nothing.
+    """
+    import ray.train
+    from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
+
+    from voxelry.engine.placement import Placement
+    from voxelry.engine.train import train_process
+
+    verdict = Path(job["verdict"])
+    if verdict.exists():
+        return None
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray gave it a handler, and tells much
+    log.setLevel(logging.WARNING if rank else logging.INFO)
+    config = OmegaConf.create(job["config"])
+    config.trainer.progress = False
+    config.trainer.devices = "auto"  # Ray lets a worker see its own
+    with contextlib.chdir(job["folder"]), contextlib.ExitStack() as stack:
+        restored = None
+        if (checkpoint := ray.train.get_checkpoint()) is not None:
+            restored = Path(stack.enter_context(checkpoint.as_directory())) / CHECKPOINT
+        placement = Placement(
+            rank=rank,
+            world_size=context.get_world_size(),
+            trainer={
+                # most tasks leave a few parameters out, such as the time embedding of a pretrained network
+                "strategy": RayDDPStrategy(find_unused_parameters=True),
+                "plugins": [RayLightningEnvironment()],
+            },
+            restored=restored,
+            saved=_report,
+        )
+        try:
+            run = train_process(config, placement)
+        except VoxelryError as error:
+            verdict.parent.mkdir(parents=True, exist_ok=True)
+            verdict.write_text(str(error), encoding="utf-8")
+            logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # no traceback: the user gets the line alone
+            raise
+    return asdict(run) | {"bundle": run.bundle and str(run.bundle), "checkpoint": str(run.checkpoint)}
+
+
+def _report(trainer: pl.Trainer, path: Path) -> None:
+    """Tell Ray how far the run is, and hand it the checkpoint; every worker takes part."""
+    import ray.train
+
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()} | {"step": trainer.global_step}
+    if not trainer.is_global_zero:
+        ray.train.report(metrics)
+        return
+    log.info(", ".join(f"{name} {metrics[name]:.4g}" for name in ("step", "loss", "val") if name in metrics))
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".report-") as folder:
+        try:
+            os.link(path, Path(folder) / CHECKPOINT)
+        except OSError:  # not every file system has links
+            shutil.copyfile(path, Path(folder) / CHECKPOINT)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None, *, cpus: float) -> Iterator[None]:
+    """Ray, joined or started for as long as the run takes.
+
+    Raises:
+        ConfigError: nothing answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+    address = address or os.environ.get("RAY_ADDRESS")
+    started: dict[str, Any] = {}
+    if address is None:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of machines that clouds take back
+        started = {"num_cpus": max(os.cpu_count() or 1, int(-(-cpus // 1))), "include_dashboard": False}
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            runtime_env={"worker_process_setup_hook": f"{__name__}.calm"},
+            **started,
+        )
+    except ConnectionError as error:
+        raise ConfigError(f"launcher.address: no Ray cluster answers at {address}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def calm() -> None:
+    """Run in Ray's processes: one of them asks for the dashboard, which we don't start, and complains every second."""
+    import ray
+
+    # without it, the process would look for any Ray on this machine
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _gpus(accelerator: str, workers: int, asked: float | None) -> float:
+    """GPUs of each worker.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    import ray
+
+    found = float(ray.cluster_resources().get("GPU", 0))
+    if asked is None:
+        if accelerator == "auto":
+            return 1 if found >= workers else 0
+        asked = 1 if accelerator in ("gpu", "cuda") else 0
+    if asked * workers > found:
+        raise ConfigError(
+            f"launcher.num_workers: {workers} workers with {asked:g} GPU each, but the cluster has {found:g} GPUs"
+        )
+    return asked
+
+
+@contextlib.contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Give Ctrl-C back afterwards: Ray takes it and keeps it."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # not in the main thread, where it can't have been taken
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,55 @@
+"""What a run trains and is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from omegaconf import DictConfig, OmegaConf
+
+from voxelry.core.errors import VoxelryError
+from voxelry.data.preprocess import Preprocess
+from voxelry.data.sample import Sample
+
+__all__ = ["SampleSource", "Splits", "plain"]
+
+
+class SampleSource(Protocol):
+    """Samples by number: `data.dataset.VolumeDataset`, `data.crops.CropDataset`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """A sample as it is in that pass over the data."""
+
+
+@dataclass
+class Splits:
+    """The three parts of the data; only `train` is augmented and cut into patches.
+
+    Attributes:
+        train, validation, test: samples; the last two may be empty.
+        preprocess: what makes of an image what the samples hold.
+        names: of the cases of each part.
+        unaltered: a training case without augmentation and patches, by its number.
+    """
+
+    train: Any
+    validation: Any
+    test: Any
+    preprocess: Preprocess
+    names: dict[str, list[str]]
+    unaltered: Callable[[int], Sample]
+
+
+def plain(config: DictConfig | None) -> dict[str, Any]:
+    """A configuration node as ordinary values."""
+    if not config:
+        return {}
+    container = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(container, dict):
+        raise VoxelryError(f"expected a mapping in the configuration, got {container!r}")
+    return {str(key): value for key, value in container.items() if key != "_target_"}

@@ -1,0 +1,89 @@
+"""What a detector finds in one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from voxelry.ops.boxes import clip, decode, valid
+from voxelry.ops.nms import Separation, batched_nms
+
+__all__ = ["Detections", "Weights", "select"]
+
+Weights = tuple[float | Sequence[float], float | Sequence[float]]
+"""Of deltas: of the centre and of the size, each one number or one per axis."""
+
+
+@dataclass
+class Detections:
+    """Objects of one image, best first.
+
+    Attributes:
+        boxes: `(K, 2 * ndim)` float32, all lows then all highs, index coordinates of the image.
+        scores: `(K,)` float32 in [0, 1].
+        classes: `(K,)` int64, from 1.
+        masks: `(K, *M)` float32 probability on a grid over each box, or None without a mask branch; to be pasted
+            by `ops.masks`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The detections with their tensors on `device`."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return self.replace(
+            boxes=self.boxes.to(device), scores=self.scores.to(device), classes=self.classes.to(device), masks=masks
+        )
+
+
+def select(
+    logits: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    shape: tuple[int, ...],
+    *,
+    weights: Weights,
+    score_threshold: float,
+    nms_threshold: float,
+    limit: int,
+    min_size: float = 1e-2,
+    low: float = -0.5,
+    separate: Separation = "exact",
+) -> Detections:
+    """The best boxes of one image, each class for itself (Ren et al. 2015; torchvision's `postprocess_detections`).
+
+    Args:
+        logits: `(K, classes)`; class 0 is background and never selected.
+        deltas: `(K, classes, 2 * ndim)`.
+        proposals: `(K, 2 * ndim)`.
+        shape: size of the image.
+        weights: of the deltas, see `ops.boxes.decode`.
+        score_threshold: scores must be larger.
+        nms_threshold: a box that overlaps by a larger IoU with a better one of its class is dropped.
+        limit: the largest number of detections.
+        min_size: the least length along every axis, voxels.
+        low: where the image begins, see `ops.boxes.clip`.
+        separate: how classes are kept apart, see `ops.nms.batched_nms`.
+    """
+    scores = logits.float().softmax(dim=1)[:, 1:]
+    rows, columns = torch.where(scores > score_threshold)  # before decoding: most are none
+    boxes = decode(deltas[rows, columns + 1].float(), proposals[rows], weights)
+    boxes, scores, classes = clip(boxes, shape, low=low), scores[rows, columns], columns + 1
+    keep = torch.where(valid(boxes, min_size))[0]
+    boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
+    keep = batched_nms(boxes, scores, classes, nms_threshold, separate=separate)[:limit]
+    return Detections(boxes[keep], scores[keep], classes[keep])

@@ -1,0 +1,181 @@
+"""The region proposal network in any rank (Ren et al. 2015, arXiv:1506.01497, section 3.1).
+
+Semantics of torchvision's, without its memory: anchors are matched a chunk at a time, and only those become boxes
+that are among the best of their level or are sampled for the losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxelry.models.mask_rcnn.anchors import Anchors, AnchorShapes
+from voxelry.models.mask_rcnn.heads import ProposalHead
+from voxelry.ops.boxes import clip, decode, encode, valid
+from voxelry.ops.matching import match, sample_balanced
+from voxelry.ops.nms import Separation, batched_nms
+
+__all__ = ["RegionProposals", "sparse_box_loss"]
+
+Strides = Sequence[Sequence[float]]
+
+
+class RegionProposals(nn.Module):
+    """Boxes that may hold an object, from a feature pyramid.
+
+    Args:
+        channels: of every level.
+        shapes: the anchors of a voxel of each level.
+        depth: convolutions before the outputs.
+        foreground, background: anchors with an IoU of at least / less than this are positive / negative. The best
+            anchor of every object is positive in any case.
+        batch_size, positive_fraction: anchors in the losses of an image, and the largest part of positives.
+        pre_nms, post_nms: proposals of a level before, of an image after the suppression: in training, and else.
+        nms_threshold: proposals of a level that overlap by a larger IoU with a better one are dropped.
+        score_threshold: the least objectness, in [0, 1].
+        min_size: the least length along every axis, voxels.
+        low: where the image begins, see `ops.boxes.clip`.
+        torchvision_rules: match objects that overlap no anchor, and keep levels apart in the suppression, as
+            torchvision does.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        shapes: AnchorShapes,
+        *,
+        depth: int = 1,
+        foreground: float = 0.7,
+        background: float = 0.3,
+        batch_size: int = 256,
+        positive_fraction: float = 0.5,
+        pre_nms: tuple[int, int] = (2000, 1000),
+        post_nms: tuple[int, int] = (2000, 1000),
+        nms_threshold: float = 0.7,
+        score_threshold: float = 0.0,
+        min_size: float = 1e-3,
+        low: float = -0.5,
+        torchvision_rules: bool = False,
+    ):
+        super().__init__()
+        self.shapes = shapes
+        self.head = ProposalHead(channels, shapes.num_anchors, ndim=shapes.ndim, depth=depth)
+        self.foreground, self.background = foreground, background
+        self.batch_size, self.positive_fraction = batch_size, positive_fraction
+        self.pre_nms, self.post_nms = tuple(pre_nms), tuple(post_nms)
+        self.nms_threshold, self.score_threshold = nms_threshold, score_threshold
+        self.min_size, self.low = min_size, low
+        self.torchvision_rules = torchvision_rules
+        self.separate: Separation = "torchvision" if torchvision_rules else "exact"
+
+    def forward(
+        self, features: Sequence[Tensor], strides: Strides, shapes: Sequence[Sequence[int]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Proposals of each image for detection: boxes `(K, 2 * ndim)` and scores `(K,)` in [0, 1], best first.
+
+        Args:
+            features: levels `(B, C, *S)`, fine to coarse.
+            strides: voxels per feature voxel of each level, per axis.
+            shapes: size of each image without padding.
+        """
+        objectness, deltas = self.head(features)
+        anchors = Anchors.of(self.shapes, features, strides)
+        return self.propose(objectness, deltas, anchors, shapes, training=False)
+
+    def losses(
+        self, features: Sequence[Tensor], strides: Strides, shapes: Sequence[Sequence[int]], boxes: Sequence[Tensor]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals for training, and the two losses against the boxes `(K, 2 * ndim)` of each image."""
+        objectness, deltas = self.head(features)
+        anchors = Anchors.of(self.shapes, features, strides)
+        found = self.propose(objectness, deltas, anchors, shapes, training=True)
+        return [proposals for proposals, _ in found], self.compare(objectness, deltas, anchors, boxes)
+
+    @torch.no_grad()
+    def propose(
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Anchors,
+        shapes: Sequence[Sequence[int]],
+        *,
+        training: bool,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Decode the best anchors of each level, clip, drop, suppress; per image boxes and scores, best first."""
+        pre, post = (limits[0 if training else 1] for limits in (self.pre_nms, self.post_nms))
+        results = []
+        for image, shape in enumerate(shapes):
+            boxes, logits, levels = [], [], []
+            for level, (grid, scores) in enumerate(zip(anchors.grids, objectness, strict=True)):
+                flat = scores[image].flatten(1).t().flatten().float()  # in the order of the anchors
+                best, indices = flat.topk(min(pre, len(flat)))
+                boxes.append(decode(pick_deltas(deltas[level], image, indices), grid.boxes(indices)))
+                logits.append(best)
+                levels.append(torch.full_like(indices, level))
+            found, scores = clip(torch.cat(boxes), shape, low=self.low), torch.sigmoid(torch.cat(logits))
+            keep = torch.where(valid(found, self.min_size) & (scores >= self.score_threshold))[0]
+            found, scores, groups = found[keep], scores[keep], torch.cat(levels)[keep]
+            keep = batched_nms(found, scores, groups, self.nms_threshold, separate=self.separate)[:post]
+            results.append((found[keep], scores[keep]))
+        return results
+
+    def compare(
+        self, objectness: Sequence[Tensor], deltas: Sequence[Tensor], anchors: Anchors, boxes: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """`loss_objectness` (mean over the sampled anchors) and `loss_rpn_box_reg` (summed over the positives,
+        divided by the number of all sampled ones); both 0-d float32."""
+        logits, targets, found, wanted = [], [], [], []
+        for image, truth in enumerate(boxes):
+            with torch.no_grad():
+                matched = match(
+                    truth,
+                    anchors.chunks(),
+                    high=self.foreground,
+                    low=self.background,
+                    low_quality=True,
+                    allow_disjoint=self.torchvision_rules,
+                )
+                positive, negative = sample_balanced(matched + 1, self.batch_size, self.positive_fraction)
+                goal = encode(truth[matched[positive]], anchors.boxes(positive))
+            sampled = torch.cat((positive, negative))
+            picked = objectness[0].new_zeros(len(sampled), dtype=torch.float32)
+            for level, places, indices in anchors.per_level(sampled):
+                voxels, shapes = split_index(indices, objectness[level])
+                values = objectness[level][image].flatten(1)[shapes, voxels]
+                picked = picked.index_put((places,), values.float())
+            logits.append(picked)
+            targets.append((torch.arange(len(sampled), device=picked.device) < len(positive)).to(picked.dtype))
+            guess = torch.zeros_like(goal)
+            for level, places, indices in anchors.per_level(positive):
+                guess = guess.index_put((places,), pick_deltas(deltas[level], image, indices))
+            found.append(guess)
+            wanted.append(goal)
+        count = sum(len(part) for part in logits)
+        # nothing may be sampled from a level, whose weights still have a gradient then: distributed training waits
+        nothing = sum((level[:0].sum().float() for level in (*objectness, *deltas)), objectness[0].new_zeros(()))
+        return {
+            "loss_objectness": nothing + F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(targets)),
+            "loss_rpn_box_reg": sparse_box_loss(torch.cat(found), torch.cat(wanted), count),
+        }
+
+
+def sparse_box_loss(found: Tensor, wanted: Tensor, count: int) -> Tensor:
+    """Smooth L1 with β = 1/9 of the positives' deltas, summed and divided by the number of all samples."""
+    return F.smooth_l1_loss(found, wanted, beta=1 / 9, reduction="sum") / max(count, 1)
+
+
+def split_index(indices: Tensor, objectness: Tensor) -> tuple[Tensor, Tensor]:
+    """Anchor numbers within a level as numbers of voxels and of anchor shapes."""
+    shapes = objectness.shape[1]
+    return torch.div(indices, shapes, rounding_mode="floor"), indices % shapes
+
+
+def pick_deltas(deltas: Tensor, image: int, indices: Tensor) -> Tensor:
+    """Deltas of some anchors of a level, `(B, A * 2 * ndim, *S), (K,) -> (K, 2 * ndim)` float32."""
+    columns = 2 * (deltas.ndim - 2)
+    flat = deltas[image].flatten(1).unflatten(0, (-1, columns))  # (A, 2 * ndim, voxels)
+    voxels = torch.div(indices, flat.shape[0], rounding_mode="floor")
+    return flat[indices % flat.shape[0], :, voxels].float()

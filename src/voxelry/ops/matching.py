@@ -1,0 +1,145 @@
+"""Which truth each anchor answers for, and which anchors a loss is computed on.
+
+Anchors by the million against truths by the hundred: the matrix of their IoUs is never held, only a part of it
+at a time, and of that only the truths that lie where the part's anchors do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from voxelry.core.errors import SettingError
+from voxelry.ops.boxes import boxes_ndim, iou, widened
+
+__all__ = ["BACKGROUND", "BETWEEN", "match", "sample_balanced"]
+
+BACKGROUND = -1
+"""Index of an anchor that answers for no truth."""
+
+BETWEEN = -2
+"""Index of an anchor that overlaps a truth too much for background and too little for a match."""
+
+_CHUNK = 1 << 21  # pairs at a time: 8 MB for each temporary
+
+
+def match(
+    truths: Tensor,
+    anchors: Tensor | Iterable[Tensor],
+    *,
+    high: float,
+    low: float,
+    low_quality: bool,
+    chunk: int = _CHUNK,
+    allow_disjoint: bool = False,
+) -> Tensor:
+    """Index of the truth that each anchor answers for, `(A,)` int64, or `BACKGROUND` or `BETWEEN`.
+
+    Each anchor takes the truth it overlaps most, the first of several, if their IoU is at least `high`
+    (Ren et al. 2015, arXiv:1506.01497, section 3.1.2; torchvision's matcher to the last bit). Below `low` it is
+    background. With `low_quality`, the anchors that overlap some truth as much as any anchor does, ties included,
+    take the truth they overlap most whatever the IoU: so that no truth goes without an anchor.
+
+    Args:
+        truths: `(M, 2 * ndim)`; those without volume, or not finite, match nothing.
+        anchors: `(A, 2 * ndim)`, or parts of it one after another, such as levels; each part is used once.
+        high: IoU from which an anchor is matched.
+        low: IoU below which it is background, at most `high`.
+        low_quality: see above.
+        chunk: pairs of anchor and truth compared at a time; memory beyond the result is a few times that.
+        allow_disjoint: a truth that overlaps no anchor makes every anchor a low-quality match, as in torchvision;
+            otherwise it goes without.
+
+    Raises:
+        SettingError: boxes of different ranks, `low` above `high`, or a chunk below 1.
+    """
+    if not low <= high:
+        raise SettingError(f"low, high: expected low <= high, got {low} and {high}")
+    if chunk < 1:
+        raise SettingError(f"chunk: expected 1 pair at least, got {chunk}")
+    ndim = boxes_ndim(truths)
+    truths = widened(truths.detach())
+    parts = [anchors] if isinstance(anchors, Tensor) else anchors
+    none = torch.zeros(0, dtype=torch.int64, device=truths.device)
+    result, choices, offered = [none], [none], 0
+    record = truths.new_zeros(len(truths))  # the best IoU of each truth so far
+    candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # anchor, its own choice, truth, IoU
+    for part in parts:
+        if part.ndim != 2 or boxes_ndim(part) != ndim:
+            raise SettingError(f"anchors: expected (A, {2 * ndim}), got {tuple(part.shape)}")
+        for block in part.detach().split(max(1, chunk // max(1, len(truths)))):
+            best, choice, near, quality = _best_truths(truths, widened(block), ndim)
+            matched = torch.where(best < best.new_tensor(high), BETWEEN, choice)
+            result.append(torch.where(best < best.new_tensor(low), BACKGROUND, matched))
+            if low_quality and allow_disjoint:
+                choices.append(choice)
+            if low_quality and quality.numel():
+                peak = quality.amax(dim=0)
+                ahead = (peak >= record[near]) & (peak > 0)
+                record[near] = torch.maximum(record[near], peak)
+                anchor, truth = torch.nonzero((quality == peak) & ahead, as_tuple=True)
+                candidates.append((offered + anchor, choice[anchor], near[truth], peak[truth]))
+            offered += len(block)
+    matches = torch.cat(result)
+    if not low_quality or not len(truths):
+        return matches
+    if allow_disjoint and bool((record == 0).any()):
+        return torch.cat(choices)  # all overlap that truth as little as any anchor does
+    for anchor, choice, truth, quality in candidates:
+        final = quality == record[truth]
+        matches[anchor[final]] = choice[final]
+    return matches
+
+
+def _best_truths(truths: Tensor, anchors: Tensor, ndim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of `(A,)` anchors the best IoU and its truth; and the truths near them, with all IoUs `(A, near)`."""
+    best = anchors.new_zeros(len(anchors))
+    choice = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+    if not len(anchors) or not len(truths):
+        return best, choice, choice[:0], anchors.new_zeros(len(anchors), 0)
+    # Anchors come in the order of the grid, so that a part of them is a slab of the image.
+    first = anchors[:, :ndim].nan_to_num(nan=torch.inf).amin(dim=0)
+    last = anchors[:, ndim:].nan_to_num(nan=-torch.inf).amax(dim=0)
+    near = torch.nonzero(((truths[:, ndim:] > first) & (truths[:, :ndim] < last)).all(dim=1))[:, 0]
+    quality = iou(anchors, truths[near])
+    if len(near):
+        best, index = quality.max(dim=1)
+        choice = torch.where(best > 0, near[index], 0)  # with nothing in common, the first truth of all
+    return best, choice, near, quality
+
+
+def sample_balanced(
+    labels: Tensor, size: int, positive_fraction: float, *, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw anchors for a loss: positives up to a share of `size`, negatives for the rest.
+
+    As torchvision draws them: two permutations on the device of the labels, of the positives and then of the
+    negatives, so that one seed gives one choice.
+
+    Args:
+        labels: `(A,)`: 1 or more positive, 0 negative, below 0 never drawn.
+        size: how many to draw; fewer if there aren't as many.
+        positive_fraction: at most `int(size * positive_fraction)` are positives, in [0, 1].
+        generator: None for PyTorch's own of that device.
+
+    Returns:
+        Indices of the positives and of the negatives drawn, int64, each rising.
+
+    Raises:
+        SettingError: labels that aren't a row, a negative size or a fraction outside [0, 1].
+    """
+    if labels.ndim != 1:
+        raise SettingError(f"labels: expected (A,), got {tuple(labels.shape)}")
+    if size < 0 or not 0 <= positive_fraction <= 1:
+        raise SettingError(f"size, positive_fraction: expected >= 0 and in [0, 1], got {size} and {positive_fraction}")
+    positive = torch.nonzero(labels >= 1)[:, 0]
+    negative = torch.nonzero(labels == 0)[:, 0]
+    positives = min(len(positive), int(size * positive_fraction))
+    negatives = min(len(negative), size - positives)
+    drawn = []
+    for indices, count in ((positive, positives), (negative, negatives)):
+        order = torch.randperm(len(indices), device=labels.device, generator=generator)
+        drawn.append(indices[order[:count]].sort().values)
+    return drawn[0], drawn[1]

@@ -1,0 +1,219 @@
+"""The segmentation part of a report: scores, curves, errors by size, and the cases to look at, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.data.sample import Sample
+from voxelry.metrics.detection import FROC_RATES, froc_curve, precision_recall
+from voxelry.metrics.instances import THRESHOLDS, InstanceRecord, records_of, summarise
+from voxelry.metrics.matching import matched
+from voxelry.metrics.overlap import mask_overlaps
+from voxelry.tasks.base import Row, Task
+from voxelry.tasks.segment.predict import MICROSCOPIC_MM, InstancePrediction
+from voxelry.viz import figures
+from voxelry.viz import instances as pictures
+from voxelry.viz.report import Report
+
+__all__ = ["add_cases", "add_results", "add_scores", "add_sizes"]
+
+_BASELINE = "watershed_record"  # the row's column that the task fills with the baseline's sums
+
+
+def add_results(
+    report: Report,
+    task: Task,
+    predictions: Sequence[InstancePrediction],
+    samples: Sequence[Sample],
+    rows: Sequence[Row],
+) -> Report:
+    """Everything below, in the order a reader asks for it.
+
+    Args:
+        predictions, samples, rows: of the same held-out cases, in one order and on one grid each; rows as
+            `task.metrics` gives them.
+    """
+    add_scores(report, task, rows)
+    add_sizes(report, samples, rows)
+    return add_cases(report, predictions, samples, rows)
+
+
+def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
+    """Summary, accuracy at every IoU threshold, precision and recall, FROC; the baseline's beside ours."""
+    records = records_of(rows)
+    summary = task.summary(rows)
+    sides = {"ours": summary}
+    others = [{"record": row[_BASELINE]} for row in rows if _BASELINE in row]
+    if others:
+        sides["watershed"] = summarise(others)
+    report.section(
+        "Instances",
+        f"{summary['truth']:.0f} annotated and {summary['predicted']:.0f} predicted objects in {len(rows)} held-out "
+        "images. AP is TP / (TP + FP + FN) at an IoU threshold, as microscopy uses the word; COCO's mAP ranks "
+        "detections by their scores. PQ is panoptic quality, SEG and DET are those of the Cell Tracking Challenge.",
+    )
+    report.facts(
+        {
+            "AP at IoU 0.5": summary["ap_50"],
+            "AP, 0.5 to 0.95": summary["ap_mean"],
+            "PQ": summary["pq"],
+            "SEG": summary["seg"],
+            "DET": summary["det"],
+            "COCO mask mAP": summary["coco_map_mask"],
+            "COCO box mAP": summary["coco_map_box"],
+            "FROC": summary["froc_mean"],
+            "mean error of the count": summary["count_error"],
+        }
+    )
+    names = {"precision_50": "precision", "recall_50": "recall", "f1_50": "F1", "mean_iou_50": "mean IoU of pairs"}
+    report.table(
+        [
+            {"method": side}
+            | {f"AP at {threshold:.2f}": values[_ap(threshold)] for threshold in THRESHOLDS[::2]}
+            | {f"{shown}": values[name] for name, shown in names.items()}
+            for side, values in sides.items()
+        ],
+        caption="Matched one to one; precision, recall and F1 at an IoU of 0.5",
+    )
+    report.figure(
+        figures.curves(
+            {
+                side: (THRESHOLDS, [values[_ap(threshold)] for threshold in THRESHOLDS])
+                for side, values in sides.items()
+            },
+            xlabel="IoU threshold",
+            ylabel="TP / (TP + FP + FN)",
+        ),
+        "Accuracy as pairs must agree better and better",
+    )
+    detections = [record.detections for record in records]
+    kinds = {"masks": "mask", "boxes": "box"}
+    report.figure(
+        pictures.precision_recall(
+            {
+                f"{name}, IoU {threshold:g}": precision_recall(detections, kind, threshold)
+                for name, kind in kinds.items()
+                for threshold in (0.5, 0.75)
+            }
+        ),
+        "Precision and recall as detections are accepted by falling score; the dot is all of them",
+    )
+    return report.figure(
+        pictures.froc(
+            {f"{name}, IoU {threshold:g}": froc_curve(detections, kind, threshold)
+             for name, kind, threshold in (("masks", "mask", 0.5), ("boxes", "box", 0.5), ("boxes", "box", 0.1))},
+            rates=FROC_RATES,
+        ),
+        "FROC: share of objects found with so many false positives per image",
+    )  # fmt: skip
+
+
+def add_sizes(report: Report, samples: Sequence[Sample], rows: Sequence[Row]) -> Report:
+    """Which sizes are found and which are missed."""
+    records = records_of(rows)
+    sizes, iou, unit = _sizes(samples, records)
+    if not len(sizes):
+        return report
+    report.section("Errors by size", "Every annotated object; groups of one size hold as many objects each.")
+    groups = [part for part in np.array_split(np.argsort(sizes, kind="stable"), min(4, len(sizes))) if len(part)]
+    report.figure(pictures.size_errors(sizes, iou, unit=unit), "IoU of each object with its partner, by size")
+    return report.table(
+        [
+            {
+                f"size ({unit})": f"{sizes[part].min():.3g} to {sizes[part].max():.3g}",
+                "objects": len(part),
+                "found at IoU 0.5 (%)": 100 * float((iou[part] >= 0.5).mean()),
+                "mean IoU": float(iou[part].mean()),
+                "without a partner": int((iou[part] == 0).sum()),
+            }
+            for part in groups
+        ],
+        caption="From the smallest to the largest",
+    )
+
+
+def add_cases(
+    report: Report,
+    predictions: Sequence[InstancePrediction],
+    samples: Sequence[Sample],
+    rows: Sequence[Row],
+) -> Report:
+    """Outlines of the worst, the median and the best case beside the truth, and a table of all."""
+    report.section("Cases", "The worst first. Matched pairs share a colour; objects without a partner are vermilion.")
+    order = sorted(range(len(rows)), key=lambda index: (float(rows[index]["ap_50"]), float(rows[index]["pq"])))
+    for title, index in _chosen(order).items():
+        sample, prediction, row = samples[index], predictions[index], rows[index]
+        assert sample.masks is not None  # rows come from comparing with them
+        truth, found = sample.masks.cpu().numpy(), np.asarray(prediction.label_volume)
+        matches = match_ids(found, truth)
+        report.figure(
+            pictures.instance_planes(
+                sample.image,
+                sample.space,
+                truth=truth,
+                predicted=found,
+                matches=matches,
+                at=_fault(found, truth, matches),
+                title=f"{title}: {sample.name}",
+            ),
+            f"{title} case, {sample.name}: AP {float(row['ap_50']):.2f} at IoU 0.5, PQ {float(row['pq']):.2f}, "
+            f"{float(row['predicted']):.0f} predicted of {float(row['truth']):.0f}",
+        )
+    columns = ["name", "ap_50", "ap_75", "pq", "seg", "det", "recall_50", "precision_50", "predicted", "truth"]
+    return report.table([rows[index] for index in order], columns=columns, caption="Every held-out case")
+
+
+def match_ids(predicted: NDArray[np.integer], truth: NDArray[np.integer], threshold: float = 0.5) -> dict[int, int]:
+    """Predicted id to the id of the true object it is matched with, of two label volumes."""
+    overlaps = mask_overlaps(predicted, truth)
+    pairs = matched(overlaps, threshold)
+    ids = [np.unique(labels[labels > 0]) for labels in (predicted, truth)]
+    one, other = ids[0][overlaps.predicted[pairs]], ids[1][overlaps.truth[pairs]]
+    return dict(zip(one.tolist(), other.tolist(), strict=True))
+
+
+def _ap(threshold: float) -> str:
+    return f"ap_{round(100 * threshold)}"
+
+
+def _chosen(order: Sequence[int]) -> dict[str, int]:
+    """Which cases to show, each once: with fewer than three, one that is several of these has the first name."""
+    picks: dict[int, str] = {}
+    for title, place in (("Worst", 0), ("Median", len(order) // 2), ("Best", len(order) - 1)):
+        if order:
+            picks.setdefault(order[place], title)
+    return {title: index for index, title in picks.items()}
+
+
+def _fault(
+    predicted: NDArray[np.integer], truth: NDArray[np.integer], matches: dict[int, int]
+) -> tuple[float, ...] | None:
+    """The middle of the largest object without a partner; None where all have one."""
+    largest, where = 0, None
+    for labels, known in ((truth, set(matches.values())), (predicted, set(matches))):
+        ids, counts = np.unique(labels[labels > 0], return_counts=True)
+        for number, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            if number not in known and count > largest:
+                largest, where = count, labels == number
+    return None if where is None else tuple(float(np.median(along)) for along in np.nonzero(where))
+
+
+def _sizes(
+    samples: Sequence[Sample], records: Sequence[InstanceRecord]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
+    """Size and IoU of every true object, and the unit of the sizes: µm where all images are a microscope's."""
+    ndim = samples[0].ndim if samples else 3
+    tiny = all(max(sample.space.spacing) < MICROSCOPIC_MM for sample in samples)
+    factor = 1000.0**ndim if tiny else 1.0
+    sizes = [
+        np.array(record.sizes) * np.prod(sample.space.spacing) * factor
+        for sample, record in zip(samples, records, strict=True)
+    ]
+    iou = [np.array(record.found) for record in records]
+    unit = ("µm" if tiny else "mm") + "²³"[ndim - 2]
+    empty: Any = np.zeros(0)
+    return np.concatenate([empty, *sizes]), np.concatenate([empty, *iou]), unit

@@ -1,0 +1,303 @@
+"""The segmentation task: a detector that finds, outlines and names every object of an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxelry.core.errors import DataError, SettingError
+from voxelry.core.rank import per_axis
+from voxelry.core.settings import plain
+from voxelry.core.space import Space
+from voxelry.data.sample import Batch, Sample
+from voxelry.metrics.instances import instance_row, summarise
+from voxelry.models.mask_rcnn import MaskRCNN
+from voxelry.ops.instances import Instances
+from voxelry.tasks.base import Row, Task
+from voxelry.tasks.segment.baseline import Watershed
+from voxelry.tasks.segment.decode import decode
+from voxelry.tasks.segment.predict import InstancePrediction
+from voxelry.tasks.segment.targets import make_targets
+from voxelry.tasks.segment.tiled import predict_tiled
+
+__all__ = ["SegmentTask"]
+
+_FLOOR = 0.05  # detections below are never looked at
+_LEVELS = tuple(level / 20 for level in range(2, 20))  # scores that are tried as threshold
+_BASELINE_VOXELS = 1 << 25  # of images that the baseline is worked out for
+
+
+class SegmentTask(Task):
+    """Finds instances, `(B, C, *spatial)` to boxes, scores, classes and masks per image.
+
+    Args:
+        network: a detector with `losses` and `detect`, see `models.mask_rcnn.MaskRCNN`.
+        class_names: of classes 1, 2, ...
+        score_threshold: objects of a lower score are not reported. None: `calibrate` finds the one that is best on
+            the validation cases; 0.5 until then.
+        mask_threshold: probability from which a voxel belongs to an object.
+        min_voxels: smaller objects are not reported.
+        min_volume: the same in mm³ (mm² at rank 2).
+        min_visible: see `decode.decode`.
+        tile_size: voxels per axis; a larger image is predicted by overlapping tiles. None: never.
+        tile_overlap: fraction of a tile shared with the next; it should hold the largest object.
+        join_iou, nms_iou: how parts and doubles from several tiles are recognised, see `stitch.stitch`.
+        input_range: where images in [0, 1] are mapped to before the network sees them.
+        loss_weights: of the network's losses, by their names without `loss_`; 1 where none is given.
+
+    Raises:
+        SettingError: a setting out of its range; the message names it.
+    """
+
+    network: MaskRCNN
+    monitor = "ap_50"
+    higher_is_better = True
+    threshold: Tensor
+    watershed: Tensor
+
+    def __init__(
+        self,
+        network: MaskRCNN,
+        *,
+        class_names: Sequence[str] = ("object",),
+        score_threshold: float | None = None,
+        mask_threshold: float = 0.5,
+        min_voxels: int = 1,
+        min_volume: float = 0.0,
+        min_visible: float = 0.3,
+        tile_size: int | Sequence[int] | None = None,
+        tile_overlap: float = 0.5,
+        join_iou: float = 0.5,
+        nms_iou: float = 0.5,
+        input_range: Sequence[float] = (-1.0, 1.0),
+        loss_weights: Mapping[str, float] | None = None,
+    ):
+        settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+        super().__init__()
+        self.network = network
+        self.ndim = network.ndim
+        self.class_names = tuple(str(name) for name in class_names)
+        if len(self.class_names) != network.num_classes - 1 or len(set(self.class_names)) != len(self.class_names):
+            raise SettingError(
+                f"class_names: expected {network.num_classes - 1} different names, as the network has so many "
+                f"classes, got {list(self.class_names)}"
+            )
+        shares = {
+            "score_threshold": 0.5 if score_threshold is None else score_threshold,
+            "mask_threshold": mask_threshold,
+            "min_visible": min_visible,
+            "join_iou": join_iou,
+            "nms_iou": nms_iou,
+        }
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise SettingError(f"{name}: expected a number in [0, 1], got {share}")
+        if min_voxels < 0 or not min_volume >= 0:
+            raise SettingError(f"min_voxels, min_volume: expected no negative size, got {min_voxels}, {min_volume}")
+        self.score_threshold, self.mask_threshold, self.min_visible = score_threshold, mask_threshold, min_visible
+        self.min_voxels, self.min_volume = min_voxels, min_volume
+        self.tile_size = None if tile_size is None else per_axis(tile_size, self.ndim, "tile_size")
+        if not 0 <= tile_overlap < 1:
+            raise SettingError(f"tile_overlap: expected a fraction in [0, 1), got {tile_overlap}")
+        self.tile_overlap, self.join_iou, self.nms_iou = tile_overlap, join_iou, nms_iou
+        if len(input_range) != 2 or not input_range[0] < input_range[1]:
+            raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
+        self.input_range = (float(input_range[0]), float(input_range[1]))
+        self.loss_weights = {str(name): float(weight) for name, weight in (loss_weights or {}).items()}
+        self.register_buffer("threshold", torch.tensor(math.nan))
+        self.register_buffer("watershed", torch.full((2,), math.nan))
+        self._settings = {name: plain(value) for name, value in settings.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Plain keywords, without the network, from which the constructor makes the same task again."""
+        return dict(self._settings)
+
+    @property
+    def operating_threshold(self) -> float:
+        """The score from which objects are reported."""
+        if self.score_threshold is not None:
+            return self.score_threshold
+        calibrated = float(self.threshold)
+        return 0.5 if math.isnan(calibrated) else calibrated
+
+    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The network's losses and their weighted sum.
+
+        Raises:
+            DataError: annotations are missing or can't be learned from; names the case.
+            SettingError: a weight of a loss that the network doesn't have.
+        """
+        targets = make_targets(batch, len(self.class_names))
+        found = self.network.losses(self._scaled(batch.image), targets.boxes, targets.classes, targets.masks)
+        losses = {name.removeprefix("loss_"): value for name, value in found.items()}
+        unknown = sorted(set(self.loss_weights) - set(losses))
+        if unknown:
+            raise SettingError(f"loss_weights: no loss {unknown[0]}; expected some of {', '.join(losses)}")
+        total = torch.stack([self.loss_weights.get(name, 1.0) * value for name, value in losses.items()]).sum()
+        return {"loss": total, **losses}
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> list[InstancePrediction]:
+        """Instances of every image of the batch; annotations in it are not looked at.
+
+        Raises:
+            SettingError: the images have another rank than the task.
+        """
+        if batch.image.ndim - 2 != self.ndim:
+            raise SettingError(f"ndim: the model is for rank {self.ndim}, the images have rank {batch.image.ndim - 2}")
+        return [
+            self.prediction(name, space, self.instances(image, space))
+            for name, space, image in zip(batch.names, batch.spaces, batch.image, strict=True)
+        ]
+
+    def prediction(self, name: str, space: Space, candidates: Instances) -> InstancePrediction:
+        """What is reported of some candidates: those sure enough."""
+        sure = candidates.take(np.flatnonzero(candidates.scores >= self.operating_threshold))
+        return InstancePrediction.from_instances(name, space, sure, candidates=candidates)
+
+    @torch.no_grad()
+    def instances(self, image: Tensor, space: Space) -> Instances:
+        """Everything found in an image `(C, *spatial)`, however unsure, in tiles if it is larger than one."""
+        shape = tuple(image.shape[1:])
+        tile = self.tile_size
+        if tile is None or all(size <= part for size, part in zip(shape, tile, strict=True)):
+            return self.detect(image, space)
+        return self.tiled(lambda window: image[(slice(None), *window)], shape, space)
+
+    def tiled(self, read_window: Any, shape: Sequence[int], space: Space, **options: Any) -> Instances:
+        """Everything found in a volume that is read tile by tile.
+
+        Args:
+            read_window: pixels `(C, *window)` of a window of the volume, prepared as the network wants them.
+            shape: of the volume.
+            space: its grid.
+            options: for `predict_tiled`, such as `state` and `progress`.
+
+        Raises:
+            SettingError: the task has no `tile_size`.
+        """
+        if self.tile_size is None:
+            raise SettingError("tile_size: expected voxels per axis to predict by tiles, got None")
+        # tiles that begin on the grid of the features see what the whole volume would show there
+        align = math.lcm(*(step for strides in self.network.backbone.strides.values() for step in strides))
+        while align > 1 and any(align > size * (1 - self.tile_overlap) for size in self.tile_size):
+            align //= 2
+        return predict_tiled(
+            read_window,
+            shape,
+            lambda pixels: self.detect(torch.as_tensor(pixels), space),
+            tile_size=self.tile_size,
+            overlap=self.tile_overlap,
+            align=align,
+            join_iou=self.join_iou,
+            nms_iou=self.nms_iou,
+            **options,
+        )
+
+    @torch.no_grad()
+    def detect(self, image: Tensor, space: Space) -> Instances:
+        """Everything found in an image `(C, *spatial)` that the network sees at once."""
+        device = next(self.parameters()).device
+        (found,) = self.network.detect(self._scaled(image[None].to(device, torch.float32)))
+        voxel = math.prod(space.spacing)
+        return decode(
+            found,
+            tuple(image.shape[1:]),
+            score_threshold=min(_FLOOR, self.operating_threshold),
+            mask_threshold=self.mask_threshold,
+            min_voxels=max(self.min_voxels, math.ceil(self.min_volume / voxel)),
+            min_visible=self.min_visible,
+        )
+
+    def calibrate(self, predictions: Sequence[InstancePrediction], samples: Sequence[Sample]) -> None:
+        """Find the score threshold that is best on held-out cases; it is a buffer and is saved with the weights.
+
+        Best is the largest sum of AP at IoU 0.5 and 0.75, so that a threshold isn't chosen by outlines that hardly fit.
+        """
+        if self.score_threshold is not None or not predictions:
+            return
+        truths = [_truth(sample.masks, sample.name) for sample in samples]
+        values = []
+        for level in _LEVELS:
+            rows = [
+                instance_row(_candidates(prediction), truth, name=prediction.name, score_threshold=level)
+                for prediction, truth in zip(predictions, truths, strict=True)
+            ]
+            summary = summarise(rows)
+            values.append(summary["ap_50"] + summary["ap_75"])
+        best = np.flatnonzero(np.isclose(values, max(values)))
+        self.threshold.fill_(_LEVELS[int(best[len(best) // 2])])
+
+    def fit_baseline(self, samples: Iterable[Sample]) -> None:
+        """Tune Otsu's threshold and a watershed on the training cases, to be shown beside the network.
+
+        Raises:
+            DataError: a case without instances.
+        """
+        known = [
+            (sample.image[0].numpy(), sample.space.spacing, _truth(sample.masks, sample.name))
+            for _, sample in zip(range(4), samples, strict=False)
+            if sample.image[0].numel() <= _BASELINE_VOXELS
+        ]
+        if known:
+            tuned = Watershed.tuned(known)
+            self.watershed.copy_(torch.tensor([tuned.smoothing, tuned.distance]))
+
+    def metrics(self, predictions: Sequence[InstancePrediction], batch: Batch) -> list[Row]:
+        """One row per sample (`metrics.instances.instance_row`), and the baseline's `ap_50` after `fit_baseline`.
+
+        Raises:
+            DataError: the batch has no instances.
+        """
+        if batch.masks is None:
+            raise DataError(f"{batch.names[0]}: no instances; expected a label volume to compare with")
+        rows = []
+        for place, prediction in enumerate(predictions):
+            truth = _truth(batch.masks[place], prediction.name)
+            several = batch.classes is not None and len(self.class_names) > 1
+            classes = batch.classes[place].cpu().numpy() if several and batch.classes is not None else None
+            row: Row = dict(
+                instance_row(
+                    _candidates(prediction),
+                    truth,
+                    name=prediction.name,
+                    truth_classes=classes,
+                    score_threshold=self.operating_threshold,
+                )
+            )
+            if not bool(self.watershed.isnan().any()) and truth.size <= _BASELINE_VOXELS:
+                baseline = Watershed(*self.watershed.tolist())
+                found = baseline(batch.image[place, 0].cpu().numpy(), batch.spaces[place].spacing)
+                row["watershed_record"] = instance_row(found, truth)["record"]
+            rows.append(row)
+        return rows
+
+    def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
+        """`metrics.instances.summarise`: `ap_50` and the others; `watershed_ap_50` after `fit_baseline`."""
+        result = summarise(rows)
+        others = [{"record": row["watershed_record"]} for row in rows if "watershed_record" in row]
+        if others:
+            baseline = summarise(others)
+            result |= {f"watershed_{name}": baseline[name] for name in ("ap_50", "ap_75", "pq")}
+        return result | {"score_threshold": self.operating_threshold}
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        low, high = self.input_range
+        return image * (high - low) + low
+
+
+def _candidates(prediction: InstancePrediction) -> Instances:
+    return prediction.instances if prediction.candidates is None else prediction.candidates
+
+
+def _truth(masks: Tensor | None, name: str) -> NDArray[np.int64]:
+    if masks is None:
+        raise DataError(f"{name}: no instances; expected a label volume to compare with")
+    found: NDArray[np.int64] = masks.cpu().numpy()
+    return found

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from voxelry.core.errors import SettingError
+from voxelry.data.crop_selection import parse_selection
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "met"),
+    [
+        ("split=train", "train", True),
+        ("split=train", "test", False),
+        ("quality>=3", 3, True),
+        ("quality>=3", 2.5, False),
+        ("quality < 3", 2, True),
+        ("roi!=4", 4, False),
+        ("roi!=4", 5, True),
+        ("roi=1,2", 2, True),
+        ("roi=1,2", 3, False),
+        ("grade=null", None, True),
+        ("grade=null", 1, False),
+        ("grade>1", None, False),
+        ("tile=007", "007", False),
+        ("tile='007'", "007", True),
+        ("tile=7", "7", True),
+    ],
+)
+def test_a_criterion_holds(text, value, met):
+    (criterion,) = parse_selection([text])
+    assert criterion.holds(value) is met
+
+
+def test_a_mapping_says_the_same():
+    criteria = parse_selection({"split": "train", "quality": ">=3", "roi": [1, 2], "volume": 8000})
+    assert [str(one) for one in criteria] == ["split=train", "quality>=3", "roi=1,2", "volume>=8000"]
+    assert [one.about_objects for one in criteria] == [False, False, False, True]
+
+
+def test_of_arrays_element_by_element():
+    (volume,), (kind,) = parse_selection(["volume>=5"]), parse_selection(["class!=1,3"])
+    assert volume.holds(np.array([4.0, 5.0])).tolist() == [False, True]
+    assert kind.holds(np.array([1, 2, 3])).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("text", ["split", "=train", "a>=1,2", "a>null", "volume=big", "1; DROP TABLE annotations"])
+def test_anything_else_is_refused_in_one_line(text):
+    with pytest.raises(SettingError, match="selection: ") as caught:
+        parse_selection([text])
+    assert "\n" not in str(caught.value)
+
+
+def test_text_is_not_compared_with_a_number():
+    (criterion,) = parse_selection(["roi>3"])
+    with pytest.raises(SettingError, match="compares a number with 'left'"):
+        criterion.holds("left")

@@ -1,0 +1,61 @@
+"""Windows of a file are what preprocessing makes of the whole image."""
+
+import numpy as np
+import pytest
+import torch
+
+from voxelry.core.errors import DataError
+from voxelry.core.space import Space
+from voxelry.data.io import open_image, read_image, write_image
+from voxelry.data.preprocess import Preprocess
+from voxelry.data.sample import Sample
+from voxelry.engine.prepared_file import PreparedFile
+
+MIRRORED = Space((7, 9, 12), [[0.1, -0.2, 2.0, 5.0], [0.0, 3.0, 0.2, -4.0], [-1.5, 0.0, 0.1, 60.0], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def file(tmp_path, rng):
+    values = rng.normal(200, 50, (2, *MIRRORED.shape)).astype(np.float32)
+    values[1] *= 3
+    return open_image(write_image(tmp_path / "a.mha", values, MIRRORED))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"normalise": "minmax"},
+        {"normalise": "percentile"},
+        {"normalise": "percentile", "per_channel": False},
+        {"normalise": "zscore"},
+        {"normalise": "zscore", "per_channel": False},
+        {"normalise": "window", "window": (100, 300)},
+        {"normalise": None},
+        {"normalise": "minmax", "orientation": None},
+        {"normalise": "minmax", "orientation": "RPI"},
+    ],
+)
+def test_windows_are_cut_out_of_the_whole(file, settings):
+    preprocess = Preprocess(**settings)
+    image = read_image(file.path)
+    whole = preprocess(Sample(torch.from_numpy(image.array), image.space, "a"))
+    prepared = PreparedFile(open_image(file.path), preprocess)
+    assert prepared.space.is_close(whole.space)
+    windows = [(slice(1, 5), slice(0, 7), slice(2, 6)), tuple(slice(0, size) for size in whole.space.shape)]
+    for window in windows:
+        np.testing.assert_allclose(prepared(window), whole.image[(slice(None), *window)], atol=1e-5)
+
+
+def test_a_channel_without_contrast_is_zero(tmp_path):
+    path = write_image(
+        tmp_path / "flat.npy", np.full((1, 4, 5, 6), 7.0, dtype=np.float32), Space.from_spacing((4, 5, 6))
+    )
+    found = PreparedFile(open_image(path), Preprocess())((slice(0, 2), slice(0, 5), slice(0, 6)))
+    assert found.shape == (1, 2, 5, 6)
+    assert not found.any()
+
+
+@pytest.mark.parametrize("settings", [{"image_size": 8}, {"spacing": 2.0}, {"align": "world"}, {"channels": 1}])
+def test_a_change_of_grid_is_refused(file, settings):
+    with pytest.raises(DataError, match="as the model resamples its images"):
+        PreparedFile(file, Preprocess(**settings))

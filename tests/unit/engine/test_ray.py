@@ -1,0 +1,187 @@
+"""Training by several Ray workers equals training by one process, with and without losing one on the way."""
+
+import csv
+import shutil
+import sys
+import tempfile
+from textwrap import dedent
+
+import pytest
+import torch
+
+from voxelry.core.errors import ConfigError, MissingDependencyError, VoxelryError
+from voxelry.engine.checkpoints import read_checkpoint
+from voxelry.engine.compose import compose_training
+from voxelry.engine.train import train
+
+MORTAL = """
+    import os
+    import signal
+    from pathlib import Path
+
+    import torch.distributed as distributed
+
+    from voxelry.engine.schedules import LearningRate
+
+
+    class Mortal(LearningRate):
+        '''A constant learning rate, at whose fifth step one worker is killed unless that happened before.'''
+
+        def __init__(self, marker, rank):
+            self.marker, self.rank = Path(marker), rank
+
+        def factor(self, progress):
+            if progress >= 4 / 6 and distributed.get_rank() == self.rank and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return 1.0
+"""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),  # its own settings, at import
+]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Ray on two CPUs."""
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'voxelry[ray]')")
+    pytest.importorskip("ray.train.torch", reason="Ray Train is not installed (pip install 'voxelry[ray]')")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # the paths of its sockets must be short
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=40,
+            _temp_dir=folder,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def many_phantoms(tmp_path_factory):
+    from voxelry.data.phantoms import write_phantoms
+
+    return write_phantoms(tmp_path_factory.mktemp("ray") / "volumes3", 6, seed=5, shape=(20, 24, 28))
+
+
+def logged(folder, name="train/loss"):
+    with (folder / "logs" / "metrics.csv").open(newline="") as file:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
+
+
+def last(folder):
+    return read_checkpoint(folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def settings(many_phantoms, quick_training):
+    return [
+        "experiment=landmarks_3d",
+        *quick_training,
+        "data.preprocess.image_size=16",
+        f"data.root={many_phantoms}",
+        "data.split.fractions=[0.5,0.5,0]",  # three cases to validate, which two workers can't share out evenly
+        "data.batch_size=1",
+        "trainer.max_steps=6",
+        "trainer.validate_every=2",
+        "trainer.checkpoint_every=4",
+        "learning_rate=constant",
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, settings, tmp_path_factory):
+    """A run of two workers, and its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return train(compose_training([*settings, f"output_dir={folder}", "launcher=ray"])), folder
+
+
+@pytest.mark.slow
+def test_two_workers_learn_what_one_process_with_twice_the_batch_learns(settings, undisturbed, tmp_path):
+    one = train(compose_training([*settings, "data.batch_size=2", f"output_dir={tmp_path}"]))
+    two, folder = undisturbed
+    expected, found = logged(tmp_path), logged(folder)
+    assert sorted(found) == sorted(expected) == list(range(6))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert max(expected.values()) - min(expected.values()) > 0.1, "whoever learns nothing agrees, too"
+    validated = logged(tmp_path, "val/mre_mm")
+    assert len(validated) == 3
+    assert logged(folder, "val/mre_mm") == pytest.approx(validated, rel=1e-4)
+    assert two.summary["cases"] == one.summary["cases"] == 3
+    assert two.summary["mre_mm"] == pytest.approx(one.summary["mre_mm"], rel=1e-4)
+    for name in ("bundle/weights.safetensors", "report.html", "summary.json", "metrics/cases.csv"):
+        assert (folder / name).exists()
+    kept = list((folder / "ray").glob("*/checkpoint_*/last.ckpt"))
+    assert [read_checkpoint(path)["global_step"] for path in kept] == [6]
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_its_first_worker_ends_like_one_that_did_not(settings, undisturbed, tmp_path):
+    (tmp_path / "mortal.py").write_text(dedent(MORTAL))
+    lethal = [
+        "learning_rate._target_=mortal.Mortal",
+        f"+learning_rate.marker={tmp_path / 'killed'}",
+        "+learning_rate.rank=0",
+        "launcher=ray",
+        "launcher.max_failures=1",
+        f"+launcher.env.PYTHONPATH={tmp_path}",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    run = train(compose_training([*settings, *lethal]))
+    assert (tmp_path / "killed").exists()
+    _, folder = undisturbed
+    expected, found = last(folder), last(tmp_path / "run")
+    assert found["voxelry"]["batches_taken"] == expected["voxelry"]["batches_taken"] == 6
+    assert [row["step"] for row in found["voxelry"]["history"]] == [2, 4, 6]
+    torch.testing.assert_close(
+        found["current_model_state"], expected["current_model_state"], rtol=0, atol=0, equal_nan=True
+    )
+    assert found["callbacks"] == expected["callbacks"]
+    best, reference = (
+        read_checkpoint(place / "checkpoints" / "best.ckpt")["state_dict"] for place in (tmp_path / "run", folder)
+    )
+    torch.testing.assert_close(best, reference, rtol=0, atol=0, equal_nan=True)
+    assert run.bundle.is_dir()
+    assert run.summary == pytest.approx(undisturbed[0].summary, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_what_the_user_did_wrong_is_one_line_of_the_worker(cluster, settings, tmp_path):
+    wrong = [
+        "launcher=ray",
+        "launcher.num_workers=1",
+        "launcher.max_failures=0",
+        "data.root=/nowhere",
+        f"output_dir={tmp_path}",
+    ]
+    with pytest.raises(VoxelryError, match=r"^/nowhere: [^\n]*$"):
+        train(compose_training([*settings, *wrong]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("launcher.num_workers=0", r"launcher\.num_workers: expected 1 or more, got 0"),
+        ("launcher.placement=NEAR", r"launcher\.placement: expected one of PACK, .*, got 'NEAR'"),
+        ("launcher.gpus_per_worker=1", r"launcher\.num_workers: 2 workers with 1 GPU each, but .* has 0 GPUs"),
+        ("trainer.accelerator=gpu", r"launcher\.num_workers: 2 workers with 1 GPU each, but .* has 0 GPUs"),
+    ],
+)
+def test_what_ray_can_not_meet_is_refused(cluster, training, override, message):
+    with pytest.raises(ConfigError, match=message):
+        train(training("landmarks_3d", "launcher=ray", override))
+
+
+def test_without_ray_the_error_names_the_extra(training, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"ray is not installed; .*pip install 'voxelry\[ray\]'"):
+        train(training("landmarks_3d", "launcher=ray"))

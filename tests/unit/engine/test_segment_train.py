@@ -1,0 +1,270 @@
+"""The segmentation experiments from files to files, and what can start them."""
+
+import csv
+
+import h5py
+import numpy as np
+import pytest
+
+import voxelry
+from voxelry.core.errors import CheckpointError, ConfigError, DataError
+from voxelry.data.phantoms import write_phantoms
+from voxelry.engine.compose import compose_training
+from voxelry.engine.predict import gather_inputs, predict_files
+from voxelry.engine.report import evaluate_folder
+from voxelry.engine.train import train
+
+SMALL = (
+    "trainer=smoke",
+    "trainer.progress=false",
+    "trainer.accelerator=cpu",
+    "data.split.fractions=[0.5,0.25,0.25]",
+    "data.patches.size=32",
+    "data.patches.margin=4",
+    "data.batch_size=1",
+    "backbone.backbone.width=4",
+    "backbone.out_channels=8",
+)
+
+
+@pytest.fixture(scope="module")
+def nuclei(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nuclei") / "flat"
+    return write_phantoms(folder, 4, seed=5, ndim=2, shape=(48, 56), kind="nuclei", format=".ome.tif")
+
+
+@pytest.fixture
+def flat(nuclei, tmp_path):
+    def configured(*overrides: str):
+        common = [f"data.root={nuclei}", f"output_dir={tmp_path / 'run'}"]
+        return compose_training(["experiment=segment_2d", *SMALL, *common, *overrides])
+
+    return configured
+
+
+def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_path):
+    run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25"))
+    assert {"ap_50", "pq", "watershed_ap_50"} <= set(run.summary)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    model = voxelry.load(run.bundle, "cpu")
+    assert model.task_name == "segment"
+    assert model.task.tile_size == (32, 32)
+    image = nuclei / "volumes" / "case_000.ome.tif"
+    direct = model.predict(image)
+    space = voxelry.open_image(image).space
+    for format in ("nii.gz", "tif", "ome.zarr"):
+        outcome = predict_files(model, gather_inputs([image]), tmp_path / format, format=format)
+        assert not outcome.failed
+        (written,) = outcome.written
+        volume = voxelry.read_image(written, ndim=2)
+        np.testing.assert_array_equal(volume.array[0], direct.label_volume)
+        assert volume.space.is_close(space, tolerance=1e-3 * min(space.spacing))
+        with (tmp_path / format / "case_000.instances.csv").open(newline="") as file:
+            assert len(list(csv.DictReader(file))) == len(direct)
+    summary, page = evaluate_folder(model, nuclei, tmp_path / "evaluation")
+    assert summary["images"] == 4
+    assert page.exists()
+
+
+def test_a_bundle_of_another_run_starts_a_detector(flat, tmp_path, caplog):
+    first = train(flat(f"output_dir={tmp_path / 'first'}", "trainer.max_steps=1"))
+    with caplog.at_level("INFO", logger="voxelry"):
+        train(flat(f"pretrained={first.bundle}", "trainer.max_steps=1"))
+    assert " 0 new" in caplog.text
+    with caplog.at_level("INFO", logger="voxelry"):
+        train(
+            flat(
+                f"pretrained={first.bundle}",
+                "trainer.max_steps=1",
+                "task.class_names=[a,b]",
+                f"output_dir={tmp_path / 'b'}",
+            )
+        )
+    assert "box_branch.predictor" in caplog.text
+
+
+def test_a_diffusion_model_becomes_a_backbone_of_its_own_architecture(flat, nuclei, tmp_path, caplog):
+    diffusion = compose_training(
+        [
+            "experiment=pretrain_2d",
+            f"data.root={nuclei}",
+            f"output_dir={tmp_path / 'diffusion'}",
+            "model=folded_unet",
+            "model.width=8",
+            "task.n_timestep=20",
+            "task.sample_steps=2",
+            "task.reconstruct_steps=2",
+            "trainer=smoke",
+            "trainer.max_steps=1",
+            "trainer.progress=false",
+            "trainer.accelerator=cpu",
+            "data.preprocess.image_size=32",
+        ]
+    )
+    pretrained = train(diffusion).bundle
+    overrides = [part for part in SMALL if not part.startswith("backbone.")]
+    config = compose_training(
+        [
+            "experiment=segment_2d",
+            *overrides,
+            "backbone=unet",
+            f"data.root={nuclei}",
+            f"pretrained={pretrained}",
+            f"output_dir={tmp_path / 'run'}",
+            "trainer.max_steps=1",
+        ]
+    )
+    with caplog.at_level("INFO", logger="voxelry"):
+        run = train(config)
+    assert "tensors matched" in caplog.text
+    network = voxelry.load(run.bundle, "cpu").task.network
+    assert network.backbone.backbone.name == "unet"
+    assert network.backbone.backbone.network.fold == (2, 2)
+
+
+@pytest.mark.parametrize("backbone", ["hiera", "vitdet", "resnet_fpn"])
+def test_a_backbone_is_swapped_by_one_override(nuclei, tmp_path, backbone):
+    overrides = [part for part in SMALL if not part.startswith("backbone.")]
+    small = {
+        "hiera": [
+            "backbone.backbone.embed_dim=8",
+            "backbone.backbone.stages=[1,1,1]",
+            "backbone.backbone.input_size=32",
+        ],
+        "vitdet": ["backbone.dim=24", "backbone.depth=2", "backbone.out_channels=8", "backbone.image_size=32"],
+        "resnet_fpn": ["backbone.backbone.width=4", "backbone.out_channels=8", "backbone.backbone.layers=[1,1,1,1]"],
+    }[backbone]
+    config = compose_training(
+        [
+            "experiment=segment_2d",
+            *overrides,
+            f"backbone={backbone}",
+            *small,
+            f"data.root={nuclei}",
+            f"output_dir={tmp_path / 'run'}",
+            "trainer.max_steps=1",
+        ]
+    )
+    run = train(config)
+    assert voxelry.load(run.bundle, "cpu").task.network.ndim == 2
+
+
+def test_weights_that_fit_nowhere_are_refused(flat, training, tmp_path):
+    other = train(training("landmarks_3d", "trainer.max_steps=1", f"output_dir={tmp_path / 'other'}"))
+    with pytest.raises(CheckpointError, match="none of its weights fits"):
+        train(flat(f"pretrained={other.bundle}"))
+
+
+def test_hdf5_volumes_with_thick_slices_train_as_they_lie(tmp_path, rng):
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    for number in range(3):
+        sample = voxelry_nuclei(number)
+        with h5py.File(folder / f"stack_{number}.h5", "w") as file:
+            for name, values in (("raw", sample.image[0] * 255), ("label", sample.masks)):
+                stored = file.create_dataset(name, data=values.numpy().astype(np.uint8))
+                stored.attrs["element_size_um"] = np.array(sample.space.spacing) * 1000
+    config = compose_training(
+        [
+            "experiment=segment_3d",
+            *SMALL,
+            f"data.root={folder}",
+            f"output_dir={tmp_path / 'run'}",
+            "data.patches.size=[16,32,32]",
+            "trainer.max_steps=1",
+            "data.split.fractions=[0.67,0.33,0.0]",
+        ]
+    )
+    run = train(config)
+    network = voxelry.load(run.bundle, "cpu").task.network
+    # the slices are thick, so the first step leaves that axis alone
+    assert next(iter(network.backbone.strides.values())) == (2, 4, 4)
+
+
+def voxelry_nuclei(seed: int):
+    from voxelry.data.phantom_nuclei import make_nuclei
+
+    return make_nuclei(seed, shape=(20, 40, 40))
+
+
+def test_crops_of_an_index_train_through_the_same_entry_point(nuclei, tmp_path):
+    from voxelry.engine.index import build_index
+
+    summary = build_index(nuclei, tmp_path / "index.sqlite", crop_size=32)
+    assert summary.crops >= 4
+    overrides = [part for part in SMALL if not part.startswith("data.patches")]
+    config = compose_training(
+        [
+            "experiment=segment_2d",
+            "data=crops",
+            *overrides,
+            f"data.index={tmp_path / 'index.sqlite'}",
+            "data.margin=4",
+            f"output_dir={tmp_path / 'run'}",
+            "trainer.max_steps=2",
+        ]
+    )
+    run = train(config)
+    model = voxelry.load(run.bundle, "cpu")
+    assert model.predict(nuclei / "volumes" / "case_000.ome.tif").label_volume.shape == (48, 56)
+
+
+def test_images_without_instances_are_named(flat, nuclei, tmp_path):
+    alone = tmp_path / "alone"
+    (alone / "volumes").mkdir(parents=True)
+    for image in sorted((nuclei / "volumes").iterdir()):
+        (alone / "volumes" / image.name).write_bytes(image.read_bytes())
+    with pytest.raises(DataError, match=r"case_000\.ome\.tif: no instances for this image; expected a label volume"):
+        train(flat(f"data.root={alone}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [("~backbone", "backbone: expected one"), ("model.anchor_unit=inch", r"model\.anchor_unit: expected one of")],
+)
+def test_descriptions_that_can_t_be_are_refused(nuclei, tmp_path, override, fault):
+    overrides = [part for part in SMALL if not part.startswith("backbone.")]
+    config = compose_training(
+        ["experiment=segment_2d", *overrides, override, f"data.root={nuclei}", f"output_dir={tmp_path}"]
+    )
+    with pytest.raises(ConfigError, match=fault):
+        train(config)
+
+
+def test_anchors_in_mm_become_voxels(flat):
+    from voxelry.engine.data import build_data
+    from voxelry.engine.kinds import kind_of_config
+
+    config = flat("model.anchor_unit=mm", "model.anchor_sizes=[[0.00254],[[0.00254,0.00508]]]", "backbone.extra=null")
+    kind = kind_of_config(config)
+    splits = build_data(config.data, ndim=2, kind=kind, seed=0)
+    network, _ = kind.network(config, splits.train, None)
+    np.testing.assert_allclose(network.settings()["anchor_sizes"], [[[20, 20]], [[20, 40]]], rtol=1e-3)
+
+
+def test_a_large_image_is_predicted_piece_by_piece_and_goes_on_where_it_was_stopped(
+    flat, nuclei, tmp_path, monkeypatch
+):
+    from voxelry.engine.kinds import segment
+    from voxelry.tasks.segment import SegmentTask
+
+    run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25", "trainer.max_steps=1"))
+    model = voxelry.load(run.bundle, "cpu")
+    image = nuclei / "volumes" / "case_000.ome.tif"
+    (whole,) = predict_files(model, [image], tmp_path / "whole").written
+    monkeypatch.setattr(segment, "_WHOLE_VOXELS", 0)
+    seen, original = [], SegmentTask.detect
+
+    def stopping(self, pixels, space):
+        seen.append(pixels.shape)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return original(self, pixels, space)
+
+    monkeypatch.setattr(SegmentTask, "detect", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, [image], tmp_path / "pieces")
+    (pieces,) = predict_files(model, [image], tmp_path / "pieces").written
+    assert len(seen) == 1 + 4  # of four tiles, two were there already
+    np.testing.assert_array_equal(voxelry.read_image(pieces).array, voxelry.read_image(whole).array)
+    assert not list((tmp_path / "pieces").glob(".*"))

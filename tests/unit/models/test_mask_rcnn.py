@@ -1,0 +1,292 @@
+"""Mask R-CNN as a whole, small and real, in both ranks."""
+
+import json
+
+import pytest
+import torch
+
+from voxelry.backbones import FPN, ResNet
+from voxelry.core.errors import DataError, SettingError
+from voxelry.models.mask_rcnn import Detections, MaskRCNN
+from voxelry.models.mask_rcnn.roi_pool import region_levels
+
+LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+
+
+def tiny(ndim, *, levels=("p2", "p3"), extra=None, **settings):
+    body = ResNet(ndim=ndim, layers=(1,) * len(levels), levels=levels, width=8, norm="group")
+    settings = {
+        "anchor_sizes": [[8], [16], [24]][: len(levels) + (extra is not None)],
+        "anchor_ratios": (1.0,),
+        "anchor_z_ratios": (1.0,),
+        "box_channels": 32,
+        "mask_convs": (8, 8),
+        "box_output_size": 3,
+        "mask_output_size": 4,
+        **settings,
+    }
+    return MaskRCNN(FPN(body, out_channels=8, extra=extra), **settings)
+
+
+def phantom(ndim, size=32, batch=1, spans=((3, 12), (18, 26))):
+    """Two bright cubes in noise, with boxes, classes and ids."""
+    shape = (size,) * ndim
+    image = 0.1 * torch.randn(batch, 1, *shape)
+    masks = torch.zeros(batch, *shape, dtype=torch.int64)
+    boxes = []
+    for row in range(batch):
+        rows = []
+        for index, (first, last) in enumerate(spans):
+            window = (slice(first, last),) * ndim
+            image[row, 0][window] += 1 + index
+            masks[row][window] = index + 1
+            rows.append([first - 0.5] * ndim + [last - 0.5] * ndim)
+        boxes.append(torch.tensor(rows))
+    return image, boxes, [torch.tensor([1, 2])] * batch, masks
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_losses_and_gradients(ndim):
+    network = tiny(ndim, num_classes=3, extra="maxpool")
+    losses = network.losses(*phantom(ndim, batch=2))
+    assert set(losses) == LOSSES
+    assert all(value.shape == () and torch.isfinite(value) for value in losses.values())
+    sum(losses.values()).backward()
+    without = [name for name, weight in network.named_parameters() if weight.grad is None]
+    assert without == []
+    assert all(torch.isfinite(weight.grad).all() for weight in network.parameters())
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_images_without_objects_train(ndim):
+    network = tiny(ndim, num_classes=3)
+    image, boxes, classes, masks = phantom(ndim, batch=2)
+    none = [torch.zeros(0, 2 * ndim)] * 2
+    alone = network.losses(image, none, [torch.zeros(0, dtype=torch.int64)] * 2, torch.zeros_like(masks))
+    assert all(torch.isfinite(value) for value in alone.values())
+    assert {name for name, value in alone.items() if value == 0} == {"loss_box_reg", "loss_rpn_box_reg", "loss_mask"}
+    sum(alone.values()).backward()
+    assert all(weight.grad is not None for weight in network.parameters())
+    assert network.rpn.head.objectness.weight.grad.abs().sum() > 0
+    mixed = network.losses(image, [boxes[0], none[1]], [classes[0], classes[1][:0]], masks)
+    assert all(torch.isfinite(value) and value > 0 for value in mixed.values())
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_detections_of_an_untrained_network(ndim):
+    network = tiny(ndim, num_classes=4, box_score_thresh=0.0, box_detections_per_img=7).eval()
+    found = network.detect(phantom(ndim, batch=2)[0])
+    assert len(found) == 2
+    for detections in found:
+        assert isinstance(detections, Detections)
+        assert len(detections) == 7
+        assert (detections.scores[:-1] >= detections.scores[1:]).all()
+        assert detections.classes.min() >= 1
+        assert detections.classes.max() <= 3
+        assert detections.masks.shape == (7, *(8,) * ndim)
+        assert (detections.masks >= 0).all()
+        assert (detections.masks <= 1).all()
+        assert (detections.boxes >= -0.5).all()
+        assert (detections.boxes <= 31.5).all()
+        assert not detections.boxes.requires_grad
+
+
+def test_nothing_found_is_empty():
+    network = tiny(3, box_score_thresh=1.0).eval()
+    (found,) = network.detect(torch.zeros(1, 1, 16, 16, 16))
+    assert found.boxes.shape == (0, 6)
+    assert found.masks.shape == (0, 8, 8, 8)
+    assert len(found.to("cpu")) == 0
+
+
+def test_images_of_unlike_sizes():
+    network = tiny(3, box_score_thresh=0.0).eval()
+    found = network.detect([torch.randn(1, 20, 32, 16), torch.randn(1, 12, 9, 40)])
+    for detections, shape in zip(found, [(20, 32, 16), (12, 9, 40)], strict=True):
+        assert len(detections) > 0
+        assert (detections.boxes[:, 3:] <= torch.tensor(shape) - 0.5).all()
+
+
+@pytest.mark.parametrize("head", ["mlp", "conv"])
+def test_settings_build_it_again(head):
+    network = tiny(3, box_head=head, box_convs=(6, 5), anchor_sizes=[[(4, 8, 8)], [9]], size_divisible=(4, 8, 8)).eval()
+    settings = json.loads(json.dumps(network.settings()))
+    again = MaskRCNN(**settings).eval()
+    assert again.settings() == network.settings()
+    again.load_state_dict(network.state_dict())
+    image = torch.randn(1, 1, 16, 24, 24)
+    assert torch.equal(again.detect(image)[0].boxes, network.detect(image)[0].boxes)
+
+
+def test_default_anchors_follow_the_strides():
+    network = tiny(3, anchor_sizes=None, anchor_ratios=(0.5, 1.0, 2.0), anchor_z_ratios=(0.5, 1.0, 2.0))
+    assert network.rpn.shapes.sizes == [[(32, 32, 32)], [(64, 64, 64)]]
+    assert network.num_anchors == 9
+    assert network.rpn.head.deltas.out_channels == 54
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_chunks_change_nothing(checkpointing):
+    torch.manual_seed(1)
+    whole = tiny(3, num_classes=3, box_score_thresh=0.0, box_detections_per_img=9)
+    parts = MaskRCNN(**{**whole.settings(), "mask_chunk": 2, "mask_checkpointing": checkpointing})
+    parts.load_state_dict(whole.state_dict())
+    sample = phantom(3)
+    for network in (whole, parts):
+        torch.manual_seed(2)
+        sum(network.losses(*sample).values()).backward()
+    for (name, weight), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(weight.grad, other.grad, rtol=1e-4, atol=1e-6), name
+    found, expected = parts.eval().detect(sample[0])[0], whole.eval().detect(sample[0])[0]
+    assert torch.allclose(found.masks, expected.masks, atol=1e-6)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_half_precision_keeps_boxes_whole(ndim):
+    network = tiny(ndim, num_classes=3)
+    image, *rest = phantom(ndim)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = network.losses(image, *rest)
+        found = network.eval().detect(image)[0]
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in losses.values())
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in network.parameters())
+    assert found.boxes.dtype == found.scores.dtype == found.masks.dtype == torch.float32
+
+
+def test_one_seed_gives_one_loss():
+    network = tiny(3, num_classes=3, rpn_batch_size_per_image=8, box_batch_size_per_image=8)
+    sample = phantom(3)
+    runs = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        runs.append(network.losses(*sample)["loss_objectness"].item())
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_regions_sampled_for_the_losses(ndim):
+    branch = tiny(ndim, num_classes=3, box_batch_size_per_image=4).box_branch
+    truth = torch.tensor([[4.0] * ndim + [12.0] * ndim, [20.0] * ndim + [28.0] * ndim])
+    proposals = torch.cat((truth + 0.1, torch.tensor([[30.0] * ndim + [40.0] * ndim]).repeat(9, 1)))
+    regions = branch.sample([proposals], [truth], [torch.tensor([2, 1])])
+    assert len(regions.boxes) == 4
+    positive = regions.classes > 0  # a quarter of four
+    assert int(positive.sum()) == 1
+    chosen = truth[regions.matched[positive]]
+    assert regions.classes[positive].tolist() == [2 if chosen[0, 0] == 4 else 1]
+    centre = (chosen - regions.boxes[positive])[:, :ndim] / 8 * 10
+    assert torch.allclose(regions.deltas[positive][:, :ndim], centre, atol=1e-4)
+    assert not regions.deltas[~positive].any()
+
+
+def test_regions_are_read_from_the_level_of_their_size():
+    cubes = torch.tensor([[0.0] * 3 + [side] * 3 for side in (1.0, 27.9, 28.0, 55.9, 56.0, 500.0)])
+    scales = [(1 / step,) * 3 for step in (2, 4, 8)]
+    # a region of 224 voxels has stride 16, so one of 28 has stride 2
+    assert region_levels(cubes, scales, 224, 4).tolist() == [0, 0, 0, 0, 1, 2]
+    flat = [(1.0, 1 / step, 1 / step) for step in (2, 4, 8)]  # mean octaves 2/3, 4/3, 2
+    assert region_levels(cubes, flat, 224, 4).tolist() == [0, 0, 0, 1, 2, 2]
+
+
+DEGENERATE = [
+    ([1.0, 2.0, 3.0, 9.0, 9.0, float("nan")], "image 1, box 2: .*nan.* is not finite"),
+    ([1.0, 2.0, 3.0, 9.0, float("inf"), 9.0], "image 1, box 2: .*inf.* is not finite"),
+    ([1.0, 2.0, 3.0, 9.0, 2.0, 9.0], r"image 1, box 2: \(1, 2, 3, 9, 2, 9\) has no volume"),
+    ([5.0, 5.0, 5.0, 4.0, 9.0, 9.0], "image 1, box 2: .* has no volume"),
+    ([40.0, 2.0, 3.0, 49.0, 9.0, 9.0], "image 1, box 2: .* is outside the image of 32×32×32 voxels"),
+]
+
+
+@pytest.mark.parametrize(("box", "named"), DEGENERATE)
+def test_boxes_that_cannot_be_learnt(box, named):
+    image, boxes, classes, masks = phantom(3)
+    boxes = [torch.stack((boxes[0][0], torch.tensor(box)))]
+    with pytest.raises(DataError, match=named) as caught:
+        tiny(3, num_classes=3).losses(image, boxes, classes, masks)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"boxes": []}, "boxes: expected one entry for each of 1 images, got 0"),
+        ({"boxes": [torch.zeros(2, 4)]}, r"expected boxes of shape \(K, 6\), got \(2, 4\)"),
+        ({"classes": [torch.tensor([1, 3])]}, "image 1, box 2: class 3 is not in 1 to 2"),
+        ({"classes": [torch.tensor([0, 1])]}, "image 1, box 1: class 0"),
+        ({"classes": [torch.tensor([1])]}, "expected 2 whole classes"),
+        ({"masks": torch.zeros(1, 32, 32, 31, dtype=torch.int64)}, "expected masks as ids of shape"),
+        ({"masks": torch.zeros(1, 32, 32, 32)}, "expected whole masks"),
+        ({"masks": None}, "masks: expected them for the mask branch"),
+    ],
+)
+def test_fields_that_do_not_fit(changes, named):
+    image, boxes, classes, masks = phantom(3)
+    fields = {"boxes": boxes, "classes": classes, "masks": masks, **changes}
+    with pytest.raises(DataError, match=named):
+        tiny(3, num_classes=3).losses(image, **fields)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_classes": 1}, "num_classes: expected at least 2"),
+        ({"box_head": "tree"}, "box_head: expected one of mlp, conv"),
+        ({"anchor_sizes": [[8]]}, "anchor_sizes: expected 2 levels as the backbone, got 1"),
+        ({"roi_levels": ["p7"]}, "roi_levels: expected some of p2, p3"),
+        ({"mask_chunk": 0}, "mask_chunk: expected at least 1"),
+        ({"mask_norm": "none"}, "norm: expected one of"),
+        ({"box_output_size": (3, 3)}, "output_size: expected 1 or 3 values"),
+    ],
+)
+def test_bad_settings_are_named(settings, named):
+    with pytest.raises(SettingError, match=named):
+        tiny(3, **settings)
+
+
+def test_levels_need_as_many_channels():
+    with pytest.raises(SettingError, match="expected as many channels on every level"):
+        MaskRCNN(ResNet(ndim=2, layers=(1, 1), levels=("p2", "p3"), width=8))
+
+
+def test_a_single_level_without_a_pyramid():
+    body = {"name": "resnet", "ndim": 3, "layers": [1], "levels": ["p2"], "width": 8}
+    network = MaskRCNN(body, anchor_sizes=[[8]], box_channels=16, mask_branch=False, box_score_thresh=0.0).eval()
+    found = network.detect(torch.randn(1, 1, 16, 16, 16))
+    assert found[0].masks is None
+    assert len(found[0]) > 0
+
+
+def test_learns_one_phantom():
+    body = ResNet(ndim=3, layers=(1,), levels=("p2",), width=16, norm="group", stem_kernel=3, pool_stride=None)
+    network = MaskRCNN(
+        FPN(body, out_channels=16, extra=None),
+        num_classes=3,
+        anchor_sizes=[[8]],
+        anchor_ratios=(1.0,),
+        anchor_z_ratios=(1.0,),
+        rpn_post_nms_top_n_train=32,
+        rpn_nms_thresh=0.5,
+        box_batch_size_per_image=32,
+        box_positive_fraction=0.5,
+        box_output_size=4,
+        box_channels=64,
+        mask_output_size=5,
+        mask_convs=(16,),
+    )
+    image, boxes, classes, masks = phantom(3, size=24, spans=((2, 10), (13, 20)))
+    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [70], 0.2)
+    history = []
+    for _ in range(100):
+        loss = sum(network.losses(image, boxes, classes, masks).values())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        history.append(loss.item())
+    assert sum(history[-20:]) < sum(history[:5])  # a quarter on average
+    (found,) = network.eval().detect(image)
+    best = [int(torch.where(found.classes == kind)[0][0]) for kind in (1, 2)]
+    assert (found.boxes[best] - boxes[0]).abs().max() < 1
+    assert (found.masks[best].mean(dim=(1, 2, 3)) > 0.8).all()
