@@ -112,9 +112,18 @@ def predict(
     loaded = load(_bundle(model), device)
     options = {} if dataset is None else {"dataset": dataset}
     with _progress("predicting", len(paths)) as (bar, job):
-        outcome = predict_files(
-            loaded, paths, out, format=format, options=options, progress=lambda path: bar.advance(job)
-        )
+        within = bar.add_task("tiles", total=None, visible=False)
+
+        def done(path: Path) -> None:
+            bar.advance(job)
+            bar.update(within, visible=False)
+
+        def tile(path: Path, count: int, total: int) -> None:
+            if count == 1:
+                bar.reset(within, total=total, description=f"tiles of {path.name}", visible=True)
+            bar.update(within, completed=count)
+
+        outcome = predict_files(loaded, paths, out, format=format, options=options, progress=done, tiles=tile)
     for _, reason in outcome.failed:
         print(f"voxelry: error: {reason}", file=sys.stderr)
     print(f"{len(outcome.written)} of {len(paths)} predicted" + (f"; written to {out}" if outcome.written else ""))

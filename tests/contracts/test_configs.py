@@ -19,7 +19,7 @@ from voxelry.engine.kinds.backbone import resolved
 from voxelry.models.mask_rcnn import MaskRCNN
 
 FOLDER = Path(voxelry.configs.__file__).parent
-GROUPS = ("task", "model", "backbone", "data", "augment", "optimizer", "learning_rate", "trainer")
+GROUPS = ("task", "model", "backbone", "data", "augment", "optimizer", "learning_rate", "trainer", "launcher")
 EXPERIMENTS = sorted(path.stem for path in (FOLDER / "experiment").glob("*.yaml"))
 ENTRIES = [(group, path.stem) for group in GROUPS for path in sorted((FOLDER / group).glob("*.yaml"))]
 

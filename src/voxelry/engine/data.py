@@ -30,7 +30,7 @@ def build_data(
     """Find, split and wrap the cases of `config.root`: the one entry point to the data of a run.
 
     Args:
-        config: as `configs/data/volumes.yaml`; or as `configs/data/crops.yaml`.
+        config: as `configs/data/volumes.yaml`; or as `configs/data/crops.yaml` or `reconstruct.yaml`.
         ndim: rank that the images must have.
         augment: settings of `Augment` for the training part; empty or None for none.
         seed: draws the few-shot subset and everything random in the training part.
@@ -85,7 +85,7 @@ def build_data(
         dataset.check()
         if isinstance(dataset.cache, Cache):
             build(dataset, workers=min(4, os.cpu_count() or 1))
-    return Splits(
+    splits = Splits(
         train,
         validation,
         test,
@@ -96,6 +96,11 @@ def build_data(
         },
         unaltered=train.preprocessed,
     )
+    if "slices" in config:
+        from voxelry.engine.reconstruct_data import slice_splits
+
+        return slice_splits(splits, config.slices, seed)
+    return splits
 
 
 def _fits(first: VolumeDataset, count: int) -> bool:

@@ -49,7 +49,7 @@ class TaskModule(pl.LightningModule):
         self,
         task: Task,
         *,
-        optimizer: Callable[[Iterable[torch.nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[Any]], Optimizer],
         learning_rate: LearningRate,
         max_steps: int | None,
         max_minutes: float | None = None,
@@ -75,7 +75,7 @@ class TaskModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over whatever is not frozen."""
-        return self.make_optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        return self.make_optimizer(self.task.parameter_groups())
 
     def on_train_start(self) -> None:
         """Start the clock."""
@@ -155,7 +155,9 @@ class TaskModule(pl.LightningModule):
         parts: list[list[Row]] = [[] for _ in range(size)]
         distributed.all_gather_object(parts, self.rows)
         rows = [part[place] for place in range(len(parts[0])) for part in parts if place < len(part)]
-        return rows[: len(self.trainer.val_dataloaders.dataset)]
+        loader = self.trainer.val_dataloaders
+        assert loader is not None
+        return rows[: len(loader.dataset)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to go on exactly."""

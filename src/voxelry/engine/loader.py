@@ -87,7 +87,7 @@ def training_loader(
         _Passes(dataset),
         batch_size=batch_size,
         sampler=order,
-        collate_fn=collate,
+        collate_fn=getattr(dataset, "collate", collate),
         **_workers(num_workers, pin_memory),
     )
 
@@ -112,7 +112,7 @@ def evaluation_loader(
         cast("Dataset[Sample]", dataset),
         batch_size=batch_size,
         sampler=places,
-        collate_fn=collate,
+        collate_fn=getattr(dataset, "collate", collate),
         **_workers(num_workers, pin_memory),
     )
 

@@ -18,6 +18,7 @@ NETWORKS = {
     "masked_autoencoder": "voxelry.models.mae.MaskedAutoencoder",
     "backbone_heatmaps": "voxelry.models.backbone_heatmaps.BackboneHeatmaps",
     "mask_rcnn": "voxelry.models.mask_rcnn.MaskRCNN",
+    "shape_net": "voxelry.models.shape.ShapeNet",
 }
 
 

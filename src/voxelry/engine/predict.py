@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def predict_files(
     format: str | None = None,
     options: dict[str, Any] | None = None,
     progress: Callable[[Path], None] | None = None,
+    tiles: Callable[[Path, int, int], None] | None = None,
 ) -> Outcome:
     """Predict every file; one that fails is noted and the rest is done.
 
@@ -71,6 +73,7 @@ def predict_files(
         format: suffix of the files, one of those of the task's kind; its first by default.
         options: for the images' reader.
         progress: called after every file.
+        tiles: called within a file that is predicted tile by tile, with the tiles that are done and all of them.
 
     Raises:
         SettingError: the task writes no files in that format.
@@ -87,7 +90,10 @@ def predict_files(
             if name in stems:
                 raise DataError(f"{path}: its output would overwrite that of {stems[name]}")
             stems[name] = path
-            outcome.written.append(kind.predict_file(model, path, out, format=chosen, options=options or {}))
+            part = None if tiles is None else partial(tiles, path)
+            outcome.written.append(
+                kind.predict_file(model, path, out, format=chosen, options=options or {}, progress=part)
+            )
         except VoxelryError as error:
             outcome.failed.append((path, str(error)))
         if progress is not None:

@@ -17,7 +17,8 @@ from voxelry.data.preprocess import Preprocess, orientation_steps
 __all__ = ["PreparedFile"]
 
 _SAMPLED = 1 << 22  # voxels of a channel whose percentiles stand for those of all
-_SLAB = 1 << 24  # voxels read at a time
+_SLAB = 1 << 23  # voxels read at a time
+_PIECE = 1 << 21  # voxels of it that are worked on at a time
 
 
 class PreparedFile:
@@ -93,16 +94,19 @@ class PreparedFile:
         shape = self.file.space.shape
         step = ceil((prod(shape) / _SAMPLED) ** (1 / len(shape)))
         depth = max(step, _SLAB // prod(shape[1:]) // step * step)
+        piece = max(step, _PIECE // prod(shape[1:]) // step * step)
         for start in range(0, shape[0], depth):
             rest = tuple(slice(0, size) for size in shape[1:])
-            pixels = self.file.read((slice(start, min(start + depth, shape[0])), *rest))
-            values = finite(torch.from_numpy(pixels.astype(np.float32))).numpy().reshape(groups, -1)
-            low, high = np.minimum(low, values.min(axis=1)), np.maximum(high, values.max(axis=1))
-            total += values.sum(axis=1, dtype=np.float64)
-            squares += np.square(values, dtype=np.float64).sum(axis=1)
-            count += values.shape[1]
-            grid = (slice(None), *(slice(None, None, step) for _ in shape))
-            sampled.append(values.reshape(pixels.shape)[grid].reshape(groups, -1))
+            slab = self.file.read((slice(start, min(start + depth, shape[0])), *rest))
+            for first in range(0, slab.shape[1], piece):
+                pixels = slab[:, first : first + piece].astype(np.float32)
+                values = finite(torch.from_numpy(pixels)).numpy().reshape(groups, -1)
+                low, high = np.minimum(low, values.min(axis=1)), np.maximum(high, values.max(axis=1))
+                total += values.sum(axis=1, dtype=np.float64)
+                squares += np.square(values, dtype=np.float64).sum(axis=1)
+                count += values.shape[1]
+                grid = (slice(None), *(slice(None, None, step) for _ in shape))
+                sampled.append(values.reshape(pixels.shape)[grid].reshape(groups, -1).copy())
         if self.method == "percentile":
             ends = np.percentile(np.concatenate(sampled, axis=1), preprocess.percentiles, axis=1)
         elif self.method == "zscore":

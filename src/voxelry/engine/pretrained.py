@@ -44,6 +44,14 @@ class Pretrained:
     source: str
 
     @property
+    def ndim(self) -> int:
+        """Rank of the images that it was trained on."""
+        inner: Mapping[str, Any] = self.settings
+        while "ndim" not in inner:
+            inner = inner["backbone"]
+        return int(inner["ndim"])
+
+    @property
     def is_unet(self) -> bool:
         """Whether `build` makes another one of it."""
         return self.kind in _UNETS
@@ -71,11 +79,12 @@ class Pretrained:
         return build_network(self.kind, settings)
 
 
-def read_pretrained(path: Path) -> Pretrained:
+def read_pretrained(path: Path, *, ndim: int | None = None) -> Pretrained:
     """The network in `path`.
 
     Args:
         path: a bundle folder, a run's folder, a `.ckpt` of ours, or published weights of one of `SOURCES`.
+        ndim: rank that published backbones and detectors of a lower one are lifted to; U-Nets are by `build`.
 
     Raises:
         CheckpointError: nothing there that can be used.
@@ -92,7 +101,10 @@ def read_pretrained(path: Path) -> Pretrained:
     weights = load_reference_file(path)
     source = source_of(weights)
     if source is not None:
-        return _of(from_reference(source, {}, weights), _PLAIN_RANGE, path)
+        found = _of(from_reference(source, {}, weights), _PLAIN_RANGE, path)
+        if ndim is None or found.is_unet or found.ndim >= ndim:
+            return found
+        return _of(from_reference(source, {}, weights, ndim), _PLAIN_RANGE, path)
     raise CheckpointError(f"{path}: weights of no network that is known; expected those of {', '.join(SOURCES)}")
 
 

@@ -213,7 +213,10 @@ def _cluster(address: str | None, *, cpus: float) -> Iterator[None]:
             **started,
         )
     except ConnectionError as error:
-        raise ConfigError(f"launcher.address: no Ray cluster answers at {address}") from error
+        raise ConfigError(
+            f"launcher.address: no Ray cluster answers at {address} (one that asks for a token needs "
+            "RAY_AUTH_MODE=token here, too)"
+        ) from error
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def evaluate_folder(
     return evaluation.summary, report.save(out / "report.html")
 
 
-def evaluation_dataset(model: Model, root: Path, layout: str = "auto", cases: Path | None = None) -> VolumeDataset:
+def evaluation_dataset(model: Model, root: Path, layout: str = "auto", cases: Path | None = None) -> Any:
     """The cases of a folder, prepared as the model wants them.
 
     Raises:
@@ -141,7 +142,7 @@ def evaluation_dataset(model: Model, root: Path, layout: str = "auto", cases: Pa
         found = parts["test"] or [case for part in parts.values() for case in part]
     dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=kind.truth)
     kind.check(model.task, dataset)
-    return dataset
+    return kind.held_out(model.task, dataset)
 
 
 def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, trainings: Mapping[str, Path]) -> Report:

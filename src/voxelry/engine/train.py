@@ -145,10 +145,12 @@ def _build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, T
     if config.pretrained is not None:
         from voxelry.engine.pretrained import read_pretrained
 
-        pretrained = read_pretrained(Path(config.pretrained))
+        pretrained = read_pretrained(Path(config.pretrained), ndim=config.ndim)
     network, report = kind.network(config, splits.train, pretrained)
     settings = kind.settings(config, splits.train, pretrained)
-    return instantiate(config.task, network=network, **settings, _convert_="all"), report
+    task: Task = instantiate(config.task, network=network, **settings, _convert_="all")
+    kind.prepare(task, config)
+    return task, report
 
 
 def _max_steps(config: DictConfig, cases: float) -> int | None:
@@ -235,6 +237,7 @@ def _finish(
 ) -> Run:
     """Calibrate, measure on held-out cases, write the bundle and the report."""
     task.eval()
+    kind_of_config(config).finish(task, output)
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)

@@ -52,6 +52,10 @@ class Task(nn.Module, ABC):
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
         """All rows in a few numbers; holds `monitor`."""
 
+    def parameter_groups(self) -> Iterable[Any]:
+        """What an optimizer trains: parameters, or groups of them with settings of their own."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def fit_baseline(self, samples: Iterable[Sample]) -> None:
         """Remember from the training cases what the metrics compare with; nothing by default."""
         return

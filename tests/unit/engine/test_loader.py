@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 
-from voxelry.engine.loader import EndlessOrder
+from voxelry.engine.loader import EndlessOrder, evaluation_loader
 
 
 def take(order, count):
@@ -33,3 +33,10 @@ def test_processes_share_the_order_out():
 
 def test_the_seed_decides():
     assert take(EndlessOrder(30, seed=0), 30) != take(EndlessOrder(30, seed=1), 30)
+
+
+@pytest.mark.parametrize(("count", "parts"), [(5, [[0, 2, 4], [1, 3]]), (2, [[0], [1], [0]]), (0, [[], []])])
+def test_processes_share_an_evaluation_out_and_none_is_left_without(count, parts):
+    world_size = len(parts)
+    loaders = [evaluation_loader(range(count), rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert [list(loader.sampler) for loader in loaders] == parts

@@ -206,6 +206,7 @@ def test_crops_of_an_index_train_through_the_same_entry_point(nuclei, tmp_path):
     )
     run = train(config)
     model = voxelry.load(run.bundle, "cpu")
+    assert model.task.tile_size == (32, 32)
     assert model.predict(nuclei / "volumes" / "case_000.ome.tif").label_volume.shape == (48, 56)
 
 

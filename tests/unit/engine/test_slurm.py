@@ -16,8 +16,19 @@ STANDINS = {
     "hostname": 'echo "10.0.0.7 192.168.0.7"',
     "srun": 'echo "srun $*" >> "$RECORD"; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "ray": 'echo "ray $*" >> "$RECORD"; if [[ -n ${RAY_FAILS:-} ]]; then exit 1; fi; exec tail -f /dev/null',
-    "python": "if [[ -n ${RAY_FAILS:-} ]]; then exit 1; fi; echo 3",
-    "voxelry": 'echo "voxelry $*" >> "$RECORD"; echo "at $RAY_ADDRESS" >> "$RECORD"; exit ${VOXELRY_FAILS:-0}',
+    "sleep": "true",
+    # a token, or as many nodes as have joined
+    "python": """
+        if [[ $1 == -c ]]; then echo secret
+        elif grep -q "^ray start --address" "$RECORD"; then echo "$SLURM_JOB_NUM_NODES"
+        elif grep -q "^ray start --head" "$RECORD" && [[ -z ${RAY_FAILS:-} ]]; then echo 1
+        else exit 1; fi
+    """,
+    "voxelry": """
+        echo "voxelry $*" >> "$RECORD"
+        echo "at $RAY_ADDRESS, $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$RECORD"
+        exit ${VOXELRY_FAILS:-0}
+    """,
 }
 
 
@@ -72,7 +83,7 @@ def test_ray_starts_on_every_node_and_the_training_on_one(submit):
         "voxelry train experiment=segment_3d data.root=/data/with space resume=true launcher=ray "
         "launcher.num_workers=12 launcher.cpus_per_worker=4 launcher.gpus_per_worker=1"
     )
-    assert started[-1] == "at 10.0.0.7:24711"
+    assert started[-1] == "at 10.0.0.7:24711, token secret"
 
 
 def test_nodes_without_gpus_run_as_many_workers_as_asked_for(submit):
@@ -118,7 +129,14 @@ def test_sweeps_can_be_sent_to_slurm():
 def test_a_sweep_runs_as_jobs_and_ends_with_one_table(tmp_path, quick_training):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'voxelry[slurm]'")
     data = write_phantoms(tmp_path / "data", 4, seed=5, shape=(20, 24, 28))
-    command = [sys.executable, "-m", "voxelry", "train", "--multirun", "hydra/launcher=submitit_local"]
+    command = [
+        sys.executable,
+        "-c",
+        "from voxelry.cli import main; main()",
+        "train",
+        "--multirun",
+        "hydra/launcher=submitit_local",
+    ]
     settings = ["data.preprocess.image_size=16", "trainer.max_steps=1", "seed=0,1", "hydra.launcher.timeout_min=2"]
     subprocess.run(
         [*command, "experiment=landmarks_3d", *quick_training, *settings, f"data.root={data}", "output_dir=sweep"],

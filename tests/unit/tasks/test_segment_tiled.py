@@ -154,6 +154,34 @@ def test_classes_are_not_joined():
     assert set(other.classes.tolist()) == {1, 2}
 
 
+def test_only_sure_objects_are_what_they_are_among_all(rng):
+    """What is left out for its score changes nothing else, although parts of sure objects may have low scores."""
+    labels = balls(rng, (44, 40, 36), 20, (4.0, 11.0))
+
+    def detect(tile):
+        draw = np.random.default_rng(int(tile.sum()))
+        found, size = oracle(tile), np.array(tile.shape[1:])
+        crops = list(found.crops)
+        for _ in range(20):
+            sides = draw.integers(3, 14, len(size))
+            low = draw.integers(0, size - sides)
+            window = tuple(slice(int(a), int(b)) for a, b in zip(low, low + sides, strict=True))
+            crops.append((window, draw.random(tuple(sides)) < 0.6))
+        edges = [[part.start - 0.5 for part in w] + [part.stop - 0.5 for part in w] for w, _ in crops]
+        scores = draw.uniform(0.05, 1, len(crops))
+        return Instances(np.array(edges).reshape(-1, 6), scores, np.ones(len(crops), dtype=int), crops)
+
+    settings = {"tile_size": 20, "overlap": 0.5}
+    everything, _ = run(labels, detect, **settings)
+    for least in (0.0, 0.5, 0.9, 1.1):
+        sure, _ = run(labels, detect, **settings, least_score=least)
+        wanted = everything.take(np.flatnonzero(everything.scores >= least))
+        assert (len(wanted) < len(everything)) == (least > 0)
+        np.testing.assert_array_equal(sure.boxes, wanted.boxes)
+        np.testing.assert_array_equal(sure.scores, wanted.scores)
+        np.testing.assert_array_equal(sure.packed().bits, wanted.packed().bits)
+
+
 class Killed(Exception):
     pass
 
@@ -264,6 +292,37 @@ def test_packed_masks_are_the_masks(rng, ndim):
         both[9]
     with pytest.raises(SettingError, match="bits: expected"):
         PackedCrops(packed.starts, packed.sizes, packed.bits[:-1])
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_voxels_are_counted_without_unpacking(rng, ndim):
+    volume = (31,) * ndim
+    dense, crops = [], []
+    for _ in range(12):
+        low = rng.integers(0, 12, ndim)
+        sides = rng.integers(1, 20, ndim)
+        window = tuple(slice(int(a), int(b)) for a, b in zip(low, low + sides, strict=True))
+        crops.append((window, rng.random(tuple(sides)) < 0.5))
+        dense.append(np.zeros(volume, dtype=bool))
+        dense[-1][window] = crops[-1][1]
+    crops.append(((slice(5, 5),) * ndim, np.zeros((0,) * ndim, dtype=bool)))
+    dense.append(np.zeros(volume, dtype=bool))
+    packed = PackedCrops.pack(crops, ndim)
+    first, second = (part.ravel() for part in np.indices((13, 13)))
+    low = rng.integers(-2, 20, (169, ndim))
+    high = low + rng.integers(-1, 25, (169, ndim))
+    regions = [
+        tuple(slice(max(a, 0), max(b, 0)) for a, b in zip(begin, end, strict=True))
+        for begin, end in zip(low, high, strict=True)
+    ]
+    inside = [dense[one][region].sum() for one, region in zip(first, regions, strict=True)]
+    np.testing.assert_array_equal(packed.voxels_in(first, low, high), inside)
+    both = [dense[one] & dense[other] for one, other in zip(first, second, strict=True)]
+    np.testing.assert_array_equal(packed.shared_voxels(first, second), [mask.sum() for mask in both])
+    np.testing.assert_array_equal(
+        packed.shared_voxels(first, second, low, high),
+        [mask[region].sum() for mask, region in zip(both, regions, strict=True)],
+    )
 
 
 def test_painting_in_blocks_is_painting_at_once_with_the_better_score_on_top(rng):

@@ -9,13 +9,14 @@ from voxelry.engine.kinds.kind import Kind
 from voxelry.engine.kinds.landmarks import LandmarkKind
 from voxelry.engine.kinds.masked_pretrain import MaskedPretrainKind
 from voxelry.engine.kinds.pretrain import PretrainKind
+from voxelry.engine.kinds.reconstruct import ReconstructKind
 from voxelry.engine.kinds.segment import SegmentKind
 from voxelry.tasks.base import Task
 
 __all__ = ["KINDS", "Kind", "kind_of", "kind_of_config"]
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (LandmarkKind(), PretrainKind(), MaskedPretrainKind(), SegmentKind())
+    kind.name: kind for kind in (LandmarkKind(), PretrainKind(), MaskedPretrainKind(), SegmentKind(), ReconstructKind())
 }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from voxelry.core.errors import CheckpointError, FileError
@@ -75,6 +75,18 @@ class Kind(ABC):
         """Keywords of the task that the data or the pretrained weights decide, beside those of `config.task`."""
         return {}
 
+    def prepare(self, task: Any, config: DictConfig) -> None:
+        """Change a new task before it is trained, such as by freezing its network; nothing by default."""
+        return
+
+    def finish(self, task: Any, output: Path) -> None:
+        """Change a trained task before it is measured and written, and write what belongs beside the bundle."""
+        return
+
+    def held_out(self, task: Any, volumes: VolumeDataset) -> Any:
+        """Cases as the task is measured on them, by default the volumes."""
+        return volumes
+
     def callbacks(self, output: Path) -> list[pl.Callback]:
         """What else watches the training; `output` is the run's folder."""
         return []
@@ -87,8 +99,21 @@ class Kind(ABC):
         """
         return
 
-    def predict_file(self, model: Model, path: Path, folder: Path, *, format: str, options: Mapping[str, Any]) -> Path:
-        """Predict one file and write the answer; see `Model.sample` and `write`."""
+    def predict_file(
+        self,
+        model: Model,
+        path: Path,
+        folder: Path,
+        *,
+        format: str,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Predict one file and write the answer; see `Model.sample` and `write`.
+
+        Args:
+            progress: called with the parts that are done and all of them, by tasks that work part by part.
+        """
         sample = model.sample(path, **options)
         return self.write(model.predict(sample), sample, folder, format)
 
@@ -138,6 +163,10 @@ class DenseKind(Kind):
         """What `config.model` describes, or a U-Net like the pretrained one.
 
         Of other pretrained networks the part is taken over that fits best, such as the backbone.
+
+        Raises:
+            CheckpointError: none of the weights fits, or they are no U-Net's and the configured network is one.
+            ConfigError: the network needs a backbone and none is configured.
         """
         from voxelry.models.transfer import best_transfer, transfer
 
@@ -150,10 +179,17 @@ class DenseKind(Kind):
         if pretrained is not None and pretrained.is_unet:
             network = pretrained.build(config.model, **channels)
             return network, fitting(transfer(network, pretrained.weights), pretrained)
-        parts: dict[str, Any] = {}
         if "backbone" in config.model:
-            parts["backbone"] = configured_backbone(config, sample, pretrained)
-        network = instantiate(config.model, **channels, **parts, _convert_="all")
+            backbone = configured_backbone(config, sample, pretrained)
+            own: Any = OmegaConf.to_container(config.model, resolve=True)
+            network = get_class(own.pop("_target_"))(**{**own, **channels, "backbone": backbone})
+        elif pretrained is None:
+            network = instantiate(config.model, **channels, _convert_="all")
+        else:
+            raise CheckpointError(
+                f"{pretrained.source}: holds a {pretrained.kind}; expected a U-Net, or model=backbone_heatmaps, which "
+                "takes backbones over"
+            )
         if pretrained is None:
             return network, None
         return network, fitting(best_transfer(network, pretrained.weights), pretrained)

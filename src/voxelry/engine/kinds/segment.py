@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from voxelry.engine.kinds.kind import Kind, fitting, make_folder
 from voxelry.tasks.base import Task
 
 if TYPE_CHECKING:
+    from voxelry.core.space import Space
     from voxelry.data.dataset import VolumeDataset
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
@@ -72,10 +74,13 @@ class SegmentKind(Kind):
         return network, fitting(best_transfer(network, pretrained.weights), pretrained)
 
     def settings(self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None) -> dict[str, Any]:
-        """Tiles as large as the patches; the range of values of the pretraining."""
+        """Tiles as large as the patches or crops; the range of values of the pretraining."""
         settings: dict[str, Any] = {}
-        if config.data.get("patches") is not None and config.task.tile_size is None:
-            settings["tile_size"] = config.data.patches.size
+        if config.task.tile_size is None:
+            if "index" in config.data:
+                settings["tile_size"] = list(dataset[0].space.shape)
+            elif config.data.get("patches") is not None:
+                settings["tile_size"] = config.data.patches.size
         if pretrained is not None:
             settings["input_range"] = pretrained.input_range
         return settings
@@ -86,8 +91,17 @@ class SegmentKind(Kind):
             if case.instances is None:
                 raise DataError(f"{case.image}: no instances for this image, to compare with")
 
-    def predict_file(self, model: Model, path: Path, folder: Path, *, format: str, options: Mapping[str, Any]) -> Path:
-        """Predict one file; a large one is read, predicted and written piece by piece.
+    def predict_file(
+        self,
+        model: Model,
+        path: Path,
+        folder: Path,
+        *,
+        format: str,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Predict one file, tile by tile if it is larger than one; what is very large is never read as a whole.
 
         Finished tiles are kept in a hidden folder beside the output until all are done: the same command goes on where
         a killed one stopped.
@@ -95,34 +109,51 @@ class SegmentKind(Kind):
         from voxelry.data.io import open_image
         from voxelry.data.layouts import case_name
         from voxelry.engine.prepared_file import PreparedFile
-        from voxelry.tasks.segment.outputs import write_instances
         from voxelry.tasks.segment.tiled import image_key
 
         task: Any = model.task
         file = open_image(path, **options)
-        large = prod(file.space.shape) > _WHOLE_VOXELS and task.tile_size is not None
-        if not large or not PreparedFile.fits(model.bundle.preprocess):
-            return super().predict_file(model, path, folder, format=format, options=options)
         model.check_image(str(path), file.space.ndim, file.channels)
-        name = case_name(path)
-        prepared = PreparedFile(file, model.bundle.preprocess)
+        source: PreparedFile | Sample
+        if prod(file.space.shape) > _WHOLE_VOXELS and task.tile_size and PreparedFile.fits(model.bundle.preprocess):
+            source = PreparedFile(file, model.bundle.preprocess)
+            read: Callable[[tuple[slice, ...]], Any] = source
+        else:
+            source = model.bundle.preprocess(model.sample(path, **options))
+            image = source.image
+
+            def read(window: tuple[slice, ...]) -> Any:
+                return image[(slice(None), *window)]
+
+        space, name = source.space, case_name(path)
         state = make_folder(folder) / f".{name}.tiles"
-        found = task.tiled(
-            prepared, prepared.space.shape, prepared.space, state=state, key=image_key(file, model.digest())
-        )
-        prediction = task.prediction(name, prepared.space, found)
-        image = path if format == "ome.zarr" and path.suffix == ".zarr" else None
-        written = write_instances(prediction, folder, format=format, space=file.space, image=image)[0]
+        if task.fits_a_tile(space.shape):
+            found = task.detect(torch.as_tensor(read(tuple(slice(0, size) for size in space.shape))), space)
+        else:
+            chosen = json.dumps(dict(options), sort_keys=True, default=str)
+            found = task.tiled(
+                read,
+                space.shape,
+                space,
+                least_score=task.operating_threshold,
+                state=state,
+                key=image_key(file, f"{model.digest()} {chosen}"),
+                progress=progress,
+            )
+        written = self._write(task.prediction(name, space, found, painted=False), path, file.space, folder, format)
         shutil.rmtree(state, ignore_errors=True)
         return written
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
         """The label volume on the image's own grid, a table of the instances, and their masks."""
+        return self._write(prediction, Path(sample.source), sample.space, make_folder(folder), format)
+
+    @staticmethod
+    def _write(prediction: Any, source: Path, space: Space, folder: Path, format: str) -> Path:
         from voxelry.tasks.segment.outputs import write_instances
 
-        source = Path(sample.source)
         image = source if format == "ome.zarr" and source.suffix == ".zarr" and source.is_dir() else None
-        return write_instances(prediction, make_folder(folder), format=format, space=sample.space, image=image)[0]
+        return write_instances(prediction, folder, format=format, space=space, image=image)[0]
 
     def add_results(
         self,

@@ -51,9 +51,7 @@ def _next_row(place: Any, low: Any, high: Any) -> bool:
 
 
 @jit
-def count_inside(
-    bits: Any, at: Any, starts: Any, sizes: Any, chosen: Any, lows: Any, highs: Any, counts: Any
-) -> None:
+def count_inside(bits: Any, at: Any, starts: Any, sizes: Any, chosen: Any, lows: Any, highs: Any, counts: Any) -> None:
     """Voxels of the masks `chosen` `(P,)` in regions `lows` to `highs` `(P, ndim)` within their windows."""
     for number in range(len(chosen)):
         low, high, mask = lows[number], highs[number], chosen[number]

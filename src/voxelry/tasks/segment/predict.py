@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.ops.instances import Crop, Instances, LabelVolume
+from voxelry.ops.instances import Crop, Instances, LabelVolume, PackedCrops
 
 __all__ = ["InstancePrediction"]
 
@@ -167,9 +167,11 @@ class InstancePrediction:
         matrix = (self.space.to_index(space.to_world(np.eye(space.ndim))) - offset).T
         corners = space.to_index(self.space.to_world(_corners(self.boxes.astype(np.float64))))
         boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=-1)
-        crops = [_regrid(crop, matrix, offset, space.shape) for crop in self.crops]
-        moved = Instances(boxes.astype(np.float32), self.scores, self.classes, crops)
-        return InstancePrediction.from_instances(self.name, space, moved)
+        ndim = space.ndim
+        crops = [PackedCrops.pack([_regrid(crop, matrix, offset, space.shape)], ndim) for crop in self.crops]
+        moved = Instances(boxes.astype(np.float32), self.scores, self.classes, PackedCrops.join(crops, ndim))
+        lazy = LabelVolume(moved, space.shape) if isinstance(self.label_volume, LabelVolume) else None
+        return InstancePrediction.from_instances(self.name, space, moved, lazy)
 
 
 def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

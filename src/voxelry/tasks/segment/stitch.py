@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.ops.instances import Crop, Instances, PackedCrops
+from voxelry.ops.instances import Instances, PackedCrops
 
 __all__ = ["TileDetections", "candidate_pairs", "stitch"]
 
@@ -148,11 +148,33 @@ def _agree(found: TileDetections, pairs: NDArray[np.int64], join_iou: float) -> 
     ndim = found.instances.ndim
     packed = found.instances.packed()
     one, other = pairs.T
+    first, second = _voxels_seen(found, one, found.tiles[other]), _voxels_seen(found, other, found.tiles[one])
     here, there = found.windows[found.tiles[one]], found.windows[found.tiles[other]]
-    low, high = np.maximum(here[:, :ndim], there[:, :ndim]), np.minimum(here[:, ndim:], there[:, ndim:])
-    first, second = (_voxels_seen(found, packed, a, found.tiles[b]) for a, b in ((one, other), (other, one)))
-    begin, end = (np.minimum, np.maximum) if False else (low, high)
-    return first
+    low = np.maximum.reduce([here[:, :ndim], there[:, :ndim], packed.starts[one], packed.starts[other]])
+    ends = packed.starts + packed.sizes
+    high = np.minimum.reduce([here[:, ndim:], there[:, ndim:], ends[one], ends[other]])
+    most = np.minimum.reduce([first, second, np.clip(high - low, 0, None).prod(axis=1)])
+    close = np.flatnonzero(_ratio(most, first + second - most) >= join_iou)
+    both = np.zeros(len(pairs), dtype=np.int64)
+    both[close] = packed.shared_voxels(one[close], other[close], low[close], high[close])
+    agree: NDArray[np.bool_] = _ratio(both, first + second - both) >= join_iou
+    return agree
+
+
+def _voxels_seen(found: TileDetections, members: NDArray[np.int64], tiles: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Voxels of detections that another tile sees, `(P,)`, counted once for each two that occur."""
+    ndim = found.instances.ndim
+    keys, where = np.unique(members * len(found.windows) + tiles, return_inverse=True)
+    chosen, seen = np.divmod(keys, len(found.windows))
+    windows = found.windows[seen]
+    return found.instances.packed().voxels_in(chosen, windows[:, :ndim], windows[:, ndim:])[where]
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """`part / whole`, 0 where the whole is nothing."""
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+
+
 def _merge(
     found: TileDetections, members: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], np.float32, np.int64, PackedCrops]:
@@ -165,8 +187,8 @@ def _merge(
     if len(whole) or len(members) == 1:
         chosen = whole[np.argmax(instances.scores[whole])] if len(whole) else best
         return instances.boxes[chosen], score, number, packed.take([chosen])
-    low, high = (bound[members] for bound in instances.windows())
-    start, stop = low.min(axis=0), high.max(axis=0)
+    start = packed.starts[members].min(axis=0)
+    stop = (packed.starts[members] + packed.sizes[members]).max(axis=0)
     union = np.zeros(tuple(stop - start), dtype=bool)
     for member in members:
         window, mask = packed[int(member)]
@@ -179,36 +201,33 @@ def _merge(
     return box, score, number, PackedCrops.pack([(window, union)], ndim)
 
 
-def _suppress(
-    objects: Instances, order: NDArray[np.int64], tiles: list[set[int]], nms_iou: float, cell: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _suppress(objects: Instances, order: NDArray[np.int64], tiles: list[set[int]], nms_iou: float) -> NDArray[np.int64]:
     """Indices that stay, in the given order of falling score."""
-    pairs = candidate_pairs(objects.boxes, cell)
+    pairs = candidate_pairs(objects.boxes)
+    i, j = pairs.T
+    alike = (objects.classes[i] == objects.classes[j]) & (_box_iou(objects.boxes[i], objects.boxes[j]) > nms_iou)
+    pairs = pairs[alike]
+    pairs = pairs[np.array([not tiles[one] & tiles[other] for one, other in pairs.tolist()], dtype=bool)]
+    i, j = pairs.T
+    packed, voxels = objects.packed(), objects.voxels()
+    touching = packed.shared_voxels(i, j) >= _TOUCHING * np.minimum(voxels[i], voxels[j])
     rivals: dict[int, list[int]] = {}
-    for i, j in pairs.tolist():
-        if (
-            objects.classes[i] == objects.classes[j]
-            and not tiles[i] & tiles[j]
-            and _box_iou(objects.boxes[i], objects.boxes[j]) > nms_iou
-        ):
-            rivals.setdefault(i, []).append(j)
-            rivals.setdefault(j, []).append(i)
-    voxels = objects.voxels()
+    for one, other in pairs[touching].tolist():
+        rivals.setdefault(one, []).append(other)
+        rivals.setdefault(other, []).append(one)
     gone: set[int] = set()
     keep = []
     for index in order.tolist():
-        if index in gone:
-            continue
-        keep.append(index)
-        for rival in rivals.get(index, []):
-            shared = _intersection(objects.crops[index], objects.crops[rival])
-            if shared >= _TOUCHING * min(voxels[index], voxels[rival]):
-                gone.add(rival)
+        if index not in gone:
+            keep.append(index)
+            gone.update(rivals.get(index, []))
     return np.array(keep, dtype=np.int64)
 
 
-def _box_iou(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    a, b = one.astype(np.float64).reshape(2, -1), other.astype(np.float64).reshape(2, -1)
-    both = np.prod(np.clip(np.minimum(a[1], b[1]) - np.maximum(a[0], b[0]), 0, None))
-    union = np.prod(a[1] - a[0]) + np.prod(b[1] - b[0]) - both
-    return float(both / union) if union > 0 else 0.0
+def _box_iou(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """IoU of pairs of boxes, `(P, 2 * ndim) -> (P,)`."""
+    ndim = one.shape[1] // 2
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    both = np.clip(np.minimum(a[:, ndim:], b[:, ndim:]) - np.maximum(a[:, :ndim], b[:, :ndim]), 0, None).prod(axis=1)
+    sizes = [(box[:, ndim:] - box[:, :ndim]).prod(axis=1) for box in (a, b)]
+    return _ratio(both, sizes[0] + sizes[1] - both)

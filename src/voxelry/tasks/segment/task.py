@@ -18,7 +18,7 @@ from voxelry.core.space import Space
 from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.instances import instance_row, summarise
 from voxelry.models.mask_rcnn import MaskRCNN
-from voxelry.ops.instances import Instances
+from voxelry.ops.instances import Instances, LabelVolume
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
@@ -156,17 +156,33 @@ class SegmentTask(Task):
             for name, space, image in zip(batch.names, batch.spaces, batch.image, strict=True)
         ]
 
-    def prediction(self, name: str, space: Space, candidates: Instances) -> InstancePrediction:
-        """What is reported of some candidates: those sure enough."""
+    def prediction(self, name: str, space: Space, candidates: Instances, *, painted: bool = True) -> InstancePrediction:
+        """What is reported of some candidates: those sure enough.
+
+        Args:
+            painted: hold the label volume as an array, unless it is very large; otherwise never.
+        """
         sure = candidates.take(np.flatnonzero(candidates.scores >= self.operating_threshold))
-        return InstancePrediction.from_instances(name, space, sure, candidates=candidates)
+        volume = None if painted else LabelVolume(sure, space.shape)
+        return InstancePrediction.from_instances(name, space, sure, volume, candidates=candidates)
+
+    @property
+    def tile_step(self) -> int:
+        """Tiles begin at multiples of this: on the grid of the features they see what the whole volume shows there."""
+        step = math.lcm(*(step for strides in self.network.backbone.strides.values() for step in strides))
+        while step > 1 and any(step > size * (1 - self.tile_overlap) for size in self.tile_size or ()):
+            step //= 2
+        return step
+
+    def fits_a_tile(self, shape: Sequence[int]) -> bool:
+        """Whether images of that shape are seen at once; all are without a `tile_size`."""
+        return self.tile_size is None or all(size <= part for size, part in zip(shape, self.tile_size, strict=True))
 
     @torch.no_grad()
     def instances(self, image: Tensor, space: Space) -> Instances:
         """Everything found in an image `(C, *spatial)`, however unsure, in tiles if it is larger than one."""
         shape = tuple(image.shape[1:])
-        tile = self.tile_size
-        if tile is None or all(size <= part for size, part in zip(shape, tile, strict=True)):
+        if self.fits_a_tile(shape):
             return self.detect(image, space)
         return self.tiled(lambda window: image[(slice(None), *window)], shape, space)
 
@@ -184,17 +200,13 @@ class SegmentTask(Task):
         """
         if self.tile_size is None:
             raise SettingError("tile_size: expected voxels per axis to predict by tiles, got None")
-        # tiles that begin on the grid of the features see what the whole volume would show there
-        align = math.lcm(*(step for strides in self.network.backbone.strides.values() for step in strides))
-        while align > 1 and any(align > size * (1 - self.tile_overlap) for size in self.tile_size):
-            align //= 2
         return predict_tiled(
             read_window,
             shape,
             lambda pixels: self.detect(torch.as_tensor(pixels), space),
             tile_size=self.tile_size,
             overlap=self.tile_overlap,
-            align=align,
+            align=self.tile_step,
             join_iou=self.join_iou,
             nms_iou=self.nms_iou,
             **options,

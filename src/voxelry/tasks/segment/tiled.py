@@ -46,6 +46,7 @@ def predict_tiled(
     align: int = 1,
     join_iou: float = 0.5,
     nms_iou: float = 0.5,
+    least_score: float = 0.0,
     state: str | Path | None = None,
     key: str = "",
     progress: Callable[[int, int], None] | None = None,
@@ -63,7 +64,7 @@ def predict_tiled(
         tile_size: voxels per axis; an axis shorter than its tile is taken whole.
         overlap: fraction of a tile shared with its neighbour, in [0, 1).
         align: tiles start at multiples of this, the network's stride.
-        join_iou, nms_iou: see `stitch`.
+        join_iou, nms_iou, least_score: see `stitch`.
         state: folder for finished tiles. Runs with another volume, grid or `key` don't disturb each other in it.
         key: whatever else the detections depend on: the image (see `image_key`) and the model.
         progress: called with the number of finished tiles and of all tiles.
@@ -101,7 +102,7 @@ def predict_tiled(
         cut=np.concatenate(cuts),
         windows=places,
     )
-    return stitch(everything, join_iou=join_iou, nms_iou=nms_iou)
+    return stitch(everything, join_iou=join_iou, nms_iou=nms_iou, least_score=least_score)
 
 
 def tile_cores(windows: NDArray[np.int64], shape: Sequence[int]) -> NDArray[np.float64]:

@@ -1,0 +1,320 @@
+"""Hippocampus from one click on one slice: Dice by plane, by number of slices, with and without the slice's mask.
+
+    python benchmarks/reconstruct_hippocampus.py --minutes 25 --bundle runs/hippocampus_shape
+    python benchmarks/reconstruct_hippocampus.py --lora --minutes 8 --adapt-minutes 3
+
+Both labels are one organ. The split is 80/20 by case, by seed; every prompt of the table is a random click inside of
+the organ on a random slice that shows it, however little of it. Time is the wall clock of the training loop.
+`--lora` trains a base on phantoms and adapts it to 10 cases, beside the same 10 cases from scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.layouts import Case, find_cases
+from voxelry.data.preprocess import Preprocess
+from voxelry.data.slice_augment import SliceAugment
+from voxelry.data.slice_case import SliceBatch, collate_slices
+from voxelry.data.slice_dataset import SliceDataset
+from voxelry.data.slice_sources import VolumeSlices
+from voxelry.data.splits import few_shot, split_cases
+from voxelry.models.shape import ShapeNet
+from voxelry.tasks.base import Row
+from voxelry.tasks.reconstruct import ReconstructPrediction, ReconstructTask
+from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
+
+DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+ORGAN = (1, 2)
+MARGIN = 2.0
+TINY: dict[str, Any] = {"volume_multipliers": (1, 2, 3), "prior_grid": 64}
+PLANES = ("sagittal", "coronal", "axial")
+
+
+def slices_of(cases: Sequence[Case], organ: Sequence[int] = ORGAN) -> VolumeSlices:
+    """Cases in memory."""
+    preprocess = Preprocess(normalise="percentile")
+    return VolumeSlices(VolumeDataset(cases, preprocess=preprocess, need=("labels",), cache="memory"))
+
+
+def training_data(source: VolumeSlices, organ: Sequence[int], arguments: argparse.Namespace) -> SliceDataset:
+    """Prompts of 1 to 3 slices, half of them with their masks; everything moved a little."""
+    intensity = {"gamma": 0.15, "contrast": 0.15, "brightness": 0.05, "bias_field": 0.0, "noise": 0.02}
+    return SliceDataset(
+        source,
+        organs=[tuple(organ)],
+        slices=(1, arguments.slices),
+        oblique=arguments.oblique,
+        min_pixels=1,
+        mask=0.4,
+        image_size=arguments.image_size,
+        grid=arguments.grid,
+        truncation=15.0,
+        margin=MARGIN,
+        augment=SliceAugment(
+            rotation=12.0, scale=0.12, mirror=0.5, turn=0.0, zoom=0.05, shift=0.0, intensity=intensity
+        ),
+        centre_jitter=0.02,
+        seed=arguments.seed,
+    )
+
+
+def held_out_data(
+    source: VolumeSlices, training: SliceDataset, *, mask: float, slices: int, repeats: int, seed: int = 1000
+) -> SliceDataset:
+    """Prompts as a user gives them, in the frame of the training, with the truth."""
+    return SliceDataset(
+        source,
+        organs=training.organs,
+        slices=slices,
+        min_pixels=1,
+        mask=mask,
+        repeats=repeats,
+        image_size=int(training.build["image_size"] or 0),
+        grid=training.build["grid"],  # type: ignore[arg-type]
+        truncation=training.truncation,
+        edge=training.edges,
+        truth=True,
+        seed=seed,
+    )
+
+
+def new_task(
+    source: VolumeSlices, training: SliceDataset, arguments: argparse.Namespace, **settings: Any
+) -> ReconstructTask:
+    """An untrained network that answers the training cases' mean shape."""
+    torch.manual_seed(arguments.seed)
+    organ = training.organs[0]
+    network = ShapeNet(
+        image_size=arguments.image_size, grid=arguments.grid, volume_width=arguments.volume_width,
+        width=arguments.width, **TINY,
+    )  # fmt: skip
+    edge = training.edges[organ[0]]
+    network.set_mean_shape(mean_shape(organ_shapes(source, organ, training.truncation), edge, 64, training.truncation))
+    return ReconstructTask(network, organs=[organ], edges=[edge], slices=arguments.slices, **settings)
+
+
+def batches(dataset: SliceDataset, size: int, seed: int) -> Iterator[SliceBatch]:
+    """Shuffled passes without end."""
+    generator = np.random.default_rng(seed)
+    queue: list[tuple[int, int]] = []
+    epoch = 0
+    while True:
+        while len(queue) < size:
+            queue = [(epoch, index) for index in generator.permutation(len(dataset)).tolist()] + queue
+            epoch += 1
+        yield collate_slices([dataset.sample(index, epoch) for epoch, index in (queue.pop() for _ in range(size))])
+
+
+def train(
+    task: ReconstructTask,
+    dataset: SliceDataset,
+    arguments: argparse.Namespace,
+    *,
+    minutes: float,
+    groups: Callable[[], Any] | None = None,
+    rate: float | None = None,
+) -> int:
+    """Train until the time is up: AdamW, a warm-up and half a cosine; the weights end as their average.
+
+    Returns:
+        Number of optimizer steps.
+    """
+    rate = arguments.rate if rate is None else rate
+    chosen = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(chosen if groups is None else groups(), lr=rate, weight_decay=0.02)
+    first = [group["lr"] for group in optimizer.param_groups]
+    average = [parameter.detach().clone() for parameter in chosen]
+    task.train()
+    loader = batches(dataset, arguments.batch, arguments.seed)
+    next(batches(dataset, 1, 0))  # compiles kernels and reads the cases
+    begin, done, recent = time.perf_counter(), 0, 0.0
+    while (share := (time.perf_counter() - begin) / (60 * minutes)) < 1:
+        factor = min(1.0, 20 * share) * 0.5 * (1 + math.cos(math.pi * max(0.0, share - 0.05) / 0.95))
+        for group, own in zip(optimizer.param_groups, first, strict=True):
+            group["lr"] = own * max(factor, 1e-3)
+        losses = task.training_loss(next(loader))
+        optimizer.zero_grad()
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(chosen, 1.0)
+        optimizer.step()
+        done += 1
+        decay = min(arguments.ema, done / (done + 10))
+        with torch.no_grad():
+            for mean, weight in zip(average, chosen, strict=True):
+                mean.lerp_(weight, 1 - decay)
+        recent = losses["overlap"].item() if done == 1 else 0.95 * recent + 0.05 * losses["overlap"].item()
+        if arguments.verbose and done % 50 == 0:
+            parts = ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
+            print(f"  {share:4.0%} step {done}: overlap {recent:.3f}; {parts}", flush=True)
+    with torch.no_grad():
+        for mean, weight in zip(average, chosen, strict=True):
+            weight.copy_(mean)
+    return done
+
+
+def measure(task: ReconstructTask, dataset: SliceDataset) -> tuple[list[ReconstructPrediction], list[Row]]:
+    """Predictions and rows of all prompts."""
+    task.eval()
+    predictions: list[ReconstructPrediction] = []
+    rows: list[Row] = []
+    for index in range(len(dataset)):
+        batch = collate_slices([dataset[index]])
+        found = task.predict(batch)
+        rows += task.metrics(found, batch)
+        predictions += found
+    return predictions, rows
+
+
+COLUMNS = {
+    "dice": "Dice", "hd95_mm": "HD95", "assd_mm": "ASSD", "on_slice_contour_mm": "on slice",
+    "mean_shape_dice": "mean shape", "ellipsoid_dice": "ellipsoid", "nearest_shape_dice": "nearest",
+}  # fmt: skip
+
+
+def show(name: str, rows: Sequence[Row]) -> None:
+    """One line of the table."""
+    cells = []
+    for column in COLUMNS:
+        values = np.array([float(row.get(column, math.nan)) for row in rows])
+        cells.append(float(np.nanmean(values)) if np.isfinite(values).any() else math.nan)
+    print(f"{name:34s} {len(rows):5d} " + " ".join(f"{cell:10.3f}" for cell in cells), flush=True)
+
+
+def table(
+    task: ReconstructTask, source: VolumeSlices, training: SliceDataset, arguments: argparse.Namespace
+) -> tuple[SliceDataset, list[ReconstructPrediction], list[Row]]:
+    """By prompt, plane and number of slices; answers the data, predictions and rows of clicks alone."""
+    print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
+    clicks: Any = None
+    for slices in range(1, arguments.slices + 1):
+        for mask, prompt in ((0.0, "click"), (1.0, "click and mask")):
+            dataset = held_out_data(source, training, mask=mask, slices=slices, repeats=arguments.repeats)
+            predictions, rows = measure(task, dataset)
+            show(f"{prompt}, {slices} slice{'s' * (slices > 1)}", rows)
+            for plane in PLANES if slices == 1 else ():
+                show(f"    {plane}", [row for row in rows if row["plane"] == plane])
+            clicks = (dataset, predictions, rows) if clicks is None else clicks
+    found: tuple[SliceDataset, list[ReconstructPrediction], list[Row]] = clicks
+    return found
+
+
+def compare(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
+    """The main table."""
+    source, held_out = slices_of(training_cases), slices_of(test_cases)
+    training = training_data(source, ORGAN, arguments)
+    task = new_task(
+        source, training, arguments, contour=arguments.contour, recentre=arguments.recentre, mirror=arguments.mirror
+    )
+    parameters = sum(parameter.numel() for parameter in task.network.parameters())
+    print(f"{parameters / 1e6:.2f} million parameters, frame of {task.edges[0]:.0f} mm")
+    steps = train(task, training, arguments, minutes=arguments.minutes)
+    print(f"{steps} steps")
+    truths = held_out_data(source, training, mask=0.0, slices=1, repeats=1)
+    task.fit_baseline(truths[index] for index in range(min(len(truths), len(task.baselines.shapes))))
+    dataset, predictions, rows = table(task, held_out, training, arguments)
+    if arguments.bundle:
+        from voxelry.engine.bundle import write_bundle
+        from voxelry.engine.card import model_card
+
+        names = {"train": [case.name for case in training_cases], "validation": [case.name for case in test_cases]}
+        record = {"data": {"root": str(arguments.data), **names, "test": []}, "metrics": {"on": "validation"}}
+        card = model_card(task, record, task.summary(rows))
+        print(write_bundle(arguments.bundle, task, source.volumes.preprocess, record=record, card=card))
+    if arguments.report:
+        from voxelry.tasks.reconstruct import report
+        from voxelry.viz.report import Report
+
+        page = Report("Hippocampus from one click", subtitle=f"{len(test_cases)} held-out cases")
+        report.add_results(page, task, predictions, [dataset[index] for index in range(len(dataset))], rows)
+        print(page.save(arguments.report))
+
+
+def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
+    """A base trained on phantoms, adapted to few cases, beside the same cases from scratch for the same time."""
+    import tempfile
+
+    from voxelry.data.phantoms import write_phantoms
+    from voxelry.models.adapters import Adapters, AdapterSettings
+
+    held_out = slices_of(test_cases)
+    few = slices_of(few_shot(training_cases, arguments.shots, arguments.seed))
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_phantoms(Path(folder), 60, seed=0, ndim=3, shape=(48, 48, 48), format=".nii.gz", kind="torso")
+        phantoms = slices_of(find_cases(root))
+        value = int(torch.unique(phantoms.volumes.preprocessed(0).labels)[-1])  # type: ignore[call-overload]
+        base_data = training_data(phantoms, (value,), arguments)
+        base = new_task(phantoms, base_data, arguments)
+        print(f"base: {train(base, base_data, arguments, minutes=arguments.minutes)} steps on phantoms")
+    data = training_data(few, ORGAN, arguments)
+    print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
+    for method in ("scratch", "LoRA"):
+        task = new_task(few, data, arguments)
+        groups = None
+        if method == "LoRA":
+            shape = task.network.prior.distances.clone()  # type: ignore[union-attr]
+            task.network.load_state_dict(copy.deepcopy(base.network.state_dict()))
+            task.network.set_mean_shape(shape[0, 0])  # type: ignore[operator]
+            adapters = Adapters(task.network)
+            adapters.add("hippocampus", AdapterSettings(rank=4, alpha=8.0, targets="all"))
+            own, whole = adapters.trainable()
+            print(f"trains {own} numbers, {own / whole:.1%} of the base")
+
+            def groups(adapters: Adapters = adapters) -> Any:
+                return adapters.parameter_groups(arguments.adapter_rate, heads=arguments.adapter_rate)
+
+        steps = train(task, data, arguments, minutes=arguments.adapt_minutes, groups=groups)
+        for mask, prompt in ((0.0, "click"), (1.0, "click and mask")):
+            rows = measure(task, held_out_data(held_out, data, mask=mask, slices=1, repeats=arguments.repeats))[1]
+            show(f"{method}, {prompt}, {steps} steps", rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA / "hippocampus")
+    parser.add_argument("--minutes", type=float, default=25.0, help="of training, or of the base's with --lora")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--ema", type=float, default=0.995)
+    parser.add_argument("--slices", type=int, default=3, help="the most of a prompt")
+    parser.add_argument("--oblique", type=float, default=0.15, help="share of slices in training that are oblique")
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--grid", type=int, default=48)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--volume-width", type=int, default=32)
+    parser.add_argument("--contour", type=float, default=4.0, help="mm over which the answer is bent to its contour")
+    parser.add_argument("--recentre", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--repeats", type=int, default=3, help="prompts of each held-out case")
+    parser.add_argument("--cases", type=int, default=None, help="measure so many held-out cases only")
+    parser.add_argument("--bundle", type=Path, help="folder to write the trained model to")
+    parser.add_argument("--report", type=Path, help="HTML page to write")
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--shots", type=int, default=10)
+    parser.add_argument("--adapt-minutes", type=float, default=3.0)
+    parser.add_argument("--adapter-rate", type=float, default=2e-3)
+    parser.add_argument("--verbose", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    splits = split_cases(find_cases(arguments.data), fractions=(0.8, 0.2), seed=arguments.seed)
+    training, test = splits["train"], splits["validation"][: arguments.cases]
+    print(f"seed {arguments.seed}: {len(training)} training and {len(test)} held-out cases")
+    (lora if arguments.lora else compare)(arguments, training, test)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The files that `prepare` writes for slices and shapes: npz without pickle, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from voxelry.core.atomic import replacing
+from voxelry.core.errors import DataError, FileError, VoxelryError
+from voxelry.core.guard import guarded
+from voxelry.core.space import Space
+from voxelry.data.organ_shape import OrganShape
+from voxelry.data.slices import SliceSample, array_axis
+from voxelry.ops.sdf import decode_int8, encode_int8
+
+__all__ = ["digest", "nifti_affine", "read_sdf", "read_slice_file", "write_sdf", "write_slice_file"]
+
+_SLICE_KEYS = ("image", "mask", "pointmap", "affine", "slice_idx", "gt_sdf_path", "axis", "plane_affine", "label")
+_AGAIN = "run voxelry prepare again to make it anew"
+
+
+def digest(path: Path) -> str:
+    """BLAKE2b of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def nifti_affine(space: Space) -> NDArray[np.float64]:
+    """The affine `(4, 4)` of a volume as NIfTI has it: index (i, j, k) = (column, row, plane) to world mm."""
+    return np.vstack([space.affine[:3, [2, 1, 0, 3]], [0.0, 0.0, 0.0, 1.0]])
+
+
+def write_slice_file(path: Path, sample: SliceSample, *, sdf_path: str) -> Path:
+    """One slice as npz.
+
+    Keys: `image (C, H, W)` float32; `mask (H, W)` bool; `pointmap (3, H, W)` float32 world mm, NaN outside of the
+    mask; `affine (4, 4)`, the volume's as NIfTI has it; `axis`, the world axis 0, 1, 2 (x, y, z) that the slice is
+    perpendicular to, and `slice_idx`, its voxel on it, both -1 for an oblique slice; `plane_affine (4, 3)`,
+    (row, column, 1) to world mm; `click (2,)` row and column, NaN for none; `label`; `volume_shape (3,)` in array
+    order; `gt_sdf_path`, the file of the true distances, relative to the folder that was prepared.
+    """
+    volume = sample.volume_space
+    if volume is None or sample.mask is None or sample.pointmap is None:
+        raise DataError(f"{sample.name}: expected a slice of a volume, with mask and pointmap, to write to {path}")
+    world = [number for number in range(3) if array_axis(volume, number) == sample.axis]
+    with replacing(path) as place, place.open("wb") as file:
+        np.savez_compressed(
+            file,
+            image=sample.image.numpy().astype(np.float32),
+            mask=sample.mask.numpy(),
+            pointmap=sample.pointmap.numpy().astype(np.float32),
+            affine=nifti_affine(volume),
+            axis=np.array(world[0] if world else -1),
+            slice_idx=np.array(-1 if sample.slice_idx is None else sample.slice_idx),
+            plane_affine=sample.space.affine,
+            click=np.full(2, np.nan, np.float32) if sample.click is None else sample.click.numpy(),
+            label=np.array(sample.label),
+            volume_shape=np.array(volume.shape),
+            gt_sdf_path=np.array(sdf_path),
+        )
+    return path
+
+
+def read_slice_file(path: Path, *, name: str = "") -> SliceSample:
+    """A slice that `write_slice_file` wrote.
+
+    Raises:
+        FileError: no such file, or one that is damaged or something else.
+    """
+    with _opened(path, _SLICE_KEYS) as data:
+        image = torch.from_numpy(data["image"])
+        shape = tuple(image.shape[1:])
+        affine = np.asarray(data["affine"])[:, [2, 1, 0, 3]]
+        volume = Space(tuple(int(size) for size in data["volume_shape"]), affine)
+        axis, index = int(data["axis"]), int(data["slice_idx"])
+        click = torch.from_numpy(data["click"])
+        return SliceSample(
+            image=image,
+            space=Space(shape, data["plane_affine"]),
+            name=name or path.stem,
+            source=str(path),
+            label=int(data["label"]),
+            mask=torch.from_numpy(data["mask"]).bool(),
+            click=click if bool(torch.isfinite(click).all()) else None,
+            pointmap=torch.from_numpy(data["pointmap"]),
+            axis=None if axis < 0 else array_axis(volume, axis),
+            slice_idx=None if index < 0 else index,
+            volume_space=volume,
+        )
+
+
+def write_sdf(
+    path: Path, shapes: dict[int, tuple[NDArray[np.float32], Space] | None], *, space: Space, truncation: float
+) -> Path:
+    """The signed distances of a case's classes, one byte a voxel of each class's own box.
+
+    Keys: `present` (class numbers), `absent`, `truncation` (mm), `affine (4, 4)` and `shape` of the volume; of each
+    present class K `sdf_K (d, h, w)` int8, distances times 127 / truncation, and `start_K (3,)`, its first voxel.
+
+    Args:
+        shapes: for each class its distances in mm on a crop of `space`, or None where it is absent.
+        space: the volume's grid.
+        truncation: mm beyond which distances are clipped; it is also what lies outside of the crops.
+    """
+    arrays: dict[str, Any] = {
+        "present": np.array([label for label, found in shapes.items() if found is not None], dtype=np.int64),
+        "absent": np.array([label for label, found in shapes.items() if found is None], dtype=np.int64),
+        "truncation": np.array(float(truncation)),
+        "affine": nifti_affine(space),
+        "shape": np.array(space.shape),
+    }
+    for label, found in shapes.items():
+        if found is not None:
+            codes = encode_int8(found[0], truncation)
+            codes[(codes == 0) & (found[0] < 0)] = -1  # what is inside stays inside
+            arrays[f"sdf_{label}"] = codes
+            arrays[f"start_{label}"] = np.round(np.asarray(space.to_index(found[1].origin))).astype(np.int64)
+    with replacing(path) as place, place.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return path
+
+
+def read_sdf(path: str | Path, label: int) -> OrganShape | None:
+    """The shape of one class from a file of `write_sdf`; None where the case doesn't have it.
+
+    Raises:
+        FileError: no such file, a damaged one, or one that knows nothing of that class.
+    """
+    path = Path(path)
+    with _opened(path, ("present", "absent", "truncation", "affine", "shape")) as data:
+        if label in data["absent"]:
+            return None
+        if label not in data["present"]:
+            known = sorted([*data["present"].tolist(), *data["absent"].tolist()])
+            raise FileError(path, f"knows nothing of class {label}", f"it has classes {known}")
+        volume = Space(tuple(int(size) for size in data["shape"]), np.asarray(data["affine"])[:, [2, 1, 0, 3]])
+        codes = data[f"sdf_{label}"]
+        truncation = float(data["truncation"])
+        space = volume.crop(data[f"start_{label}"].tolist(), codes.shape)
+        return OrganShape(decode_int8(codes, truncation).astype(np.float16), space, truncation)
+
+
+@contextmanager
+def _opened(path: Path, keys: tuple[str, ...]) -> Iterator[Any]:
+    with guarded(path, "is damaged or no file of voxelry prepare"):
+        try:
+            # opened here, because numpy leaves a damaged file open
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+                missing = [key for key in keys if key not in data.files]
+                if missing:
+                    raise FileError(path, f"has no {missing[0]}; expected a file of voxelry prepare")
+                yield data
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError) as error:
+            if isinstance(error, VoxelryError):
+                raise
+            raise FileError(path, "is damaged", _AGAIN) from error

@@ -1,0 +1,161 @@
+"""Intensities as the modality wants them: windowed CT, z-scored MRI, despeckled ultrasound."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxelry.core.errors import SettingError
+from voxelry.data.normalise import finite
+from voxelry.data.preprocess import Preprocess
+
+__all__ = [
+    "CT_WINDOWS",
+    "MODALITIES",
+    "Standard",
+    "ct_window",
+    "despeckle",
+    "guess_modality",
+    "preprocess_like",
+    "standardise",
+    "to_unit",
+]
+
+MODALITIES = ("ct", "mr", "us")
+
+# Hounsfield units, low and high: level minus and plus half the width of the usual reading windows.
+CT_WINDOWS = {
+    "default": (-1000.0, 2000.0),
+    "abdomen": (-160.0, 240.0),
+    "angiography": (0.0, 600.0),
+    "bone": (-500.0, 1300.0),
+    "brain": (0.0, 80.0),
+    "liver": (-45.0, 105.0),
+    "lung": (-1350.0, 150.0),
+    "mediastinum": (-125.0, 225.0),
+}
+
+_REACH = 3.0  # standard deviations that become 0 and 1 where a network wants [0, 1]
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What became of the values: `(value - shift) / scale`, those of a CT clipped to [0, 1].
+
+    Attributes:
+        modality: `ct`, `mr` or `us`.
+        shift, scale: in the file's values; of ultrasound, after the speckle was removed.
+    """
+
+    modality: str
+    shift: float
+    scale: float
+
+    def restore(self, image: Tensor) -> Tensor:
+        """Back to the file's values, where they weren't clipped."""
+        return image * self.scale + self.shift
+
+
+def ct_window(window: str | Sequence[float]) -> tuple[float, float]:
+    """Low and high end in Hounsfield units, of a name in `CT_WINDOWS` or of two numbers.
+
+    Raises:
+        SettingError: an unknown name, or numbers in the wrong order.
+    """
+    if isinstance(window, str):
+        if window not in CT_WINDOWS:
+            raise SettingError(f"window: expected two numbers or one of {', '.join(CT_WINDOWS)}, got {window!r}")
+        return CT_WINDOWS[window]
+    ends = [float(value) for value in window]
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise SettingError(f"window: expected low and high in Hounsfield units, got {list(window)}")
+    return ends[0], ends[1]
+
+
+def guess_modality(image: Tensor, told: str = "") -> str:
+    """`told` where it is a modality (also DICOM's `MR`); else CT where values go below -500, and MRI."""
+    name = {"mri": "mr"}.get(told.lower(), told.lower())
+    if name in MODALITIES:
+        return name
+    return "ct" if float(image.min()) < -500 else "mr"
+
+
+def standardise(image: Tensor, modality: str, *, window: str | Sequence[float] = "default") -> tuple[Tensor, Standard]:
+    """Intensities `(C, *spatial)` of one volume on the scale of its modality.
+
+    CT: the window becomes [0, 1], values beyond are clipped. MRI: mean 0 and standard deviation 1 over the
+    volume. Ultrasound: its 1st and 99th percentile become 0 and 1, values beyond are clipped; `despeckle` it first.
+
+    Returns:
+        float32 of the same shape, and what was done. A volume without contrast becomes zeros.
+
+    Raises:
+        SettingError: an unknown modality or window.
+    """
+    image = finite(image.to(torch.float32))
+    if modality == "ct":
+        low, high = ct_window(window)
+        return ((image - low) / (high - low)).clamp(0, 1), Standard("ct", low, high - low)
+    if modality == "us":
+        low, high = (float(value) for value in np.percentile(image.numpy(), (1.0, 99.0)))
+        span = high - low if high > low else 1.0
+        return ((image - low) / span).clamp(0, 1), Standard("us", low, span)
+    if modality != "mr":
+        raise SettingError(f"modality: expected one of {', '.join(MODALITIES)}, got {modality!r}")
+    deviation, mean = (float(value) for value in torch.std_mean(image.to(torch.float64), correction=0))
+    scale = deviation if deviation > 1e-7 * abs(mean) else 1.0
+    return ((image.to(torch.float64) - mean) / scale).to(torch.float32), Standard("mr", mean, scale)
+
+
+def to_unit(image: Tensor, modality: str) -> Tensor:
+    """Standardised intensities in [0, 1], as `preprocess_like` makes them of the file's own values."""
+    return (image / (2 * _REACH) + 0.5).clamp(0, 1) if modality == "mr" else image.clamp(0, 1)
+
+
+def preprocess_like(modality: str, spacing: float | None, *, window: str | Sequence[float] = "default") -> Preprocess:
+    """The preprocessing that makes of a raw volume what `prepare` and `to_unit` made of the training data.
+
+    Ultrasound is an exception: its speckle isn't removed.
+
+    Raises:
+        SettingError: an unknown modality or window.
+    """
+    if modality not in MODALITIES:
+        raise SettingError(f"modality: expected one of {', '.join(MODALITIES)}, got {modality!r}")
+    settings = {
+        "ct": {"normalise": "window", "window": ct_window(window)},
+        "mr": {"normalise": "zscore", "clip": _REACH},
+        "us": {"normalise": "percentile", "percentiles": (1.0, 99.0)},
+    }[modality]
+    return Preprocess(spacing=spacing, **settings)  # type: ignore[arg-type]
+
+
+def despeckle(image: NDArray[np.floating], *, size: int = 5) -> NDArray[np.float32]:
+    """Lee's filter for multiplicative noise, rank-free (Lee 1980, IEEE TPAMI 2(2), 165-168).
+
+    Where the local coefficient of variation is that of the speckle alone, a voxel becomes the local mean; where it
+    is larger, as on edges, more of the voxel is kept. The speckle's is the median of all local ones.
+
+    Args:
+        image: `(C, *spatial)`, black at 0; where there are negative values, the smallest is black.
+        size: voxels of the neighbourhood along each axis.
+    """
+    from scipy.ndimage import uniform_filter
+
+    out = np.empty(image.shape, dtype=np.float32)
+    for channel, values in enumerate(np.asarray(image, dtype=np.float64)):
+        low = min(0.0, float(values.min()))
+        values = values - low
+        mean = uniform_filter(values, size, mode="nearest")
+        variance = np.maximum(uniform_filter(values**2, size, mode="nearest") - mean**2, 0.0)
+        lit = mean > 1e-6 * max(float(values.max()), 1e-30)
+        relative = np.divide(variance, mean**2, out=np.zeros_like(mean), where=lit)
+        speckle = float(np.median(relative[lit])) if lit.any() else 0.0
+        kept = np.clip(1 - np.divide(speckle, relative, out=np.ones_like(mean), where=relative > 0), 0, 1)
+        out[channel] = mean + kept * (values - mean) + low
+    return out

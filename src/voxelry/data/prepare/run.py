@@ -1,0 +1,216 @@
+"""All cases of `prepare`: in parallel, going on where an earlier run stopped, with a manifest at the end.
+
+A case is done when its record is there, which is written last; files appear whole or not at all. A run that was
+killed, or a file that was damaged since, costs the case it happened to and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from voxelry.core.atomic import replacing
+from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
+from voxelry.data.prepare.case import PrepareSettings, is_prepared, prepare_case
+from voxelry.data.prepare.pairs import Pair, Pairs
+
+__all__ = ["PrepareReport", "prepare_all", "read_manifest"]
+
+_MANIFEST = "manifest.json"
+_VERSION = 1
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class PrepareReport:
+    """What a run did.
+
+    Attributes:
+        root: the folder that was written.
+        records: of the cases that are there, by name.
+        made, kept: names of cases made now, and found whole.
+        faults: one line for each case that couldn't be made.
+    """
+
+    root: Path
+    records: list[dict[str, Any]] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def prepare_all(
+    pairs: Pairs,
+    root: Path,
+    settings: PrepareSettings,
+    *,
+    workers: int | None = 0,
+    on_error: str = "raise",
+    progress: Progress | None = None,
+) -> PrepareReport:
+    """Prepare every pair that isn't there yet, and write `manifest.json`.
+
+    Args:
+        pairs: from `find_pairs`.
+        root: made if need be.
+        settings: with `classes` None, those that the pairs name.
+        workers: processes; None takes one per core, 0 does it in this one. More than one need a main module that
+            can be imported, as `multiprocessing` says.
+        on_error: `raise` stops at the first case that can't be made, `skip` goes on and reports it.
+        progress: called as `progress(done, total, name)` after each case.
+
+    Raises:
+        FileError: `root` can't be written, or another process is preparing there.
+        DataError: a case can't be made (`raise`), or none can; a worker was killed.
+        SettingError: an unknown `on_error`.
+        KeyboardInterrupt: interrupted; cases in work are finished first, the manifest holds what is there.
+    """
+    if on_error not in ("raise", "skip"):
+        raise SettingError(f"on_error: expected raise or skip, got {on_error!r}")
+    if settings.classes is None and settings.merge is not None:
+        settings = replace(settings, classes=len(settings.merge))
+    elif settings.classes is None and pairs.classes:
+        settings = replace(settings, classes=max(pairs.classes))
+    count = min(len(pairs.pairs), (os.cpu_count() or 1) if workers is None else workers)
+    report = PrepareReport(root)
+    found: dict[str, dict[str, Any]] = {}
+    total = len(pairs.pairs)
+    with _alone(root):
+        _sweep(root)
+        try:
+            with closing(_outcomes(pairs.pairs, root, settings, count)) as outcomes:
+                for name, outcome, made in outcomes:
+                    if isinstance(outcome, VoxelryError):
+                        if on_error == "raise":
+                            raise outcome
+                        report.faults.append(str(outcome))
+                    else:
+                        found[name] = outcome
+                        (report.made if made else report.kept).append(name)
+                    if progress is not None:
+                        progress(len(found) + len(report.faults), total, name)
+        finally:
+            report.records = [found[name] for name in sorted(found)]
+            if found:
+                _write_manifest(report, pairs, settings, complete=len(found) == total)
+    if not found:
+        raise DataError(f"{root}: none of {total} cases could be prepared; the first: {report.faults[0]}")
+    return report
+
+
+def read_manifest(root: str | Path) -> dict[str, Any]:
+    """What `prepare_all` wrote of a folder.
+
+    Raises:
+        FileError: there is none, or it is damaged.
+    """
+    path = Path(root) / _MANIFEST
+    if not path.is_file():
+        raise FileError(path, "no such file; expected a folder made by voxelry prepare")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["version"] != _VERSION or not manifest["cases"]:
+            raise ValueError("another version, or no case")
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(path, f"is damaged: {error}", "run voxelry prepare again") from None
+    return manifest
+
+
+def _outcomes(
+    pairs: tuple[Pair, ...], root: Path, settings: PrepareSettings, workers: int
+) -> Generator[tuple[str, dict[str, Any] | VoxelryError, bool]]:
+    """Name, record or error, and whether it was made now, as they come."""
+    if workers < 2:
+        for pair in pairs:
+            yield pair.name, *_one(pair, root, settings)
+        return
+    # Fresh processes: a fork of one that has used threads can hang.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
+        futures = {pool.submit(_one, pair, root, settings): pair.name for pair in pairs}
+        for future in as_completed(futures):
+            yield futures[future], *future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            f"{root}: a worker process was killed, perhaps for memory; finished cases are kept, run again with "
+            "fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one(pair: Pair, root: Path, settings: PrepareSettings) -> tuple[dict[str, Any] | VoxelryError, bool]:
+    try:
+        record = is_prepared(pair, root, settings)
+        return (record, False) if record is not None else (prepare_case(pair, root, settings), True)
+    except VoxelryError as error:
+        return error, True
+
+
+def _start_worker() -> None:
+    """Leave interrupts to the parent, use one thread, and end with the parent, also where that is killed."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            connection.wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / ".prepare.lock", timeout=0)
+        with lock:
+            yield
+    except Timeout:
+        raise FileError(
+            root, "another voxelry prepare is writing there", "wait for it or give another folder"
+        ) from None
+    except OSError as error:
+        raise FileError(root, f"can't be written: {error.strerror or error}") from None
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed run left unfinished; nobody else is writing."""
+    for folder in [*root.glob(".*.part"), *root.glob("*/.*.part"), *root.glob("slices/*/.*.part")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_manifest(report: PrepareReport, pairs: Pairs, settings: PrepareSettings, *, complete: bool) -> None:
+    numbers = sorted({int(label) for record in report.records for label in record["volumes_ml"]})
+    names = {} if settings.merge is not None else pairs.classes
+    hidden = ("identity", "written")
+    manifest = {
+        "version": _VERSION,
+        "complete": complete,
+        "layout": pairs.layout,
+        "settings": settings.plain(),
+        "classes": {str(number): names.get(number, f"class {number}") for number in numbers},
+        "cases": [{key: value for key, value in record.items() if key not in hidden} for record in report.records],
+        "faults": report.faults,
+    }
+    with replacing(report.root / _MANIFEST) as place:
+        place.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

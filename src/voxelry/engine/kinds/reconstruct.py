@@ -1,0 +1,162 @@
+"""The reconstruction task in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from voxelry.core.errors import CheckpointError, ConfigError
+from voxelry.data.sample import Sample
+from voxelry.engine.kinds.kind import Kind, fitting
+from voxelry.tasks.base import Task
+
+if TYPE_CHECKING:
+    from voxelry.data.dataset import VolumeDataset
+    from voxelry.data.slice_dataset import SliceDataset
+    from voxelry.engine.evaluate import Evaluation
+    from voxelry.engine.model import Model
+    from voxelry.engine.pretrained import Pretrained
+    from voxelry.engine.splits import SampleSource
+    from voxelry.models.transfer import TransferReport
+    from voxelry.viz.report import Report
+
+__all__ = ["ReconstructKind"]
+
+PROMPT = ("click", "plane", "mask", "slice", "spacing", "label")
+"""Words of `predict_file`'s options that are the prompt's; the others are the image reader's."""
+
+_PRIOR_GRID = 64
+
+
+class ReconstructKind(Kind):
+    """Shapes from slices: meshes, label volumes and distances."""
+
+    name = "reconstruct"
+    target = "voxelry.tasks.reconstruct.ReconstructTask"
+    needs = ("labels",)
+    truth = ("labels",)
+    formats = ("ply", "stl", "glb", "obj")
+
+    def network(
+        self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """The configured network with the training cases' mean shapes, its weights taken over where there are any.
+
+        With `config.adapter` the network is the pretrained one, frozen, and what is trained is an adapter on it.
+
+        Raises:
+            CheckpointError: pretrained weights of another kind of network.
+            ConfigError: an adapter without weights to adapt.
+        """
+        from voxelry.models.transfer import transfer
+        from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
+
+        adapted = config.get("adapter") is not None
+        network: Any
+        report = None
+        if adapted and pretrained is None:
+            raise ConfigError("adapter: expected pretrained=BUNDLE, the network to adapt")
+        if pretrained is not None and pretrained.kind != "shape_net":
+            raise CheckpointError(f"{pretrained.source}: holds a {pretrained.kind}; expected a shape_net")
+        if pretrained is not None and adapted:
+            from voxelry.engine.networks import build_network
+
+            network = build_network(pretrained.kind, {**pretrained.settings, "classes": len(dataset.organs)})
+        else:
+            channels = int(dataset[0].image.shape[1])
+            network = instantiate(
+                config.model, ndim=config.ndim, in_channels=channels, classes=len(dataset.organs), _convert_="all"
+            )
+        if pretrained is not None:
+            report = fitting(transfer(network, pretrained.weights), pretrained)
+        for place, organ in enumerate(dataset.organs):
+            shapes = organ_shapes(dataset.source, organ, dataset.truncation)
+            mean = mean_shape(shapes, dataset.edges[organ[0]], _PRIOR_GRID, dataset.truncation)
+            network.set_mean_shape(mean, place)
+        return network, report
+
+    def settings(self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None) -> dict[str, Any]:
+        """The organs, the edges of their frames, and how slices are shown."""
+        return {
+            "organs": [list(organ) for organ in dataset.organs],
+            "edges": [dataset.edges[organ[0]] for organ in dataset.organs],
+            "image_size": dataset.build["image_size"],
+            "view": dataset.build["view"],
+            "slices": dataset.slices[1],
+        }
+
+    def prepare(self, task: Any, config: DictConfig) -> None:
+        """Freeze the network and add the adapter of `config.adapter`."""
+        if config.get("adapter") is None:
+            return
+        from voxelry.engine.splits import plain
+
+        settings = plain(config.adapter)
+        head_rate = settings.pop("head_rate", None)
+        task.adapt(str(settings.pop("name", "adapter")), settings, head_rate=head_rate)
+
+    def finish(self, task: Any, output: Path) -> None:
+        """Write an adapter beside the bundle, into whose weights it is merged."""
+        if task.adapters is not None:
+            task.adapters.save(output / "adapter")
+            task.merge_adapter()
+
+    def held_out(self, task: Any, volumes: VolumeDataset) -> SliceDataset:
+        """One click on one slice of each case, always the same."""
+        from voxelry.data.slice_dataset import SliceDataset
+        from voxelry.data.slice_sources import VolumeSlices
+
+        return SliceDataset(
+            VolumeSlices(volumes),
+            organs=task.organs,
+            edge={organ[0]: edge for organ, edge in zip(task.organs, task.edges, strict=True)},
+            min_pixels=1,
+            mask=0.0,
+            image_size=task.image_size,
+            view=task.view,
+            grid=int(task.network.grid),
+            truth=True,
+            seed=1000,
+        )
+
+    def predict_file(
+        self,
+        model: Model,
+        path: Path,
+        folder: Path,
+        *,
+        format: str,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Reconstruct the organ that is clicked on in one file; see `engine.reconstruct.reconstruct`."""
+        from voxelry.engine.reconstruct import reconstruct, write_reconstruction
+
+        prompt = {name: options[name] for name in PROMPT if options.get(name) is not None}
+        others = {name: value for name, value in options.items() if name not in PROMPT}
+        return write_reconstruction(reconstruct(model, path, **prompt, **others), folder, format)
+
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """Mesh, label volume, distances and numbers; the mesh is answered."""
+        from voxelry.engine.reconstruct import write_reconstruction
+
+        return write_reconstruction(prediction, folder, format)
+
+    def add_results(
+        self,
+        report: Report,
+        task: Task,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Scores beside the baselines', and the cases to look at."""
+        from voxelry.tasks.reconstruct import report as pages
+
+        cases: Any = [held_out[index] for index in range(len(held_out))]
+        pages.add_results(report, task, evaluation.predictions, cases, evaluation.rows)

@@ -1,0 +1,248 @@
+"""From a click on a file to a shape in files: the prompt of a user, and what is written for one.
+
+model = voxelry.load("runs/liver/bundle")
+shape = reconstruct(model, "scan.nii.gz", click=(12.0, -40.5, 88.0))
+shape.mesh, shape.mask(), shape.volume_ml, shape.on_slice_mm
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.space import Space
+from voxelry.data.io import read_image, write_image
+from voxelry.data.io.meshes import write_mesh
+from voxelry.data.layouts import case_name
+from voxelry.data.sample import Sample
+from voxelry.data.slice_case import build_case, collate_slices
+from voxelry.data.slices import PLANE_NAMES, SliceSample, array_axis, check_click, oblique_plane, read_slice, take_slice
+from voxelry.engine.kinds.kind import make_folder
+from voxelry.engine.model import Model
+from voxelry.tasks.reconstruct import ReconstructPrediction
+
+__all__ = ["read_points", "reconstruct", "write_reconstruction"]
+
+
+def read_points(text: str, name: str) -> list[float]:
+    """Numbers between commas, as given on a command line: `"12,-40.5,88"`.
+
+    Raises:
+        SettingError: something else; names the option.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (2, 3) or not all(math.isfinite(value) for value in values):
+        raise SettingError(f"{name}: expected two or three numbers between commas, such as 12,-40.5,88, got {text!r}")
+    return values
+
+
+def reconstruct(
+    model: Model,
+    image: str | PathLike[str] | NDArray[Any] | Sample,
+    *,
+    click: ArrayLike | Sequence[ArrayLike],
+    plane: str | ArrayLike | Sequence[str | ArrayLike] = "axial",
+    mask: str | PathLike[str] | NDArray[Any] | None = None,
+    slice: bool = False,
+    spacing: float | Sequence[float] | None = None,
+    label: int | None = None,
+    space: Space | None = None,
+    **options: Any,
+) -> ReconstructPrediction:
+    """The organ that is clicked on.
+
+    Args:
+        model: a bundle of the reconstruction task.
+        image: a volume: file, array `(C, D, H, W)` or sample. With `slice` the file of a single image.
+        click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
+        plane: `axial`, `coronal` or `sagittal` for the slice of voxels through the click, or the normal x, y, z of an
+            oblique one; one for all clicks or one for each.
+        mask: the organ on the slices, as far as it is known: a label volume on the volume's grid, or an image of the
+            slice's size with `slice`; what isn't 0 is organ.
+        slice: there is one image of rank 2 and no volume.
+        spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
+        label: the organ, one of the model's; may be left out where it has only one.
+        space: where an array lies.
+        options: for the file's reader.
+
+    Raises:
+        DataError: a click outside of the volume or in air, a mask that isn't on the image's grid or is empty, a slice
+            without spacing, an image that isn't the model's.
+        FileError: a file can't be read.
+        SettingError: a plane or label that there isn't.
+    """
+    task: Any = model.task
+    organ = _organ(task, label)
+    points = np.atleast_2d(np.asarray(click, dtype=np.float64))
+    if len(points) > task.slices:
+        raise SettingError(f"click: the model takes up to {task.slices} slices, got {len(points)}")
+    if slice:
+        if not isinstance(image, str | PathLike):
+            raise SettingError("slice: expected the file of an image")
+        slices = [_single(model, Path(image), points, mask, spacing, organ[0])]
+    else:
+        reading = options if spacing is None else {**options, "spacing": spacing}
+        sample = model.sample(image, space, **reading)
+        slices = _cuts(model, sample, points, plane, mask, organ)
+    case = build_case(
+        slices,
+        edge=task.edges[task.organs.index(organ)],
+        image_size=task.image_size,
+        give_mask=mask is not None,
+        view=task.view,
+    )
+    batch = collate_slices([case]).to(model.device)
+    with torch.inference_mode():
+        found: ReconstructPrediction = task.predict(batch)[0]
+    return found
+
+
+def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format: str = "ply") -> Path:
+    """Write a mesh and, beside it, distances, numbers and, where there was a volume, its voxels.
+
+    `NAME.ply` (or another format of meshes), `NAME.nii.gz` (the organ's label on the volume's grid),
+    `NAME_sdf.nii.gz` (mm, on the frame), `NAME.json`; all in world mm.
+
+    Raises:
+        DataError: nothing was found.
+        FileError: the folder can't be written.
+    """
+    if prediction.is_empty:
+        raise DataError(f"{prediction.name}: no shape was found at the click")
+    folder, name = make_folder(folder), prediction.name
+    if prediction.space.ndim == 3:
+        voxels = prediction.mask().astype(np.uint8 if prediction.label < 256 else np.int32) * prediction.label
+        write_image(folder / f"{name}.nii.gz", voxels[None], prediction.space)
+    write_image(folder / f"{name}_sdf.nii.gz", prediction.sdf[None], prediction.frame)
+    for number, other in enumerate(prediction.hypotheses):
+        write_image(folder / f"{name}_sdf_{number + 1}.nii.gz", other[None], prediction.frame)
+    record = {
+        "label": prediction.label,
+        "clicks_mm": prediction.clicks.tolist(),
+        "volume_ml": prediction.volume_ml,
+        "on_slice_mm": prediction.on_slice_mm,
+        "on_slice_of": "predicted mask" if prediction.given is None else "given mask",
+        "hypotheses": len(prediction.hypotheses),
+    }
+    try:
+        (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(folder / f"{name}.json", f"can't be written: {error.strerror or error}") from error
+    return write_mesh(folder / f"{name}.{format}", prediction.mesh)
+
+
+def _organ(task: Any, label: int | None) -> tuple[int, ...]:
+    organs: list[tuple[int, ...]] = task.organs
+    if label is None and len(organs) == 1:
+        return organs[0]
+    for organ in organs:
+        if label in organ:
+            return organ
+    known = ", ".join("+".join(map(str, organ)) for organ in organs)
+    raise SettingError(f"label: expected one of the model's organs, {known}, got {label}")
+
+
+def _cuts(
+    model: Model,
+    sample: Sample,
+    points: NDArray[np.float64],
+    plane: Any,
+    mask: Any,
+    organ: tuple[int, ...],
+) -> list[SliceSample]:
+    """The slices of a volume through the clicks."""
+    planes = _planes(plane, len(points))
+    for point in points:
+        check_click(sample.image, sample.space, point, source=sample.source)
+    if mask is not None:
+        sample = sample.replace(labels=_mask_on(mask, sample.space, sample.source))
+    prepared = model.bundle.preprocess(sample)
+    slices = []
+    for point, wanted in zip(points, planes, strict=True):
+        where: dict[str, Any]
+        if isinstance(wanted, str):
+            axis = array_axis(prepared.space, PLANE_NAMES.index(wanted))
+            index = round(float(np.asarray(prepared.space.to_index(point))[axis]))
+            where = {"axis": axis, "index": int(np.clip(index, 0, prepared.space.shape[axis] - 1))}
+        else:
+            step = min(prepared.space.spacing)
+            side = math.ceil(float(np.linalg.norm(prepared.space.extent)) / step)
+            where = {"plane": oblique_plane(point, wanted, spacing=step, shape=side)}
+        cut = take_slice(
+            prepared.image, prepared.labels, prepared.space, label=1, name=sample.name, source=sample.source, **where
+        )
+        if mask is not None and (cut.mask is None or not bool(cut.mask.any())):
+            raise DataError(f"{sample.source}: the mask has no foreground on the {cut.plane} slice through the click")
+        at = torch.from_numpy(np.asarray(cut.space.to_index(point))).to(torch.float32)
+        # what is written goes onto the grid of the file, not onto that of the network
+        slices.append(cut.replace(click=at, label=organ[0], volume_space=sample.space))
+    return slices
+
+
+def _planes(plane: Any, count: int) -> list[str | NDArray[np.float64]]:
+    if isinstance(plane, str):
+        given: list[Any] = [plane] * count
+    else:
+        given = list(plane)
+        if given and not isinstance(given[0], str) and np.ndim(given[0]) == 0:
+            given = [given] * count
+    if len(given) != count:
+        raise SettingError(f"plane: expected one for each of {count} clicks, got {len(given)}")
+    found: list[str | NDArray[np.float64]] = []
+    for one in given:
+        if isinstance(one, str) and one not in PLANE_NAMES:
+            raise SettingError(f"plane: expected {', '.join(PLANE_NAMES)} or a normal x, y, z, got {one!r}")
+        found.append(one if isinstance(one, str) else np.asarray(one, dtype=np.float64))
+    return found
+
+
+def _mask_on(mask: Any, space: Space, source: str) -> torch.Tensor:
+    """0 and 1 on the grid of the image."""
+    if isinstance(mask, str | PathLike):
+        read = read_image(Path(mask))
+        name, array, own = str(mask), np.asarray(read.array)[0], read.space
+        if own.shape == space.shape and space.ndim == 3 and not own.is_close(space, tolerance=0.1 * min(space.spacing)):
+            raise DataError(f"{name}: lies elsewhere than its image {source}; expected the same affine")
+    else:
+        name, array = "mask", np.asarray(mask)
+        array = array[0] if array.ndim == space.ndim + 1 else array
+    if array.shape != space.shape:
+        raise DataError(f"{name}: shape {array.shape}, but its image {source} has {space.shape}")
+    if not (array != 0).any():
+        raise DataError(f"{name}: no foreground")
+    return torch.from_numpy((array != 0).astype(np.int64))
+
+
+def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, spacing: Any, label: int) -> SliceSample:
+    """The slice of an image that has no volume."""
+    if len(points) != 1:
+        raise SettingError(f"click: expected one on a single image, got {len(points)}")
+    read = read_slice(path, spacing=spacing, label=label)
+    point = points[0]
+    world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
+    check_click(read.image, read.space, world, source=str(path))
+    labels = None if mask is None else _mask_on(mask, read.space, str(path))
+    sample = Sample(read.image, read.space, case_name(path), str(path), labels=labels)
+    prepared = model.bundle.preprocess(sample)
+    at = torch.from_numpy(np.asarray(prepared.space.to_index(world))).to(torch.float32)
+    return SliceSample(
+        image=prepared.image,
+        space=prepared.space,
+        name=sample.name,
+        source=str(path),
+        label=label,
+        mask=None if prepared.labels is None else prepared.labels > 0,
+        click=at,
+    )

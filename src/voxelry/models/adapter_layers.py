@@ -1,0 +1,60 @@
+"""Convolutions with a low-rank addition; imported only where adapters are used, for PEFT takes seconds to import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Conv2d, Conv3d
+from torch import Tensor, nn
+
+__all__ = ["LAYERS", "AdaptedConv2d", "AdaptedConv3d"]
+
+
+class _Adapted:
+    """What PEFT's convolutions lack: `weight` is the adapted one.
+
+    Our fused blocks don't call a convolution, they read its weight; with PEFT's own classes they would read the
+    base's, and the adapter would do nothing without a word. Such blocks have no place for the adapter's dropout.
+    """
+
+    def get_delta_weight(self: Any, adapter: str) -> Tensor:
+        """What an adapter adds to the weight, for kernels of any rank and width."""
+        a, b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        return (b.flatten(1) @ a.flatten(1)).unflatten(1, a.shape[1:]) * self.scaling[adapter]
+
+    @property
+    def weight(self: Any) -> Tensor:
+        """The base's weight with what the active adapters add."""
+        base: Tensor = self.get_base_layer().weight
+        if self.merged or self.disable_adapters:
+            return base
+        for name in self.active_adapters:
+            if name in self.lora_variant:
+                dora = self.lora_magnitude_vector[name]
+                delta = self.get_delta_weight(name)
+                norm = dora.get_weight_norm(base, delta.detach(), scaling=1).detach()
+                base = (dora.weight / norm).view(-1, *(1,) * (base.ndim - 1)) * (base + delta)
+            elif name in self.lora_A:
+                base = base + self.get_delta_weight(name)
+        return base
+
+    def __getattr__(self, name: str) -> Any:
+        """Sizes, strides and paddings of the base."""
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]
+        except AttributeError:
+            if name == "base_layer" or name.startswith("_"):
+                raise
+            return getattr(super().__getattr__("base_layer"), name)  # type: ignore[misc]
+
+
+class AdaptedConv2d(_Adapted, Conv2d):
+    """A convolution of rank 2 with adapters."""
+
+
+class AdaptedConv3d(_Adapted, Conv3d):
+    """A convolution of rank 3 with adapters."""
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {torch.nn.Conv2d: AdaptedConv2d, torch.nn.Conv3d: AdaptedConv3d}

@@ -1,0 +1,223 @@
+"""One slice and a click to a whole organ: a prompt encoder, a shape decoder and a mean shape between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from voxelry.core.errors import SettingError
+from voxelry.core.settings import plain
+from voxelry.models.shape.decoder import LiftDecoder, TokenDecoder
+from voxelry.models.shape.encoder import PatchEncoder, PlaneEncoder, zeroed
+from voxelry.models.shape.prior import MeanShape, truncate
+from voxelry.models.shape.prompt import Prompt, frame_points
+
+__all__ = ["DECODERS", "ShapeNet", "ShapeOutput"]
+
+DECODERS = ("conv", "transformer")
+CAREFUL = 0.25  # the size head's first steps are small ones: a mean shape in the middle is not a bad start
+SURE = 0.75  # a predicted mask counts where its probability is higher
+LEAST = 1e-3  # area, in edges squared, of a mask whose centroid counts in full
+SEEN = 4  # numbers of `organ_on_slices`
+LARGEST = math.log(4.0)  # the size head answers within a factor of four
+
+
+@dataclass
+class ShapeOutput:
+    """What a `ShapeNet` answers.
+
+    Attributes:
+        sdf: `(B, 1, n, n, n)`, signed distance in units of the frame's edge, negative inside, truncated; array order
+            z, y, x.
+        mask_logits: `(B, S, H, W)`, whether a pixel of a slice is inside the organ.
+        log_edge: `(B,)`, the logarithm of the organ's size over that of its class's mean shape.
+        offset: `(B, 3)`, where the organ's centroid is in the frame, x, y, z.
+        placed: `(B, 1, n, n, n)`, the mean shape so moved and scaled, not truncated: what `sdf` corrects.
+    """
+
+    sdf: Tensor
+    mask_logits: Tensor
+    log_edge: Tensor
+    offset: Tensor
+    placed: Tensor
+
+
+class ShapeNet(nn.Module):
+    """Signed distance of an organ in the frame of a prompt, `Prompt -> ShapeOutput`.
+
+    The mean shape of the class is moved to where the slices' masks, given or predicted, have their centroid, and on by
+    the size head, which scales it too; a decoder adds what the slices tell. All last layers start at zero: an untrained
+    network answers the mean shape in the middle of the frame, or on the given mask, and a ball until
+    `set_mean_shape` was called. Everything it knows of where a slice lies comes from `Prompt.plane`, so that slices of
+    any orientation, spacing and number are taken by the same weights.
+
+    Args:
+        ndim: 3, the rank of the shape; here so that a run can build any network alike.
+        in_channels: of the image.
+        out_channels: 1 or None, likewise.
+        image_size: pixels per axis that slices are brought to before they come here; larger and smaller ones work.
+        grid: cells per axis of the answer.
+        classes: number of organs.
+        truncation: the largest distance that is told apart, in edges.
+        decoder: "conv": features of the slices lifted into space, then a 3-D U-Net; learns from few cases, runs on a
+            CPU. "transformer": latents that attend to the slices' tokens; for many cases and a GPU.
+        context: channels in which all slices are summed up.
+        prior_grid: cells per axis of the stored mean shapes.
+        checkpointing: whether the backward pass computes blocks again instead of keeping what is in them.
+        width: "conv": channels of the finest level of the 2-D network.
+        multipliers: "conv": channels of its levels as multiples of it.
+        image_fold: "conv": pixels per axis that its finest level takes as one.
+        volume_width: channels of the finest 3-D level, of either decoder.
+        volume_multipliers: "conv": channels of the 3-D levels as multiples of it.
+        volume_fold: "conv": lifted cells per axis that its finest level takes as one.
+        lift_step: "conv": cells of the answer per cell that is lifted, per axis.
+        patch: "transformer": pixels of a patch per axis.
+        dim: "transformer": channels of a token.
+        depth: "transformer": blocks of the encoder.
+        decoder_depth: "transformer": blocks of the decoder.
+        heads: "transformer": attention heads.
+        tokens: "transformer": latents per axis.
+
+    Raises:
+        SettingError: an unknown name or numbers that do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        ndim: int = 3,
+        in_channels: int = 1,
+        out_channels: int | None = None,
+        image_size: int = 96,
+        grid: int = 64,
+        classes: int = 1,
+        truncation: float = 0.2,
+        decoder: str = "conv",
+        context: int = 64,
+        prior_grid: int = 32,
+        checkpointing: bool = False,
+        width: int = 16,
+        multipliers: Sequence[int] = (1, 2, 4, 4),
+        image_fold: int = 1,
+        volume_width: int = 32,
+        volume_multipliers: Sequence[int] = (1, 2, 4),
+        volume_fold: int = 2,
+        lift_step: int = 2,
+        patch: int = 16,
+        dim: int = 256,
+        depth: int = 4,
+        decoder_depth: int = 4,
+        heads: int = 4,
+        tokens: int = 8,
+    ):
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        self._settings = plain(settings)
+        if ndim != 3:
+            raise SettingError(f"ndim: a shape has rank 3, got {ndim}")
+        if out_channels not in (None, 1):
+            raise SettingError(f"out_channels: expected 1, one signed distance, got {out_channels}")
+        if decoder not in DECODERS:
+            raise SettingError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
+        if classes < 1 or truncation <= 0:
+            raise SettingError(f"classes, truncation: expected positive numbers, got {classes}, {truncation}")
+        self.ndim, self.in_channels, self.image_size = ndim, in_channels, image_size
+        self.grid, self.classes, self.truncation = grid, classes, truncation
+        shared: dict[str, Any] = {"in_channels": in_channels, "context": context, "checkpointing": checkpointing}
+        if decoder == "conv":
+            encoder = PlaneEncoder(width=width, multipliers=multipliers, fold=image_fold, **shared)
+            self.encoder: nn.Module = encoder
+            self.decoder: nn.Module = LiftDecoder(
+                grid=grid,
+                step=lift_step,
+                fold=volume_fold,
+                features=encoder.features,
+                width=volume_width,
+                multipliers=volume_multipliers,
+                **shared,
+            )
+        else:
+            self.encoder = PatchEncoder(patch=patch, dim=dim, depth=depth, heads=heads, **shared)
+            self.decoder = TokenDecoder(
+                grid=grid,
+                tokens=tokens,
+                dim=dim,
+                depth=decoder_depth,
+                heads=heads,
+                context=context,
+                width=volume_width,
+                checkpointing=checkpointing,
+            )
+        self.organ_embedding = nn.Embedding(classes, context)
+        nn.init.zeros_(self.organ_embedding.weight)
+        last = nn.Linear(context, 4)
+        zeroed(last)
+        self.size_head = nn.Sequential(nn.Linear(context + SEEN, context), nn.SiLU(), last)
+        self.prior = MeanShape(classes, prior_grid)
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values from which `ShapeNet(**settings)` builds this network again."""
+        return dict(self._settings)
+
+    @property
+    def adapter_heads(self) -> tuple[str, ...]:
+        """Modules that an adapter for another organ holds whole: the last layers and the mean shape."""
+        last = "decoder.volume.head" if isinstance(self.decoder, LiftDecoder) else "decoder.head"
+        return ("encoder.mask_head", "size_head", "organ_embedding", "prior", last)
+
+    def set_mean_shape(self, distances: Tensor, label: int = 0) -> None:
+        """Keep the mean shape of a class; see `MeanShape.set`."""
+        self.prior.set(distances, label)
+
+    def forward(self, prompt: Prompt) -> ShapeOutput:
+        """Run the network.
+
+        Raises:
+            SettingError: other channels than the network's, or a label that it doesn't have.
+        """
+        label = self.labels(prompt)
+        encoded = self.encoder(prompt)
+        encoded.context = encoded.context + self.organ_embedding(label)
+        seen = organ_on_slices(prompt, encoded.mask_logits.detach())
+        answer = self.size_head(torch.cat((encoded.context, seen.to(encoded.context)), dim=-1)).float()
+        log_edge = LARGEST * torch.tanh(answer[:, 0] / LARGEST)
+        offset = (seen[:, :3] + CAREFUL * answer[:, 1:]).clamp(-0.5, 0.5)
+        placed = self.prior(frame_points(self.grid, offset), offset, log_edge, label)
+        bounded = truncate(placed, self.truncation)
+        correction = self.decoder(prompt, encoded, bounded.to(prompt.image))
+        sdf = truncate(bounded + correction.float(), self.truncation)
+        return ShapeOutput(sdf, encoded.mask_logits.float(), log_edge, offset, placed)
+
+    def labels(self, prompt: Prompt) -> Tensor:
+        """The class of each sample, `(B,)`."""
+        if prompt.image.ndim != 5 or prompt.image.shape[2] != self.in_channels:
+            raise SettingError(
+                f"image: expected shape (B, S, {self.in_channels}, H, W), got {tuple(prompt.image.shape)}"
+            )
+        if prompt.label is None:
+            return torch.zeros(len(prompt), dtype=torch.long, device=prompt.image.device)
+        if not bool(((prompt.label >= 0) & (prompt.label < self.classes)).all()):
+            raise SettingError(f"label: expected 0 to {self.classes - 1}, got {prompt.label.tolist()}")
+        return prompt.label.long()
+
+
+def organ_on_slices(prompt: Prompt, mask_logits: Tensor) -> Tensor:
+    """Where the organ is on the slices and how large, `(B, 4)`: its centroid in the frame, the root of its mean area.
+
+    By the mask where one is given, else by the pixels that are surely inside; zeros where there are none.
+    """
+    predicted = ((mask_logits.float().sigmoid() - SURE) / (1 - SURE)).clamp(min=0) * prompt.validity
+    inside = torch.where(prompt.has_mask[..., None, None], prompt.mask.to(predicted), predicted)
+    inside = inside * prompt.slice_valid[..., None, None]
+    down, right, _ = prompt.plane.float().unbind(-1)
+    pixel = torch.linalg.cross(down, right).norm(dim=-1)[..., None, None]
+    area = inside * pixel
+    total = area.sum(dim=(1, 2, 3))
+    centroid = (area[:, :, None] * prompt.pointmap).sum(dim=(1, 3, 4)) / total.clamp(min=LEAST)[:, None]
+    mean = total / prompt.slice_valid.sum(dim=1)
+    return torch.cat((centroid, mean[:, None].clamp(min=1e-12).sqrt()), dim=-1)

@@ -1,0 +1,149 @@
+"""Losses of a reconstruction, each a plain mean over the batch.
+
+Signed distances `(B, 1, n, n, n)` are in mm. An occupancy is `sigmoid(-d / tau)`. The band is where the truth is
+closer to the surface than `band` mm: what is far away is easy and would drown the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from voxelry.ops.chamfer import chamfer, zero_crossings
+
+__all__ = [
+    "LOSSES",
+    "chamfer_loss",
+    "eikonal_loss",
+    "mask_loss",
+    "occupancy_loss",
+    "on_plane_loss",
+    "overlap_loss",
+    "sdf_loss",
+    "smoothness_loss",
+    "stage_of",
+]
+
+LOSSES = ("mask", "occupancy", "overlap", "size", "offset", "plane", "sdf", "eikonal", "chamfer", "smoothness")
+"""Names of the losses, as weights are given for them."""
+
+DENSE = ("sdf", "eikonal", "chamfer", "smoothness")
+"""Those of the second stage of the curriculum: they say something once there is a surface at about the right place."""
+
+_FAR = 0.05  # weight of what is outside of the band
+_POINTS = 2000  # of each surface
+
+
+def stage_of(name: str, seen: float, steps: float) -> float:
+    """How much of a loss counts: all of the first stage's, and of the second's the more, the later it is.
+
+    Args:
+        name: of `LOSSES`.
+        seen: batches trained on.
+        steps: batches until everything counts.
+    """
+    if name not in DENSE or steps <= 0:
+        return 1.0
+    return min(1.0, seen / steps)
+
+
+def sdf_loss(sdf: Tensor, truth: Tensor, band: float) -> Tensor:
+    """Mean absolute error in mm, the band weighing twenty times as much as the rest."""
+    weight = torch.where(truth.abs() < band, 1.0, _FAR)
+    return ((sdf - truth).abs() * weight).sum() / weight.sum()
+
+
+def occupancy_loss(sdf: Tensor, truth: Tensor, tau: float, band: float) -> Tensor:
+    """Binary cross entropy of the occupancies within the band."""
+    near = (truth.abs() < band).to(sdf)
+    each = F.binary_cross_entropy_with_logits(-sdf / tau, torch.sigmoid(-truth / tau), reduction="none")
+    return (each * near).sum() / near.sum().clamp(min=1)
+
+
+def overlap_loss(sdf: Tensor, truth: Tensor, tau: float) -> Tensor:
+    """1 - Dice of the occupancies, the mean over samples."""
+    return _soft_dice(torch.sigmoid(-sdf / tau), torch.sigmoid(-truth / tau), dims=(1, 2, 3, 4))
+
+
+def mask_loss(logits: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:
+    """Cross entropy and 1 - Dice of the slices' masks, `(B, S, H, W)`, over the pixels that are known."""
+    known = pixels.to(logits)
+    each = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
+    entropy = (each * known).sum() / known.sum().clamp(min=1)
+    slices = known.flatten(2).amax(dim=2) > 0
+    overlap = _soft_dice(torch.sigmoid(logits) * known, mask * known, dims=(2, 3), valid=slices)
+    return entropy + overlap
+
+
+def on_plane_loss(sdf: Tensor, points: Tensor, mask: Tensor, pixels: Tensor, tau: float) -> Tensor:
+    """What the shape says of the slices' pixels against their masks: cross entropy, half of it from inside.
+
+    Args:
+        sdf: `(B, 1, n, n, n)` mm.
+        points: `(B, S, 3, H, W)`, frame coordinates x, y, z of the pixels.
+        mask, pixels: `(B, S, H, W)`, see `mask_loss`.
+        tau: mm.
+    """
+    places = 2 * points.movedim(2, -1)
+    cut = F.grid_sample(sdf, places, padding_mode="border", align_corners=False)[:, 0]
+    each = F.binary_cross_entropy_with_logits(-cut / tau, mask, reduction="none")
+    inside, outside = mask * pixels, (1 - mask) * pixels
+    parts = [(each * part).sum() / part.sum().clamp(min=1) for part in (inside, outside)]
+    return (parts[0] + parts[1]) / 2
+
+
+def eikonal_loss(sdf: Tensor, truth: Tensor, step: Tensor, band: float) -> Tensor:
+    """How far the length of the gradient is from 1 within the band (Gropp et al. 2020, arXiv:2002.10099, eq. 2).
+
+    Args:
+        sdf, truth: `(B, 1, n, n, n)` mm; a truth that is clipped has no gradient, so nothing is asked there.
+        step: `(B, 1, 1, 1, 1)` mm per cell.
+        band: mm.
+    """
+    slopes = torch.stack(torch.gradient(sdf, dim=(2, 3, 4))) / step
+    length = slopes.square().sum(dim=0).add(1e-8).sqrt()
+    near = (truth.abs() < band).to(sdf)
+    return ((length - 1).square() * near).sum() / near.sum().clamp(min=1)
+
+
+def smoothness_loss(sdf: Tensor, truth: Tensor, step: Tensor, band: float) -> Tensor:
+    """Roughness of the surface: mean squared Laplacian of the distance within the band, in 1 / mm².
+
+    The Laplacian of a signed distance is the sum of the principal curvatures of its level set there, so this is what
+    smoothing a mesh's vertices towards their neighbours' mean makes small.
+    """
+    total = F.pad(sdf, (1,) * 6, mode="replicate")
+    middle = total[:, :, 1:-1, 1:-1, 1:-1]
+    around = (
+        total[:, :, 2:, 1:-1, 1:-1] + total[:, :, :-2, 1:-1, 1:-1] + total[:, :, 1:-1, 2:, 1:-1]
+        + total[:, :, 1:-1, :-2, 1:-1] + total[:, :, 1:-1, 1:-1, 2:] + total[:, :, 1:-1, 1:-1, :-2]
+    )  # fmt: skip
+    laplacian = (around - 6 * middle) / step.square()
+    near = (truth.abs() < band).to(sdf)
+    return (laplacian.square() * near).sum() / near.sum().clamp(min=1)
+
+
+def chamfer_loss(sdf: Tensor, truth: Tensor, step: Tensor) -> Tensor:
+    """Chamfer distance of the two surfaces in mm, the mean over samples that have both; it moves the surface."""
+    found = []
+    for own, true, size in zip(sdf[:, 0], truth[:, 0], step.flatten(), strict=True):
+        clouds = [_thinned(zero_crossings(field)) for field in (own, true.detach())]
+        if all(len(cloud) for cloud in clouds):
+            found.append(chamfer(clouds[0], clouds[1]) * size)
+    return torch.stack(found).mean() if found else sdf.sum() * 0
+
+
+def _thinned(points: Tensor) -> Tensor:
+    if len(points) <= _POINTS:
+        return points
+    return points[torch.randperm(len(points), device=points.device)[:_POINTS]]
+
+
+def _soft_dice(probability: Tensor, truth: Tensor, *, dims: tuple[int, ...], valid: Tensor | None = None) -> Tensor:
+    shared = (probability * truth).sum(dim=dims)
+    total = probability.sum(dim=dims) + truth.sum(dim=dims)
+    loss = 1 - (2 * shared + 1) / (total + 1)
+    if valid is None:
+        return loss.mean()
+    return (loss * valid).sum() / valid.sum().clamp(min=1)

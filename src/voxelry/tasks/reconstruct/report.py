@@ -1,0 +1,153 @@
+"""The reconstruction part of a report: scores beside the baselines', and the cases to look at, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from voxelry.data.slice_case import SliceCase
+from voxelry.metrics.surfaces import signed_error
+from voxelry.ops.sdf import signed_distance
+from voxelry.ops.surface import extract_surface
+from voxelry.tasks.base import Row, Task
+from voxelry.tasks.reconstruct.predict import ReconstructPrediction
+from voxelry.viz.meshes import surfaces
+from voxelry.viz.report import Report
+from voxelry.viz.style import PREDICTED, QUIET, TRUTH, headline, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["add_cases", "add_results", "add_scores", "prompt_figure"]
+
+_BASELINES = {
+    "mean_shape_dice": "mean shape at the prompt",
+    "ellipsoid_dice": "ellipsoid from the slice's true mask",
+    "nearest_shape_dice": "training shape nearest to the slice's true mask",
+}
+_SHOWN = 3
+
+
+def add_results(
+    report: Report,
+    task: Task,
+    predictions: Sequence[ReconstructPrediction],
+    cases: Sequence[SliceCase],
+    rows: Sequence[Row],
+) -> Report:
+    """Everything below, in the order a reader asks for it.
+
+    Args:
+        predictions, cases, rows: of the same held-out prompts, in one order; rows as `task.metrics` gives them.
+    """
+    add_scores(report, task, rows)
+    return add_cases(report, predictions, cases, rows)
+
+
+def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
+    """The summary, Dice beside the baselines', by plane and by distance from the slice."""
+    summary = task.summary(rows)
+    report.section(
+        "Shapes",
+        f"{len(rows)} held-out prompts. Volumes are filled, nothing is aligned or rescaled; HD95 is the larger of the "
+        "two directed 95th percentiles, Chamfer the mean distance of the surfaces, both ways.",
+    )
+    report.facts(
+        {
+            "Dice": f"{summary['dice']:.3f} ({summary['dice_low']:.3f} to {summary['dice_high']:.3f})",
+            "HD95 (mm)": summary["hd95_mm"],
+            "ASSD (mm)": summary["assd_mm"],
+            "Chamfer (mm)": summary["chamfer_mm"],
+            "normal consistency": summary["normal_consistency"],
+            "volume error (ml)": summary["volume_error_ml"],
+            "contour on the slice (mm)": summary["on_slice_contour_mm"],
+            "IoU of the 2-D mask": summary["mask_iou"],
+        }
+    )
+    methods = [{"method": "ours", "Dice": summary["dice"]}]
+    methods += [{"method": title, "Dice": summary[name]} for name, title in _BASELINES.items() if name in summary]
+    report.table(methods, caption="Beside shapes that don't look at the image")
+    groups = []
+    for plane in sorted({str(row["plane"]) for row in rows}):
+        own = [row for row in rows if row["plane"] == plane]
+        groups.append({"plane": plane, "prompts": len(own)} | _means(own, ("dice", "hd95_mm", "assd_mm")))
+    report.table(groups, caption="By the plane of the slice")
+    slabs = [name for name in summary if name.startswith("dice_") and "_mm" in name]
+    return report.table(
+        [{"distance from the slice": name[5:].replace("_", " "), "Dice": summary[name]} for name in slabs],
+        caption="Away from what was seen",
+    )
+
+
+def add_cases(
+    report: Report,
+    predictions: Sequence[ReconstructPrediction],
+    cases: Sequence[SliceCase],
+    rows: Sequence[Row],
+) -> Report:
+    """Slice, contours and surfaces of the worst prompts and of the median and the best, and a table of all."""
+    order = sorted(range(len(rows)), key=lambda index: float(rows[index]["dice"]))
+    report.section(
+        "Cases",
+        "The worst first. On the slice the cross is the click, the line the cut of the predicted shape, the light one "
+        "the truth. On the surface red lies outside of the truth and blue inside.",
+    )
+    chosen = dict.fromkeys([*order[:_SHOWN], order[len(order) // 2], order[-1]])
+    for index in chosen:
+        prediction, case, row = predictions[index], cases[index], rows[index]
+        title = f"{prediction.name}, {row['plane']}: Dice {float(row['dice']):.2f}"
+        report.figure(prompt_figure(prediction, case), f"{title}; the slice and the click")
+        if case.truth is None:
+            continue
+        distances = signed_distance(case.truth.numpy().astype(bool), case.space.spacing, truncation=10.0)
+        if distances is None:
+            continue
+        truth = extract_surface(distances, case.space)
+        mesh = prediction.mesh
+        if not mesh.is_empty:
+            mesh = mesh.with_values(error_mm=signed_error(mesh, truth))
+        report.figure(
+            surfaces(
+                mesh,
+                truth,
+                values=None if mesh.is_empty else "error_mm",
+                label="error",
+                planes=prediction.planes,
+                title=title,
+            ),
+            f"{title}; volume {float(row['volume_ml']):.2f} ml, truly {float(row['truth_volume_ml']):.2f} ml",
+        )
+    columns = ["name", "plane", "dice", "hd95_mm", "assd_mm", "volume_error", "on_slice_contour_mm", "mask_iou"]
+    return report.table([rows[index] for index in order], columns=columns, caption="Every held-out prompt")
+
+
+def prompt_figure(prediction: ReconstructPrediction, case: SliceCase) -> Figure:
+    """Each slice as the network saw it, with the click, the cut of the shape and, where it is known, the true mask."""
+    count = len(prediction.views)
+    fig = new_figure(3.2 * count + 0.2, 3.6)
+    for place, view in enumerate(prediction.views):
+        axes = fig.add_axes(((0.1 + 3.2 * place) / (3.2 * count + 0.2), 0.02, 3.0 / (3.2 * count + 0.2), 0.86))
+        # rows run to the superior or anterior, which belongs at the top
+        size = (view.shape[1] * view.spacing[1], view.shape[0] * view.spacing[0])
+        across, up = (np.arange(n) + 0.5 for n in view.shape[::-1])
+        across, up = across * view.spacing[1], up * view.spacing[0]
+        axes.imshow(case.image[place, 0].numpy(), cmap="gray", origin="lower", extent=(0, size[0], 0, size[1]))
+        for field, colour in ((case.mask_target[place].numpy() - 0.5, TRUTH), (-prediction.distances(view), PREDICTED)):
+            if field.min() < 0 < field.max():
+                axes.contour(across, up, field, levels=[0.0], colors=[colour], linewidths=1.4)
+        if place < len(prediction.clicks):
+            row, column = np.asarray(view.to_index(prediction.clicks[place]))
+            axes.plot(
+                (column + 0.5) * view.spacing[1], (row + 0.5) * view.spacing[0], "+", color="white", ms=9, mew=1.6
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(f"{size[0]:.0f} mm across", fontsize=8, color=QUIET, loc="left")
+    headline(fig, prediction.name)
+    return fig
+
+
+def _means(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:
+    return {name: float(np.nanmean([float(row[name]) for row in rows])) for name in names}

@@ -1,0 +1,399 @@
+"""The reconstruction task: one to a few slices, a click on each, and the whole organ as a signed distance in mm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from voxelry.core.errors import DataError, SettingError
+from voxelry.core.settings import plain
+from voxelry.core.space import Space
+from voxelry.data.slice_augment import move_space
+from voxelry.data.slice_case import SliceBatch, SliceCase, build_case, collate_slices
+from voxelry.metrics.slices import mask_metrics
+from voxelry.metrics.surfaces import reconstruction_metrics
+from voxelry.models.adapters import Adapters, AdapterSettings
+from voxelry.models.shape import Prompt, ShapeOutput
+from voxelry.ops.sdf import canonical_space, resample_sdf
+from voxelry.tasks.base import Row, Task
+from voxelry.tasks.reconstruct import losses
+from voxelry.tasks.reconstruct.baselines import Baselines
+from voxelry.tasks.reconstruct.predict import ReconstructPrediction, meet_contours, one_part, plane_distances
+from voxelry.tasks.reconstruct.targets import Targets, class_of, make_targets
+
+__all__ = ["WEIGHTS", "ReconstructTask"]
+
+WEIGHTS = {
+    "mask": 0.5,
+    "occupancy": 1.0,
+    "overlap": 1.0,
+    "size": 0.5,
+    "offset": 2.0,
+    "plane": 0.3,
+    "sdf": 0.2,
+    "eikonal": 0.02,
+    "chamfer": 0.0,
+    "smoothness": 0.0,
+}
+
+
+class ReconstructTask(Task):
+    """Shapes from slices.
+
+    Args:
+        network: a `models.shape.ShapeNet`, with the organs' mean shapes set.
+        organs: label values of each class of the network, each a number or several that count as one organ; the
+            first is the organ's value in predicted label volumes.
+        edges: mm, the frame's usual edge for each organ; see `data.slice_dataset.usual_edges`.
+        organ_names: for reports; by default the label values.
+        image_size: pixels of a slice's view; by default the network's.
+        view: a view's side in edges.
+        slices: the most slices of a prompt.
+        weights: of the losses, by name; those that aren't named keep their value in `WEIGHTS`.
+        curriculum_batches: batches over which the dense losses come in: first masks, occupancy, place and size, then
+            distances and meshes. 0 starts with everything.
+        tau: mm, the width of a soft surface.
+        band: mm around the surface in which distances matter most.
+        contour: mm over which the answer is bent so that its cut meets the slice's mask, the given one or, with
+            `contour_predicted`, else the predicted one; 0 leaves it as it is.
+        contour_predicted: see `contour`.
+        recentre: look again with the frame around the first answer, and average.
+        mirror: look also at the mirror image, and average.
+        baseline_shapes: training shapes that are kept to compare with; see `baselines`.
+
+    Raises:
+        SettingError: a setting out of its range; the message names it.
+    """
+
+    monitor = "dice"
+    higher_is_better = True
+    seen: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        organs: Sequence[int | Sequence[int]] = (1,),
+        edges: Sequence[float] = (100.0,),
+        organ_names: Sequence[str] | None = None,
+        image_size: int | None = None,
+        view: float = 1.0,
+        slices: int = 3,
+        weights: Mapping[str, float] | None = None,
+        curriculum_batches: int = 0,
+        tau: float = 1.5,
+        band: float = 12.0,
+        contour: float = 4.0,
+        contour_predicted: bool = False,
+        recentre: bool = False,
+        mirror: bool = False,
+        baseline_shapes: int = 32,
+    ):
+        settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+        super().__init__()
+        self.network = network
+        self.organs = [(organ,) if isinstance(organ, int) else tuple(int(one) for one in organ) for organ in organs]
+        self.edges = [float(edge) for edge in edges]
+        classes = int(network.classes)  # type: ignore[arg-type]
+        if not self.organs or not all(self.organs) or len(self.organs) != classes:
+            raise SettingError(f"organs: expected {classes}, as the network has classes, got {list(organs)}")
+        if len(self.edges) != classes or min(self.edges) <= 0:
+            raise SettingError(f"edges: expected {classes} positive lengths in mm, got {list(edges)}")
+        self.names = [
+            "+".join(map(str, organ)) if organ_names is None else str(organ_names[place])
+            for place, organ in enumerate(self.organs)
+        ]
+        unknown = sorted(set(weights or {}) - set(WEIGHTS))
+        if unknown:
+            raise SettingError(f"weights: expected names of {', '.join(WEIGHTS)}, got {unknown[0]!r}")
+        self.weights = {**WEIGHTS, **{name: float(value) for name, value in (weights or {}).items()}}
+        for name, value in (("tau", tau), ("band", band), ("view", view), ("slices", slices)):
+            if not value > 0:
+                raise SettingError(f"{name}: expected a positive number, got {value}")
+        if contour < 0 or curriculum_batches < 0 or baseline_shapes < 0:
+            raise SettingError("contour, curriculum_batches, baseline_shapes: expected 0 or more")
+        self.image_size = int(network.image_size if image_size is None else image_size)  # type: ignore[arg-type]
+        self.view, self.slices, self.tau, self.band = float(view), int(slices), float(tau), float(band)
+        self.contour, self.contour_predicted = float(contour), contour_predicted
+        self.recentre, self.mirror, self.curriculum_batches = recentre, mirror, int(curriculum_batches)
+        self.baselines = Baselines(baseline_shapes)
+        self.adapters: Adapters | None = None
+        self._head_rate: float | None = None
+        self.register_buffer("seen", torch.zeros(()))
+        settings |= {"weights": self.weights, "image_size": self.image_size, "organ_names": self.names}
+        settings |= {"organs": self.organs, "edges": self.edges}
+        self._settings = {name: plain(value) for name, value in settings.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Plain keywords, without the network, from which the constructor makes the same task again."""
+        return dict(self._settings)
+
+    def adapt(self, name: str, settings: Mapping[str, Any], *, head_rate: float | None = None) -> None:
+        """Freeze the network and train an adapter on it.
+
+        Args:
+            name: of the adapter, such as the organ's.
+            settings: of `models.adapters.AdapterSettings`.
+            head_rate: learning rate of the network's last layers, which an adapter holds whole; None for that of all.
+
+        Raises:
+            SettingError: settings that there aren't, or targets that match no layer.
+        """
+        try:
+            chosen = AdapterSettings(**settings)
+        except TypeError as error:
+            raise SettingError(f"adapter: {error}") from error
+        self.adapters, self._head_rate = Adapters(self.network), head_rate
+        self.adapters.add(name, chosen)
+
+    def merge_adapter(self) -> None:
+        """Put the active adapter into the network's weights for good; it is an ordinary network then."""
+        if self.adapters is None:
+            return
+        network: Any = self.network
+        state = self.adapters.merged_state()
+        plain_network = type(network)(**network.settings())
+        plain_network.load_state_dict(state)
+        self.network = plain_network.to(next(iter(state.values())).device).train(network.training)
+        self.adapters = None
+
+    def parameter_groups(self) -> Iterable[Any]:
+        """All parameters, or of an adapter its additions and its heads, which may have a learning rate of their own."""
+        if self.adapters is None:
+            return super().parameter_groups()
+        groups = self.adapters.parameter_groups(0.0, heads=self._head_rate or 0.0)
+        return [{name: value for name, value in group.items() if name != "lr" or value} for group in groups]
+
+    def prompt(self, batch: SliceBatch) -> Prompt:
+        """The network's prompt of a batch, its labels as classes.
+
+        Raises:
+            DataError: a label that is none of the organs.
+        """
+        return Prompt(**{**batch.prompt(), "label": class_of(batch.label, self.organs)})
+
+    def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        """The weighted sum of the losses, and each that has a weight.
+
+        Raises:
+            DataError: the batch has no truth.
+        """
+        prompt = self.prompt(batch)
+        network: Any = self.network
+        assert prompt.label is not None
+        targets = make_targets(batch, network.prior, prompt.label, network.truncation)
+        output: ShapeOutput = network(prompt)
+        result: dict[str, Tensor] = {}
+        total = output.sdf.new_zeros(())
+        seen = float(self.seen)
+        for name, weight in self.weights.items():
+            share = weight * losses.stage_of(name, seen, self.curriculum_batches)
+            if share > 0:
+                result[name] = self._loss(name, output, targets, prompt)
+                total = total + share * result[name]
+        if self.training:
+            self.seen += 1
+        return {"loss": total, **result}
+
+    def _loss(self, name: str, output: ShapeOutput, targets: Targets, prompt: Prompt) -> Tensor:
+        sdf, truth = output.sdf * targets.edge, targets.sdf
+        step = targets.edge / sdf.shape[-1]
+        match name:
+            case "mask":
+                return losses.mask_loss(output.mask_logits, targets.mask, targets.pixels)
+            case "occupancy":
+                return losses.occupancy_loss(sdf, truth, self.tau, self.band)
+            case "overlap":
+                return losses.overlap_loss(sdf, truth, self.tau)
+            case "size":
+                return (output.log_edge - targets.log_edge).abs().mean()
+            case "offset":
+                return (output.offset - targets.offset).abs().sum(dim=1).mean()
+            case "plane":
+                return losses.on_plane_loss(sdf, prompt.pointmap, targets.mask, targets.pixels, self.tau)
+            case "sdf":
+                return losses.sdf_loss(sdf, truth, self.band)
+            case "eikonal":
+                return losses.eikonal_loss(sdf, truth, step, self.band)
+            case "chamfer":
+                return losses.chamfer_loss(sdf, truth, step)
+            case _:
+                return losses.smoothness_loss(sdf, truth, step, self.band)
+
+    @torch.no_grad()
+    def predict(self, batch: SliceBatch) -> list[ReconstructPrediction]:  # type: ignore[override]
+        """A shape for every prompt; the truth in the batch is not looked at.
+
+        Raises:
+            DataError: a label that is none of the organs.
+        """
+        prompt = self.prompt(batch)
+        sdf, probability = self._answer(batch, prompt)
+        frames = [self._frame(batch, place) for place in range(len(batch))]
+        if self.recentre or self.mirror:
+            sdf = self._average(batch, sdf, frames)
+        if self.contour:
+            wanted = self._outlines(batch, probability)
+            edge = batch.edge.flatten()
+            sdf = meet_contours(sdf, prompt, edge, wanted.to(sdf), reach=self.contour, most=self.band)
+        return [
+            self._prediction(batch, place, sdf[place, 0], probability[place], frames[place])
+            for place in range(len(batch))
+        ]
+
+    def _answer(self, batch: SliceBatch, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        output: ShapeOutput = self.network(prompt)
+        return output.sdf * batch.edge.view(-1, 1, 1, 1, 1), output.mask_logits.sigmoid()
+
+    def _frame(self, batch: SliceBatch, place: int) -> Space:
+        centre = batch.centre[place].double().cpu().numpy()
+        return canonical_space(centre, float(batch.edge[place]), int(self.network.grid))  # type: ignore[arg-type]
+
+    def _prediction(
+        self, batch: SliceBatch, place: int, sdf: Tensor, probability: Tensor, frame: Space
+    ) -> ReconstructPrediction:
+        count = len(batch.slices[place])
+        given = batch.has_mask[place, :count]
+        clicks = [slice.click_world for slice in batch.slices[place] if slice.click is not None]
+        return ReconstructPrediction(
+            name=batch.names[place],
+            label=int(batch.label[place]),
+            sdf=one_part(sdf.float().cpu().numpy()),
+            frame=frame,
+            space=batch.spaces[place],
+            clicks=np.array(clicks).reshape(-1, 3),
+            planes=tuple(one.space for one in batch.slices[place]),
+            views=batch.views[place],
+            probability=probability[:count].float().cpu().numpy(),
+            given=(batch.mask[place, :count] > 0.5).cpu().numpy() if bool(given.all()) else None,
+        )
+
+    def _outlines(self, batch: SliceBatch, probability: Tensor) -> Tensor:
+        """Signed distances within the slices, `(B, S, H, W)` mm; NaN where nothing is known."""
+        wanted = torch.full(probability.shape, torch.nan)
+        for place, views in enumerate(batch.views):
+            count = len(views)
+            given = batch.has_mask[place, :count].cpu()
+            masks = torch.where(given[:, None, None], batch.mask[place, :count].cpu(), probability[place, :count].cpu())
+            near = plane_distances(masks >= 0.5, views, self.band)
+            keep = given if not self.contour_predicted else torch.ones_like(given)
+            wanted[place, :count] = torch.where(keep[:, None, None], near, torch.nan)
+        return wanted
+
+    def _average(self, batch: SliceBatch, first: Tensor, frames: Sequence[Space]) -> Tensor:
+        """The mean of the answers in several frames, each read off on the first one."""
+        total = [sdf[0].float().cpu().numpy().copy() for sdf in first]
+        centres = [np.asarray(frame.to_world((np.asarray(frame.shape) - 1) / 2)) for frame in frames]
+        looks: list[tuple[list[NDArray[np.float64]], bool]] = []
+        if self.mirror:
+            looks.append((centres, True))
+        if self.recentre:
+            middles = [_middle(sdf, frame, centre) for sdf, frame, centre in zip(total, frames, centres, strict=True)]
+            looks += [(middles, mirrored) for mirrored in ((False, True) if self.mirror else (False,))]
+        for middles, mirrored in looks:
+            motions = [_reflection(middle) if mirrored else np.eye(4) for middle in middles]
+            again = self._moved(batch, motions, middles).to(first.device)
+            answers, _ = self._answer(again, self.prompt(again))
+            for place, motion in enumerate(motions):
+                own = move_space(self._frame(again, place), np.asarray(np.linalg.inv(motion), dtype=np.float64))
+                read = answers[place, 0].float().cpu().numpy()
+                total[place] += resample_sdf(read, own, frames[place])
+        return torch.from_numpy(np.stack(total) / (1 + len(looks)))[:, None].to(first)
+
+    def _moved(
+        self, batch: SliceBatch, motions: Sequence[NDArray[np.float64]], centres: Sequence[NDArray[np.float64]]
+    ) -> SliceBatch:
+        cases = []
+        for place, (motion, centre) in enumerate(zip(motions, centres, strict=True)):
+            slices = [one.replace(space=move_space(one.space, motion), pointmap=None) for one in batch.slices[place]]
+            cases.append(
+                build_case(
+                    slices,
+                    edge=float(batch.edge[place]),
+                    image_size=self.image_size,
+                    slots=batch.image.shape[1],
+                    give_mask=batch.has_mask[place, : len(slices)].tolist(),
+                    centre=motion[:3, :3] @ centre + motion[:3, 3],
+                    view=self.view,
+                )
+            )
+        return collate_slices(cases)
+
+    def fit_baseline(self, samples: Iterable[Any]) -> None:
+        """Keep some training shapes for the baseline of the nearest one.
+
+        Args:
+            samples: `SliceCase`s with truth.
+        """
+        cases: Iterable[SliceCase] = samples
+        self.baselines.fit(cases, self.organs, self.edges)
+
+    def metrics(self, predictions: Sequence[ReconstructPrediction], batch: SliceBatch) -> list[Row]:  # type: ignore[override]
+        """One row per prompt: `metrics.surfaces`, the 2-D masks, and the baselines' Dice.
+
+        Raises:
+            DataError: the batch has no voxels to compare with.
+        """
+        rows: list[Row] = []
+        for place, prediction in enumerate(predictions):
+            given = batch.truths[place]
+            if given is None:
+                raise DataError(f"{batch.names[place]}: no labels to compare with")
+            truth = given.cpu().numpy().astype(bool)
+            count = len(batch.slices[place])
+            row: Row = {
+                "name": prediction.name,
+                "organ": self.names[int(class_of(batch.label[place : place + 1], self.organs))],
+                "plane": batch.slices[place][0].plane,
+                "slices": float(count),
+                "mask_given": float(bool(batch.has_mask[place].any())),
+            }
+            row |= reconstruction_metrics(
+                prediction.distances(prediction.space),
+                truth,
+                prediction.space,
+                planes=prediction.planes,
+                prediction_mesh=prediction.mesh,
+            )
+            masks = [
+                mask_metrics(prediction.probability[one], batch.mask_target[place, one].cpu().numpy() > 0.5)
+                for one in range(count)
+            ]
+            row |= {name: float(np.mean([mask[name] for mask in masks])) for name in masks[0]}
+            row["answer_on_slice_mm"] = prediction.on_slice_mm
+            rows.append(row | self.baselines.dice(self, batch, place, truth))
+        return rows
+
+    def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
+        """Means over the rows of every number, leaving out NaN; `dice_low` and `dice_high` bound its mean at 95 %."""
+        columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, str)))
+        result = {}
+        for name in columns:
+            values = np.array([float(row.get(name, math.nan)) for row in rows])
+            known = values[np.isfinite(values)]
+            result[name] = float(known.mean()) if known.size else math.nan
+        dice = np.array([float(row["dice"]) for row in rows])
+        if not dice.size:
+            return {"dice": math.nan}
+        means = np.random.default_rng(0).choice(dice, (2000, dice.size)).mean(axis=1)
+        low, high = np.quantile(means, (0.025, 0.975))
+        return result | {"dice_low": float(low), "dice_high": float(high)}
+
+
+def _middle(sdf: NDArray[np.float32], frame: Space, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The centroid of a shape in the world; another place if it is empty."""
+    inside = np.argwhere(sdf < 0)
+    return np.asarray(frame.to_world(inside.mean(axis=0)), dtype=np.float64) if len(inside) else otherwise
+
+
+def _reflection(centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Left and right of a place exchanged, `(4, 4)`."""
+    motion = np.eye(4)
+    motion[0, 0], motion[0, 3] = -1.0, 2 * centre[0]
+    return motion

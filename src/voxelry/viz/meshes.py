@@ -1,0 +1,158 @@
+"""Figures of surfaces: prediction beside truth from several sides, numbers on the surface in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.core.errors import SettingError
+from voxelry.core.space import Space
+from voxelry.ops.surface import Mesh
+from voxelry.viz.planes import name_edges
+from voxelry.viz.raster import VIEWS, render_mesh
+from voxelry.viz.style import INK, PREDICTED, QUIET, TRUTH, headline, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["surfaces"]
+
+_PANEL = 2.4  # inches, the longer side of a picture
+_PIXELS = 110  # per inch
+
+
+def surfaces(
+    prediction: Mesh,
+    truth: Mesh | None = None,
+    *,
+    values: str | None = None,
+    label: str = "",
+    limit: float | None = None,
+    views: Sequence[str] = ("anterior", "left", "superior"),
+    planes: Sequence[Space] = (),
+    title: str = "",
+) -> Figure:
+    """A reconstructed surface beside the true one, all at one scale and around one centre.
+
+    One column per view; one row for the truth, one for the prediction, one for the prediction coloured by
+    `values`. A dark line marks where the prompt slices cut the surface.
+
+    Args:
+        prediction: world mm; an empty one is said to be empty.
+        truth: the same.
+        values: which of the prediction's `values` is shown in colour. Numbers of both signs get colours that
+            diverge from zero (red outside, blue inside of the truth), others colours that grow from zero.
+        label: what the colour bar says; by default the name of the values.
+        limit: number at the end of the colours; by default the 98th percentile of their size.
+        views: sides of the patient, keys of `VIEWS`.
+        planes: grids of rank 2.
+        title: one line.
+
+    Raises:
+        SettingError: an unknown view or value, nothing at all to show.
+    """
+    for view in views:
+        if view not in VIEWS:
+            raise SettingError(f"views: expected {', '.join(VIEWS)}, got {view!r}")
+    if values is not None and values not in prediction.values:
+        raise SettingError(f"values: expected one of {sorted(prediction.values)}, got {values!r}")
+    meshes = [mesh for mesh in (prediction, truth) if mesh is not None and not mesh.is_empty]
+    if not meshes or not views:
+        raise SettingError("prediction, truth: expected a surface and a view to show")
+    rows: list[tuple[str, Mesh, Any]] = [("predicted", prediction, _rgb(PREDICTED))]
+    if truth is not None:
+        rows.insert(0, ("true", truth, _rgb(TRUTH)))
+    scale = None
+    if values is not None and not prediction.is_empty:
+        scale = _colour_scale(prediction.values[values], limit)
+        rows.append((label or values.replace("_", " "), prediction, scale.to_rgba(prediction.values[values])[:, :3]))
+
+    every = np.concatenate([mesh.vertices for mesh in meshes])
+    low, high = every.min(axis=0), every.max(axis=0)
+    centre, room = (low + high) / 2, 1.1 * (high - low) + 1e-6
+    sizes = [np.abs(VIEWS[view].axes[:2]) @ room for view in views]  # mm across and up
+    step = max(size.max() for size in sizes) / (_PANEL * _PIXELS)
+    widths, tallest = [size[0] / step / _PIXELS for size in sizes], max(size[1] for size in sizes) / step / _PIXELS
+    left, right, top, gap, between = 0.45, 0.95 if scale else 0.2, 0.7, 0.4, 0.45
+    width = left + sum(widths) + gap * (len(views) - 1) + right
+    height = top + len(rows) * (tallest + between)
+    fig = new_figure(width, height)
+    for i, (name, mesh, colours) in enumerate(rows):
+        across = left
+        bottom = height - top - (i + 1) * tallest - i * between
+        for j, (view, size) in enumerate(zip(views, sizes, strict=True)):
+            place = (across / width, bottom / height, widths[j] / width, tallest / height)
+            across += widths[j] + gap
+            axes = fig.add_axes(place)
+            pixels = (max(1, round(tallest * _PIXELS)), max(1, round(size[0] / step)))
+            _panel(axes, mesh, view, centre=centre, size=pixels, step=step, colours=colours, planes=planes)
+            if j == 0:
+                axes.text(
+                    -0.3 / widths[j], 0.5, name, transform=axes.transAxes, rotation=90,
+                    ha="center", va="center", fontsize=9, color=INK,
+                )  # fmt: skip
+                if i == 0:
+                    _scale_bar(axes, size[0])
+            if i == 0:
+                axes.set_title(view, fontsize=9, color=QUIET, pad=16)
+    if scale is not None:
+        place = ((width - right + 0.3) / width, bottom / height, 0.12 / width, tallest / height)
+        bar = fig.colorbar(scale, cax=fig.add_axes(place))
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, colors=QUIET, labelcolor=INK, length=2)
+        bar.ax.set_title("mm" if values and values.endswith("mm") else "", fontsize=8, color=INK, loc="left", pad=5)
+    headline(fig, title)
+    return fig
+
+
+def _panel(axes: Axes, mesh: Mesh, view: str, *, centre: Any, size: tuple[int, int], step: float, **look: Any) -> None:
+    """One picture in mm, its edges named."""
+    half = size[1] * step / 2, size[0] * step / 2
+    extent = (-half[0], half[0], -half[1], half[1])
+    if mesh.is_empty:
+        axes.text(0, 0, "empty", ha="center", va="center", fontsize=9, color=QUIET)
+    else:
+        picture = render_mesh(mesh, view, centre=centre, size=size, step=step, **look)
+        axes.imshow(picture, extent=extent, interpolation="antialiased")
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    axes.set_aspect("equal")
+    axes.axis("off")
+    name_edges(axes, VIEWS[view].edges, extent)
+
+
+def _scale_bar(axes: Axes, width: float) -> None:
+    """A bar of 1, 2 or 5 times a power of ten mm, a third of the picture at most, at its lower left."""
+    power = 10.0 ** np.floor(np.log10(width / 3))
+    length = power * max(step for step in (1, 2, 5) if step * power <= width / 3)
+    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+    axes.plot([left, left + length], [bottom, bottom], color=INK, linewidth=2, solid_capstyle="butt", clip_on=False)
+    axes.annotate(
+        f"{length:g} mm",
+        (left, bottom),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=7.5,
+        color=INK,
+        va="bottom",
+    )
+
+
+def _colour_scale(numbers: NDArray[np.floating], limit: float | None) -> Any:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    signed = bool((numbers < 0).any())
+    end = float(np.percentile(np.abs(numbers), 98)) if limit is None else float(limit)
+    end = end if end > 0 else 1.0
+    return ScalarMappable(Normalize(-end if signed else 0.0, end), "RdBu_r" if signed else "YlOrRd")
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(colour)

@@ -1,0 +1,277 @@
+"""Whole runs of `prepare` on small volumes: what is written, what is kept, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.space import Space
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.io import open_image, read_image, write_image
+from voxelry.data.io.meshes import read_mesh
+from voxelry.data.prepare.case import PrepareSettings
+from voxelry.data.prepare.files import read_sdf, read_slice_file
+from voxelry.data.prepare.pairs import find_pairs
+from voxelry.data.prepare.run import prepare_all, read_manifest
+from voxelry.data.prepare.source import PreparedSlices
+from voxelry.data.slice_dataset import SliceDataset
+
+SHAPE, SPACING, CENTRE, RADIUS = (14, 20, 18), (3.0, 1.2, 1.5), np.array([-18.0, 33.0, 60.0]), 9.0
+
+
+def write_pair(root, name, *, classes=(1, 3), shape=SHAPE, shift=0.0):
+    """A ball of class 1 with a small one of class 3 beside it, in axes P, S, L, turned by 15 degrees."""
+    turn = np.deg2rad(15)
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    axes = rotation @ np.array([[0, 0, -1.0], [-1.0, 0, 0], [0, 1.0, 0]]) * SPACING
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = CENTRE - axes @ ((np.asarray(SHAPE) - 1) / 2) + shift
+    space = Space(shape, affine)
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    world = space.to_world(index.astype(float)) - shift
+    labels = np.zeros(shape, np.uint8)
+    for label, (centre, radius) in {1: (CENTRE, RADIUS), 3: (CENTRE + np.array([13.0, 0, 0]), 3.5)}.items():
+        if label in classes:
+            labels[np.linalg.norm(world - centre, axis=-1) < radius] = label
+    image = np.where(labels > 0, 40.0, -700.0)[None] + np.random.default_rng(1).normal(0, 5, (1, *shape))
+    write_image(root / f"{name}-image.nii.gz", image.astype(np.float32), space)
+    write_image(root / f"{name}-label.nii.gz", labels[None], space)
+    return space
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name in ("a", "b"):
+        write_pair(tmp_path / "data", name)
+    return tmp_path / "data"
+
+
+def run(data, out, *, workers=0, on_error="raise", progress=None, **settings):
+    chosen = PrepareSettings(**{"classes": 3, "slices_per_class": 3, "spacing": 1.5, "truncation": 10.0, **settings})
+    return prepare_all(find_pairs(data), out, chosen, workers=workers, on_error=on_error, progress=progress)
+
+
+def test_everything_of_a_case_agrees_in_world_space(data, tmp_path):
+    out = tmp_path / "out"
+    record = run(data, out).records[0]
+    volume, labels = (read_image(out / record[part]) for part in ("volume", "labels"))
+    assert volume.space.orientation == "SAR"
+    np.testing.assert_allclose(volume.space.spacing, 1.5, rtol=0.05)  # the extent is rounded to whole voxels
+    assert labels.space.is_close(volume.space)
+    assert (record["modality"], record["absent"]) == ("ct", [2])
+    assert 0 <= volume.array.min() < volume.array.max() <= 1
+
+    ball = 4 / 3 * np.pi * RADIUS**3 / 1000
+    assert record["volumes_ml"]["1"] == pytest.approx(ball, rel=0.05)
+    assert record["volumes_ml"]["2"] is None
+    shape = read_sdf(out / record["sdf"], 1)
+    assert shape.space.crop((0, 0, 0), (1, 1, 1)).ndim == 3
+    places = np.stack(np.meshgrid(*map(np.arange, volume.space.shape), indexing="ij"), axis=-1).astype(float)
+    exact = np.linalg.norm(volume.space.to_world(places) - CENTRE, axis=-1) - RADIUS
+    near = np.abs(exact) < 6
+    assert np.abs(shape.on(volume.space)[near] - exact[near]).mean() < 0.6
+    assert read_sdf(out / record["sdf"], 2) is None
+    with pytest.raises(FileError, match="knows nothing of class 7"):
+        read_sdf(out / record["sdf"], 7)
+    np.testing.assert_array_equal(labels.array[0] == 1, shape.on(volume.space) < 0)
+
+    mesh = read_mesh(out / record["meshes"]["1"])
+    assert mesh.is_watertight
+    assert mesh.volume_ml == pytest.approx(ball, rel=0.08)  # positive: faces outward on mirrored grids
+    np.testing.assert_allclose(mesh.vertices.mean(axis=0), CENTRE, atol=0.6)
+    assert set(record["meshes"]) == {"1", "3"}
+
+
+def test_slices_have_the_keys_of_the_seed_and_exact_pointmaps(data, tmp_path):
+    out = tmp_path / "out"
+    record = run(data, out, slices="random", slices_per_class=6).records[0]
+    affine = open_image(out / record["volume"]).space.affine
+    for entry in record["slices"]:
+        with np.load(out / entry["file"], allow_pickle=False) as found:
+            assert {"image", "mask", "pointmap", "affine", "slice_idx", "gt_sdf_path"} <= set(found.files)
+            axis, mask = int(found["axis"]), found["mask"]
+            assert axis in (0, 1, 2)
+            assert str(found["gt_sdf_path"]) == record["sdf"]
+            assert found["pointmap"].shape == (3, *mask.shape) == (3, *found["image"].shape[1:])
+            np.testing.assert_array_equal(np.isfinite(found["pointmap"]).all(axis=0), mask)
+            for row, column in np.argwhere(mask)[::7]:
+                voxel = [row, column]
+                voxel.insert(2 - axis, int(found["slice_idx"]))  # array order is z, y, x
+                world = found["affine"][:3, :3] @ voxel[::-1] + found["affine"][:3, 3]  # NIfTI's is i, j, k
+                np.testing.assert_allclose(found["pointmap"][:, row, column], world, atol=1e-4)
+            np.testing.assert_allclose(found["affine"][:, [2, 1, 0, 3]][:3], affine[:3], atol=1e-6)
+    sample = read_slice_file(out / record["slices"][0]["file"])
+    assert sample.mask[tuple(sample.click.long())]
+    assert sample.volume_space.shape == open_image(out / record["volume"]).space.shape
+
+
+@pytest.mark.parametrize(("method", "axes"), [("central", {0, 1}), ("uniform", {0, 1}), ("oblique", {-1})])
+def test_other_ways_to_choose_slices(method, axes, data, tmp_path):
+    record = run(data, tmp_path / "out", slices=method, axes=(0, 1), slices_per_class=2).records[0]
+    assert {entry["axis"] for entry in record["slices"]} == axes
+    sample = read_slice_file(tmp_path / "out" / record["slices"][0]["file"])
+    assert (sample.plane == "oblique") == (method == "oblique") or method == "oblique"
+    assert (sample.slice_idx is None) == (method == "oblique")
+
+
+def test_finished_cases_are_kept_and_damaged_ones_made_again(data, tmp_path):
+    out = tmp_path / "out"
+    first = run(data, out)
+    assert (sorted(first.made), first.kept) == (["a", "b"], [])
+    again = run(data, out)
+    assert (again.made, sorted(again.kept)) == ([], ["a", "b"])
+    assert again.records == first.records
+
+    damaged = out / first.records[0]["slices"][0]["file"]
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    with pytest.raises(FileError, match=r"is damaged \(run voxelry prepare again"):
+        read_slice_file(damaged)
+    sdf = out / first.records[1]["sdf"]
+    flipped = bytearray(sdf.read_bytes())
+    flipped[len(flipped) // 2] ^= 0xFF
+    sdf.write_bytes(flipped)
+    repaired = run(data, out)
+    assert sorted(repaired.made) == ["a", "b"]
+    assert damaged.read_bytes() == content
+
+    assert run(data, out, truncation=8.0).kept == []  # other settings
+    write_pair(data, "b", classes=(1,))
+    assert run(data, out, truncation=8.0).made == ["b"]  # other labels
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(data, tmp_path):
+    write_pair(data, "c")
+    out = tmp_path / "out"
+
+    def interrupt(done, total, name):
+        assert total == 3
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(data, out, progress=interrupt)
+    manifest = read_manifest(out)
+    assert (manifest["complete"], len(manifest["cases"])) == (False, 2)
+    # what a kill leaves: an unfinished file, and a case without its record
+    (out / "sdf" / ".c.npz.x.part").mkdir(parents=True)
+    (out / "cases" / "b.json").unlink()
+    report = run(data, out)
+    assert (report.made, report.kept) == (["b", "c"], ["a"])
+    assert not list(out.rglob("*.part"))
+    assert read_manifest(out)["complete"]
+
+
+def test_processes_share_the_work(data, tmp_path):
+    seen = []
+    report = run(data, tmp_path / "two", workers=2, progress=lambda *state: seen.append(state))
+    assert [state[:2] for state in seen] == [(1, 2), (2, 2)]
+    alone = run(data, tmp_path / "one")
+    assert report.records == alone.records  # digests included
+
+
+def test_two_runs_do_not_write_at_once(data, tmp_path):
+    out = tmp_path / "out"
+
+    def second(done, total, name):
+        with pytest.raises(FileError, match="another voxelry prepare is writing there"):
+            run(data, out)
+
+    run(data, out, progress=second)
+
+
+def test_faults_are_one_line_that_names_the_file(data, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"a-label\.nii\.gz: label value 3, but classes is 2; expected 0 to 2"):
+        run(data, out, classes=2)
+    write_pair(data, "c", classes=())
+    with pytest.raises(DataError, match=r"c-label\.nii\.gz: no foreground, every label is 0"):
+        run(data, out)
+    report = run(data, out, on_error="skip")
+    assert (len(report.records), len(report.faults)) == (2, 1)
+
+    shutil.copy(data / "a-label.nii.gz", data / "c-label.nii.gz")
+    write_pair(tmp_path / "other", "c", shape=(14, 20, 17))
+    shutil.copy(tmp_path / "other" / "c-image.nii.gz", data / "c-image.nii.gz")
+    with pytest.raises(DataError, match=r"c-label\.nii\.gz: shape \(14, 20, 18\), but its image .* has \(14, 20, 17\)"):
+        run(data, out)
+    write_pair(tmp_path / "other", "c", shift=40.0)
+    shutil.copy(tmp_path / "other" / "c-image.nii.gz", data / "c-image.nii.gz")
+    with pytest.raises(DataError, match=r"c-label\.nii\.gz: lies elsewhere than its image"):
+        run(data, out)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"spacing": 0.0}, {"classes": 0}, {"axes": (3,)}, {"axes": ()}, {"slices": "some"}, {"modality": "pet"},
+     {"window": "spleen"}, {"merge": [[0]]}, {"truncation": -1.0}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(SettingError, match="expected"):
+        PrepareSettings(**settings)
+
+
+def test_classes_can_be_merged(data, tmp_path):
+    report = run(data, tmp_path / "out", classes=None, merge=[[1, 3]])
+    assert list(report.records[0]["volumes_ml"]) == ["1"]
+    assert read_image(tmp_path / "out" / report.records[0]["labels"]).array.max() == 1
+    assert read_manifest(tmp_path / "out")["settings"]["classes"] == 1
+
+
+def test_masks_of_one_organ_each_are_put_together(tmp_path):
+    space = write_pair(tmp_path / "pairs", "a")
+    labels = read_image(tmp_path / "pairs" / "a-label.nii.gz").array
+    case = tmp_path / "total" / "s0001"
+    case.mkdir(parents=True)
+    shutil.copy(tmp_path / "pairs" / "a-image.nii.gz", case / "ct.nii.gz")
+    for name, label in (("liver", 1), ("spleen", 3)):
+        write_image(case / "segmentations" / f"{name}.nii.gz", (labels == label).astype(np.uint8), space)
+    report = run(tmp_path / "total", tmp_path / "out", classes=None)
+    assert report.records[0]["absent"] == []
+    assert read_manifest(tmp_path / "out")["classes"] == {"1": "liver", "2": "spleen"}
+    assert report.records[0]["volumes_ml"]["2"] == pytest.approx((labels == 3).sum() * np.prod(SPACING) / 1000)
+
+
+def test_a_prepared_folder_is_a_source_of_prompts(data, tmp_path):
+    out = tmp_path / "out"
+    run(data, out, slices="uniform")
+    source = PreparedSlices(out)
+    dataset = SliceDataset(source, organs=[1], slices=2, grid=16, image_size=32, truncation=10.0, truth=True)
+    case = dataset[1]
+    assert (case.name, case.image.shape, case.truth.dtype) == ("b", (2, 1, 32, 32), torch.bool)
+    assert float(case.image.min()) >= 0
+    assert float(case.image.max()) <= 1
+    points = case.pointmap[0][:, case.mask_target[0] > 0].T * case.edge + case.centre
+    assert np.linalg.norm(points.numpy() - CENTRE, axis=1).max() < RADIUS + 2.0
+    listed = SliceDataset(source, organs=[1], method="all", axes=(1,), edge=40.0, grid=None, image_size=16)
+    assert len(listed) == 2 * 3
+    assert {listed[place].slices[0].plane for place in range(6)} == {"coronal"}
+    volumes = VolumeDataset.from_folder(out)  # it is a folder of volumes and labels as well
+    assert [case.name for case in volumes.cases] == ["a", "b"]
+    assert source.preprocess().settings()["window"] == [-1000.0, 2000.0]
+    with pytest.raises(SettingError, match="merge"):
+        source.organs_of(0, [(1, 3)])
+    with pytest.raises(DataError, match="no case 'z'"):
+        PreparedSlices(out, names=["z"])
+    with pytest.raises(FileError, match="no such file; expected a folder made by voxelry prepare"):
+        PreparedSlices(tmp_path / "data")
+    (out / "manifest.json").write_text(json.dumps({"version": 0}))
+    with pytest.raises(FileError, match="is damaged"):
+        read_manifest(out)
+
+
+def test_labels_in_another_order_of_axes_are_brought_to_the_image(data, tmp_path):
+    straight = run(data, tmp_path / "straight")
+    labels = read_image(data / "a-label.nii.gz")
+    turned = labels.array.transpose(0, 3, 1, 2)[:, ::-1]
+    write_image(data / "a-label.nii.gz", turned, labels.space.reorder((2, 0, 1), (True, False, False)))
+    again = run(data, tmp_path / "turned")
+    for part in ("labels", "sdf"):
+        assert (
+            again.records[0]["written"][again.records[0][part]]
+            == straight.records[0]["written"][straight.records[0][part]]
+        )
