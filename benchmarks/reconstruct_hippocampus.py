@@ -39,7 +39,8 @@ from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
 DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ORGAN = (1, 2)
 MARGIN = 2.0
-TINY: dict[str, Any] = {"volume_multipliers": (1, 2, 3), "prior_grid": 64}
+TINY: dict[str, Any] = {"volume_multipliers": (1, 2, 3), "prior_grid": 40}
+ADAPTED = r"(.*\.)?(conv2|resample|down)"  # of all convolutions so many that an adapter stays below 5 % of the base
 PLANES = ("sagittal", "coronal", "axial")
 
 
@@ -49,13 +50,15 @@ def slices_of(cases: Sequence[Case], organ: Sequence[int] = ORGAN) -> VolumeSlic
     return VolumeSlices(VolumeDataset(cases, preprocess=preprocess, need=("labels",), cache="memory"))
 
 
-def training_data(source: VolumeSlices, organ: Sequence[int], arguments: argparse.Namespace) -> SliceDataset:
-    """Prompts of 1 to 3 slices, half of them with their masks; everything moved a little."""
+def training_data(
+    source: VolumeSlices, organ: Sequence[int], arguments: argparse.Namespace, *, slices: int | None = None
+) -> SliceDataset:
+    """Prompts of 1 to 3 slices, or of so many, two in five of them with masks; everything moved a little."""
     intensity = {"gamma": 0.15, "contrast": 0.15, "brightness": 0.05, "bias_field": 0.0, "noise": 0.02}
     return SliceDataset(
         source,
         organs=[tuple(organ)],
-        slices=(1, arguments.slices),
+        slices=(1, arguments.slices) if slices is None else slices,
         oblique=arguments.oblique,
         min_pixels=1,
         mask=0.4,
@@ -66,7 +69,7 @@ def training_data(source: VolumeSlices, organ: Sequence[int], arguments: argpars
         augment=SliceAugment(
             rotation=12.0, scale=0.12, mirror=0.5, turn=0.0, zoom=0.05, shift=0.0, intensity=intensity
         ),
-        centre_jitter=0.02,
+        centre_jitter=arguments.jitter,
         seed=arguments.seed,
     )
 
@@ -106,6 +109,16 @@ def new_task(
     return ReconstructTask(network, organs=[organ], edges=[edge], slices=arguments.slices, **settings)
 
 
+def mixed(source: Any, training: SliceDataset, arguments: argparse.Namespace) -> Iterator[SliceBatch]:
+    """Batches of several slices, and between them as many of one as `--single` says: those are hard, and cheap."""
+    several = batches(training, arguments.batch, arguments.seed)
+    alone = training_data(source, training.organs[0], arguments, slices=1)
+    single = batches(alone, arguments.batch, arguments.seed + 1)
+    generator = np.random.default_rng(arguments.seed)
+    while True:
+        yield next(single if generator.random() < arguments.single else several)
+
+
 def batches(dataset: SliceDataset, size: int, seed: int) -> Iterator[SliceBatch]:
     """Shuffled passes without end."""
     generator = np.random.default_rng(seed)
@@ -138,7 +151,7 @@ def train(
     first = [group["lr"] for group in optimizer.param_groups]
     average = [parameter.detach().clone() for parameter in chosen]
     task.train()
-    loader = batches(dataset, arguments.batch, arguments.seed)
+    loader = mixed(dataset.source, dataset, arguments)
     next(batches(dataset, 1, 0))  # compiles kernels and reads the cases
     begin, done, recent = time.perf_counter(), 0, 0.0
     while (share := (time.perf_counter() - begin) / (60 * minutes)) < 1:
@@ -246,7 +259,7 @@ def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: 
     """A base trained on phantoms, adapted to few cases, beside the same cases from scratch for the same time."""
     import tempfile
 
-    from voxelry.data.phantoms import write_phantoms
+    from voxelry.data.phantoms import LABEL_NAMES, write_phantoms
     from voxelry.models.adapters import Adapters, AdapterSettings
 
     held_out = slices_of(test_cases)
@@ -254,8 +267,7 @@ def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: 
     with tempfile.TemporaryDirectory() as folder:
         root = write_phantoms(Path(folder), 60, seed=0, ndim=3, shape=(48, 48, 48), format=".nii.gz", kind="torso")
         phantoms = slices_of(find_cases(root))
-        value = int(torch.unique(phantoms.volumes.preprocessed(0).labels)[-1])  # type: ignore[call-overload]
-        base_data = training_data(phantoms, (value,), arguments)
+        base_data = training_data(phantoms, (LABEL_NAMES.index("left_kidney"),), arguments)
         base = new_task(phantoms, base_data, arguments)
         print(f"base: {train(base, base_data, arguments, minutes=arguments.minutes)} steps on phantoms")
     data = training_data(few, ORGAN, arguments)
@@ -264,11 +276,12 @@ def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: 
         task = new_task(few, data, arguments)
         groups = None
         if method == "LoRA":
-            shape = task.network.prior.distances.clone()  # type: ignore[union-attr]
-            task.network.load_state_dict(copy.deepcopy(base.network.state_dict()))
-            task.network.set_mean_shape(shape[0, 0])  # type: ignore[operator]
+            network: Any = task.network
+            shape = network.prior.distances.clone()
+            network.load_state_dict(copy.deepcopy(base.network.state_dict()))
+            network.set_mean_shape(shape[0, 0])
             adapters = Adapters(task.network)
-            adapters.add("hippocampus", AdapterSettings(rank=4, alpha=8.0, targets="all"))
+            adapters.add("hippocampus", AdapterSettings(rank=4, alpha=8.0, targets=ADAPTED))
             own, whole = adapters.trainable()
             print(f"trains {own} numbers, {own / whole:.1%} of the base")
 
@@ -288,9 +301,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--slices", type=int, default=3, help="the most of a prompt")
+    parser.add_argument("--single", type=float, default=0.6, help="share of batches with one slice per prompt")
+    parser.add_argument("--jitter", type=float, default=0.05, help="of the frame's centre in training, in edges")
     parser.add_argument("--oblique", type=float, default=0.15, help="share of slices in training that are oblique")
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--grid", type=int, default=48)

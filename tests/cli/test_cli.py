@@ -173,6 +173,34 @@ def test_a_crop_size_that_is_no_number_is_refused(run, data, tmp_path):
     assert "--crop-size: expected whole numbers such as 64 or 32,64,64, got 'big'" in error
 
 
+def test_prepare_makes_shapes_and_slices_with_the_flags_of_the_seed(run, data, tmp_path):
+    flags = (
+        "--original_nifti_dir",
+        data,
+        "--out_dir",
+        tmp_path / "out",
+        "--axes",
+        "0,2",
+        "--spacing",
+        "8",
+        "--workers",
+        0,
+    )
+    status, out, _ = run("prepare", *flags)
+    assert status == 0
+    assert "4 cases prepared, 0 already there" in out
+    assert all((tmp_path / "out" / name).exists() for name in ("manifest.json", "contact_sheet.png", "slices", "sdf"))
+    assert "0 cases prepared, 4 already there" in run("prepare", *flags)[1]
+
+
+def test_prepare_refuses_labels_beyond_the_classes(run, data, tmp_path):
+    message = one_line_error(
+        run("prepare", "--source", data, "--out", tmp_path / "out", "--classes", 2, "--workers", 0)
+    )
+    assert "case_000.nii.gz" in message
+    assert "classes is 2" in message
+
+
 def test_a_format_of_another_task_is_refused(run, bundle, data, tmp_path):
     result = run("predict", "--model", bundle, data, "--out", tmp_path / "out", "--format", "ome.zarr")
     assert "format: landmarks is written as one of mrk.json, fcsv, csv, json, txt, got 'ome.zarr'" in one_line_error(

@@ -15,6 +15,8 @@ from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.crops import CropDataset
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.slice_augment import SliceAugment
+from voxelry.data.slice_dataset import SliceDataset
 from voxelry.engine.kinds.backbone import resolved
 from voxelry.models.mask_rcnn import MaskRCNN
 
@@ -39,7 +41,8 @@ def target(node):
 
 @pytest.mark.parametrize(("group", "entry"), ENTRIES, ids=lambda value: value)
 def test_an_entry_fits_what_it_configures(group, entry):
-    node = OmegaConf.to_container(composed(f"{group}={entry}")[group], resolve=True)
+    more = ["model=shape_tiny"] if entry == "reconstruct" else []  # its data are shown as its networks want them
+    node = OmegaConf.to_container(composed(f"{group}={entry}", *more)[group], resolve=True)
     if group == "augment":
         Augment(**node)
         return
@@ -50,6 +53,10 @@ def test_an_entry_fits_what_it_configures(group, entry):
         parameters = inspect.signature(CropDataset).parameters
         assert {"normalise", "margin", "boxes", "on_error", "where"} <= set(node) & set(parameters)
         return
+    if (group, entry) == ("data", "reconstruct"):
+        slices = node.pop("slices")
+        SliceAugment(**slices.pop("augment"))
+        assert set(slices) <= set(inspect.signature(SliceDataset).parameters)
     if group in ("data", "trainer"):
         reference = OmegaConf.to_container(composed()[group], resolve=True)
         assert set(node) == set(reference), "an entry may change values, not keys"

@@ -30,6 +30,7 @@ __all__ = ["CaseRow", "Diagnosis", "Finding", "inspect", "render"]
 
 _SLAB_BYTES = 256 << 20  # pixels of an image that are in memory at one time
 _SPACING_TOLERANCE = 0.01  # relative
+_ENOUGH = 10_000  # voxels, to tell whether neighbours agree
 # fmt: off
 _COMPANIONS = (".raw", ".zraw", ".img", ".img.gz", ".brik", ".brik.gz", ".rec", ".bval", ".bvec",
                ".json", ".md", ".txt")
@@ -140,13 +141,15 @@ def _inspect_pixels(
     """Range, NaN and infinities, a slab at a time; returns the pixels at the probes as parts of the range."""
     shape = image.space.shape
     planes = max(1, _SLAB_BYTES // max(1, image.dtype.itemsize * image.channels * prod(shape[1:])))
-    not_finite, lows, highs = 0, [], []
+    not_finite, lows, highs, likeness = 0, [], [], None
     values = {name: np.full(len(index), np.nan) for name, index in probes.items()}
     try:
         for start in range(0, shape[0], planes):
             stop = min(start + planes, shape[0])
             slab = image.read([slice(start, stop), *[slice(0, size) for size in shape[1:]]])
             pixels = slab
+            if likeness is None and slab.itemsize == 1 and slab.size >= _ENOUGH:
+                likeness = _neighbour_correlation(slab)
             if slab.dtype.kind == "f":
                 finite = np.isfinite(slab)
                 missing = int(finite.size - np.count_nonzero(finite))
@@ -175,7 +178,20 @@ def _inspect_pixels(
     if row.low == row.high:
         found.add("warning", image.path, f"is constant: every voxel is {row.low:g}")
         return None
+    if likeness is not None and abs(likeness) < 0.02:
+        found.add(
+            "warning",
+            image.path,
+            f"neighbouring voxels don't agree (correlation {likeness:.3f}): noise, or the low byte of a wider type",
+        )
     return {name: (pixels - row.low) / (row.high - row.low) for name, pixels in values.items()}
+
+
+def _neighbour_correlation(slab: NDArray[Any]) -> float:
+    """Correlation of voxels with the next along the last axis, NaN for a constant slab."""
+    here, there = slab[..., :-1].ravel(), slab[..., 1:].ravel()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(here, there)[0, 1])
 
 
 def _inspect_grid(found: Diagnosis, kind: str, path: Path, space: Space, case: Case) -> None:

@@ -13,6 +13,7 @@ from voxelry.engine.demo_steps import clear, make_phantoms, predict_folder, run_
 from voxelry.engine.evaluate import evaluate_task
 from voxelry.engine.kinds.pretrain import add_new_images
 from voxelry.engine.model import load
+from voxelry.engine.reconstruct_demo import reconstruct_demo
 from voxelry.engine.report import add_training, demo_page, evaluation_dataset
 from voxelry.engine.segment_demo import segment_demo
 from voxelry.viz.report import Report
@@ -103,4 +104,8 @@ def landmarks_demo(out: Path, *, ndim: int = 3, minutes: tuple[float, float] = (
     return report
 
 
-DEMOS: dict[str, Callable[..., Report]] = {"landmarks": landmarks_demo, "segment": segment_demo}
+DEMOS: dict[str, Callable[..., Report]] = {
+    "landmarks": landmarks_demo,
+    "segment": segment_demo,
+    "reconstruct": reconstruct_demo,
+}

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from voxelry.core.errors import DataError
+from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.io import read_image
 from voxelry.data.layouts import case_name
@@ -102,6 +102,18 @@ class Model:
             raise DataError(f"{source}: an image of rank {ndim}, but the model is of rank {own}")
         if channels != taken:
             raise DataError(f"{source}: {channels} channels, but the model takes {taken}")
+
+    def reconstruct(self, image: str | PathLike[str] | np.ndarray | Sample, **prompt: Any) -> Any:
+        """The organ that is clicked on, for a model of that task; see `engine.reconstruct.reconstruct`.
+
+        Raises:
+            SettingError: a model of another task.
+        """
+        from voxelry.engine.reconstruct import reconstruct
+
+        if self.task_name != "reconstruct":
+            raise SettingError(f"task: expected a model of the task reconstruct, got one of {self.task_name}")
+        return reconstruct(self, image, **prompt)
 
     def digest(self) -> str:
         """What tells these weights and settings from others."""

@@ -1,7 +1,7 @@
 """From a click on a file to a shape in files: the prompt of a user, and what is written for one.
 
 model = voxelry.load("runs/liver/bundle")
-shape = reconstruct(model, "scan.nii.gz", click=(12.0, -40.5, 88.0))
+shape = model.reconstruct("scan.nii.gz", click=(12.0, -40.5, 88.0))
 shape.mesh, shape.mask(), shape.volume_ml, shape.on_slice_mm
 """
 
@@ -167,7 +167,7 @@ def _cuts(
     for point in points:
         check_click(sample.image, sample.space, point, source=sample.source)
     if mask is not None:
-        sample = sample.replace(labels=_mask_on(mask, sample.space, sample.source))
+        sample = sample.replace(labels=_mask_on(mask, sample.space, sample.source, placed=True))
     prepared = model.bundle.preprocess(sample)
     slices = []
     for point, wanted in zip(points, planes, strict=True):
@@ -208,12 +208,13 @@ def _planes(plane: Any, count: int) -> list[str | NDArray[np.float64]]:
     return found
 
 
-def _mask_on(mask: Any, space: Space, source: str) -> torch.Tensor:
-    """0 and 1 on the grid of the image."""
+def _mask_on(mask: Any, space: Space, source: str, *, placed: bool) -> torch.Tensor:
+    """0 and 1 on the grid of the image; a file must lie where the image does if such files say where they lie."""
     if isinstance(mask, str | PathLike):
         read = read_image(Path(mask))
-        name, array, own = str(mask), np.asarray(read.array)[0], read.space
-        if own.shape == space.shape and space.ndim == 3 and not own.is_close(space, tolerance=0.1 * min(space.spacing)):
+        name, array = str(mask), np.asarray(read.array)[0]
+        apart = read.space.shape == space.shape and not read.space.is_close(space, tolerance=0.1 * min(space.spacing))
+        if placed and apart:
             raise DataError(f"{name}: lies elsewhere than its image {source}; expected the same affine")
     else:
         name, array = "mask", np.asarray(mask)
@@ -233,7 +234,7 @@ def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, sp
     point = points[0]
     world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
     check_click(read.image, read.space, world, source=str(path))
-    labels = None if mask is None else _mask_on(mask, read.space, str(path))
+    labels = None if mask is None else _mask_on(mask, read.space, str(path), placed=False)
     sample = Sample(read.image, read.space, case_name(path), str(path), labels=labels)
     prepared = model.bundle.preprocess(sample)
     at = torch.from_numpy(np.asarray(prepared.space.to_index(world))).to(torch.float32)

@@ -67,7 +67,6 @@ def still_slices(
         mask=mask,
         repeats=repeats,
         edge=like.edges,
-        truncation=like.truncation,
         truth=True,
         seed=1000,
         **like.build,  # type: ignore[arg-type]

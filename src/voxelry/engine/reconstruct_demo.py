@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voxelry.core.errors import SettingError
 from voxelry.data.io import read_image
 from voxelry.data.phantoms import LABEL_NAMES
 from voxelry.engine.demo_steps import make_phantoms, run_training
@@ -18,6 +19,7 @@ __all__ = ["reconstruct_demo"]
 
 LABELLED, UNSEEN = 24, 6
 ORGAN = "liver"
+_AXES = ("x", "y", "z")
 
 
 def reconstruct_demo(out: Path, *, ndim: int = 3, minutes: float = 1.8, size: int = 48) -> Report:
@@ -32,12 +34,11 @@ def reconstruct_demo(out: Path, *, ndim: int = 3, minutes: float = 1.8, size: in
     Raises:
         SettingError: another rank.
     """
-    from voxelry.core.errors import SettingError
-
-    if ndim != 3:
-        raise SettingError(f"ndim: shapes have rank 3, got {ndim}")
+    shape = (size,) * ndim
+    if len(shape) < len(_AXES):
+        raise SettingError(f"ndim: a shape has rank {len(_AXES)}, got {ndim}")
     for name, count, seed in (("labelled", LABELLED, 0), ("unseen", UNSEEN, 2000)):
-        make_phantoms(out / name, count, seed=seed, shape=(size,) * 3, format=".nii.gz", kind="torso")
+        make_phantoms(out / name, count, seed=seed, shape=shape, format=".nii.gz", kind="torso")
     label = LABEL_NAMES.index(ORGAN)
     run_training(
         [

@@ -228,6 +228,15 @@ class TestPixels:
         self.spoil(clean, 3, lambda array: np.full_like(array, 7))
         assert only(inspect(clean), "warning") == ("case_3.nii.gz", "is constant: every voxel is 7")
 
+    def test_the_low_byte_of_a_wider_type(self, tmp_path, rng):
+        ramp = np.linspace(0, 60_000, 32)[:, None, None] + np.linspace(0, 4_000, 24)[:, None] + np.linspace(0, 999, 20)
+        wide = (ramp + rng.normal(0, 400, ramp.shape)).clip(0).astype(np.uint16)
+        for name, values in (("good", wide >> 8), ("low", wide & 255)):
+            write_image(tmp_path / f"{name}.nii.gz", values.astype(np.uint8)[None], Space.from_spacing(values.shape))
+        file, message = only(inspect(tmp_path), "warning")
+        assert file == "low.nii.gz"
+        assert "the low byte of a wider type" in message
+
     def test_slabs_give_what_the_whole_gives(self, clean, monkeypatch):
         def change(array):
             array[0, 0, 0, 0], array[0, -1, -1, -1] = np.nan, 1e6

@@ -78,7 +78,7 @@ def test_losses_of_the_truth_are_nothing_and_worse_shapes_cost_more():
     truth = (grid.norm(dim=0) - 6)[None, None]
     step = torch.ones(1, 1, 1, 1, 1)
     assert losses.sdf_loss(truth, truth, 4.0) == 0
-    assert losses.overlap_loss(truth, truth, 0.05) < 0.01
+    assert losses.overlap_loss(truth, truth, 0.01) < 0.01
     assert losses.eikonal_loss(truth, truth, step, 4.0) < 0.01
     assert losses.eikonal_loss(2 * truth, truth, step, 4.0) == pytest.approx(1.0, abs=0.05)
     # 2 / r is the Laplacian of a ball's distance, about 1 / 3 at its surface
@@ -111,19 +111,19 @@ def test_the_curriculum_brings_dense_losses_in_slowly():
 
 
 def test_training_makes_the_answer_better():
-    task = small_task(weights={"chamfer": 0.1, "smoothness": 0.1}).train()
+    task = small_task(weights={"chamfer": 0.02, "smoothness": 0.1}).train()
     batch = collate_slices([ball_case(7.0, click=(2, 2, -2)), ball_case(12.0, axis=2, give_mask=True)])
     optimizer = torch.optim.Adam(task.network.parameters(), lr=3e-3)
     history = []
-    for _ in range(12):
-        loss = task.training_loss(batch)["loss"]
+    for _ in range(16):
+        found = task.training_loss(batch)
         optimizer.zero_grad()
-        loss.backward()
+        found["loss"].backward()
         optimizer.step()
-        history.append(loss.item())
-    assert history[-1] < 0.8 * history[0]
-    unused = [name for name, value in task.network.named_parameters() if value.grad is None]
-    assert not unused
+        history.append(found["overlap"].item())
+    assert history[-1] < 0.85 * history[0]
+    for part in (task.network.size_head, task.network.encoder.mask_head, task.network.decoder):
+        assert any(value.grad is not None and value.grad.abs().sum() > 0 for value in part.parameters())
 
 
 def test_an_untrained_network_answers_the_mean_shape_at_the_click_in_the_world():
@@ -144,10 +144,17 @@ def test_an_untrained_network_answers_the_mean_shape_at_the_click_in_the_world()
 
 def test_averaging_frames_of_a_symmetric_answer_changes_little():
     batch = collate_slices([ball_case(click=(1.0, 2.0, 0.0))])
-    plain = small_task(contour=0, grid=32).eval().predict(batch)[0]
-    both = small_task(contour=0, grid=32, mirror=True, recentre=True).eval().predict(batch)[0]
+    network = ShapeNet(**{**SMALL, "grid": 32})  # answers an exact ball until it is told of other shapes
+    plain, both = (
+        ReconstructTask(network, edges=[48.0], contour=0, mirror=more, recentre=more).eval().predict(batch)[0]
+        for more in (False, True)
+    )
     near = np.abs(plain.sdf) < 4
     assert np.abs(plain.sdf - both.sdf)[near].max() < 0.5
+    assert not plain.hypotheses
+    assert len(both.hypotheses) == 4
+    np.testing.assert_allclose(both.sdf, np.mean(both.hypotheses, axis=0), atol=1e-4)
+    assert both.mesh.values["spread_mm"].max() < 1.0
 
 
 @pytest.mark.parametrize("oblique", [False, True])

@@ -48,13 +48,13 @@ def stage_of(name: str, seen: float, steps: float) -> float:
     return min(1.0, seen / steps)
 
 
-def sdf_loss(sdf: Tensor, truth: Tensor, band: float) -> Tensor:
+def sdf_loss(sdf: Tensor, truth: Tensor, band: float | Tensor) -> Tensor:
     """Mean absolute error in mm, the band weighing twenty times as much as the rest."""
     weight = torch.where(truth.abs() < band, 1.0, _FAR)
     return ((sdf - truth).abs() * weight).sum() / weight.sum()
 
 
-def occupancy_loss(sdf: Tensor, truth: Tensor, tau: float, band: float) -> Tensor:
+def occupancy_loss(sdf: Tensor, truth: Tensor, tau: float, band: float | Tensor) -> Tensor:
     """Binary cross entropy of the occupancies within the band."""
     near = (truth.abs() < band).to(sdf)
     each = F.binary_cross_entropy_with_logits(-sdf / tau, torch.sigmoid(-truth / tau), reduction="none")
@@ -93,7 +93,7 @@ def on_plane_loss(sdf: Tensor, points: Tensor, mask: Tensor, pixels: Tensor, tau
     return (parts[0] + parts[1]) / 2
 
 
-def eikonal_loss(sdf: Tensor, truth: Tensor, step: Tensor, band: float) -> Tensor:
+def eikonal_loss(sdf: Tensor, truth: Tensor, step: Tensor, band: float | Tensor) -> Tensor:
     """How far the length of the gradient is from 1 within the band (Gropp et al. 2020, arXiv:2002.10099, eq. 2).
 
     Args:
@@ -107,7 +107,7 @@ def eikonal_loss(sdf: Tensor, truth: Tensor, step: Tensor, band: float) -> Tenso
     return ((length - 1).square() * near).sum() / near.sum().clamp(min=1)
 
 
-def smoothness_loss(sdf: Tensor, truth: Tensor, step: Tensor, band: float) -> Tensor:
+def smoothness_loss(sdf: Tensor, truth: Tensor, step: Tensor, band: float | Tensor) -> Tensor:
     """Roughness of the surface: mean squared Laplacian of the distance within the band, in 1 / mm².
 
     The Laplacian of a signed distance is the sum of the principal curvatures of its level set there, so this is what

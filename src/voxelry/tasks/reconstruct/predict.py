@@ -36,7 +36,7 @@ class ReconstructPrediction:
         views: grids of rank 2 on which the network saw them.
         probability: `(S, H, W)`, the predicted masks on `views`.
         given: `(S, H, W)` bool on `views` where masks were given, else None.
-        hypotheses: further shapes on `frame`; the first answer is their mean where there are any.
+        hypotheses: shapes on `frame` that `sdf` is the mean of, one for each look; empty after a single one.
     """
 
     name: str

@@ -129,7 +129,7 @@ def prompt_figure(prediction: ReconstructPrediction, case: SliceCase) -> Figure:
     fig = new_figure(3.2 * count + 0.2, 3.6)
     for place, view in enumerate(prediction.views):
         axes = fig.add_axes(((0.1 + 3.2 * place) / (3.2 * count + 0.2), 0.02, 3.0 / (3.2 * count + 0.2), 0.86))
-        # rows run to the superior or anterior, which belongs at the top
+        # rows run to the superior or anterior, which belongs at the top, columns to the anterior or right, on the left
         size = (view.shape[1] * view.spacing[1], view.shape[0] * view.spacing[0])
         across, up = (np.arange(n) + 0.5 for n in view.shape[::-1])
         across, up = across * view.spacing[1], up * view.spacing[0]
@@ -142,9 +142,12 @@ def prompt_figure(prediction: ReconstructPrediction, case: SliceCase) -> Figure:
             axes.plot(
                 (column + 0.5) * view.spacing[1], (row + 0.5) * view.spacing[0], "+", color="white", ms=9, mew=1.6
             )
+        axes.set_xlim(size[0], 0)
+        axes.set_ylim(0, size[1])
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(f"{size[0]:.0f} mm across", fontsize=8, color=QUIET, loc="left")
+        ends = view.orientation
+        axes.set_title(f"{ends[0]} up, {ends[1]} left; {size[0]:.0f} mm across", fontsize=8, color=QUIET, loc="left")
     headline(fig, prediction.name)
     return fig
 

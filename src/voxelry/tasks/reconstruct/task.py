@@ -8,24 +8,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
-from voxelry.data.slice_augment import move_space
-from voxelry.data.slice_case import SliceBatch, SliceCase, build_case, collate_slices
+from voxelry.data.slice_case import SliceBatch, SliceCase
 from voxelry.metrics.slices import mask_metrics
 from voxelry.metrics.surfaces import reconstruction_metrics
 from voxelry.models.adapters import Adapters, AdapterSettings
 from voxelry.models.shape import Prompt, ShapeOutput
-from voxelry.ops.sdf import canonical_space, resample_sdf
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.reconstruct import losses
 from voxelry.tasks.reconstruct.baselines import Baselines
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction, meet_contours, one_part, plane_distances
 from voxelry.tasks.reconstruct.targets import Targets, class_of, make_targets
+from voxelry.tasks.reconstruct.views import Views, frame_space
 
 __all__ = ["WEIGHTS", "ReconstructTask"]
 
@@ -34,7 +32,7 @@ WEIGHTS = {
     "occupancy": 1.0,
     "overlap": 1.0,
     "size": 0.5,
-    "offset": 2.0,
+    "offset": 4.0,
     "plane": 0.3,
     "sdf": 0.2,
     "eikonal": 0.02,
@@ -63,7 +61,7 @@ class ReconstructTask(Task):
         contour: mm over which the answer is bent so that its cut meets the slice's mask, the given one or, with
             `contour_predicted`, else the predicted one; 0 leaves it as it is.
         contour_predicted: see `contour`.
-        recentre: look again with the frame around the first answer, and average.
+        recentre: look again with the frame around the first answer, and average; the looks are kept as hypotheses.
         mirror: look also at the mirror image, and average.
         baseline_shapes: training shapes that are kept to compare with; see `baselines`.
 
@@ -204,11 +202,12 @@ class ReconstructTask(Task):
     def _loss(self, name: str, output: ShapeOutput, targets: Targets, prompt: Prompt) -> Tensor:
         sdf, truth = output.sdf * targets.edge, targets.sdf
         step = targets.edge / sdf.shape[-1]
+        band = (0.9 * targets.limit).clamp(max=self.band)  # where the truth isn't clipped
         match name:
             case "mask":
                 return losses.mask_loss(output.mask_logits, targets.mask, targets.pixels)
             case "occupancy":
-                return losses.occupancy_loss(sdf, truth, self.tau, self.band)
+                return losses.occupancy_loss(sdf, truth, self.tau, band)
             case "overlap":
                 return losses.overlap_loss(sdf, truth, self.tau)
             case "size":
@@ -218,13 +217,13 @@ class ReconstructTask(Task):
             case "plane":
                 return losses.on_plane_loss(sdf, prompt.pointmap, targets.mask, targets.pixels, self.tau)
             case "sdf":
-                return losses.sdf_loss(sdf, truth, self.band)
+                return losses.sdf_loss(sdf, truth, band)
             case "eikonal":
-                return losses.eikonal_loss(sdf, truth, step, self.band)
+                return losses.eikonal_loss(sdf, truth, step, band)
             case "chamfer":
                 return losses.chamfer_loss(sdf, truth, step)
             case _:
-                return losses.smoothness_loss(sdf, truth, step, self.band)
+                return losses.smoothness_loss(sdf, truth, step, band)
 
     @torch.no_grad()
     def predict(self, batch: SliceBatch) -> list[ReconstructPrediction]:  # type: ignore[override]
@@ -235,15 +234,19 @@ class ReconstructTask(Task):
         """
         prompt = self.prompt(batch)
         sdf, probability = self._answer(batch, prompt)
-        frames = [self._frame(batch, place) for place in range(len(batch))]
+        frames = [frame_space(batch, place, sdf.shape[-1]) for place in range(len(batch))]
+        looks = sdf[None]
         if self.recentre or self.mirror:
-            sdf = self._average(batch, sdf, frames)
+            again = Views(self._answer_again, self.image_size, self.view)
+            looks = again.answers(batch, sdf, frames, mirror=self.mirror, recentre=self.recentre)
+        looks = torch.cat((looks.mean(dim=0, keepdim=True), looks))
         if self.contour:
-            wanted = self._outlines(batch, probability)
+            wanted = self._outlines(batch, probability).to(sdf)
             edge = batch.edge.flatten()
-            sdf = meet_contours(sdf, prompt, edge, wanted.to(sdf), reach=self.contour, most=self.band)
+            bent = [meet_contours(look, prompt, edge, wanted, reach=self.contour, most=self.band) for look in looks]
+            looks = torch.stack(bent)
         return [
-            self._prediction(batch, place, sdf[place, 0], probability[place], frames[place])
+            self._prediction(batch, place, looks[:, place, 0], probability[place], frames[place])
             for place in range(len(batch))
         ]
 
@@ -251,20 +254,20 @@ class ReconstructTask(Task):
         output: ShapeOutput = self.network(prompt)
         return output.sdf * batch.edge.view(-1, 1, 1, 1, 1), output.mask_logits.sigmoid()
 
-    def _frame(self, batch: SliceBatch, place: int) -> Space:
-        centre = batch.centre[place].double().cpu().numpy()
-        return canonical_space(centre, float(batch.edge[place]), int(self.network.grid))  # type: ignore[arg-type]
+    def _answer_again(self, batch: SliceBatch) -> Tensor:
+        return self._answer(batch, self.prompt(batch))[0]
 
     def _prediction(
-        self, batch: SliceBatch, place: int, sdf: Tensor, probability: Tensor, frame: Space
+        self, batch: SliceBatch, place: int, looks: Tensor, probability: Tensor, frame: Space
     ) -> ReconstructPrediction:
+        sdf, *others = [one_part(look) for look in looks.float().cpu().numpy()]
         count = len(batch.slices[place])
         given = batch.has_mask[place, :count]
         clicks = [slice.click_world for slice in batch.slices[place] if slice.click is not None]
         return ReconstructPrediction(
             name=batch.names[place],
             label=int(batch.label[place]),
-            sdf=one_part(sdf.float().cpu().numpy()),
+            sdf=sdf,
             frame=frame,
             space=batch.spaces[place],
             clicks=np.array(clicks).reshape(-1, 3),
@@ -272,6 +275,7 @@ class ReconstructTask(Task):
             views=batch.views[place],
             probability=probability[:count].float().cpu().numpy(),
             given=(batch.mask[place, :count] > 0.5).cpu().numpy() if bool(given.all()) else None,
+            hypotheses=tuple(others) if len(others) > 1 else (),
         )
 
     def _outlines(self, batch: SliceBatch, probability: Tensor) -> Tensor:
@@ -285,45 +289,6 @@ class ReconstructTask(Task):
             keep = given if not self.contour_predicted else torch.ones_like(given)
             wanted[place, :count] = torch.where(keep[:, None, None], near, torch.nan)
         return wanted
-
-    def _average(self, batch: SliceBatch, first: Tensor, frames: Sequence[Space]) -> Tensor:
-        """The mean of the answers in several frames, each read off on the first one."""
-        total = [sdf[0].float().cpu().numpy().copy() for sdf in first]
-        centres = [np.asarray(frame.to_world((np.asarray(frame.shape) - 1) / 2)) for frame in frames]
-        looks: list[tuple[list[NDArray[np.float64]], bool]] = []
-        if self.mirror:
-            looks.append((centres, True))
-        if self.recentre:
-            middles = [_middle(sdf, frame, centre) for sdf, frame, centre in zip(total, frames, centres, strict=True)]
-            looks += [(middles, mirrored) for mirrored in ((False, True) if self.mirror else (False,))]
-        for middles, mirrored in looks:
-            motions = [_reflection(middle) if mirrored else np.eye(4) for middle in middles]
-            again = self._moved(batch, motions, middles).to(first.device)
-            answers, _ = self._answer(again, self.prompt(again))
-            for place, motion in enumerate(motions):
-                own = move_space(self._frame(again, place), np.asarray(np.linalg.inv(motion), dtype=np.float64))
-                read = answers[place, 0].float().cpu().numpy()
-                total[place] += resample_sdf(read, own, frames[place])
-        return torch.from_numpy(np.stack(total) / (1 + len(looks)))[:, None].to(first)
-
-    def _moved(
-        self, batch: SliceBatch, motions: Sequence[NDArray[np.float64]], centres: Sequence[NDArray[np.float64]]
-    ) -> SliceBatch:
-        cases = []
-        for place, (motion, centre) in enumerate(zip(motions, centres, strict=True)):
-            slices = [one.replace(space=move_space(one.space, motion), pointmap=None) for one in batch.slices[place]]
-            cases.append(
-                build_case(
-                    slices,
-                    edge=float(batch.edge[place]),
-                    image_size=self.image_size,
-                    slots=batch.image.shape[1],
-                    give_mask=batch.has_mask[place, : len(slices)].tolist(),
-                    centre=motion[:3, :3] @ centre + motion[:3, 3],
-                    view=self.view,
-                )
-            )
-        return collate_slices(cases)
 
     def fit_baseline(self, samples: Iterable[Any]) -> None:
         """Keep some training shapes for the baseline of the nearest one.
@@ -384,16 +349,3 @@ class ReconstructTask(Task):
         means = np.random.default_rng(0).choice(dice, (2000, dice.size)).mean(axis=1)
         low, high = np.quantile(means, (0.025, 0.975))
         return result | {"dice_low": float(low), "dice_high": float(high)}
-
-
-def _middle(sdf: NDArray[np.float32], frame: Space, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The centroid of a shape in the world; another place if it is empty."""
-    inside = np.argwhere(sdf < 0)
-    return np.asarray(frame.to_world(inside.mean(axis=0)), dtype=np.float64) if len(inside) else otherwise
-
-
-def _reflection(centre: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Left and right of a place exchanged, `(4, 4)`."""
-    motion = np.eye(4)
-    motion[0, 0], motion[0, 3] = -1.0, 2 * centre[0]
-    return motion

@@ -1,0 +1,5 @@
+"""`python -m voxelry.cli`."""
+
+from voxelry.cli import main
+
+main()

@@ -1,0 +1,195 @@
+"""Commands that look at data and make it: doctor, phantoms, index, prepare."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelry.cli.terminal import app, progress
+from voxelry.core.errors import SettingError
+
+__all__ = ["doctor", "index", "phantoms", "prepare"]
+
+
+class PhantomKind(StrEnum):
+    """What phantoms show."""
+
+    torso = "torso"
+    nuclei = "nuclei"
+
+
+class LandmarkFormat(StrEnum):
+    """Formats that landmarks are written in."""
+
+    mrk = "mrk.json"
+    fcsv = "fcsv"
+    csv = "csv"
+    json = "json"
+    txt = "txt"
+
+
+@app.command()
+def doctor(path: Annotated[Path, typer.Argument(help="A file, a folder of images or a dataset.")]) -> None:
+    """Show what is in a dataset and what is wrong with it; exit status 1 when something is."""
+    from rich.console import Console
+
+    from voxelry.data.doctor import inspect, render
+
+    with progress("reading", None) as (bar, job):
+        diagnosis = inspect(path, progress=lambda done, total: bar.update(job, total=total, completed=done))
+    Console(soft_wrap=not sys.stdout.isatty()).print(render(diagnosis))
+    if diagnosis.wrong:
+        raise typer.Exit(1)
+
+
+@app.command()
+def phantoms(
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    count: Annotated[int, typer.Option(min=1, help="How many cases.")] = 20,
+    ndim: Annotated[int, typer.Option(min=2, max=3, help="Rank of the images.")] = 3,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cases.")] = 0,
+    size: Annotated[int, typer.Option(min=16, help="Voxels along the longest axis.")] = 64,
+    format: Annotated[str, typer.Option(help="Suffix of the images, such as .nii.gz, .mha, .npy, .png.")] = ".nii.gz",
+    landmarks: Annotated[LandmarkFormat, typer.Option(help="How landmarks are written; txt has no names.")] = (
+        LandmarkFormat.txt
+    ),
+    kind: Annotated[PhantomKind, typer.Option(help="torso: with landmarks, labels, instances; nuclei: instances.")] = (
+        PhantomKind.torso
+    ),
+) -> None:
+    """Make images of invented torsos or nuclei, of which everything is known exactly."""
+    from voxelry.data.phantoms import write_phantoms
+
+    written = write_phantoms(
+        out,
+        count,
+        seed=seed,
+        ndim=ndim,
+        shape=(size,) * ndim,
+        format=format,
+        landmark_format=landmarks.value,
+        kind=kind.value,
+    )
+    print(f"{count} phantoms in {written}")
+
+
+@app.command()
+def index(
+    source: Annotated[str, typer.Argument(help="A folder of images, or the address of a metadata database.")],
+    out: Annotated[Path, typer.Option(help="The index to build or to bring up to date.")],
+    crop_size: Annotated[str, typer.Option(help="Voxels, one number or one per axis: 64 or 32,64,64.")] = "64",
+    overlap: Annotated[str, typer.Option(help="Voxels that neighbouring crops share.")] = "0",
+    layout: Annotated[str, typer.Option(help="auto, volumes, hdf5 and others, see the README.")] = "auto",
+    where: Annotated[list[str] | None, typer.Option(help="Only images that meet this, such as volume>=8000.")] = None,
+    channels: Annotated[int | None, typer.Option(min=1, help="Channels per crop; by default all.")] = None,
+    pad: Annotated[str, typer.Option(help="What crops larger than their image are filled with.")] = "error",
+    min_volume: Annotated[float, typer.Option(min=0, help="Smaller objects, in voxels, don't count.")] = 0.0,
+    min_objects: Annotated[int, typer.Option(min=0, help="Crops that show fewer are left out.")] = 1,
+    min_visible: Annotated[float, typer.Option(min=0, max=1, help="Share of an object's box in the crop.")] = 0.0,
+    bad_boxes: Annotated[str, typer.Option(help="error, or drop boxes that are NaN, empty or outside.")] = "error",
+    statistics: Annotated[bool, typer.Option(help="Read intensities, which normalisation needs.")] = True,
+    table: Annotated[str, typer.Option(help="The database's table of images.")] = "annotations",
+    boxes_table: Annotated[str, typer.Option(help="The database's table of boxes.")] = "boxes",
+    root: Annotated[Path | None, typer.Option(help="Folder that relative paths of the database are in.")] = None,
+    on_error: Annotated[str, typer.Option(help="raise, or skip images that can't be read.")] = "raise",
+) -> None:
+    """Index all crops of a collection, for data=crops; goes on where a killed run stopped."""
+    from voxelry.engine.index import build_index
+
+    with progress("indexing", None) as (bar, job):
+        summary = build_index(
+            source,
+            out,
+            crop_size=_voxels(crop_size, "crop-size"),
+            overlap=_voxels(overlap, "overlap"),
+            layout=layout,
+            selection=where,
+            channels=channels,
+            pad=pad,
+            min_volume=min_volume,
+            min_objects=min_objects,
+            min_visible=min_visible,
+            bad_boxes=bad_boxes,
+            statistics=statistics,
+            table=table,
+            boxes_table=boxes_table,
+            root=root,
+            on_error=on_error,
+            progress=lambda done, total, name: bar.update(job, total=total, completed=done),
+            say=lambda line: print(f"voxelry: {line}", file=sys.stderr),
+        )
+    print(summary.render())
+
+
+def _voxels(text: str, name: str) -> int | list[int]:
+    """`64`, or `32,64,64`."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingError(f"--{name}: expected whole numbers such as 64 or 32,64,64, got {text!r}") from None
+    return values[0] if len(values) == 1 else values
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        Path, typer.Option("--source", "--original_nifti_dir", help="Volumes and labels in a known layout.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "--out_dir", help="Folder to fill; goes on where it stopped.")],
+    layout: Annotated[str, typer.Option(help="auto, volumes, pairs, decathlon, nnunet, totalsegmentator, dicom.")] = (
+        "auto"
+    ),
+    axes: Annotated[str, typer.Option(help="Axes that slices are cut across: 0, 1, 2 for x, y, z.")] = "0,1,2",
+    spacing: Annotated[float, typer.Option(help="mm, of the isotropic grid.")] = 1.0,
+    classes: Annotated[int | None, typer.Option(min=1, help="Labels 1 to this; by default those found.")] = None,
+    modality: Annotated[str, typer.Option(help="auto, ct, mr, us.")] = "auto",
+    window: Annotated[str, typer.Option(help="Of CT: default, a preset's name, or LOW,HIGH.")] = "default",
+    slices: Annotated[str, typer.Option(help="random, uniform, central, all, oblique.")] = "random",
+    slices_per_class: Annotated[int, typer.Option(min=1, help="Slices of each case and class.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of random slices and clicks.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; by default one per core.")] = None,
+    on_error: Annotated[str, typer.Option(help="raise, or skip cases that can't be prepared.")] = "raise",
+) -> None:
+    """Prepare labelled volumes for reconstruct: shapes, meshes, slices with clicks, and a page to look at."""
+    from voxelry.engine.prepare import prepare as run
+
+    with progress("preparing", None) as (bar, job):
+        summary = run(
+            source,
+            out,
+            layout=layout,
+            axes=_axes(axes),
+            spacing=spacing,
+            classes=classes,
+            modality=modality,
+            window=_window(window),
+            slices=slices,
+            slices_per_class=slices_per_class,
+            seed=seed,
+            workers=workers,
+            on_error=on_error,
+            progress=lambda done, total, name: bar.update(job, total=total, completed=done),
+        )
+    print(summary.render())
+    if summary.faults:
+        raise typer.Exit(1)
+
+
+def _axes(text: str) -> list[int]:
+    axes = _voxels(text, "axes")
+    return axes if isinstance(axes, list) else [axes]
+
+
+def _window(text: str) -> str | list[float]:
+    """A preset's name, or `-1000,2000`."""
+    parts = text.split(",")
+    if len(parts) != 2:
+        return text
+    try:
+        return [float(part) for part in parts]
+    except ValueError:
+        raise SettingError(f"--window: expected a preset's name or LOW,HIGH, got {text!r}") from None

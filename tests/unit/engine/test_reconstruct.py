@@ -1,0 +1,198 @@
+"""Reconstruction from a configuration to files: training, bundle, clicks, adapters, faults."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import voxelry
+from voxelry.core.errors import CheckpointError, ConfigError, DataError, SettingError
+from voxelry.core.space import Space
+from voxelry.data.io import read_image, write_image
+from voxelry.data.io.meshes import read_mesh
+from voxelry.data.preprocess import Preprocess
+from voxelry.engine.bundle import write_bundle
+from voxelry.engine.compose import compose_training
+from voxelry.engine.model import load
+from voxelry.engine.predict import predict_files
+from voxelry.engine.reconstruct import read_points, reconstruct
+from voxelry.engine.report import evaluate_folder
+from voxelry.engine.train import train
+from voxelry.models.shape import ShapeNet
+from voxelry.tasks.reconstruct import ReconstructTask
+
+SMALL = {
+    "image_size": 32, "grid": 24, "prior_grid": 24, "width": 8, "multipliers": (1, 2), "volume_width": 8,
+    "volume_multipliers": (1, 2), "context": 16,
+}  # fmt: skip
+QUICK = [
+    "experiment=reconstruct_3d", "data.slices.organs=[6]", "data.split.fractions=[0.5,0.5,0.0]", "model.grid=16",
+    "model.prior_grid=16", "model.image_size=16", "model.width=8", "model.multipliers=[1,2]", "model.volume_width=8",
+    "model.volume_multipliers=[1,2]", "task.baseline_shapes=2", "data.slices.slices=[1,2]",
+]  # fmt: skip
+LIVER = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network that answers with some shape, the same for every order of axes only if the frame is."""
+    torch.manual_seed(0)
+    network = ShapeNet(**SMALL)
+    for name, value in network.named_parameters():
+        if name.endswith(("head.weight", "head.bias")):
+            torch.nn.init.normal_(value, std=0.02)
+    task = ReconstructTask(network.eval(), organs=[(3, 4)], edges=[50.0], baseline_shapes=1)
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    record = {"data": {"root": "", "train": [], "validation": [], "test": []}, "metrics": {"on": "none"}}
+    return load(write_bundle(folder, task, Preprocess(normalise="percentile"), record=record, card="a card"))
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    """A bright ellipsoid in noise, 24 × 28 × 32 voxels of 1.5, 2 and 1 mm."""
+    space = Space.from_spacing((24, 28, 32), (1.5, 2.0, 1.0), (-10.0, 20.0, 5.0))
+    index = np.stack(np.meshgrid(*[np.arange(size) for size in space.shape], indexing="ij"), axis=-1)
+    distance = np.linalg.norm((space.to_world(index.astype(float)) - (6, 46, 22)) / (10, 14, 8), axis=-1)
+    noise = np.random.default_rng(0).normal(0, 0.05, space.shape)
+    image = np.where(distance < 1, 1.0, 0.4) + noise
+    image[:, :3] = 0.0
+    folder = tmp_path_factory.mktemp("scan")
+    write_image(folder / "mask.nii.gz", (distance < 1).astype(np.uint8)[None], space)
+    return write_image(folder / "scan.nii.gz", image[None].astype(np.float32), space)
+
+
+CLICK = (6.0, 44.0, 20.0)
+
+
+def test_a_shape_is_written_as_mesh_voxels_distances_and_numbers(model, scan, tmp_path):
+    options = {"click": CLICK, "plane": "coronal"}
+    outcome = predict_files(model, [scan], tmp_path, format="stl", options=options)
+    assert not outcome.failed
+    assert outcome.written == [tmp_path / "scan.stl"]
+    mesh, voxels = read_mesh(tmp_path / "scan.stl"), read_image(tmp_path / "scan.nii.gz")
+    assert mesh.is_watertight
+    assert set(np.unique(voxels.array).tolist()) == {0, 3}
+    assert voxels.space.is_close(read_image(scan).space)
+    record = json.loads((tmp_path / "scan.json").read_text())
+    assert record["volume_ml"] == pytest.approx(mesh.volume_ml, rel=1e-3)
+    assert record["clicks_mm"] == [list(CLICK)]
+    voxel = np.prod(voxels.space.spacing) / 1000
+    assert (voxels.array > 0).sum() * voxel == pytest.approx(mesh.volume_ml, rel=0.15)
+
+
+@pytest.mark.parametrize("plane", ["axial", (0.2, 1.0, 0.3)])
+def test_copies_in_other_orders_of_axes_give_the_same_mesh(model, scan, plane):
+    image = read_image(scan)
+    first = reconstruct(model, image.array.astype(np.float32), space=image.space, click=CLICK, plane=plane)
+    for axes, flips in (((1, 0, 2), (True, False, True)), ((2, 1, 0), (False, True, True))):
+        moved = image.space.reorder(axes, flips)
+        array = image.array.transpose(0, *(axis + 1 for axis in axes))
+        array = array[(slice(None), *(slice(None, None, -1 if flip else 1) for flip in flips))]
+        other = reconstruct(model, np.ascontiguousarray(array), space=moved, click=CLICK, plane=plane)
+        assert other.frame.is_close(first.frame)
+        assert np.abs(other.sdf - first.sdf).max() < 0.05
+        assert other.mask().shape == moved.shape
+
+
+def test_masks_and_several_slices_are_taken(model, scan):
+    mask = scan.parent / "mask.nii.gz"
+    one = model.reconstruct(scan, click=CLICK, mask=mask)
+    assert one.given is not None
+    assert one.on_slice_mm < 1.0
+    two = reconstruct(model, scan, click=[CLICK, (4.0, 46.0, 24.0)], plane=["axial", "sagittal"], label=4)
+    assert len(two.planes) == 2
+    assert two.label == 3
+
+
+def test_a_single_image_is_enough(model, scan, tmp_path):
+    array = read_image(scan).array[0][10]
+    grey = (np.clip(array, 0, 1) * 255).astype(np.uint8)
+    path = write_image(tmp_path / "slice.png", grey[None], Space.from_spacing(grey.shape))
+    with pytest.raises(DataError, match="spacing"):
+        reconstruct(model, path, click=(16, 13), slice=True)
+    outcome = predict_files(
+        model, [path], tmp_path / "out", options={"click": (16, 13), "slice": True, "spacing": (2.0, 1.0)}
+    )
+    assert not outcome.failed
+    assert (tmp_path / "out" / "slice.ply").is_file()
+    assert not (tmp_path / "out" / "slice.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        ({"click": (500, 0, 0)}, "outside of the volume"),
+        ({"click": (6.0, 21.0, 20.0)}, "is in air"),
+        ({"click": CLICK, "mask": np.zeros((24, 28, 32))}, "no foreground"),
+        ({"click": CLICK, "mask": np.zeros((24, 28, 30))}, r"mask: shape \(24, 28, 30\)"),
+    ],
+)
+def test_prompts_that_can_t_be_are_told_in_one_line(model, scan, prompt, fault):
+    with pytest.raises(DataError, match=fault) as caught:
+        reconstruct(model, scan, **prompt)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_a_prompt_are_checked(model, scan):
+    with pytest.raises(SettingError, match="plane: expected sagittal, coronal, axial"):
+        reconstruct(model, scan, click=CLICK, plane="diagonal")
+    with pytest.raises(SettingError, match=r"label: expected one of the model's organs, 3\+4"):
+        reconstruct(model, scan, click=CLICK, label=9)
+    with pytest.raises(SettingError, match="up to 3 slices"):
+        reconstruct(model, scan, click=[CLICK] * 4)
+    assert read_points("1,-2.5,3", "--click") == [1.0, -2.5, 3.0]
+    with pytest.raises(SettingError, match="--click: expected two or three numbers"):
+        read_points("1;2", "--click")
+
+
+@pytest.fixture(scope="session")
+def quick(quick_training) -> list[str]:
+    """What makes a training short, but for the network."""
+    return [*(override for override in quick_training if not override.startswith("model")), *QUICK]
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms, tmp_path_factory, quick):
+    output = tmp_path_factory.mktemp("trained") / "run"
+    config = compose_training([*quick, f"data.root={phantoms}", f"output_dir={output}"])
+    return output, train(config)
+
+
+def test_a_training_leaves_a_bundle_and_a_report(trained):
+    output, run = trained
+    assert 0 <= run.summary["dice"] <= 1
+    assert {"mean_shape_dice", "ellipsoid_dice", "nearest_shape_dice"} <= set(run.summary)
+    model = voxelry.load(run.bundle)
+    assert model.task.organs == [(LIVER,)]
+    assert model.task.network.prior.distances.min() < 0
+    assert "Away from what was seen" in (output / "report.html").read_text()
+
+
+def test_a_bundle_is_measured_on_a_folder(trained, phantoms, tmp_path):
+    summary, page = evaluate_folder(load(trained[1].bundle), phantoms, tmp_path)
+    assert page.is_file()
+    assert 0 <= summary["dice"] <= 1
+
+
+def test_an_adapter_is_trained_on_a_bundle_and_merged(trained, phantoms, tmp_path, quick):
+    overrides = [*quick, f"data.root={phantoms}", f"output_dir={tmp_path / 'run'}"]
+    overrides.append("adapter={name: liver, rank: 2, targets: convolutions, head_rate: 1e-4}")
+    with pytest.raises(ConfigError, match="adapter: expected pretrained=BUNDLE"):
+        train(compose_training(overrides))
+    run = train(compose_training([*overrides, f"pretrained={trained[0]}"]))
+    assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()
+    assert load(run.bundle).task.network.settings() == load(trained[1].bundle).task.network.settings()
+
+
+def test_other_networks_can_t_be_adapted(trained, phantoms, tmp_path, quick):
+    from voxelry.models.folded_unet import FoldedUNet
+    from voxelry.tasks.landmarks import LandmarkTask
+
+    task = LandmarkTask(FoldedUNet(ndim=3, width=8, multipliers=(1,), out_channels=1), num_landmarks=1)
+    record = {"data": {"root": "", "train": [], "validation": [], "test": []}, "metrics": {"on": "none"}}
+    other = write_bundle(tmp_path / "other", task, Preprocess(), record=record, card="")
+    overrides = [*quick, f"data.root={phantoms}", f"output_dir={tmp_path / 'run'}"]
+    with pytest.raises(CheckpointError, match="holds a folded_unet; expected a shape_net"):
+        train(compose_training([*overrides, f"pretrained={other}"]))
