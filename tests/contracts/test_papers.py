@@ -111,7 +111,7 @@ def settings_in_tables(text: str, group: str) -> list[str]:
     ("paper", "targets"),
     [
         ("landmarks.md", ["voxelry.tasks.landmarks.LandmarkTask"]),
-        ("pretraining.md", ["voxelry.tasks.pretrain.PretrainTask", "voxelry.tasks.pretrain.MaskedPretrainTask"]),
+        ("pretraining.md", ["voxelry.tasks.pretrain.PretrainTask", "voxelry.tasks.pretrain.masked.MaskedPretrainTask"]),
     ],
 )
 def test_settings_of_tasks_exist(paper, targets):
@@ -125,10 +125,11 @@ def test_settings_of_tasks_exist(paper, targets):
 
 
 def test_settings_of_data_exist():
-    configs = [composed(["experiment=landmarks_3d"]), composed(["experiment=segment_3d", "data=crops"])]
+    choices = (["experiment=landmarks_3d"], ["experiment=segment_3d", "data=crops"], ["experiment=reconstruct_3d"])
+    configs = [composed(choice) for choice in choices]
     text = "".join(path.read_text(encoding="utf-8") for path in PAPERS)
     for group in ("data", "trainer"):
-        modules = {"io", "dataset", "preprocess", "layouts", "md"}
+        modules = {"io", "dataset", "preprocess", "layouts", "slice_case", "md"}
         named = set(re.findall(rf"(?<![\w./]){group}\.([a-z_]+)", text)) - modules
         known = {key for config in configs for key in config[group]}
         assert named - known == set(), group

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from peft.tuners.lora.layer import Conv2d, Conv3d
+from peft.tuners.lora import layer
 from torch import Tensor, nn
 
-__all__ = ["LAYERS", "AdaptedConv2d", "AdaptedConv3d"]
+from voxelry.core.rank import RANKS
+from voxelry.nn.nd import conv
+
+__all__ = ["LAYERS"]
 
 
 class _Adapted:
@@ -49,12 +51,10 @@ class _Adapted:
             return getattr(super().__getattr__("base_layer"), name)  # type: ignore[misc]
 
 
-class AdaptedConv2d(_Adapted, Conv2d):
-    """A convolution of rank 2 with adapters."""
+def _adapted(ndim: int) -> Any:
+    """PEFT's layer for our convolution of a rank, with what it lacks."""
+    name = conv(ndim).__name__
+    return type(f"Adapted{name}", (_Adapted, getattr(layer, name)), {"__doc__": "A convolution with adapters."})
 
 
-class AdaptedConv3d(_Adapted, Conv3d):
-    """A convolution of rank 3 with adapters."""
-
-
-LAYERS: dict[type[nn.Module], type[nn.Module]] = {torch.nn.Conv2d: AdaptedConv2d, torch.nn.Conv3d: AdaptedConv3d}
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {conv(ndim): _adapted(ndim) for ndim in RANKS}

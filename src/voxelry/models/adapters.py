@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from voxelry.core.errors import CheckpointError, SettingError
+from voxelry.core.rank import RANKS
 from voxelry.models.adapter_file import read_adapter, write_adapter
 from voxelry.models.adapter_names import base_hash, base_modules, base_state, inner, is_of, without
+from voxelry.nn.nd import conv
 
 __all__ = ["TARGETS", "AdapterSettings", "Adapters", "base_hash"]
 
@@ -30,7 +32,7 @@ TARGETS = {
     "attention": rf"(.*\.)?({_PLACE}\.(qkv|kv|q|out|proj)|mlp\.(\d+|fc\d+))",
     "convolutions": r"(.*\.)?(conv\d*|resample|down|narrow|ups\.\d+\.\d+)",
 }
-_TAKEN = (nn.Linear, nn.Conv2d, nn.Conv3d)
+_TAKEN = (nn.Linear, *(conv(ndim) for ndim in RANKS))
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 

@@ -148,7 +148,7 @@ class PlaneEncoder(nn.Module):
         levels = list(self.backbone(prompt.channels().flatten(0, 1)).values())
         fine, coarse = (norm(level) for norm, level in zip(self.norms, (levels[0], levels[-1]), strict=True))
         logits = GAIN * unfold_voxels(self.mask_head(fine), (self.fold, self.fold))[:, 0, : size[0], : size[1]]
-        places = F.adaptive_avg_pool2d(prompt.pointmap.flatten(0, 1), coarse.shape[2:])
+        places = F.interpolate(prompt.pointmap.flatten(0, 1), size=coarse.shape[2:], mode="area")
         weights = self.weigh(coarse).flatten(2).softmax(dim=-1)
         pointed = (torch.cat((coarse, places), dim=1).flatten(2) * weights).sum(dim=-1)
         known = torch.cat(
@@ -192,8 +192,7 @@ def mean_over(vectors: Tensor, valid: Tensor) -> Tensor:
     return (vectors * weights).sum(dim=1) / weights.sum(dim=1)
 
 
-def zeroed(layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
+def zeroed(layer: nn.Module) -> None:
     """Start a last layer at zero, so that the network starts by answering nothing of its own."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters(recurse=False):
+        nn.init.zeros_(parameter)

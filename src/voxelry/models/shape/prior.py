@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
 from voxelry.models.shape.prompt import frame_points
+from voxelry.nn.nd import interpolation_mode
 
 __all__ = ["MeanShape", "truncate"]
 
@@ -48,7 +49,9 @@ class MeanShape(nn.Module):
         size = tuple(self.distances.shape[2:])
         given = distances[None, None].to(self.distances)
         same = size == tuple(given.shape[2:])
-        fitted = given if same else F.interpolate(given, size=size, mode="trilinear", align_corners=False)
+        fitted = (
+            given if same else F.interpolate(given, size=size, mode=interpolation_mode(len(size)), align_corners=False)
+        )
         self.distances[label] = fitted[0]
 
     def forward(self, points: Tensor, offset: Tensor, log_edge: Tensor, label: Tensor) -> Tensor:

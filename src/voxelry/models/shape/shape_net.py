@@ -19,6 +19,7 @@ from voxelry.models.shape.prompt import Prompt, frame_points
 
 __all__ = ["DECODERS", "ShapeNet", "ShapeOutput"]
 
+RANK = 3  # of shapes, whatever the rank of what they are seen in
 DECODERS = ("conv", "transformer")
 CAREFUL = 0.25  # the size head's first steps are small ones: a mean shape in the middle is not a bad start
 SURE = 0.75  # a predicted mask counts where its probability is higher
@@ -118,8 +119,8 @@ class ShapeNet(nn.Module):
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self._settings = plain(settings)
-        if ndim != 3:
-            raise SettingError(f"ndim: a shape has rank 3, got {ndim}")
+        if ndim != RANK:
+            raise SettingError(f"ndim: a shape has rank {RANK}, got {ndim}")
         if out_channels not in (None, 1):
             raise SettingError(f"out_channels: expected 1, one signed distance, got {out_channels}")
         if decoder not in DECODERS:
