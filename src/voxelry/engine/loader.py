@@ -88,7 +88,7 @@ def training_loader(
         batch_size=batch_size,
         sampler=order,
         collate_fn=getattr(dataset, "collate", collate),
-        **_workers(num_workers, pin_memory),
+        **_workers(dataset, num_workers, pin_memory),
     )
 
 
@@ -113,15 +113,16 @@ def evaluation_loader(
         batch_size=batch_size,
         sampler=places,
         collate_fn=getattr(dataset, "collate", collate),
-        **_workers(num_workers, pin_memory),
+        **_workers(dataset, num_workers, pin_memory),
     )
 
 
-def _workers(count: int | None, pin_memory: bool) -> dict[str, Any]:
+def _workers(dataset: SampleSource, count: int | None, pin_memory: bool) -> dict[str, Any]:
     if count is None:
         count = min(8, (os.cpu_count() or 1) - 1) if torch.cuda.is_available() else 0
     return {
         "num_workers": count,
+        "multiprocessing_context": getattr(dataset, "start_method", None) if count else None,
         "persistent_workers": count > 0,
         "pin_memory": pin_memory and torch.cuda.is_available(),
     }

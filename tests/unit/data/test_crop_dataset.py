@@ -295,7 +295,7 @@ def test_workers_of_a_fork_server_read_zarr(make):
     dataset = make(("a",), suffix=".zarr", normalise=None)
     assert dataset.start_method == "forkserver"
     first = dataset[0]
-    loader = DataLoader(dataset, collate_fn=collate, num_workers=1, multiprocessing_context=dataset.start_method)
+    loader = evaluation_loader(dataset, num_workers=1)
     torch.testing.assert_close(next(iter(loader)).image[0], first.image)
 
 
