@@ -48,5 +48,5 @@ def build_network(name: str, settings: Mapping[str, Any]) -> nn.Module:
 
 def input_channels(network: nn.Module) -> int:
     """Channels of the images that a network takes, its own or its backbone's."""
-    own = getattr(network, "backbone", network)
-    return int(own.in_channels)  # type: ignore[arg-type]
+    own: Any = getattr(network, "backbone", network)
+    return int(own.settings().get("in_channels") or own.in_channels)  # a folded U-Net's own are those inside
