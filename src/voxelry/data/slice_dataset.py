@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError, VoxelryError
+from voxelry.data.dataset import WorkerError
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.slice_augment import SliceAugment, SliceMovement
 from voxelry.data.slice_case import SliceCase, build_case, collate_slices
@@ -168,7 +169,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         try:
             return self._drawn(index % len(self), epoch)
         except VoxelryError as error:
-            raise _WorkerError(str(error)) from None
+            raise WorkerError(str(error)) from None
 
     def _drawn(self, index: int, epoch: int) -> SliceCase:
         generator = np.random.default_rng([self.seed, epoch, index])
@@ -246,11 +247,3 @@ def _mask(sample: SliceSample) -> Tensor:
     if sample.mask is None:
         raise DataError(f"{sample.source or sample.name}: a slice without a mask can't be learned from")
     return sample.mask
-
-
-class _WorkerError(DataError):
-    """What a worker raises: `DataLoader` builds it anew in the main process from the text of a traceback."""
-
-    def __init__(self, message: str):
-        last = message.rstrip().splitlines()[-1]
-        super().__init__(last.removeprefix(f"{__name__}.{type(self).__qualname__}: "))
