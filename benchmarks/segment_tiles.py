@@ -57,7 +57,11 @@ def main() -> None:
         parser.error("--model: expected a bundle, or --detector oracle")
     # Only the standard library here: a child's peak memory begins with that of the process that started it.
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stage(arguments, "bundle", str(arguments.out / "bundle"))
+    if len(arguments.tile) == 1:
+        arguments.tile *= 3
+    if arguments.detector == "oracle":
+        arguments.model = arguments.out / "bundle"
+        stage(arguments, "bundle", str(arguments.model))
     rows = [measured(arguments, size) for size in arguments.sizes]
     show(arguments, rows)
 
@@ -125,14 +129,16 @@ def stage(arguments: argparse.Namespace, *words: str) -> str:
 def call(arguments: argparse.Namespace, *words: str) -> list[str]:
     options = ["--tile", *map(str, arguments.tile), "--overlap", str(arguments.overlap), "--out", str(arguments.out)]
     options += ["--blocks", str(arguments.blocks), "--threads", str(arguments.threads)]
-    options += ["--model", str(arguments.model)] if arguments.model else []
+    options += ["--model", str(arguments.model), "--detector", arguments.detector]
     return [sys.executable, __file__, *options, "--stage", json.dumps(words)]
 
 
 def predicting(arguments: argparse.Namespace, image: Path, truth: Path, out: Path) -> subprocess.Popen:
     """`voxelry predict`, begun."""
-    command = ["predict", str(image), "--model", str(arguments.out / "bundle"), "--out", str(out)]
+    command = ["predict", str(image), "--model", str(arguments.model), "--out", str(out)]
     command += ["--format", "ome.zarr", "--device", "cpu"]
+    changes = json.loads(stage(arguments, "use"))
+    command += [word for name, value in changes.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     if arguments.detector == "oracle":
         start = call(arguments, "oracle", str(truth), *command)
     else:
@@ -167,33 +173,31 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def make_bundle(arguments: argparse.Namespace, path: str) -> None:
-    """The given model with tiles of the wanted size and limits that suit them; for the oracle, an untrained one."""
-    from math import ceil, prod
-
+    """An untrained model, for the oracle to take the place of."""
     from voxelry.backbones.build import build_backbone
-    from voxelry.core.rank import per_axis
     from voxelry.data.preprocess import Preprocess
-    from voxelry.engine.bundle import build, describe, read_bundle, write_bundle
+    from voxelry.engine.bundle import write_bundle
     from voxelry.models.mask_rcnn import MaskRCNN
     from voxelry.tasks.segment import SegmentTask
 
-    tile = per_axis(arguments.tile if len(arguments.tile) > 1 else arguments.tile[0], 3, "tile")
-    preprocess, state = Preprocess(normalise="percentile"), None
-    if arguments.model is None:
-        network = MaskRCNN(build_backbone({"name": "resnet", "ndim": 3, "width": 8, "levels": ["p3"]}), num_classes=2)
-        description = describe(SegmentTask(network, tile_size=tile))
-    else:
-        bundle = read_bundle(arguments.model)
-        preprocess, state, description = bundle.preprocess, bundle.task.state_dict(), describe(bundle.task)
-        settings = description["network"]
-        share = max(1.0, prod(tile) / TRAINED)
+    network = MaskRCNN(build_backbone({"name": "resnet", "ndim": 3, "width": 8, "levels": ["p3"]}), num_classes=2)
+    task = SegmentTask(network, tile_size=arguments.tile)
+    write_bundle(Path(path), task, Preprocess(normalise="percentile"), record={}, card="An untrained model.\n")
+
+
+def print_use(arguments: argparse.Namespace) -> None:
+    """Settings of the prediction: the tiles, and limits that grow with them from what the model was made for."""
+    from math import ceil, prod
+
+    from voxelry.engine.bundle import read_bundle
+
+    changes: dict[str, Any] = {"task.tile_size": arguments.tile, "task.tile_overlap": arguments.overlap}
+    if arguments.detector == "network":
+        trained = read_bundle(arguments.model).config["network"]
+        share = max(1.0, prod(arguments.tile) / TRAINED)
         for name in ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"):
-            settings[name] = ceil(settings[name] * share)
-    description["task"] |= {"tile_size": list(tile), "tile_overlap": arguments.overlap}
-    task = build(description, Path(path))
-    if state is not None:
-        task.load_state_dict(state)
-    write_bundle(Path(path), task, preprocess, record={}, card="Made by benchmarks/segment_tiles.py.\n")
+            changes[f"network.{name}"] = ceil(trained[name] * share)
+    print(json.dumps(changes))
 
 
 def make_phantom(arguments: argparse.Namespace, size: str, image: str, truth: str) -> None:
@@ -329,13 +333,20 @@ def compare(arguments: argparse.Namespace, predicted: str, truth: str, size: str
             return self.file.read((part, *(slice(0, length) for length in self.shape[1:])))[0]
 
     found: Any = instance_row(Volume(predicted), Volume(truth))  # type: ignore[arg-type]
-    task: Any = read_bundle(arguments.out / "bundle").task
+    changes = {"task.tile_size": arguments.tile, "task.tile_overlap": arguments.overlap}
+    task: Any = read_bundle(arguments.model, changes).task
     names = ("ap_50", "ap_75", "pq", "predicted", "truth")
     grid = tiles((int(size),) * 3, task.tile_size, task.tile_overlap, task.tile_step)
     print(json.dumps({name: found[name] for name in names} | {"tiles": len(list(grid))}))
 
 
-STAGES = {"bundle": make_bundle, "phantom": make_phantom, "oracle": predict_oracle, "compare": compare}
+STAGES = {
+    "bundle": make_bundle,
+    "use": print_use,
+    "phantom": make_phantom,
+    "oracle": predict_oracle,
+    "compare": compare,
+}
 
 if __name__ == "__main__":
     main()

@@ -109,6 +109,30 @@ def test_evaluate_writes_metrics_and_a_report(run, bundle, data, tmp_path):
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"cases.csv", "summary.json", "report.html"}
 
 
+def test_a_setting_of_use_is_set_for_one_prediction(run, bundle, data, tmp_path):
+    image = data / "volumes" / "case_000.nii.gz"
+    common = ("predict", "--model", bundle, image, "--format", "csv")
+    for name, settings in (("whole", ()), ("tiles", ("--set", "task.tile_size=[8,16,16]"))):
+        assert run(*common, "--out", tmp_path / name, *settings)[0] == 0
+    whole, tiles = (read_landmarks(tmp_path / name / "case_000.csv").world for name in ("whole", "tiles"))
+    assert not np.allclose(whole, tiles)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("task.sigma=3", "task.sigma: not a setting of"),
+        ("task.tile_size", "--set: expected NAME=VALUE"),
+        ("task.tile_size=[8,", "--set: expected NAME=VALUE"),
+        ("task.tile_size=[8,8]", "tile_size: expected"),
+    ],
+)
+def test_what_can_not_be_set_is_refused(run, bundle, data, tmp_path, text, fault):
+    result = run("predict", "--model", bundle, data, "--out", tmp_path / "out", "--set", text)
+    assert fault in one_line_error(result)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_image_of_another_rank_is_refused(run, bundle, tmp_path):
     write_image(tmp_path / "flat.png", np.zeros((1, 32, 32), dtype=np.uint8), Space.from_spacing((32, 32)))
     error = one_line_error(run("predict", "--model", bundle, tmp_path / "flat.png", "--out", tmp_path / "out"))

@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli.terminal import app, bundle_folder, progress
+from voxelry.cli.terminal import app, bundle_folder, progress, read_changes
 from voxelry.core.errors import ConfigError, SettingError
 
 __all__ = ["demo", "evaluate", "predict", "train"]
+
+SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
 
 
 @app.command(
@@ -72,13 +74,14 @@ def predict(
     slice: Annotated[Path | None, typer.Option(help="reconstruct: a single slice, without a volume.")] = None,
     spacing: Annotated[str | None, typer.Option(help="mm per pixel of a file without it: 0.8 or 0.8,0.7.")] = None,
     label: Annotated[int | None, typer.Option(help="reconstruct: which organ, where a model knows several.")] = None,
+    set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:
     """Predict for images; outputs lie in the input's own world."""
     from voxelry.engine.model import load
     from voxelry.engine.predict import gather_inputs, predict_files
 
     paths = gather_inputs([*(inputs or []), *([] if slice is None else [slice])])
-    loaded = load(bundle_folder(model), device)
+    loaded = load(bundle_folder(model), device, changes=read_changes(set))
     prompt = {
         "click": _points(click),
         "plane": _planes(plane),
@@ -143,12 +146,13 @@ def evaluate(
     layout: Annotated[str, typer.Option(help="auto, volumes, chest, hand, cephalometric.")] = "auto",
     cases: Annotated[Path | None, typer.Option(help="A list of case names; by default all of them.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
+    set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:
     """Measure a model on labelled data: metrics per case, a summary and a report."""
     from voxelry.engine.model import load
     from voxelry.engine.report import evaluate_folder
 
-    loaded = load(bundle_folder(model), device)
+    loaded = load(bundle_folder(model), device, changes=read_changes(set))
     with progress("evaluating", None) as (bar, job):
 
         def advance(total: int) -> None:

@@ -1,4 +1,4 @@
-"""What every command shares: the application itself, its progress bar, where a bundle lies."""
+"""What every command shares: the application itself, its progress bar, where a bundle lies, what is set anew."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from voxelry.core.errors import SettingError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["app", "bundle_folder", "progress"]
+__all__ = ["app", "bundle_folder", "progress", "read_changes"]
 
 app = typer.Typer(
     name="voxelry",
@@ -28,6 +30,26 @@ app = typer.Typer(
 def bundle_folder(path: Path) -> Path:
     """The bundle itself, or that of the run in this folder."""
     return path / "bundle" if (path / "bundle").is_dir() else path
+
+
+def read_changes(texts: list[str] | None) -> dict[str, Any]:
+    """`NAME=VALUE` texts of `--set` as a mapping; values are read as YAML's plain numbers, words and lists.
+
+    Raises:
+        SettingError: a text of another form.
+    """
+    import yaml
+
+    changes = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        try:
+            changes[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not value.strip():
+            raise SettingError(f"--set: expected NAME=VALUE such as task.tile_size=192, got {text!r}")
+    return changes
 
 
 @contextmanager

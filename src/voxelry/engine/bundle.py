@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import voxelry
-from voxelry.core.errors import CheckpointError, ConfigError, FileError
+from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.kinds import KINDS, kind_of
 from voxelry.engine.networks import NETWORKS, build_network, network_name
@@ -141,12 +141,18 @@ def _check_ours(folder: Path) -> None:
         raise FileError(folder, f"holds {strangers[0]}, which is no part of a bundle", "choose another folder")
 
 
-def read_bundle(folder: str | Path) -> Bundle:
+def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Bundle:
     """Load a bundle.
+
+    Args:
+        folder: where it is; its files stay as they are.
+        changes: other values of settings that only say how a trained model is used, such as
+            `{"task.tile_size": 192}`; `engine.kinds.Kind.adjustable` lists them for each task.
 
     Raises:
         CheckpointError: not a bundle, settings changed since it was written, weights that don't fit.
         ConfigError: the settings name something this version doesn't know.
+        SettingError: a change of a setting that the model was trained with, or to a value that can't be.
     """
     folder = Path(folder)
     missing = [name for name in _FILES[:2] if not (folder / name).is_file()]
@@ -168,13 +174,29 @@ def read_bundle(folder: str | Path) -> Bundle:
         raise CheckpointError(f"{config_path}: not plain YAML") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ConfigError(f"{config_path}: format: expected {FORMAT}")
-    task = build(config, config_path)
+    task = build(_changed(config, changes or {}, config_path), config_path)
     load_weights(task, state, weights)
     try:
         preprocess = Preprocess(**config.get("preprocess", {}))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{config_path}: preprocess: {error}") from error
     return Bundle(task=task.eval(), preprocess=preprocess, config=config, path=folder)
+
+
+def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The settings with some that can be chosen anew for every prediction set to other values."""
+    if not changes:
+        return config
+    parts = {part: dict(config.get(part) or {}) for part in ("task", "network")}
+    kind = KINDS.get(str(parts["task"].get("name")))
+    allowed = () if kind is None else kind.adjustable
+    for name, value in changes.items():
+        part, _, key = name.partition(".")
+        if name not in allowed or key not in parts[part]:
+            known = ", ".join(allowed) or "none"
+            raise SettingError(f"{name}: not a setting of {source} that can be changed; expected one of {known}")
+        parts[part][key] = value
+    return {**config, **parts}
 
 
 def load_weights(task: Task, state: dict[str, torch.Tensor], source: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -123,10 +124,21 @@ class Model:
         return found.hexdigest()
 
 
-def load(path: str | PathLike[str], device: str | torch.device | None = None) -> Model:
+def load(
+    path: str | PathLike[str],
+    device: str | torch.device | None = None,
+    *,
+    changes: Mapping[str, Any] | None = None,
+) -> Model:
     """Load a bundle, ready to predict.
+
+    Args:
+        path: the bundle's folder.
+        device: where the network runs; None takes a GPU when there is one.
+        changes: settings of use to take other values, such as `{"task.tile_size": 192}`, see `read_bundle`.
 
     Raises:
         CheckpointError, ConfigError: the bundle is broken, was changed, or is of a newer kind.
+        SettingError: a change that can't be made.
     """
-    return Model(read_bundle(Path(path)), device)
+    return Model(read_bundle(Path(path), changes), device)

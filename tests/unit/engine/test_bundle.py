@@ -1,4 +1,5 @@
 import errno
+import inspect
 import os
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from voxelry.core.errors import CheckpointError, ConfigError, FileError
+from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine import bundle as bundles
 from voxelry.engine.bundle import read_bundle, write_bundle
+from voxelry.engine.kinds import KINDS
+from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.models.unet import UNet
 from voxelry.tasks.landmarks import LandmarkTask
 
@@ -55,6 +58,37 @@ def test_changed_settings_are_refused(bundle):
     path.write_text(path.read_text().replace("image_size: 16", "image_size: 32"))
     with pytest.raises(CheckpointError, match=r"config\.yaml: changed since the bundle was written"):
         read_bundle(bundle)
+
+
+SETTINGS_OF_USE = {"task.tile_size": [8, 12, 16], "task.decoder": "argmax"}
+
+
+def test_settings_of_use_are_changed_for_this_reading_only(bundle):
+    changed = read_bundle(bundle, SETTINGS_OF_USE).task
+    assert changed.tile_size == (8, 12, 16)
+    assert changed.decoder == "argmax"
+    assert read_bundle(bundle).task.settings() == task().settings()
+
+
+@pytest.mark.parametrize("name", ["task.sigma", "network.width", "task.tile_sise", "tile_size", "task.name"])
+def test_what_the_model_was_trained_with_is_not_changed(bundle, name):
+    with pytest.raises(SettingError, match=rf"{name}: not a setting of .*config.yaml that can be changed; .*tile_size"):
+        read_bundle(bundle, {name: 3})
+
+
+def test_a_setting_of_use_that_can_not_be_is_refused(bundle):
+    with pytest.raises(ConfigError, match="tile_size: expected"):
+        read_bundle(bundle, {"task.tile_size": [8, 8]})
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_settings_of_use_are_keywords_of_the_task_or_the_detector(kind):
+    known = {
+        "task": inspect.signature(kind.task_class()).parameters,
+        "network": inspect.signature(MaskRCNN).parameters,
+    }
+    for part, _, name in (setting.partition(".") for setting in kind.adjustable):
+        assert name in known[part]
 
 
 @pytest.mark.parametrize(

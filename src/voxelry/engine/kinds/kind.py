@@ -41,6 +41,8 @@ class Kind(ABC):
         truth: what it reads to measure predictions.
         required: what every case must have to be learned from: `landmarks`, `instances` or nothing.
         formats: suffixes that predictions can be written in, the default first.
+        adjustable: settings of a bundle, `task.` or `network.` before their names, that only say how the trained model
+            is used, and so can be changed for a prediction, see `engine.bundle.read_bundle`.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Kind(ABC):
     truth: tuple[str, ...] = ()
     required: str | None = None
     formats: tuple[str, ...] = ()
+    adjustable: tuple[str, ...] = ()
 
     def task_class(self) -> type[Task]:
         """The class that `target` names."""

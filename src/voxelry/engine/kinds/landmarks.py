@@ -32,6 +32,16 @@ class LandmarkKind(DenseKind):
     truth = ("landmarks",)
     required = "landmarks"
     formats = ("mrk.json", "fcsv", "csv", "json", "txt")
+    adjustable = (
+        "task.decoder",
+        "task.window",
+        "task.tile_size",
+        "task.tile_overlap",
+        "task.refine",
+        "task.coarse",
+        "task.ensemble_shift",
+        "task.ensemble_flips",
+    )
 
     def out_channels(self, sample: Sample, config: DictConfig) -> int:
         """A map per landmark, and the classes of the labels where those are learned, too."""

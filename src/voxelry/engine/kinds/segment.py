@@ -48,6 +48,24 @@ class SegmentKind(Kind):
     truth = ("masks", "labels")
     required = "instances"
     formats = ("nii.gz", "ome.zarr", "tif")
+    adjustable = (
+        "task.tile_size",
+        "task.tile_overlap",
+        "task.score_threshold",
+        "task.mask_threshold",
+        "task.min_voxels",
+        "task.min_volume",
+        "task.min_visible",
+        "task.join_iou",
+        "task.nms_iou",
+        "network.rpn_pre_nms_top_n_test",
+        "network.rpn_post_nms_top_n_test",
+        "network.rpn_nms_thresh",
+        "network.rpn_score_thresh",
+        "network.box_score_thresh",
+        "network.box_nms_thresh",
+        "network.box_detections_per_img",
+    )
 
     def network(
         self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None
