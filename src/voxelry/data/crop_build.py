@@ -150,7 +150,8 @@ class _Builder:
         self.engine = sql.create_engine(sql.URL.create("sqlite", database=str(out)), poolclass=sql.NullPool)
 
     def run(self, source: Source, progress: Progress | None) -> None:
-        root = source.root.resolve()
+        root = source.root.absolute()
+        new = not self.out.exists()
         try:
             self._prepare(root)
             known = self._finished()
@@ -175,6 +176,10 @@ class _Builder:
                 note(connection, complete="1")
         except DatabaseError as error:
             raise FileError(self.out, f"can't be written: {error.orig}") from None
+        except VoxelryError:
+            if new and not self._finished():  # nothing in it to go on with
+                self.out.unlink()
+            raise
         finally:
             self.reader.close()
             self.engine.dispose()

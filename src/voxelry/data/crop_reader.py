@@ -80,10 +80,10 @@ class Stored:
         return cls(**values)
 
     def to_json(self, root: Path) -> str:
-        """Plain text; the path relative to `root` if it lies there."""
-        inside = self.path.is_relative_to(root)
-        path = self.path.relative_to(root).as_posix() if inside else str(self.path)
-        return json.dumps(dataclasses.asdict(self) | {"path": path})
+        """Plain text; the path relative to `root`, an absolute folder, if it lies there, and absolute if not."""
+        path = self.path.absolute()
+        name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+        return json.dumps(dataclasses.asdict(self) | {"path": name})
 
     @property
     def order(self) -> AxisOrder:

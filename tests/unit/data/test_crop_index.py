@@ -255,6 +255,16 @@ def test_an_index_moves_with_its_data(write_volumes, tmp_path):
     assert index.changes() == []
 
 
+def test_an_index_of_a_relative_folder_is_read_from_anywhere(write_volumes, tmp_path, monkeypatch):
+    root = write_volumes(("a",))
+    monkeypatch.chdir(root.parent)
+    build_crop_index(root.name, "i.sqlite", CropSettings(SIZE))
+    monkeypatch.chdir("/")
+    index = CropIndex(root.parent / "i.sqlite")
+    assert index.files[0].image.path == root / "volumes" / "a.nii.gz"
+    assert index.changes() == []
+
+
 def test_what_is_no_index_is_refused(write_volumes, tmp_path):
     with pytest.raises(FileError, match="no such file"):
         CropIndex(tmp_path / "absent.sqlite")
@@ -275,6 +285,7 @@ def test_a_crop_larger_than_its_volume_says_what_to_set(write_volumes, tmp_path)
     root = write_volumes(("a",))
     with pytest.raises(DataError, match=r"a crop of \(32, 32, 32\) voxels is larger than the volume of \(20, 24, 28\)"):
         build_crop_index(root, tmp_path / "i.sqlite", CropSettings(32))
+    assert not (tmp_path / "i.sqlite").exists()
     build_crop_index(root, tmp_path / "i.sqlite", CropSettings(32, pad="edge"))
     assert [row[1] for row in contents(tmp_path / "i.sqlite")] == [(0, 0, 0)]
 
