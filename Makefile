@@ -1,4 +1,4 @@
-# make demo   sets up .venv, then runs the main job on built-in phantoms; TASK=segment for instances
+# make demo   sets up .venv, then runs the main job on built-in phantoms; TASK=segment, reconstruct or translate for others
 # make test   sets up .venv, then formatter, linter, types, import contract and all tests
 # make bench  the benchmarks; figures go to benchmarks/RESULTS.md by hand
 TASK ?= landmarks

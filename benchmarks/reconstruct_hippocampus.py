@@ -5,6 +5,10 @@
 
 Both labels are one organ. The split is 80/20 by case, by seed; every prompt of the table is a random click inside of
 the organ on a random slice that shows it, however little of it. Time is the wall clock of the training loop.
+
+A prompt tells where the volume lies that its slice is from. These volumes were cut out around the organ, so that alone
+says where its middle is, to 1 mm along each axis; the rows `no volume` are without it, as for a picture of a slice.
+
 `--lora` trains a base on phantoms and adapts it to 10 cases, beside the same 10 cases from scratch.
 """
 
@@ -16,6 +20,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +44,6 @@ from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
 DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ORGAN = (1, 2)
 MARGIN = 2.0
-TINY: dict[str, Any] = {"volume_multipliers": (1, 2, 3), "prior_grid": 40}
 ADAPTED = r"(.*\.)?(conv2|resample|down)"  # of all convolutions so many that an adapter stays below 5 % of the base
 PLANES = ("sagittal", "coronal", "axial")
 
@@ -61,13 +65,15 @@ def training_data(
         slices=(1, arguments.slices) if slices is None else slices,
         oblique=arguments.oblique,
         min_pixels=1,
-        mask=0.4,
+        mask=0.5,
+        field_of_view=0.8,
         image_size=arguments.image_size,
+        view=arguments.view,
         grid=arguments.grid,
         truncation=15.0,
         margin=MARGIN,
         augment=SliceAugment(
-            rotation=12.0, scale=0.12, mirror=0.5, turn=0.0, zoom=0.05, shift=0.0, intensity=intensity
+            rotation=arguments.rotation, scale=arguments.scale, turn=0.0, zoom=0.05, shift=0.0, intensity=intensity
         ),
         centre_jitter=arguments.jitter,
         seed=arguments.seed,
@@ -75,7 +81,14 @@ def training_data(
 
 
 def held_out_data(
-    source: VolumeSlices, training: SliceDataset, *, mask: float, slices: int, repeats: int, seed: int = 1000
+    source: VolumeSlices,
+    training: SliceDataset,
+    *,
+    mask: float,
+    slices: int,
+    repeats: int,
+    field_of_view: float = 1.0,
+    seed: int = 1000,
 ) -> SliceDataset:
     """Prompts as a user gives them, in the frame of the training, with the truth."""
     return SliceDataset(
@@ -85,6 +98,8 @@ def held_out_data(
         min_pixels=1,
         mask=mask,
         repeats=repeats,
+        field_of_view=field_of_view,
+        view=float(training.build["view"] or 1),
         image_size=int(training.build["image_size"] or 0),
         grid=training.build["grid"],  # type: ignore[arg-type]
         truncation=training.truncation,
@@ -100,23 +115,41 @@ def new_task(
     """An untrained network that answers the training cases' mean shape."""
     torch.manual_seed(arguments.seed)
     organ = training.organs[0]
-    network = ShapeNet(
-        image_size=arguments.image_size, grid=arguments.grid, volume_width=arguments.volume_width,
-        width=arguments.width, **TINY,
-    )  # fmt: skip
+    network = ShapeNet(image_size=arguments.image_size, grid=arguments.grid, prior_grid=40)
     edge = training.edges[organ[0]]
     network.set_mean_shape(mean_shape(organ_shapes(source, organ, training.truncation), edge, 64, training.truncation))
-    return ReconstructTask(network, organs=[organ], edges=[edge], slices=arguments.slices, **settings)
+    return ReconstructTask(
+        network, organs=[organ], edges=[edge], slices=arguments.slices, view=arguments.view, **settings
+    )
+
+
+def finer(task: ReconstructTask, grid: int) -> None:
+    """Let a network answer on more cells than it was trained on: its weights don't depend on them."""
+    network: Any = task.network
+    task.network = ShapeNet(**{**network.settings(), "grid": grid})
+    task.network.load_state_dict(network.state_dict())
 
 
 def mixed(source: Any, training: SliceDataset, arguments: argparse.Namespace) -> Iterator[SliceBatch]:
-    """Batches of several slices, and between them as many of one as `--single` says: those are hard, and cheap."""
-    several = batches(training, arguments.batch, arguments.seed)
-    alone = training_data(source, training.organs[0], arguments, slices=1)
-    single = batches(alone, arguments.batch, arguments.seed + 1)
+    """Batches of prompts with the same number of slices: one as often as `--single` says, else two, three, ..."""
+    counts = range(1, arguments.slices + 1)
+    sets = [training_data(source, training.organs[0], arguments, slices=count) for count in counts]
+    streams = [batches(data, arguments.batch, arguments.seed + place) for place, data in enumerate(sets)]
+    several = len(streams) - 1
+    chances = [arguments.single if several else 1.0, *[(1 - arguments.single) / max(several, 1)] * several]
     generator = np.random.default_rng(arguments.seed)
     while True:
-        yield next(single if generator.random() < arguments.single else several)
+        yield next(streams[int(generator.choice(len(streams), p=chances))])
+
+
+def ahead(loader: Iterator[SliceBatch]) -> Iterator[SliceBatch]:
+    """The same batches, each made while the one before it is learned from."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, loader)
+        while True:
+            batch = coming.result()
+            coming = maker.submit(next, loader)
+            yield batch
 
 
 def batches(dataset: SliceDataset, size: int, seed: int) -> Iterator[SliceBatch]:
@@ -151,7 +184,7 @@ def train(
     first = [group["lr"] for group in optimizer.param_groups]
     average = [parameter.detach().clone() for parameter in chosen]
     task.train()
-    loader = mixed(dataset.source, dataset, arguments)
+    loader = ahead(mixed(dataset.source, dataset, arguments))
     next(batches(dataset, 1, 0))  # compiles kernels and reads the cases
     begin, done, recent = time.perf_counter(), 0, 0.0
     while (share := (time.perf_counter() - begin) / (60 * minutes)) < 1:
@@ -209,15 +242,18 @@ def show(name: str, rows: Sequence[Row]) -> None:
 def table(
     task: ReconstructTask, source: VolumeSlices, training: SliceDataset, arguments: argparse.Namespace
 ) -> tuple[SliceDataset, list[ReconstructPrediction], list[Row]]:
-    """By prompt, plane and number of slices; answers the data, predictions and rows of clicks alone."""
+    """By prompt, plane, number of slices and field of view; answers the data, predictions and rows of clicks alone."""
     print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
     clicks: Any = None
-    for slices in range(1, arguments.slices + 1):
+    counts = [(slices, 1.0) for slices in range(1, arguments.slices + 1)]
+    for slices, field in (*counts, (1, 0.0)):
         for mask, prompt in ((0.0, "click"), (1.0, "click and mask")):
-            dataset = held_out_data(source, training, mask=mask, slices=slices, repeats=arguments.repeats)
+            dataset = held_out_data(
+                source, training, mask=mask, slices=slices, repeats=arguments.repeats, field_of_view=field
+            )
             predictions, rows = measure(task, dataset)
-            show(f"{prompt}, {slices} slice{'s' * (slices > 1)}", rows)
-            for plane in PLANES if slices == 1 else ():
+            show(f"{prompt}, {slices} slice{'s' * (slices > 1)}" + ", no volume" * (not field), rows)
+            for plane in PLANES if slices == 1 and field else ():
                 show(f"    {plane}", [row for row in rows if row["plane"] == plane])
             clicks = (dataset, predictions, rows) if clicks is None else clicks
     found: tuple[SliceDataset, list[ReconstructPrediction], list[Row]] = clicks
@@ -228,13 +264,12 @@ def compare(arguments: argparse.Namespace, training_cases: list[Case], test_case
     """The main table."""
     source, held_out = slices_of(training_cases), slices_of(test_cases)
     training = training_data(source, ORGAN, arguments)
-    task = new_task(
-        source, training, arguments, contour=arguments.contour, recentre=arguments.recentre, mirror=arguments.mirror
-    )
+    task = new_task(source, training, arguments, contour=arguments.contour, contour_predicted=True, recentre=True)
     parameters = sum(parameter.numel() for parameter in task.network.parameters())
     print(f"{parameters / 1e6:.2f} million parameters, frame of {task.edges[0]:.0f} mm")
     steps = train(task, training, arguments, minutes=arguments.minutes)
     print(f"{steps} steps")
+    finer(task, arguments.answer_grid)
     truths = held_out_data(source, training, mask=0.0, slices=1, repeats=1)
     task.fit_baseline(truths[index] for index in range(min(len(truths), len(task.baselines.shapes))))
     dataset, predictions, rows = table(task, held_out, training, arguments)
@@ -301,19 +336,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--slices", type=int, default=3, help="the most of a prompt")
-    parser.add_argument("--single", type=float, default=0.6, help="share of batches with one slice per prompt")
+    parser.add_argument("--single", type=float, default=0.65, help="share of batches with one slice per prompt")
     parser.add_argument("--jitter", type=float, default=0.05, help="of the frame's centre in training, in edges")
     parser.add_argument("--oblique", type=float, default=0.15, help="share of slices in training that are oblique")
     parser.add_argument("--image-size", type=int, default=64)
-    parser.add_argument("--grid", type=int, default=48)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--volume-width", type=int, default=32)
-    parser.add_argument("--contour", type=float, default=4.0, help="mm over which the answer is bent to its contour")
-    parser.add_argument("--recentre", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--grid", type=int, default=40, help="cells per axis in training")
+    parser.add_argument("--answer-grid", type=int, default=64, help="cells per axis after training")
+    parser.add_argument("--contour", type=float, default=3.0, help="mm over which the answer is bent to its contour")
+    parser.add_argument("--rotation", type=float, default=10.0, help="degrees, of the augmentation")
+    parser.add_argument("--scale", type=float, default=0.1, help="of the augmentation")
+    parser.add_argument("--view", type=float, default=0.74, help="a slice's side in edges of the frame")
     parser.add_argument("--repeats", type=int, default=3, help="prompts of each held-out case")
     parser.add_argument("--cases", type=int, default=None, help="measure so many held-out cases only")
     parser.add_argument("--bundle", type=Path, help="folder to write the trained model to")

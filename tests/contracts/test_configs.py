@@ -14,6 +14,8 @@ from voxelry.backbones.build import build_backbone
 from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.crops import CropDataset
+from voxelry.data.degrade import Degrade
+from voxelry.data.pairs import find_pairs
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slice_augment import SliceAugment
 from voxelry.data.slice_dataset import SliceDataset
@@ -57,6 +59,11 @@ def test_an_entry_fits_what_it_configures(group, entry):
         slices = node.pop("slices")
         SliceAugment(**slices.pop("augment"))
         assert set(slices) <= set(inspect.signature(SliceDataset).parameters)
+    if (group, entry) == ("data", "degraded"):
+        Degrade(**node.pop("degrade"))
+    if (group, entry) == ("data", "pairs"):
+        pairs = node.pop("pairs")
+        assert set(pairs) - {"resample"} <= set(inspect.signature(find_pairs).parameters)
     if group in ("data", "trainer"):
         reference = OmegaConf.to_container(composed()[group], resolve=True)
         assert set(node) == set(reference), "an entry may change values, not keys"
@@ -88,7 +95,6 @@ def test_an_experiment_composes_and_resolves(experiment):
 
 
 def test_there_is_something_to_check():
-    assert {"landmarks_2d", "landmarks_3d", "pretrain_2d", "pretrain_3d", "segment_2d", "segment_3d"} <= set(
-        EXPERIMENTS
-    )
+    both = ("landmarks", "pretrain", "segment", "translate")
+    assert {f"{task}_{rank}" for task in both for rank in ("2d", "3d")} <= set(EXPERIMENTS)
     assert len(ENTRIES) >= 15

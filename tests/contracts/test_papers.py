@@ -125,7 +125,12 @@ def test_settings_of_tasks_exist(paper, targets):
 
 
 def test_settings_of_data_exist():
-    choices = (["experiment=landmarks_3d"], ["experiment=segment_3d", "data=crops"], ["experiment=reconstruct_3d"])
+    choices = (
+        ["experiment=landmarks_3d"],
+        ["experiment=segment_3d", "data=crops"],
+        ["experiment=reconstruct_3d"],
+        ["experiment=translate_3d", "data=pairs"],
+    )
     configs = [composed(choice) for choice in choices]
     text = "".join(path.read_text(encoding="utf-8") for path in PAPERS)
     for group in ("data", "trainer"):

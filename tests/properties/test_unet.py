@@ -13,7 +13,9 @@ from voxelry.models.inflate import inflate
 from voxelry.models.unet import UNet
 
 DDPM = {"block": "pre_norm", "down": "strided", "wiring": "dense", "attention": ["none", "full"], "stem_kernel": 3}
-KINDS = st.sampled_from([{}, DDPM, {"attention": "none", "middle_attention": "linear", "head_kernel": 3}])
+WINDOWS = {"attention": "window", "middle_attention": "window", "window": 2}
+KINDS = st.sampled_from([{}, DDPM, WINDOWS, {"attention": "none", "middle_attention": "linear", "head_kernel": 3}])
+SEPARABLE = {**WINDOWS, "block": "separable"}
 
 
 def build(ndim, kind, strides, **settings):
@@ -57,7 +59,7 @@ def test_lifted_network_repeats_the_plane(kind, size, depth, step):
     torch.testing.assert_close(found, expected.unsqueeze(2).expand_as(found), rtol=1e-4, atol=1e-5)
 
 
-@given(kind=KINDS, ndim=st.sampled_from([2, 3]), policy=st.sampled_from(["none", "norms"]))
+@given(kind=KINDS | st.just(SEPARABLE), ndim=st.sampled_from([2, 3]), policy=st.sampled_from(["none", "norms"]))
 def test_a_batch_is_its_samples(kind, ndim, policy):
     network = build(ndim, kind, (2,) * ndim, checkpointing=policy)
     x, time = torch.randn(3, 1, *(4, 6, 5)[:ndim], dtype=torch.double), torch.tensor([0, 7, 499])

@@ -33,14 +33,26 @@ class LandmarkFormat(StrEnum):
 
 
 @app.command()
-def doctor(path: Annotated[Path, typer.Argument(help="A file, a folder of images or a dataset.")]) -> None:
+def doctor(
+    path: Annotated[Path, typer.Argument(help="A file, a folder of images or a dataset.")],
+    layout: Annotated[str, typer.Option(help="auto, volumes and others; of pairs: ab, contrasts, csv, ...")] = "auto",
+    target: Annotated[str | None, typer.Option(help="Of pairs: the folder that the others are to become.")] = None,
+) -> None:
     """Show what is in a dataset and what is wrong with it; exit status 1 when something is."""
     from rich.console import Console
 
     from voxelry.data.doctor import inspect, render
+    from voxelry.data.pair_doctor import holds_pairs, inspect_pairs
 
     with progress("reading", None) as (bar, job):
-        diagnosis = inspect(path, progress=lambda done, total: bar.update(job, total=total, completed=done))
+
+        def advance(done: int, total: int) -> None:
+            bar.update(job, total=total, completed=done)
+
+        if holds_pairs(path, layout):
+            diagnosis = inspect_pairs(path, layout=layout, target=target, progress=advance)
+        else:
+            diagnosis = inspect(path, layout=layout, progress=advance)
     Console(soft_wrap=not sys.stdout.isatty()).print(render(diagnosis))
     if diagnosis.wrong:
         raise typer.Exit(1)

@@ -55,7 +55,8 @@ def predict(
         str | None,
         typer.Option(
             help="landmarks: mrk.json, fcsv, csv, json, txt; segment: nii.gz, ome.zarr, tif; "
-            "reconstruct: ply, stl, glb, obj; by default the first."
+            "reconstruct: ply, stl, glb, obj; translate: nii.gz, mha, npy, ome.tif, ome.zarr, png; "
+            "by default the first."
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
@@ -74,13 +75,30 @@ def predict(
     slice: Annotated[Path | None, typer.Option(help="reconstruct: a single slice, without a volume.")] = None,
     spacing: Annotated[str | None, typer.Option(help="mm per pixel of a file without it: 0.8 or 0.8,0.7.")] = None,
     label: Annotated[int | None, typer.Option(help="reconstruct: which organ, where a model knows several.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="translate: time steps to sample in, of those trained; reconstruct_flow.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="translate, reconstruct_flow: another sampler than the model's.")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="translate, reconstruct_flow: so many, and their mean and spread."),
+    ] = None,
+    contrast: Annotated[
+        list[str] | None,
+        typer.Option(help="translate: NAME=FILE for each contrast there is, instead of an input; as often as needed."),
+    ] = None,
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:
     """Predict for images; outputs lie in the input's own world."""
     from voxelry.engine.model import load
     from voxelry.engine.predict import gather_inputs, predict_files
 
-    paths = gather_inputs([*(inputs or []), *([] if slice is None else [slice])])
+    contrasts = _contrasts(contrast)
+    if contrasts and inputs:
+        raise SettingError("--contrast: expected no input beside it")
+    paths = gather_inputs([*(inputs or []), *([] if slice is None else [slice]), *list(contrasts.values())[:1]])
     loaded = load(bundle_folder(model), device, changes=read_changes(set))
     prompt = {
         "click": _points(click),
@@ -90,12 +108,18 @@ def predict(
         "label": label,
     }
     given = {name: value for name, value in prompt.items() if value is not None}
-    if loaded.task_name == "reconstruct" and click is None:
+    if loaded.kind.prompted and click is None:
         raise SettingError("--click: expected x,y,z in RAS mm inside the organ (column,row with --slice)")
-    if loaded.task_name != "reconstruct" and given:
+    if given and not loaded.kind.prompted:
         raise SettingError(f"--{next(iter(given))}: expected with a model for reconstruct, not {loaded.task_name}")
+    sampling = {"steps": steps, "sampler": sampler, "samples": samples, "contrast": contrasts or None}
+    way = {name: value for name, value in sampling.items() if value is not None}
+    taken = {*loaded.kind.options, *(("contrast",) if loaded.task_name == "translate" else ())}
+    if strange := [name for name in way if name not in taken]:
+        wanted = "translate" if strange[0] == "contrast" else "translate or reconstruct_flow"
+        raise SettingError(f"--{strange[0]}: expected with a model for {wanted}, not {loaded.task_name}")
     reader = {"dataset": dataset, "spacing": None if spacing is None else _spacing(spacing)}
-    options = given | {name: value for name, value in reader.items() if value is not None}
+    options = given | way | {name: value for name, value in reader.items() if value is not None}
     with progress("predicting", len(paths)) as (bar, job):
         within = bar.add_task("tiles", total=None, visible=False)
 
@@ -128,6 +152,17 @@ def _planes(texts: list[str] | None) -> str | list[float] | list[str | list[floa
 
     planes = [read_points(text, "--plane") if "," in text else text for text in texts or ()]
     return planes[0] if len(planes) == 1 else planes or None
+
+
+def _contrasts(texts: list[str] | None) -> dict[str, Path]:
+    """`NAME=FILE` texts as a mapping."""
+    found = {}
+    for text in texts or ():
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise SettingError(f"--contrast: expected NAME=FILE such as t1=scan.nii.gz, got {text!r}")
+        found[name] = Path(path)
+    return found
 
 
 def _spacing(text: str) -> float | list[float]:
@@ -170,6 +205,7 @@ class DemoTask(StrEnum):
     landmarks = "landmarks"
     segment = "segment"
     reconstruct = "reconstruct"
+    translation = "translate"  # `translate` is a method of every text
 
 
 @app.command()

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "build", "content_hash", "stamps"]
 
-_VERSION = 1  # of the entries: raise it when preprocessing gives other values for the same settings
-_TENSORS = ("image", "landmarks", "labels", "boxes", "masks", "classes")
+_VERSION = 2  # of the entries: raise it when preprocessing gives other values for the same settings
+_TENSORS = ("image", "landmarks", "labels", "boxes", "masks", "classes", "target", "present", "levels")
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".head", ".brik", ".par", ".rec", ".brik.gz")  # data may be beside
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry has no writer any more
 
@@ -62,12 +62,7 @@ class Cache:
         Raises:
             FileError: a file of the case can't be read.
         """
-        files = {
-            "image": [self._digest(case.image)],
-            "landmarks": [self._digest(path) for path in case.landmarks],
-            "labels": [self._digest(case.labels)] if case.labels else [],
-            "instances": self._part(case.instances) if case.instances else [],
-        }
+        files = {use: [self._part(path) for path in paths] for use, paths in case.files.items()}
         row = case.name if case.layout == "hand" else ""
         content = {
             "version": _VERSION,

@@ -37,7 +37,7 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
 
-__all__ = ["VolumeDataset", "WorkerError"]
+__all__ = ["VolumeDataset", "WorkerError", "on_grid"]
 
 NEEDS = ("landmarks", "labels", "masks")
 
@@ -77,7 +77,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         if unknown:
             raise SettingError(f"need: expected words of {', '.join(NEEDS)}, got {unknown[0]!r}")
         self.cases = list(cases)
-        self._options = {case.image: case.options for case in self.cases}
+        self._options = {path: case.options for case in self.cases for paths in case.files.values() for path in paths}
         self.preprocess = Preprocess() if preprocess is None else preprocess
         self.augment = augment
         self.patches = patches
@@ -132,11 +132,16 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
     def _drawn(self, index: int, epoch: int) -> Sample:
         sample = self.preprocessed(index)
         generator = np.random.default_rng([self.seed, epoch, index])
-        if self.patches is not None:
-            sample = self.patches(sample, generator)
-        if self.augment is not None:
-            sample = self.augment(sample, generator)
-        return sample if self.patches is None else self.patches.trim(sample)
+        patches = self.patches
+        if patches is None:
+            return self.altered(sample, generator)
+        if patches.context:  # of the whole image as it was changed, so it is changed first
+            return patches(self.altered(sample, generator), generator)
+        return patches.trim(self.altered(patches(sample, generator), generator))
+
+    def altered(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """What becomes of a preprocessed sample, or of a window of it, in one epoch: the augmentation, if any."""
+        return sample if self.augment is None else self.augment(sample, generator)
 
     @property
     def epoch(self) -> int:
@@ -185,7 +190,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             FileError, DataError: unreadable, or its files don't fit together.
         """
         volume = self.read_volume(case.image)
-        image, space = _on_grid(volume, case.image)
+        image, space = on_grid(volume, case.image)
         landmarks: Tensor | None = None
         names: tuple[str, ...] = ()
         if "landmarks" in self.need and case.landmarks:
@@ -260,7 +265,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         """The grid of a case: by its header alone where our own reader reads it."""
         if self._reads_files:
             return open_image(case.image, **case.options).space
-        return _on_grid(self.read_volume(case.image), case.image)[1]
+        return on_grid(self.read_volume(case.image), case.image)[1]
 
     def _named(self, sample: Sample, case: Case) -> Sample:
         """The sample with its landmarks in the order of the dataset."""
@@ -308,8 +313,12 @@ class WorkerError(DataError):
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__qualname__}: "))
 
 
-def _on_grid(volume: Tensor | NDArray[Any] | Image, path: Path) -> tuple[Tensor, Space]:
-    """float32 `(C, *spatial)` and its grid."""
+def on_grid(volume: Tensor | NDArray[Any] | Image, path: Path) -> tuple[Tensor, Space]:
+    """What `read_volume` gave for a file as float32 `(C, *spatial)`, and its grid.
+
+    Raises:
+        DataError: it is no image; names `path`.
+    """
     space = volume.space if isinstance(volume, Image) else None
     array = volume.array if isinstance(volume, Image) else volume
     if isinstance(array, np.ndarray):

@@ -87,6 +87,10 @@ class Diagnosis:
         """Note something."""
         self.findings.append(Finding(severity, str(file), message))
 
+    def sort(self) -> None:
+        """Errors first, then by file."""
+        self.findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.file))
+
 
 def render(diagnosis: Diagnosis, *, most_rows: int = 40) -> Group:
     """The diagnosis as tables for a terminal; of more than `most_rows` cases, those with findings come first."""

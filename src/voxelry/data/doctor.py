@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import FileError, VoxelryError
 from voxelry.core.space import Space
-from voxelry.data.diagnosis import SEVERITIES, CaseRow, Diagnosis, Finding, render
+from voxelry.data.diagnosis import CaseRow, Diagnosis, Finding, render
 from voxelry.data.io import ImageFile, is_image, open_image
 from voxelry.data.io.landmarks import landmark_format
 from voxelry.data.landmark_checks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
 from voxelry.data.layouts import Case, case_name, find_cases, read_case_landmarks
 
-__all__ = ["CaseRow", "Diagnosis", "Finding", "inspect", "render"]
+__all__ = ["CaseRow", "Diagnosis", "Finding", "compare_images", "inspect", "inspect_case", "render", "without_path"]
 
 _SLAB_BYTES = 256 << 20  # pixels of an image that are in memory at one time
 _SPACING_TOLERANCE = 0.01  # relative
@@ -40,7 +40,7 @@ _PARTNER_FOLDERS = ("landmarks", "labels", "instances", "400_junior", "400_senio
 
 
 @dataclass
-class _Read:
+class CaseRead:
     """What is kept of a case after its pixels are gone."""
 
     case: Case
@@ -81,7 +81,7 @@ def inspect(
     except VoxelryError as error:
         if isinstance(error, ValueError):  # a wrong setting is no fault of the data
             raise
-        found.add("error", getattr(error, "path", root), _without_path(error))
+        found.add("error", getattr(error, "path", root), without_path(error))
         return found
     _find_orphans(found, cases)
     expected = any(case.landmarks for case in cases) if need_landmarks is None else need_landmarks
@@ -91,26 +91,26 @@ def inspect(
             progress(number, len(cases))
         if expected and not case.landmarks:
             found.add("error", case.image, "has no landmarks")
-        read = _inspect_case(found, case)
+        read = inspect_case(found, case)
         if read is not None:
             reads.append(read)
     if progress is not None:
         progress(len(cases), len(cases))
     _find_gaps(found, cases)
-    _compare_images(found, reads)
+    compare_images(found, reads)
     _compare_points(found, [read for read in reads if read.placed is not None])
-    found.findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.file))
+    found.sort()
     return found
 
 
-def _inspect_case(found: Diagnosis, case: Case) -> _Read | None:
-    """Read one case and add its row; None if its header can't be read."""
+def inspect_case(found: Diagnosis, case: Case) -> CaseRead | None:
+    """Read one case, add its row and what is wrong with it; None if its header can't be read."""
     row = CaseRow(case.name, str(case.image))
     found.rows.append(row)
     try:
         image = open_image(case.image, **case.options)
     except VoxelryError as error:
-        found.add("error", case.image, _without_path(error))
+        found.add("error", case.image, without_path(error))
         return None
     space = image.space
     row.channels, row.shape, row.spacing = image.channels, space.shape, space.spacing
@@ -118,12 +118,12 @@ def _inspect_case(found: Diagnosis, case: Case) -> _Read | None:
     for kind, path in (("labels", case.labels), ("instances", case.instances)):
         if path is not None:
             _inspect_grid(found, kind, path, space, case)
-    read = _Read(case, space, row)
+    read = CaseRead(case, space, row)
     if case.landmarks:
         try:
             index, read.names = read_case_landmarks(case, space)
         except VoxelryError as error:
-            found.add("error", getattr(error, "path", case.landmarks[0]), _without_path(error))
+            found.add("error", getattr(error, "path", case.landmarks[0]), without_path(error))
         else:
             present = np.isfinite(index).all(axis=1)
             row.points, row.absent = int(present.sum()), int((~present).sum())
@@ -167,7 +167,7 @@ def _inspect_pixels(
                 ]
                 values[name][here] = slab[:, *at.T].mean(axis=0)
     except VoxelryError as error:
-        found.add("error", image.path, _without_path(error))
+        found.add("error", image.path, without_path(error))
         return None
     if not_finite:
         total = image.channels * prod(shape)
@@ -199,7 +199,7 @@ def _inspect_grid(found: Diagnosis, kind: str, path: Path, space: Space, case: C
     try:
         other = open_image(path, **{key: value for key, value in case.options.items() if key == "spacing"}).space
     except VoxelryError as error:
-        found.add("error", path, _without_path(error))
+        found.add("error", path, without_path(error))
         return
     if other.shape != space.shape:
         found.add("error", path, f"{kind} of shape {other.shape}, but its image has {space.shape}")
@@ -207,7 +207,7 @@ def _inspect_grid(found: Diagnosis, kind: str, path: Path, space: Space, case: C
         found.add("warning", path, f"{kind} lie elsewhere than their image: the affines differ")
 
 
-def _compare_images(found: Diagnosis, reads: list[_Read]) -> None:
+def compare_images(found: Diagnosis, reads: list[CaseRead]) -> None:
     """Ranks, channels, spacings, axes and types across cases."""
     if len(reads) < 2:
         return
@@ -225,7 +225,7 @@ def _compare_images(found: Diagnosis, reads: list[_Read]) -> None:
             found.add("info", found.root, f"mixed {what}: {listed}")
 
 
-def _compare_spacings(found: Diagnosis, reads: list[_Read]) -> None:
+def _compare_spacings(found: Diagnosis, reads: list[CaseRead]) -> None:
     """Along the patient's axes, so that volumes of one spacing in other axes agree."""
     spacings = np.array([_patient_spacing(read.space) for read in reads])
     known = np.isfinite(spacings).any(axis=0)  # planes of one direction know two axes only
@@ -244,7 +244,7 @@ def _compare_spacings(found: Diagnosis, reads: list[_Read]) -> None:
     found.add("warning", found.root, f"mixed spacings in mm: {spans}; {differ} (set spacing= to bring them to one)")
 
 
-def _compare_points(found: Diagnosis, reads: list[_Read]) -> None:
+def _compare_points(found: Diagnosis, reads: list[CaseRead]) -> None:
     """Counts and names across cases, points outside, and points that look misread."""
     _odd_ones(
         found,
@@ -278,7 +278,7 @@ def _way_out(reading: str) -> str:
     return "set coordinate_system=" if "LPS" in reading else "set axis_order= or reorder the columns"
 
 
-def _compare_names(found: Diagnosis, reads: list[_Read]) -> None:
+def _compare_names(found: Diagnosis, reads: list[CaseRead]) -> None:
     """Files whose points have other names than most."""
     tally = Counter(tuple(sorted(read.names)) for read in reads)
     if len(tally) < 2:
@@ -292,7 +292,7 @@ def _compare_names(found: Diagnosis, reads: list[_Read]) -> None:
             found.add("error", read.placed.name, message)
 
 
-def _by_name(read: _Read) -> PlacedPoints:
+def _by_name(read: CaseRead) -> PlacedPoints:
     """The points in the order of their names, as files may differ in that."""
     assert read.placed is not None
     if len(set(read.names)) < len(read.names):
@@ -305,7 +305,7 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(listed[:3]) + ", ..." * (len(listed) > 3)
 
 
-def _find_outside(found: Diagnosis, read: _Read) -> None:
+def _find_outside(found: Diagnosis, read: CaseRead) -> None:
     assert read.placed is not None
     index = read.placed.index
     outside = np.isfinite(index).all(axis=1) & ~read.space.contains(index)
@@ -384,7 +384,7 @@ def _patient_spacing(space: Space) -> NDArray[np.float64]:
     return spacing
 
 
-def _without_path(error: VoxelryError) -> str:
-    """The message; a file's own name stands in its column already."""
+def without_path(error: VoxelryError) -> str:
+    """The message of an error; a file's own name stands in its column already."""
     path = getattr(error, "path", None)
     return str(error).removeprefix(f"{path}: ") if path else str(error)

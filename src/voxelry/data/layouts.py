@@ -27,7 +27,7 @@ The three originals come with the split their authors use: by sorted name, 195 /
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -43,7 +43,18 @@ from voxelry.data.io.landmark_set import numbered
 from voxelry.data.io.landmarks import LANDMARK_FORMATS, read_landmarks
 from voxelry.data.pixel_points import CEPHALOMETRIC_NAMES, observer_points, pixel_row, pixel_table
 
-__all__ = ["LAYOUTS", "Case", "case_name", "find_cases", "read_case_landmarks"]
+__all__ = [
+    "LAYOUTS",
+    "SPLIT_NAMES",
+    "Case",
+    "case_name",
+    "check_names",
+    "files_by_name",
+    "find_cases",
+    "images_in",
+    "read_case_landmarks",
+    "split_folders",
+]
 
 LAYOUTS = ("volumes", "chest", "hand", "cephalometric", "hdf5", "images")
 
@@ -53,7 +64,7 @@ _HDF5_DATASETS = {"dataset": "raw", "label_dataset": "label"}
 
 LANDMARK_SUFFIXES = (*(f".{name}" for name in LANDMARK_FORMATS), ".tsv")
 
-_SUBFOLDERS = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ORIGINAL_SUBSETS = {"chest": (195, 34), "hand": (550, 59), "cephalometric": (130, 20)}
 _WRIST_MM = 50.0
 _CEPHALOMETRIC_SPACING = 0.1
@@ -71,6 +82,7 @@ class Case:
         instances: image with an instance id per voxel, 0 for background; may be `file.h5::dataset`.
         layout: how the landmark files are to be read, one of `LAYOUTS`.
         split: `train`, `validation` or `test` where the data says so, else empty.
+        group: what the case has in common with others, such as the patient, where a split must not part them.
         options: for `voxelry.data.io.open_image`, such as `spacing`.
         point_options: for `voxelry.data.io.read_landmarks`, such as `axis_order`.
     """
@@ -84,6 +96,13 @@ class Case:
     split: str = ""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     point_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    group: str = ""
+
+    @property
+    def files(self) -> dict[str, tuple[Path, ...]]:
+        """Everything the case is read from, by what it is used for."""
+        single = {"image": self.image, "labels": self.labels, "instances": self.instances}
+        return {"landmarks": self.landmarks, **{use: (path,) for use, path in single.items() if path is not None}}
 
 
 def find_cases(
@@ -110,11 +129,11 @@ def find_cases(
     if layout not in ("auto", *LAYOUTS):
         raise SettingError(f"layout: expected auto or one of {', '.join(LAYOUTS)}, got {layout!r}")
     root = Path(root)
-    subfolders = {name: root / name for name in _SUBFOLDERS if (root / name).is_dir()}
+    subfolders = split_folders(root)
     if subfolders and not _is_own_layout(root):
         cases = [
-            replace(case, split=_SUBFOLDERS[name])
-            for name, folder in subfolders.items()
+            replace(case, split=split)
+            for split, folder in subfolders
             for case in find_cases(
                 folder, layout, need_landmarks=need_landmarks, options=options, point_options=point_options
             )
@@ -131,10 +150,24 @@ def find_cases(
     if not cases:
         raise DataError(f"{root}: no image in a format that can be read (layout {layout})")
     cases.sort(key=lambda case: case.name)
+    check_names(cases)
+    return cases
+
+
+def split_folders(root: Path) -> list[tuple[str, Path]]:
+    """The subfolders that are a split by their names, such as `val`, each after the split it is."""
+    return [(split, root / name) for name, split in SPLIT_NAMES.items() if (root / name).is_dir()]
+
+
+def check_names(cases: Sequence[Case]) -> None:
+    """Refuse two cases of one name; expects them sorted.
+
+    Raises:
+        DataError: names both images.
+    """
     for one, other in itertools.pairwise(cases):
         if one.name == other.name:
             raise DataError(f"{one.image} and {other.image}: two images of one name, {one.name}")
-    return cases
 
 
 def case_name(path: Path) -> str:
@@ -168,11 +201,11 @@ def _recognise(root: Path) -> str:
 
 
 def _volumes(root: Path, need_landmarks: bool) -> list[Case]:
-    points = _by_name(root / "landmarks", LANDMARK_SUFFIXES)
-    labels = _by_name(root / "labels", None)
-    instances = _by_name(root / "instances", None)
+    points = files_by_name(root / "landmarks", LANDMARK_SUFFIXES)
+    labels = files_by_name(root / "labels", None)
+    instances = files_by_name(root / "instances", None)
     cases = []
-    for image in _images(_existing(root / "volumes")):
+    for image in images_in(_existing(root / "volumes")):
         name = case_name(image)
         if need_landmarks and name not in points:
             raise _no_partner(image, root / "landmarks" / f"{name}.txt")
@@ -190,7 +223,7 @@ def _volumes(root: Path, need_landmarks: bool) -> list[Case]:
 
 def _chest(root: Path, need_landmarks: bool) -> list[Case]:
     cases = []
-    for image in _images(_existing(root / "pngs")):
+    for image in images_in(_existing(root / "pngs")):
         found = _partners(image, need_landmarks, [root / "labels" / f"{case_name(image)}.txt"])
         cases.append(Case(case_name(image), image, found, layout="chest"))
     return cases
@@ -203,7 +236,7 @@ def _hand(root: Path, need_landmarks: bool) -> list[Case]:
         raise FileError(table, "no such file; the hand layout has its points there")
     rows = pixel_table(table) if known else {}
     cases = []
-    for image in _images(_existing(root / "jpg")):
+    for image in images_in(_existing(root / "jpg")):
         name = case_name(image)
         points = pixel_row(rows, name)
         if need_landmarks and points is None:
@@ -218,7 +251,7 @@ def _hand(root: Path, need_landmarks: bool) -> list[Case]:
 
 def _cephalometric(root: Path, need_landmarks: bool) -> list[Case]:
     cases = []
-    for image in _images(_existing(root / "jpg")):
+    for image in images_in(_existing(root / "jpg")):
         name = case_name(image)
         wanted = [root / folder / f"{name}.txt" for folder in ("400_junior", "400_senior")]
         found = _partners(image, need_landmarks, wanted)
@@ -255,7 +288,7 @@ def _plain(root: Path, need_landmarks: bool) -> list[Case]:
         file, _, inside = str(root).partition("::")
         images, options = [_existing(Path(file))], {"dataset": inside}
     elif _existing(root).is_dir() and not is_image(root):
-        images = _images(root)
+        images = images_in(root)
     else:
         images = [root]
     if need_landmarks:
@@ -272,17 +305,22 @@ _FINDERS: dict[str, Callable[[Path, bool], list[Case]]] = {
 }
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images directly in a folder, by name; a DICOM series or a Zarr image is one."""
     return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_image(path)]
 
 
-def _by_name(folder: Path, suffixes: tuple[str, ...] | None) -> dict[str, Path]:
-    """Files of a folder by case name: those with the suffixes, or the images."""
+def files_by_name(folder: Path, suffixes: tuple[str, ...] | None = None) -> dict[str, Path]:
+    """Files of a folder by case name: those with the suffixes, or the images; none where there is no folder.
+
+    Raises:
+        DataError: two files for one case; names both.
+    """
     found: dict[str, Path] = {}
     if not folder.is_dir():
         return found
     if suffixes is None:
-        paths = _images(folder)
+        paths = images_in(folder)
     else:
         paths = [p for p in sorted(folder.iterdir()) if p.name.lower().endswith(suffixes) and p.name[0] != "."]
     for path in paths:

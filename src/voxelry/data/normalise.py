@@ -1,5 +1,6 @@
-"""Intensities to [0, 1].
+"""Intensities to [0, 1], and back.
 
+What becomes 0 and 1 are the levels of a channel: `value = (physical - low) / (high - low)`.
 Numbers that aren't finite are replaced first, per channel: NaN and -inf by the smallest finite value,
 +inf by the largest; a channel without any finite value becomes zero.
 """
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voxelry.core.errors import SettingError
+from voxelry.core.errors import DataError, SettingError
 
-__all__ = ["METHODS", "check_normalise", "finite", "normalise"]
+__all__ = ["METHODS", "check_normalise", "check_values", "find_levels", "finite", "normalise", "physical", "scale"]
 
 METHODS = ("minmax", "percentile", "window", "zscore")
 
@@ -65,16 +66,61 @@ def normalise(
     Raises:
         SettingError: an unknown method or settings that don't fit it.
     """
-    check_normalise(method, window=window, percentiles=percentiles, clip=clip)
     image = finite(image.to(torch.float32))
+    levels = find_levels(image, method, window=window, percentiles=percentiles, clip=clip, per_channel=per_channel)
+    return image if method is None else scale(image, levels)
+
+
+def find_levels(
+    image: Tensor,
+    method: str | None = "minmax",
+    *,
+    window: Sequence[float] | None = None,
+    percentiles: Sequence[float] = (0.5, 99.5),
+    clip: float = 3.0,
+    per_channel: bool = True,
+) -> Tensor:
+    """The values that become 0 and 1, `(C, 2)` float64, low then high; they are equal without contrast.
+
+    Args:
+        image: `(C, *spatial)`, finite.
+        method, window, percentiles, clip, per_channel: as for `normalise`; None gives 0 and 1.
+
+    Raises:
+        SettingError: an unknown method or settings that don't fit it.
+    """
+    check_normalise(method, window=window, percentiles=percentiles, clip=clip)
     if method is None:
-        return image
-    parts = image if per_channel else image[None]
-    scaled = []
-    for part in parts:
-        low, high = _range(part, method, window, percentiles, clip)
-        scaled.append(_stretch(part, low, high))
-    return torch.stack(scaled).reshape(image.shape)
+        ranges = [(0.0, 1.0)]
+    elif per_channel:
+        ranges = [_range(part, method, window, percentiles, clip) for part in image]
+    else:
+        ranges = [_range(image, method, window, percentiles, clip)]
+    return torch.tensor(ranges, dtype=torch.float64).expand(len(image), 2)
+
+
+def scale(image: Tensor, levels: Tensor, *, clip: bool = True) -> Tensor:
+    """`image` (C, *spatial) with each channel's levels (C, 2) at 0 and 1, float32; zeros where they are equal.
+
+    Args:
+        clip: cut off what lies beyond; otherwise it becomes less than 0 and more than 1, and nothing is lost.
+    """
+    scaled = [_stretch(part, low, high) for part, (low, high) in zip(image, levels.tolist(), strict=True)]
+    result = torch.stack(scaled)
+    return result.clamp_(0, 1) if clip else result
+
+
+def physical(values: Tensor, levels: Tensor) -> Tensor:
+    """The inverse of `scale`: values with 0 and 1 at their levels again.
+
+    Args:
+        values: `(..., C, *spatial)`.
+        levels: `(..., C, 2)`, with the same leading axes.
+    """
+    low, high = (
+        level.reshape(*level.shape, *[1] * (values.ndim - level.ndim)) for level in levels.to(values).unbind(-1)
+    )
+    return low + values * (high - low)
 
 
 def check_normalise(
@@ -95,6 +141,20 @@ def check_normalise(
         raise SettingError(f"percentiles: expected two numbers in [0, 100], low below high, got {percentiles}")
     if not clip > 0:
         raise SettingError(f"clip: expected a positive number of standard deviations, got {clip}")
+
+
+def check_values(image: Tensor, source: object) -> None:
+    """Refuse an image that nothing can be learned from: it isn't finite, or constant in every channel.
+
+    Raises:
+        DataError: names `source`.
+    """
+    strange = int((~torch.isfinite(image)).sum())
+    if strange:
+        raise DataError(f"{source}: {strange} of {image.numel()} voxels are NaN or infinite")
+    flat = image.flatten(1)
+    if bool((flat.amin(dim=1) == flat.amax(dim=1)).all()):
+        raise DataError(f"{source}: constant, every voxel is {flat[0, 0]:g}")
 
 
 def _range(
@@ -121,4 +181,4 @@ def _stretch(part: Tensor, low: float, high: float) -> Tensor:
         part, low, span = part / 2, low / 2, span / 2
     if span < torch.finfo(torch.float32).tiny:  # and so would its reciprocal
         part, low = part.to(torch.float64), float(low)
-    return ((part - low) / span).clamp(0, 1).to(torch.float32)
+    return ((part - low) / span).to(torch.float32)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
+from voxelry.data.context import context as context_of
 from voxelry.data.sample import Sample
 
 __all__ = ["Patches", "crop"]
@@ -31,12 +32,14 @@ class Patches:
         foreground: probability in [0, 1].
         margin: voxels cut in addition on each side, for an augmentation that turns and shifts the window:
             what it brings in from there is image, not emptiness. `trim` takes the margin off again.
-
         fill: what the image is padded with: `zero`, or `edge` to repeat its border, which suits images that
             are cut out of larger ones. Labels and masks always get 0.
+        context: whether windows carry their place and a view of the whole, see `voxelry.data.context`. They must
+            then be cut from an image that isn't moved any more, so there is no margin.
 
     Raises:
-        SettingError: a size that isn't positive, a negative margin, a probability outside [0, 1], another fill.
+        SettingError: a size that isn't positive, a negative margin, a probability outside [0, 1], another fill, a
+            margin with context.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Patches:
         foreground: float = 0.5,
         margin: int | Sequence[int] = 0,
         fill: Literal["zero", "edge"] = "zero",
+        context: bool = False,
     ):
         values = tuple(size) if isinstance(size, Sequence) else (size,)
         if any(isinstance(value, bool) or int(value) != value or value < 1 for value in values):
@@ -57,7 +61,10 @@ class Patches:
             raise SettingError(f"foreground: expected a probability in [0, 1], got {foreground}")
         if fill not in ("zero", "edge"):
             raise SettingError(f"fill: expected zero or edge, got {fill!r}")
+        if context and any(margins):
+            raise SettingError(f"margin: expected 0 with context, as such windows are cut last, got {margin}")
         self.fill = fill
+        self.context = bool(context)
         self.size = size
         self.foreground = float(foreground)
         self.margin = margin
@@ -69,6 +76,7 @@ class Patches:
             "foreground": self.foreground,
             "margin": _plain(self.margin),
             "fill": self.fill,
+            "context": self.context,
         }
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
@@ -89,7 +97,9 @@ class Patches:
         else:
             start = np.round(target) - np.floor(share * size)
         start = np.where(room > 0, np.clip(start, 0, np.maximum(room, 0)), room // 2)
-        return crop(sample, (start - margin).astype(int).tolist(), (size + 2 * margin).tolist(), fill=self.fill)
+        first, count = (start - margin).astype(int).tolist(), (size + 2 * margin).tolist()
+        window = crop(sample, first, count, fill=self.fill)
+        return window.replace(context=context_of(sample.image, first, count)) if self.context else window
 
     def trim(self, sample: Sample) -> Sample:
         """A window without its margin."""
@@ -122,11 +132,19 @@ def crop(
             masks = ids[masks]
         boxes = boxes[kept]
         classes = None if classes is None else classes[kept]
-    image = _edge_window(sample.image, start, size) if fill == "edge" else _window(sample.image, start, size)
+    padded = _edge_window if fill == "edge" else _window
+    image = padded(sample.image, start, size)
     assert image is not None
-    labels = _window(sample.labels, start, size)
     return sample.replace(
-        image=image, space=space, landmarks=landmarks, labels=labels, boxes=boxes, masks=masks, classes=classes
+        image=image,
+        space=space,
+        landmarks=landmarks,
+        labels=_window(sample.labels, start, size),
+        boxes=boxes,
+        masks=masks,
+        classes=classes,
+        target=padded(sample.target, start, size),
+        context=_window(sample.context, start, size),
     )
 
 
@@ -160,8 +178,10 @@ def _voxel(mask: Tensor, generator: np.random.Generator) -> np.ndarray | None:
     return np.asarray(np.unravel_index(chosen, tuple(mask.shape)), dtype=np.float64)
 
 
-def _edge_window(image: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+def _edge_window(image: Tensor | None, start: Sequence[int], size: Sequence[int]) -> Tensor | None:
     """`(C, *size)` from index `start`, with the nearest voxel of the image beyond it."""
+    if image is None:
+        return None
     for axis, (low, count) in enumerate(zip(start, size, strict=True), start=1):
         places = torch.arange(low, low + count).clamp(0, image.shape[axis] - 1)
         image = image.index_select(axis, places)

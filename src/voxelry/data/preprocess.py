@@ -1,14 +1,15 @@
 """From any file's grid and intensities to what a network is fed, and nothing lost on the way back.
 
-The order is: orientation, grid, intensities. Image, labels, masks, landmarks and boxes move together, and
-`space` with them, so that `result.space.to_world(result.landmarks)` are the world points of the input.
+The order is: orientation, grid, intensities. Image, target, labels, masks, landmarks and boxes move together,
+and `space` with them, so that `result.space.to_world(result.landmarks)` are the world points of the input.
+`levels` tell which values became 0 and 1, so that `physical(result.image, result.levels)` has the input's units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
+from voxelry.core.settings import plain
 from voxelry.core.space import Space
-from voxelry.data.normalise import check_normalise, finite, normalise
+from voxelry.data.normalise import check_normalise, find_levels, finite, scale
 from voxelry.data.sample import Sample
 from voxelry.ops.resample import resample, resample_points
 
@@ -27,6 +29,7 @@ __all__ = ["Preprocess", "move", "orientation_steps", "world_aligned"]
 _CANONICAL = "SAR"
 _WORLD_AXIS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
 _MOST_VOXELS = 2**31
+_METHOD = ("normalise", "window", "percentiles", "clip")
 
 
 class Preprocess:
@@ -46,9 +49,14 @@ class Preprocess:
         normalise, window, percentiles, clip, per_channel: see `voxelry.data.normalise.normalise`.
         channels: number of channels to deliver: one is repeated, colours (three) are averaged to one; None
             keeps what is there.
+        intensity: how a target is scaled: `"own"` by the same method over its own values; `"shared"` with one
+            range, that of the image's channels together, for all of them, so that equal stays equal; or what differs
+            from the image's method, such as `{"normalise": "window", "window": [-1024, 3000]}`.
+        outside: what becomes of values beyond 0 and 1: `"clip"` cuts them off, `"keep"` loses nothing,
+            `"error"` refuses the case (of `window`: the other methods find ranges that leave some outside).
 
     Images are interpolated linearly, and first smoothed when they shrink (see `move`); labels and masks take
-    the nearest voxel. What an aligned grid holds beyond the image gets the image's smallest value.
+    the nearest voxel. What an aligned grid holds beyond the image gets each channel's smallest value.
 
     Raises:
         SettingError: settings that contradict each other; one line naming the setting.
@@ -67,6 +75,8 @@ class Preprocess:
         clip: float = 3.0,
         per_channel: bool = True,
         channels: int | None = None,
+        intensity: Literal["own", "shared"] | Mapping[str, Any] = "own",
+        outside: Literal["clip", "keep", "error"] = "clip",
     ):
         if orientation is not None:
             orientation = _code(orientation)
@@ -84,7 +94,14 @@ class Preprocess:
                 raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
         if channels is not None and (isinstance(channels, bool) or channels < 1):
             raise SettingError(f"channels: expected a positive number or None, got {channels}")
-        check_normalise(normalise, window=window, percentiles=percentiles, clip=clip)
+        if isinstance(intensity, Mapping):
+            unknown = [name for name in intensity if name not in _METHOD]
+            if unknown:
+                raise SettingError(f"intensity: expected keys of {', '.join(_METHOD)}, got {unknown[0]!r}")
+        elif intensity not in ("own", "shared"):
+            raise SettingError(f"intensity: expected own, shared or a mapping, got {intensity!r}")
+        if outside not in ("clip", "keep", "error"):
+            raise SettingError(f"outside: expected clip, keep or error, got {outside!r}")
         self.orientation = orientation
         self.align = align
         self.image_size = image_size
@@ -95,6 +112,12 @@ class Preprocess:
         self.clip = clip
         self.per_channel = per_channel
         self.channels = channels
+        self.intensity = intensity
+        self.outside = outside
+        for settings in (self._method(), self._method(of_target=True)):
+            check_normalise(**settings)
+            if outside == "error" and settings["method"] != "window":
+                raise SettingError("outside: 'error' needs normalise: window, whose range is declared")
 
     def settings(self) -> dict[str, Any]:
         """Plain values that can go to JSON; `Preprocess(**settings)` does the same again."""
@@ -109,34 +132,30 @@ class Preprocess:
             "clip": float(self.clip),
             "per_channel": bool(self.per_channel),
             "channels": self.channels,
+            "intensity": plain(self.intensity),
+            "outside": self.outside,
         }
 
     def __call__(self, sample: Sample) -> Sample:
-        """The sample on its new grid: image float32, in [0, 1] unless `normalise` is None.
+        """The sample on its new grid: image and target float32, in [0, 1] unless `normalise` is None or they keep more.
 
         Raises:
             SettingError: a setting with another number of axes than the image; the message names it.
-            DataError: channels that can't become `channels`, or a grid too large to hold.
+            DataError: channels that can't become `channels`, a grid too large to hold, or values beyond the window
+                where that is an error.
         """
         target = self.target(sample.space)
         image = finite(self._with_channels(sample.image.to(torch.float32), sample))
-        sample = sample.replace(image=image)
+        sample = sample.replace(
+            image=image, target=None if sample.target is None else finite(sample.target.to(torch.float32))
+        )
         if self.orientation is not None:
             sample = _reordered(sample, *orientation_steps(sample.space, self.orientation))
         if prod(target.shape) > _MOST_VOXELS:
             raise DataError(
                 f"{sample.source or sample.name}: {target.shape} voxels of {target.spacing} mm are too many"
             )
-        sample = move(sample, target)
-        image = normalise(
-            sample.image,
-            self.normalise,
-            window=self.window,
-            percentiles=self.percentiles,
-            clip=self.clip,
-            per_channel=self.per_channel,
-        )
-        return sample.replace(image=image)
+        return self._scaled(move(sample, target))
 
     def target(self, space: Space) -> Space:
         """The grid on which an image on `space` comes out."""
@@ -150,12 +169,51 @@ class Preprocess:
             return space.respace(per_axis(self.spacing, space.ndim, "spacing"))
         return space
 
+    def _method(self, *, of_target: bool = False) -> dict[str, Any]:
+        """The keywords of `find_levels` for the image, or for a target that has its own range."""
+        chosen = {name: getattr(self, name) for name in _METHOD}
+        if of_target and isinstance(self.intensity, Mapping):
+            chosen |= self.intensity
+        return {"method": chosen.pop("normalise"), **chosen}
+
+    def _scaled(self, sample: Sample) -> Sample:
+        """Image and target at their levels; channels that are absent stay zero and have no say in a range."""
+        image, target = sample.image, sample.target
+        present = torch.ones(len(image), dtype=torch.bool) if sample.present is None else sample.present
+        shared = self.intensity == "shared"  # without a target, too: it may be the network that makes it
+        levels = torch.tensor([[0.0, 1.0]], dtype=torch.float64).repeat(len(image), 1)
+        levels[present] = find_levels(image[present], **self._method(), per_channel=self.per_channel and not shared)
+        image = self._at_levels(image, levels, self.normalise, sample)
+        if not present.all():
+            image = torch.where(present.reshape(-1, *[1] * sample.ndim), image, 0.0)
+        if target is not None:
+            method = self._method(of_target=not shared)
+            if shared:
+                own = levels[present][:1].expand(len(target), 2)
+            else:
+                own = find_levels(target, **method, per_channel=self.per_channel)
+            target = self._at_levels(target, own, method["method"], sample)
+            levels = torch.cat([levels, own])
+        return sample.replace(image=image, target=target, levels=levels.to(torch.float32))
+
+    def _at_levels(self, image: Tensor, levels: Tensor, method: str | None, sample: Sample) -> Tensor:
+        if method is None:
+            return image
+        low, high = levels[:, 0].min(), levels[:, 1].max()
+        if self.outside == "error" and (image.min() < low or image.max() > high):
+            raise DataError(
+                f"{sample.source or sample.name}: values from {image.min():g} to {image.max():g}, but the declared "
+                f"window is {low:g} to {high:g} (set outside=clip to cut them off)"
+            )
+        return scale(image, levels, clip=self.outside != "keep")
+
     def _with_channels(self, image: Tensor, sample: Sample) -> Tensor:
         if self.channels is None or len(image) == self.channels:
             return image
-        if len(image) == 1:
+        contrasts = sample.present is not None  # each channel is one of its own then
+        if len(image) == 1 and not contrasts:
             return image.repeat(self.channels, *[1] * (image.ndim - 1))
-        if len(image) == 3 and self.channels == 1:
+        if len(image) == 3 and self.channels == 1 and not contrasts:
             return image.mean(dim=0, keepdim=True)
         raise DataError(f"{sample.source or sample.name}: {len(image)} channels, but channels is {self.channels}")
 
@@ -197,12 +255,12 @@ def world_aligned(space: Space) -> Space:
 
 
 def move(sample: Sample, target: Space) -> Sample:
-    """A sample resampled to another grid: image linear, labels and masks nearest, points and boxes exact.
+    """A sample resampled to another grid: image and target linear, labels and masks nearest, points and boxes exact.
 
     Where the new voxels are larger than the old ones the image is smoothed first, with the Gaussian that
     makes the old point spread function the new one: variance `(k^2 - 1) / (8 ln 2)` old voxels for a factor
-    `k` (Cardoso et al. 2015, MICCAI, LNCS 9350, 81-89). Outside of the image is its smallest value, and 0 for
-    labels and masks; a new voxel centre halfway between two old ones takes the lower one's label. A box
+    `k` (Cardoso et al. 2015, MICCAI, LNCS 9350, 81-89). Outside of the image is each channel's smallest value, and 0
+    for labels and masks; a new voxel centre halfway between two old ones takes the lower one's label. A box
     becomes the box around its moved corners.
     """
     matrix = np.linalg.pinv(sample.space.affine[:3, : sample.ndim]) @ target.affine[:3, : target.ndim]
@@ -217,10 +275,13 @@ def move(sample: Sample, target: Space) -> Sample:
     def points(index: Tensor) -> Tensor:
         return resample_points(index.to(torch.float64), matrix, offset, size).to(torch.float32)
 
-    image = sample.image.to(torch.float32)
-    low = float(image.min()) if image.numel() else 0.0
+    image = (sample.image if sample.target is None else torch.cat([sample.image, sample.target])).to(torch.float32)
+    lows = image.flatten(1).amin(dim=1).tolist()
+    moved = resample(_smoothed(image, matrix), matrix, offset, size, fill=lows)
+    channels = len(sample.image)
     return sample.replace(
-        image=resample(_smoothed(image, matrix), matrix, offset, size, fill=low),
+        image=moved[:channels],
+        target=None if sample.target is None else moved[channels:],
         space=target,
         landmarks=None if sample.landmarks is None else points(sample.landmarks),
         labels=nearest(sample.labels),
@@ -251,6 +312,7 @@ def _reordered(sample: Sample, axes: Sequence[int], flips: Sequence[bool]) -> Sa
     assert image is not None
     return sample.replace(
         image=image,
+        target=turn(sample.target, leading=1),
         space=sample.space.reorder(axes, flips),
         landmarks=None if sample.landmarks is None else points(sample.landmarks),
         labels=turn(sample.labels),

@@ -30,6 +30,11 @@ class Sample:
         boxes: `(K, 2 * ndim)` float32, all lows then all highs, array order, continuous.
         masks: `(*spatial)` int64 instance ids, 0 for background; box `k` belongs to id `k + 1`.
         classes: `(K,)` int64 class of each box, 1 for the first; None where there is one class only.
+        target: `(C_t, *spatial)` float32, what the image is to become, on the image's own grid.
+        present: `(C,)` bool, which channels of the image there are; an absent one is all zeros. None: all of them.
+        context: `(ndim + C, *spatial)` float32, where a patch lies in its image (see `voxelry.data.context`).
+        levels: `(C + C_t, 2)` float32, the physical values of 0 and 1 of each channel, the image's first and then
+            the target's: `physical = low + value * (high - low)`. They may differ from case to case.
     """
 
     image: Tensor
@@ -42,6 +47,10 @@ class Sample:
     boxes: Tensor | None = None
     masks: Tensor | None = None
     classes: Tensor | None = None
+    target: Tensor | None = None
+    present: Tensor | None = None
+    context: Tensor | None = None
+    levels: Tensor | None = None
 
     @property
     def ndim(self) -> int:
@@ -64,6 +73,10 @@ class Batch:
         labels, masks: `(B, *spatial)`, or None.
         boxes: one `(K, 2 * ndim)` tensor per sample, or None.
         classes: one `(K,)` tensor per sample, or None.
+        target: `(B, C_t, *spatial)`, or None.
+        present: `(B, C)` bool, or None.
+        context: `(B, ndim + C, *spatial)`, or None.
+        levels: `(B, C + C_t, 2)`, or None when a sample has none.
     """
 
     image: Tensor
@@ -76,6 +89,10 @@ class Batch:
     boxes: list[Tensor] | None = None
     masks: Tensor | None = None
     classes: list[Tensor] | None = None
+    target: Tensor | None = None
+    present: Tensor | None = None
+    context: Tensor | None = None
+    levels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -102,6 +119,10 @@ class Batch:
             masks=move(self.masks),
             boxes=move_all(self.boxes),
             classes=move_all(self.classes),
+            target=move(self.target),
+            present=move(self.present),
+            context=move(self.context),
+            levels=move(self.levels),
         )
 
 
@@ -118,6 +139,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
                 f"{sample.name}: image of shape {tuple(sample.image.shape)} can't share a batch with {first.name} of "
                 f"shape {tuple(first.image.shape)} (set image_size or patch_size, or batch_size=1)"
             )
+        if _count(sample.target) != _count(first.target):
+            raise DataError(
+                f"{sample.name}: a target of {_count(sample.target)} channels can't share a batch with "
+                f"{first.name}, whose target has {_count(first.target)}"
+            )
         if _count(sample.landmarks) != _count(first.landmarks):
             raise DataError(
                 f"{sample.name}: {_count(sample.landmarks)} landmarks, but {first.name} has {_count(first.landmarks)}"
@@ -133,11 +159,23 @@ def collate(samples: Sequence[Sample]) -> Batch:
         masks=_stack([sample.masks for sample in samples]),
         boxes=_listed([sample.boxes for sample in samples]),
         classes=_listed([sample.classes for sample in samples]),
+        target=_stack([sample.target for sample in samples]),
+        present=_presence(samples),
+        context=_stack([sample.context for sample in samples]),
+        levels=_stack([sample.levels for sample in samples]),
     )
 
 
-def _count(landmarks: Tensor | None) -> int:
-    return 0 if landmarks is None else len(landmarks)
+def _count(rows: Tensor | None) -> int:
+    return 0 if rows is None else len(rows)
+
+
+def _presence(samples: Sequence[Sample]) -> Tensor | None:
+    """`(B, C)`: a sample that doesn't say so has all of its channels."""
+    if all(sample.present is None for sample in samples):
+        return None
+    whole = torch.ones(len(samples[0].image), dtype=torch.bool)
+    return torch.stack([whole if sample.present is None else sample.present for sample in samples])
 
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:

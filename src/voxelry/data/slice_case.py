@@ -21,13 +21,15 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.pointmaps import PointmapNormaliser, pointmap
+from voxelry.data.preprocess import orientation_steps
 from voxelry.data.slice_augment import SliceMovement
 from voxelry.data.slices import SliceSample, regrid, view_plane
 
-__all__ = ["SliceBatch", "SliceCase", "build_case", "collate_slices", "frame_of"]
+__all__ = ["SliceBatch", "SliceCase", "build_case", "collate_slices", "frame_of", "view_box"]
 
 _PROMPT = ("image", "click", "mask", "has_mask", "pointmap", "validity", "slice_valid", "plane")
-_TENSORS = (*_PROMPT, "label", "mask_target", "has_target", "centre", "edge", "centroid", "true_edge", "sdf")
+_WHOLE = ("label", "field_of_view")  # of a prompt, but not of each slice
+_TENSORS = (*_PROMPT, *_WHOLE, "mask_target", "has_target", "centre", "edge", "centroid", "true_edge", "sdf")
 
 
 @dataclass
@@ -44,6 +46,7 @@ class SliceCase:
         slice_valid: `(S,)` bool, False for slices that fill up.
         plane: `(S, 3, 3)` float32, `(row, column, 1)` to frame coordinates.
         label: `()` int64, the organ.
+        field_of_view: `(3, 4)` float32, see `view_box`; NaN where a prompt doesn't tell it.
         centre: `(3,)` float32, world x, y, z of the frame.
         edge: `(1,)` float32, its side.
         space: the volume's grid; the first slice's where there is no volume.
@@ -66,6 +69,7 @@ class SliceCase:
     slice_valid: Tensor
     plane: Tensor
     label: Tensor
+    field_of_view: Tensor
     centre: Tensor
     edge: Tensor
     space: Space
@@ -86,7 +90,7 @@ class SliceCase:
 
     def prompt(self) -> dict[str, Tensor]:
         """The fields of a prompt, without the truth and without a batch axis."""
-        return {name: getattr(self, name) for name in (*_PROMPT, "label")}
+        return {name: getattr(self, name) for name in (*_PROMPT, *_WHOLE)}
 
 
 @dataclass
@@ -105,6 +109,7 @@ class SliceBatch:
     slice_valid: Tensor
     plane: Tensor
     label: Tensor
+    field_of_view: Tensor
     centre: Tensor
     edge: Tensor
     mask_target: Tensor
@@ -124,7 +129,7 @@ class SliceBatch:
 
     def prompt(self) -> dict[str, Tensor]:
         """The fields of a batched prompt: `Prompt(**batch.prompt())`."""
-        return {name: getattr(self, name) for name in (*_PROMPT, "label")}
+        return {name: getattr(self, name) for name in (*_PROMPT, *_WHOLE)}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The batch with its stacked tensors on `device`; truths and slices stay where they are."""
@@ -206,6 +211,7 @@ def build_case(
     image_size: int = 128,
     slots: int | None = None,
     give_mask: bool | Sequence[bool] = False,
+    give_field: bool = True,
     centre: ArrayLike | None = None,
     view: float = 1.0,
     sigma: float = 2.0,
@@ -225,6 +231,7 @@ def build_case(
         image_size: pixels of a view's side.
         slots: slices that the tensors hold; by default as many as there are.
         give_mask: whether masks are part of the prompt, for all slices or for each.
+        give_field: whether the field of view of the slices' volume is part of the prompt, where there is a volume.
         centre: world mm of the frame instead of what the slices say.
         view: the view's side in edges.
         sigma: radius of the click's Gaussian in pixels.
@@ -272,6 +279,7 @@ def build_case(
         parts["has_target"].append(torch.tensor(seen.mask is not None))
     tensors = {name: _filled(torch.stack(values), slots, name) for name, values in parts.items()}
     first = slices[0]
+    volume = first.volume_space if give_field else None
     known: dict[str, Tensor] = {}
     if shape is not None:
         known = {
@@ -284,6 +292,7 @@ def build_case(
         **tensors,
         **known,
         label=torch.tensor(first.label),
+        field_of_view=torch.full((3, 4), torch.nan) if volume is None else view_box(volume, middle, edge),
         centre=torch.tensor(middle, dtype=torch.float32),
         edge=torch.tensor([edge], dtype=torch.float32),
         space=first.volume_space or first.space,
@@ -293,6 +302,18 @@ def build_case(
         slices=tuple(slices),
         views=tuple(views),
     )
+
+
+def view_box(space: Space, centre: ArrayLike, edge: float) -> Tensor:
+    """Where a volume lies in a frame, edge to edge, however it is stored: `(3, 4)` float32 frame coordinates.
+
+    Three half sides, of the axes that run along the world's x, y and z most and in their direction, and the middle.
+    """
+    upright = space.reorder(*orientation_steps(space))
+    box = np.empty((3, 4))
+    box[:, :3] = (upright.affine[:3, :3] * (np.asarray(upright.shape) / 2))[:, ::-1]
+    box[:, 3] = np.asarray(upright.to_world((np.asarray(upright.shape) - 1) / 2)) - np.asarray(centre)
+    return torch.from_numpy(box / edge).to(torch.float32)
 
 
 def _blob(click: Tensor, size: int, sigma: float) -> Tensor:

@@ -41,6 +41,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         count: planes per axis of `uniform`.
         repeats: items of a case in an epoch, of `random` and `oblique`.
         mask: chance that a prompt has its slices' masks.
+        field_of_view: chance that a prompt tells where the volume lies that its slices are from.
         image_size: pixels of a view's side.
         view: a view's side in edges of the frame.
         grid: cells of the true distances; None for none.
@@ -76,6 +77,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         min_pixels: int = 9,
         repeats: int = 1,
         mask: float = 0.5,
+        field_of_view: float = 1.0,
         image_size: int = 128,
         view: float = 1.0,
         grid: int | None = 64,
@@ -95,7 +97,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             raise SettingError(f"slices: expected a positive number, or fewest and most, got {slices}")
         if method not in METHODS:
             raise SettingError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-        for name, value in (("mask", mask), ("oblique", oblique)):
+        for name, value in (("mask", mask), ("oblique", oblique), ("field_of_view", field_of_view)):
             if not 0 <= value <= 1:
                 raise SettingError(f"{name}: expected a chance from 0 to 1, got {value}")
         for name, value in (("repeats", repeats), ("image_size", image_size), ("view", view), ("margin", margin)):
@@ -105,7 +107,8 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             raise SettingError("organs: expected at least one label value")
         self.slices = (int(low), int(high))
         self.choice = Choice(method=method, axes=tuple(axes), count=count, oblique=oblique, min_pixels=min_pixels)
-        self.repeats, self.mask, self.augment, self.truth, self.seed = repeats, mask, augment, truth, seed
+        self.repeats, self.augment, self.truth, self.seed = repeats, augment, truth, seed
+        self.mask, self.field_of_view = mask, field_of_view
         self.centre_jitter, self.edge_jitter = centre_jitter, edge_jitter
         self.build = {
             "image_size": image_size,
@@ -188,6 +191,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         ]
         shape: OrganShape = self.source.shape(case, organ, self.truncation)
         give = bool(generator.random() < self.mask)
+        give_field = bool(generator.random() < self.field_of_view)
         shift = generator.uniform(-1, 1, 3) * self.centre_jitter
         edge *= float(np.exp(np.log1p(self.edge_jitter) * generator.uniform(-1, 1)))
         movement: SliceMovement | None = None
@@ -203,6 +207,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             edge=edge,
             slots=high,
             give_mask=give,
+            give_field=give_field,
             centre_shift=shift * edge,
             movement=movement,
             shape=shape,

@@ -8,33 +8,38 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.layouts import Case, case_name
 
-__all__ = ["SPLITS", "few_shot", "read_split", "split_cases"]
+__all__ = ["SPLITS", "CaseType", "few_shot", "read_split", "split_cases"]
 
 SPLITS = ("train", "validation", "test")
 
 _ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 
-Splits = dict[str, list[Case]]
+CaseType = TypeVar("CaseType", bound=Case)
+Splits = dict[str, list[CaseType]]
 
 
 def split_cases(
-    cases: Sequence[Case],
+    cases: Sequence[CaseType],
     *,
     file: str | PathLike[str] | Mapping[str, Sequence[str]] | None = None,
     fractions: Sequence[float] | Mapping[str, float] | None = None,
     fold: int | None = None,
     folds: int = 5,
     seed: int = 0,
-) -> Splits:
+) -> Splits[CaseType]:
     """Divide cases into `train`, `validation` and `test`; no case is in two of them.
+
+    Cases of one `group` stay together in folds and fractions, which then count groups.
 
     One of these decides:
         `file`: a list, see `read_split`. Cases it doesn't name are in no split.
@@ -60,7 +65,7 @@ def split_cases(
     return _by_fraction(cases, (0.7, 0.1, 0.2) if fractions is None else fractions, seed)
 
 
-def few_shot(cases: Sequence[Case], n: int | str | None, seed: int = 0) -> list[Case]:
+def few_shot(cases: Sequence[CaseType], n: int | str | None, seed: int = 0) -> list[CaseType]:
     """`n` of the cases, drawn by `seed`; `"all"` or None keeps every one.
 
     Subsets of one seed are nested: its 5 shots are among its 10 shots.
@@ -147,9 +152,9 @@ def _canonical(split: str) -> str:
     return split if split in SPLITS else ""
 
 
-def _by_names(cases: Sequence[Case], names: Mapping[str, Sequence[str]], where: str) -> Splits:
+def _by_names(cases: Sequence[CaseType], names: Mapping[str, Sequence[str]], where: str) -> Splits[CaseType]:
     known = {case.name: case for case in cases}
-    splits: Splits = {split: [] for split in SPLITS}
+    splits: Splits[CaseType] = {split: [] for split in SPLITS}
     seen: dict[str, str] = {}
     for key, entries in names.items():
         split = _canonical(key)
@@ -166,7 +171,9 @@ def _by_names(cases: Sequence[Case], names: Mapping[str, Sequence[str]], where: 
     return splits
 
 
-def _by_fraction(cases: Sequence[Case], fractions: Sequence[float] | Mapping[str, float], seed: int) -> Splits:
+def _by_fraction(
+    cases: Sequence[CaseType], fractions: Sequence[float] | Mapping[str, float], seed: int
+) -> Splits[CaseType]:
     if isinstance(fractions, Mapping):
         unknown = [key for key in fractions if not _canonical(key)]
         if unknown:
@@ -178,39 +185,56 @@ def _by_fraction(cases: Sequence[Case], fractions: Sequence[float] | Mapping[str
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise SettingError(f"fractions: expected shares of train, validation and test that sum to 1, got {fractions}")
     wanted = sum(share > 0 for share in shares)
-    if len(cases) < wanted:
-        raise DataError(f"fractions: {wanted} splits asked for, but there are only {len(cases)} cases")
-    counts = [max(round(share * len(cases)), 1) if share else 0 for share in shares]
+    order = _shuffled_groups(cases, seed, "fraction")
+    if len(order) < wanted:
+        raise DataError(f"fractions: {wanted} splits asked for, but there are only {_number(cases, len(order))}")
+    counts = [max(round(share * len(order)), 1) if share else 0 for share in shares]
     # Rounding and the least of one case are settled by the largest split.
     largest = counts.index(max(counts))
-    counts[largest] += len(cases) - sum(counts)
-    order = _shuffled(cases, seed, "fraction")
+    counts[largest] += len(order) - sum(counts)
     starts = [0, counts[0], counts[0] + counts[1]]
     return {
-        split: _as_given(cases, order[start : start + count])
+        split: _as_given(cases, itertools.chain(*order[start : start + count]))
         for split, start, count in zip(SPLITS, starts, counts, strict=True)
     }
 
 
-def _by_fold(cases: Sequence[Case], fold: int, folds: int, seed: int) -> Splits:
+def _by_fold(cases: Sequence[CaseType], fold: int, folds: int, seed: int) -> Splits[CaseType]:
     if folds < 2 or not 0 <= fold < folds:
         raise SettingError(f"fold: expected 0 to folds - 1 with folds at least 2, got fold {fold} of {folds}")
-    if len(cases) < folds:
-        raise DataError(f"folds: {folds} asked for, but there are only {len(cases)} cases")
-    order = _shuffled(cases, seed, "fold")
+    order = _shuffled_groups(cases, seed, "fold")
+    if len(order) < folds:
+        raise DataError(f"folds: {folds} asked for, but there are only {_number(cases, len(order))}")
+    others = [group for place, group in enumerate(order) if place % folds != fold]
     return {
-        "train": _as_given(cases, [case for place, case in enumerate(order) if place % folds != fold]),
-        "validation": _as_given(cases, order[fold::folds]),
+        "train": _as_given(cases, itertools.chain(*others)),
+        "validation": _as_given(cases, itertools.chain(*order[fold::folds])),
         "test": [],
     }
 
 
-def _shuffled(cases: Iterable[Case], seed: int, purpose: str) -> list[Case]:
+def _shuffled(cases: Iterable[CaseType], seed: int, purpose: str) -> list[CaseType]:
     """By SHA-256; `purpose` keeps the draws of folds, fractions and few-shot subsets independent."""
-    return sorted(cases, key=lambda case: hashlib.sha256(f"{purpose}\0{seed}\0{case.name}".encode()).digest())
+    return sorted(cases, key=lambda case: _rank(case.name, seed, purpose))
 
 
-def _as_given(cases: Sequence[Case], chosen: Sequence[Case]) -> list[Case]:
+def _shuffled_groups(cases: Iterable[CaseType], seed: int, purpose: str) -> list[list[CaseType]]:
+    """The cases of each group, a case without one by itself, in the order of `_shuffled`."""
+    groups: dict[str, list[CaseType]] = {}
+    for case in cases:
+        groups.setdefault(case.group or case.name, []).append(case)
+    return [groups[name] for name in sorted(groups, key=lambda name: _rank(name, seed, purpose))]
+
+
+def _rank(name: str, seed: int, purpose: str) -> bytes:
+    return hashlib.sha256(f"{purpose}\0{seed}\0{name}".encode()).digest()
+
+
+def _number(cases: Sequence[Case], groups: int) -> str:
+    return f"{len(cases)} cases" if groups == len(cases) else f"{groups} groups of {len(cases)} cases"
+
+
+def _as_given(cases: Sequence[CaseType], chosen: Iterable[CaseType]) -> list[CaseType]:
     names = {case.name for case in chosen}
     return [case for case in cases if case.name in names]
 

@@ -19,7 +19,17 @@ from torch.nn import functional as F
 from voxelry.core.errors import SettingError
 from voxelry.diffusion.schedules import Schedule, Time
 
-__all__ = ["LOSSES", "PREDICTIONS", "WEIGHTINGS", "Objective", "convert", "noise_like", "q_sample", "sample_times"]
+__all__ = [
+    "LOSSES",
+    "PREDICTIONS",
+    "WEIGHTINGS",
+    "Objective",
+    "convert",
+    "mean_errors",
+    "noise_like",
+    "q_sample",
+    "sample_times",
+]
 
 PREDICTIONS = ("epsilon", "x0", "v")
 LOSSES = ("l1", "l2", "huber")
@@ -96,6 +106,25 @@ def convert(value: Tensor, x_t: Tensor, t: Time, schedule: Schedule, source: str
             return (value - s * x_t) / a
 
 
+def mean_errors(output: Tensor, target: Tensor, loss: str = "l2") -> Tensor:
+    """Error of each sample, mean over its channels and voxels, `(B,)` float32 or wider; `loss` one of `LOSSES`.
+
+    Raises:
+        SettingError: an unknown loss.
+    """
+    output, target = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (output, target))
+    match loss:
+        case "l2":
+            errors = (output - target) ** 2
+        case "l1":
+            errors = (output - target).abs()
+        case "huber":
+            errors = F.smooth_l1_loss(output, target, reduction="none")
+        case _:
+            raise SettingError(f"loss_type: expected one of {', '.join(LOSSES)}, got {loss!r}")
+    return errors.flatten(1).mean(dim=1)
+
+
 @dataclass(frozen=True)
 class Objective:
     """What the network answers and what an error costs.
@@ -146,15 +175,8 @@ class Objective:
 
         A mean, so that learning rates carry over between image sizes; the sum that some codes use does not.
         """
-        output, target = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (output, target))
-        match self.loss:
-            case "l2":
-                errors = (output - target) ** 2
-            case "l1":
-                errors = (output - target).abs()
-            case _:
-                errors = F.smooth_l1_loss(output, target, reduction="none")
-        return errors.flatten(1).mean(dim=1) * self.weights(schedule)[t.cpu()].to(errors.dtype).to(errors.device)
+        errors = mean_errors(output, target, self.loss)
+        return errors * self.weights(schedule)[t.cpu()].to(errors.dtype).to(errors.device)
 
     def weights(self, schedule: Schedule) -> Tensor:
         """Weight of each time step in the space of `prediction`, `(steps,)` float64."""

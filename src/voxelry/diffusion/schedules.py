@@ -32,6 +32,7 @@ class Schedule:
     Args:
         betas: `(steps,)`, each in (0, 1).
         name: where the betas come from, for cards and messages.
+        ends: first and last beta as `from_name` was given them; None for betas from elsewhere.
 
     Raises:
         SettingError: betas of another rank, or outside (0, 1).
@@ -39,6 +40,7 @@ class Schedule:
 
     betas: Tensor
     name: str = "custom"
+    ends: tuple[float, float] | None = None
     _padded: Tensor = field(init=False, repr=False)  # alpha_bar of step t at t + 1, so that -1 is the clean image
 
     def __post_init__(self) -> None:
@@ -68,7 +70,18 @@ class Schedule:
             raise SettingError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
         if steps < 1:
             raise SettingError(f"n_timestep: expected at least 1 time step, got {steps}")
-        return cls(SCHEDULES[name](steps, start, end), name)
+        return cls(SCHEDULES[name](steps, start, end), name, (start, end))
+
+    def settings(self) -> dict[str, str | int | float]:
+        """What `from_name` makes the same schedule of, under the names of the tasks' settings.
+
+        Raises:
+            SettingError: the betas are not from `from_name`.
+        """
+        if self.ends is None:
+            raise SettingError(f"schedule: {self.name!r} was given as betas; only a named schedule can be stored")
+        start, end = self.ends
+        return {"schedule": self.name, "n_timestep": self.steps, "linear_start": start, "linear_end": end}
 
     def __len__(self) -> int:
         return self.steps

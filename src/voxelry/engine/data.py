@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,11 +15,12 @@ from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.splits import SPLITS, few_shot, split_cases
+from voxelry.data.sample import Sample
+from voxelry.data.splits import SPLITS, CaseType, few_shot, split_cases
 from voxelry.engine.kinds import Kind
 from voxelry.engine.splits import Splits, plain
 
-__all__ = ["Splits", "build_data"]
+__all__ = ["Splits", "build_data", "changes", "check_rank", "checked_splits", "choose_cache", "divide"]
 
 MEMORY_BYTES = 2 * 1024**3
 
@@ -30,7 +31,7 @@ def build_data(
     """Find, split and wrap the cases of `config.root`: the one entry point to the data of a run.
 
     Args:
-        config: as `configs/data/volumes.yaml`; or as `configs/data/crops.yaml` or `reconstruct.yaml`.
+        config: as `configs/data/volumes.yaml`; or as `crops.yaml`, `reconstruct.yaml`, `pairs.yaml` or `degraded.yaml`.
         ndim: rank that the images must have.
         augment: settings of `Augment` for the training part; empty or None for none.
         seed: draws the few-shot subset and everything random in the training part.
@@ -43,6 +44,10 @@ def build_data(
         from voxelry.engine.crop_data import build_crop_data
 
         return build_crop_data(config, ndim=ndim, kind=kind, augment=augment, seed=seed)
+    if config.get("pairs") is not None or config.get("degrade") is not None:
+        from voxelry.engine.pair_data import build_pair_data
+
+        return build_pair_data(config, ndim=ndim, kind=kind, augment=augment, seed=seed)
     cases = find_cases(
         config.root,
         config.layout,
@@ -51,6 +56,31 @@ def build_data(
         point_options=plain(config.point_options),
     )
     check_annotated(cases, kind.required)
+    parts = divide(cases, config, seed)
+    common: dict[str, Any] = {
+        "preprocess": Preprocess(**plain(config.preprocess)),
+        "need": kind.needs,
+        "seed": seed,
+    }
+    common["cache"] = choose_cache(config.cache, VolumeDataset(parts["train"][:1], **common), len(cases))
+    train = VolumeDataset(parts["train"], **common, **changes(config, augment))
+    check_rank(train, ndim)
+    names = train.landmark_names or None
+    validation, test = (VolumeDataset(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
+    splits = checked_splits(train, validation, test, unaltered=train.preprocessed)
+    if "slices" in config:
+        from voxelry.engine.reconstruct_data import slice_splits
+
+        return slice_splits(splits, config.slices, seed)
+    return splits
+
+
+def divide(cases: Sequence[CaseType], config: DictConfig, seed: int) -> dict[str, list[CaseType]]:
+    """The cases of each part as `config.split` has it, `config.training_samples` of them for training.
+
+    Raises:
+        DataError: none are left for training; or see `data.splits`.
+    """
     split = config.split
     parts = split_cases(
         cases,
@@ -63,49 +93,45 @@ def build_data(
     training = few_shot(parts["train"], config.training_samples, seed)
     if not training:
         raise DataError(f"{config.root}: no cases are left for training after the split (of {len(cases)} in all)")
-    common: dict[str, Any] = {
-        "preprocess": Preprocess(**plain(config.preprocess)),
-        "need": kind.needs,
-        "seed": seed,
+    return {**parts, "train": training}
+
+
+def choose_cache(wanted: str | None, first: VolumeDataset, count: int) -> str | None:
+    """Where preprocessed samples are kept; `auto` is memory if `count` like the only one of `first` fit there."""
+    if wanted != "auto":
+        return wanted
+    sample = first.preprocessed(0)
+    held = sample.image.nbytes + (0 if sample.target is None else sample.target.nbytes)
+    return "memory" if held * count <= MEMORY_BYTES else None
+
+
+def changes(config: DictConfig, augment: DictConfig | None) -> dict[str, Any]:
+    """What is done to training samples alone: their augmentation and patches."""
+    return {
+        "augment": Augment(**plain(augment)) if augment else None,
+        "patches": None if config.patches is None else Patches(**plain(config.patches)),
     }
-    cache = config.cache
-    if cache == "auto":
-        cache = "memory" if _fits(VolumeDataset(training[:1], **common), len(cases)) else None
-    common["cache"] = cache
-    train = VolumeDataset(
-        training,
-        augment=Augment(**plain(augment)) if augment else None,
-        patches=None if config.patches is None else Patches(**plain(config.patches)),
-        **common,
-    )
-    check_rank(train, ndim)
-    names = train.landmark_names or None
-    validation, test = (VolumeDataset(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
-    for dataset in (train, validation, test):
+
+
+def checked_splits(
+    train: VolumeDataset, validation: VolumeDataset, test: VolumeDataset, *, unaltered: Callable[[int], Sample]
+) -> Splits:
+    """The parts of a run, looked through and, with a cache on disk, all of them in it.
+
+    Raises:
+        FileError, DataError: the first fault of a case; one line naming the file.
+    """
+    datasets = dict(zip(SPLITS, (train, validation, test), strict=True))
+    for dataset in datasets.values():
         dataset.check()
         if isinstance(dataset.cache, Cache):
             build(dataset, workers=min(4, os.cpu_count() or 1))
-    splits = Splits(
-        train,
-        validation,
-        test,
+    return Splits(
+        **datasets,
         preprocess=train.preprocess,
-        names={
-            part: [case.name for case in dataset.cases]
-            for part, dataset in zip(SPLITS, (train, validation, test), strict=True)
-        },
-        unaltered=train.preprocessed,
+        names={part: [case.name for case in dataset.cases] for part, dataset in datasets.items()},
+        unaltered=unaltered,
     )
-    if "slices" in config:
-        from voxelry.engine.reconstruct_data import slice_splits
-
-        return slice_splits(splits, config.slices, seed)
-    return splits
-
-
-def _fits(first: VolumeDataset, count: int) -> bool:
-    """Whether `count` preprocessed samples of the first one's size can stay in memory."""
-    return first[0].image.nbytes * count <= MEMORY_BYTES
 
 
 def check_annotated(cases: Sequence[Case], required: str | None) -> None:

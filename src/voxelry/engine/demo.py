@@ -16,6 +16,7 @@ from voxelry.engine.model import load
 from voxelry.engine.reconstruct_demo import reconstruct_demo
 from voxelry.engine.report import add_training, demo_page, evaluation_dataset
 from voxelry.engine.segment_demo import segment_demo
+from voxelry.engine.translate_demo import translate_demo
 from voxelry.viz.report import Report
 
 __all__ = ["DEMOS", "run_demo"]
@@ -108,4 +109,5 @@ DEMOS: dict[str, Callable[..., Report]] = {
     "landmarks": landmarks_demo,
     "segment": segment_demo,
     "reconstruct": reconstruct_demo,
+    "translate": translate_demo,
 }

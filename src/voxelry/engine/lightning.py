@@ -85,7 +85,9 @@ class TaskModule(pl.LightningModule):
         """Seed the batch and set the learning rate."""
         entropy = np.random.SeedSequence([self.seed, self.batches_taken, self.global_rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        factor = self.learning_rate.factor(self.progress())
+        progress = self.progress()
+        self.task.on_progress(progress)
+        factor = self.learning_rate.factor(progress)
         optimizer = self.optimizers(use_pl_optimizer=False)
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group.setdefault("initial_lr", group["lr"])

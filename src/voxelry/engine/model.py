@@ -19,9 +19,10 @@ from voxelry.data.layouts import case_name
 from voxelry.data.sample import Sample, collate
 from voxelry.engine.bundle import Bundle, read_bundle
 from voxelry.engine.kinds import KINDS, Kind
-from voxelry.engine.networks import input_channels
 
 __all__ = ["Model", "load"]
+
+Readable = str | PathLike[str] | np.ndarray | Sample | Mapping[str, Any]
 
 
 class Model:
@@ -51,15 +52,15 @@ class Model:
         """The same model on another device."""
         return type(self)(self.bundle, device)
 
-    def predict(
-        self, image: str | PathLike[str] | np.ndarray | Sample, space: Space | None = None, **options: Any
-    ) -> Any:
+    def predict(self, image: Readable, space: Space | None = None, **options: Any) -> Any:
         """What the task makes of one image.
 
         Args:
-            image: a file in any format that is read, an array `(C, *spatial)` or `(*spatial)`, or a sample.
+            image: a file in any format that is read, an array `(C, *spatial)` or `(*spatial)`, a sample, or, for a
+                model that takes several contrasts, a mapping from their names to files.
             space: where an array lies; without it, 1 mm voxels.
-            options: for the file's reader, such as `dataset` or `spacing`.
+            options: for the file's reader, such as `dataset` or `spacing`; and those of the task, such as `steps` and
+                `samples` of a translation (`Kind.options`).
 
         Returns:
             The task's own record; for landmarks a `LandmarkPrediction` with points in world mm.
@@ -68,18 +69,20 @@ class Model:
             FileError: the file can't be read.
             DataError: the image's rank or channels aren't the network's.
         """
+        own = {name: options.pop(name) for name in self.kind.options if name in options}
         sample = self.bundle.preprocess(self.sample(image, space, **options))
         batch = collate([sample]).to(self.device)
+        task: Any = self.task
         with torch.inference_mode():
-            return self.task.predict(batch)[0]
+            return task.predict(batch, **own)[0]
 
-    def sample(
-        self, image: str | PathLike[str] | np.ndarray | Sample, space: Space | None = None, **options: Any
-    ) -> Sample:
+    def sample(self, image: Readable, space: Space | None = None, **options: Any) -> Sample:
         """The image as a sample, not yet preprocessed; arguments and errors as `predict`."""
         ndim = int(self.task.network.ndim)  # type: ignore[arg-type]
         if isinstance(image, Sample):
             sample = image
+        elif isinstance(image, Mapping):
+            sample = self.kind.read_contrasts(self.task, image, options)
         elif isinstance(image, np.ndarray):
             array = image[None] if image.ndim == ndim else image
             where = space or Space.from_spacing(array.shape[1:])
@@ -98,7 +101,7 @@ class Model:
         Raises:
             DataError: another rank or number of channels.
         """
-        own, taken = int(self.task.network.ndim), input_channels(self.task.network)  # type: ignore[arg-type]
+        own, taken = int(self.task.network.ndim), self.kind.image_channels(self.task)  # type: ignore[arg-type]
         if ndim != own:
             raise DataError(f"{source}: an image of rank {ndim}, but the model is of rank {own}")
         if channels != taken:
@@ -112,7 +115,7 @@ class Model:
         """
         from voxelry.engine.reconstruct import reconstruct
 
-        if self.task_name != "reconstruct":
+        if not self.kind.prompted:
             raise SettingError(f"task: expected a model of the task reconstruct, got one of {self.task_name}")
         return reconstruct(self, image, **prompt)
 

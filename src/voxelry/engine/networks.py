@@ -15,10 +15,12 @@ __all__ = ["NETWORKS", "build_network", "input_channels", "network_class", "netw
 NETWORKS = {
     "unet": "voxelry.models.unet.UNet",
     "folded_unet": "voxelry.models.folded_unet.FoldedUNet",
+    "haar_unet": "voxelry.models.haar_unet.HaarUNet",
     "masked_autoencoder": "voxelry.models.mae.MaskedAutoencoder",
     "backbone_heatmaps": "voxelry.models.backbone_heatmaps.BackboneHeatmaps",
     "mask_rcnn": "voxelry.models.mask_rcnn.MaskRCNN",
     "shape_net": "voxelry.models.shape.ShapeNet",
+    "shape_flow": "voxelry.models.shape.ShapeFlow",
 }
 
 

@@ -98,7 +98,7 @@ def read_pretrained(path: Path, *, ndim: int | None = None) -> Pretrained:
         return _of_checkpoint(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such bundle or checkpoint")
-    weights = load_reference_file(path)
+    weights = load_reference_file(path, which="ema")
     source = source_of(weights)
     if source is not None:
         found = _of(from_reference(source, {}, weights), _PLAIN_RANGE, path)

@@ -28,9 +28,13 @@ from voxelry.data.slice_case import build_case, collate_slices
 from voxelry.data.slices import PLANE_NAMES, SliceSample, array_axis, check_click, oblique_plane, read_slice, take_slice
 from voxelry.engine.kinds.kind import make_folder
 from voxelry.engine.model import Model
+from voxelry.ops.surface import extract_surface
 from voxelry.tasks.reconstruct import ReconstructPrediction
 
-__all__ = ["read_points", "reconstruct", "write_reconstruction"]
+__all__ = ["SAMPLING", "read_points", "reconstruct", "write_reconstruction"]
+
+SAMPLING = ("samples", "steps", "sampler")
+"""Options that say how hypotheses are drawn."""
 
 
 def read_points(text: str, name: str) -> list[float]:
@@ -75,15 +79,19 @@ def reconstruct(
         spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
         label: the organ, one of the model's; may be left out where it has only one.
         space: where an array lies.
-        options: for the file's reader.
+        options: for the file's reader; and those of the task (`Kind.options`): `samples`, the number of hypotheses, and
+            `steps` and `sampler` of a model that draws them.
 
     Raises:
         DataError: a click outside of the volume or in air, a mask that isn't on the image's grid or is empty, a slice
             without spacing, an image that isn't the model's.
         FileError: a file can't be read.
-        SettingError: a plane or label that there isn't.
+        SettingError: a plane or label that there isn't, or samples of a model that doesn't draw any.
     """
     task: Any = model.task
+    own = {name: options.pop(name) for name in SAMPLING if options.get(name) is not None}
+    if strange := [name for name in own if name not in model.kind.options]:
+        raise SettingError(f"{strange[0]}: expected with a model of reconstruct_flow, not of {model.task_name}")
     organ = _organ(task, label)
     points = np.atleast_2d(np.asarray(click, dtype=np.float64))
     if len(points) > task.slices:
@@ -105,7 +113,7 @@ def reconstruct(
     )
     batch = collate_slices([case]).to(model.device)
     with torch.inference_mode():
-        found: ReconstructPrediction = task.predict(batch)[0]
+        found: ReconstructPrediction = task.predict(batch, **own)[0]
     return found
 
 
@@ -113,7 +121,10 @@ def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format
     """Write a mesh and, beside it, distances, numbers and, where there was a volume, its voxels.
 
     `NAME.ply` (or another format of meshes), `NAME.nii.gz` (the organ's label on the volume's grid),
-    `NAME_sdf.nii.gz` (mm, on the frame), `NAME.json`; all in world mm.
+    `NAME_sdf.nii.gz` (mm, on the frame), `NAME.json`; all in world mm. With hypotheses each of them too, as
+    `NAME_1.ply` and `NAME_sdf_1.nii.gz` and so on, and how far they spread at each vertex of `NAME.ply`: as its
+    property `spread_mm`, which other formats have no place for, and in `NAME_spread.csv` (`x,y,z,spread_mm`), the
+    vertices in the mesh's order. A hypothesis without any inside has no mesh.
 
     Raises:
         DataError: nothing was found.
@@ -126,8 +137,11 @@ def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format
         voxels = prediction.mask().astype(np.uint8 if prediction.label < 256 else np.int32) * prediction.label
         write_image(folder / f"{name}.nii.gz", voxels[None], prediction.space)
     write_image(folder / f"{name}_sdf.nii.gz", prediction.sdf[None], prediction.frame)
-    for number, other in enumerate(prediction.hypotheses):
-        write_image(folder / f"{name}_sdf_{number + 1}.nii.gz", other[None], prediction.frame)
+    for number, other in enumerate(prediction.hypotheses, start=1):
+        write_image(folder / f"{name}_sdf_{number}.nii.gz", other[None], prediction.frame)
+        surface = extract_surface(other, prediction.frame)
+        if not surface.is_empty:
+            write_mesh(folder / f"{name}_{number}.{format}", surface)
     record = {
         "label": prediction.label,
         "clicks_mm": prediction.clicks.tolist(),
@@ -136,11 +150,22 @@ def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format
         "on_slice_of": "predicted mask" if prediction.given is None else "given mask",
         "hypotheses": len(prediction.hypotheses),
     }
-    try:
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise FileError(folder / f"{name}.json", f"can't be written: {error.strerror or error}") from error
+    spread = prediction.mesh.values.get("spread_mm")
+    if spread is not None:
+        volumes = [extract_surface(other, prediction.frame).volume_ml for other in prediction.hypotheses]
+        record |= {"spread_mm": float(spread.mean()), "volumes_ml": volumes}
+        rows = np.column_stack((prediction.mesh.vertices, spread))
+        lines = ["x,y,z,spread_mm", *(",".join(f"{value:.4f}" for value in row) for row in rows)]
+        _write_text(folder / f"{name}_spread.csv", "\n".join(lines) + "\n")
+    _write_text(folder / f"{name}.json", json.dumps(record, indent=2) + "\n")
     return write_mesh(folder / f"{name}.{format}", prediction.mesh)
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise FileError(path, f"can't be written: {error.strerror or error}") from error
 
 
 def _organ(task: Any, label: int | None) -> tuple[int, ...]:

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts import find_cases
-from voxelry.data.splits import split_cases
 from voxelry.engine.evaluate import Evaluation, evaluate_task
 from voxelry.engine.kinds import kind_of
 from voxelry.engine.model import Model
@@ -135,14 +132,7 @@ def evaluation_dataset(model: Model, root: Path, layout: str = "auto", cases: Pa
     Raises:
         DataError: no case, or points that are not the model's.
     """
-    kind = kind_of(model.task)
-    found = find_cases(root, layout, need_landmarks=kind.required == "landmarks")
-    if cases is not None:
-        parts = split_cases(found, file=cases)
-        found = parts["test"] or [case for part in parts.values() for case in part]
-    dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=kind.truth)
-    kind.check(model.task, dataset)
-    return kind.held_out(model.task, dataset)
+    return kind_of(model.task).cases(model, Path(root), layout, cases)
 
 
 def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, trainings: Mapping[str, Path]) -> Report:

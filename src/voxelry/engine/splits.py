@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from voxelry.core.errors import VoxelryError
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
+from voxelry.data.splits import CaseType, split_cases
 
-__all__ = ["SampleSource", "Splits", "plain"]
+__all__ = ["First", "SampleSource", "Splits", "named_cases", "plain"]
 
 
 class SampleSource(Protocol):
@@ -24,6 +26,24 @@ class SampleSource(Protocol):
 
     def sample(self, index: int, epoch: int) -> Sample:
         """A sample as it is in that pass over the data."""
+
+
+@dataclass(frozen=True)
+class First:
+    """The first `count` samples of a source."""
+
+    source: SampleSource
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[index]
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """As the source's."""
+        return self.source.sample(index, epoch)
 
 
 @dataclass
@@ -43,6 +63,14 @@ class Splits:
     preprocess: Preprocess
     names: dict[str, list[str]]
     unaltered: Callable[[int], Sample]
+
+
+def named_cases(found: Sequence[CaseType], file: Path | None) -> list[CaseType]:
+    """The test cases that a split file names, or all that it does; every one found without a file."""
+    if file is None:
+        return list(found)
+    parts = split_cases(found, file=file)
+    return parts["test"] or [case for part in parts.values() for case in part]
 
 
 def plain(config: DictConfig | None) -> dict[str, Any]:

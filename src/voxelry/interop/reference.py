@@ -94,7 +94,8 @@ def load_reference_file(path: str | Path, *, which: str = "model") -> dict[str, 
     """Read a published checkpoint's tensors: `.safetensors`, or a PyTorch file (tensors only, no code runs).
 
     Understands a bare state dict, a dict with `model_state_dict`, `model_state`, `state_dict` or `model`, and
-    the list `[model, optimiser, epoch, step, ema]` of Fast-DDPM (`which="ema"` takes its last entry).
+    the list `[model, optimiser, epoch, step, ema]` of Fast-DDPM (`which="ema"` takes the averaged weights, its last
+    entry, where there are any).
 
     Raises:
         FileError: the file is not there.
@@ -116,7 +117,7 @@ def load_reference_file(path: str | Path, *, which: str = "model") -> dict[str, 
     except Exception as fault:  # safetensors' own error class is no subclass of the above
         raise CheckpointError(f"{path}: {fault}") from fault
     if isinstance(content, list) and content:
-        content = content[-1] if which == "ema" else content[0]
+        content = content[-1] if which == "ema" and isinstance(content[-1], Mapping) else content[0]
     for key in ("model_state_dict", "model_state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -1,4 +1,4 @@
-"""The configuration files of the two original projects, as overrides of ours.
+"""The configuration files of the original projects, as overrides of ours.
 
 Several of their keys do not mean what they are called (`attn_res` is the width of an attention head,
 `num_head_channels` the number of heads, `res_blocks` the number of normalisation groups, and the image
@@ -8,13 +8,13 @@ and omission is noted for the user to read.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voxelry.core.errors import ConfigError, FileError
+from voxelry.core.errors import ConfigError
+from voxelry.interop import fast_ddpm_config
+from voxelry.interop.overrides import Translation, read_settings, truth
 
 __all__ = ["Translation", "translate"]
 
@@ -25,26 +25,7 @@ _LAYOUTS = {
     "cephalo": "cephalometric",
     "cephalometric": "cephalometric",
 }
-_OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
 _SCHEDULERS = {"reducelronplateau": "plateau", "cosineannealinglr": "cosine"}
-
-
-@dataclass
-class Translation:
-    """One run: Hydra overrides, and notes that say what was taken over, changed or ignored."""
-
-    overrides: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def set(self, key: str, value: Any, origin: str = "", why: str = "") -> None:
-        """Add an override; `origin` is the key it came from."""
-        self.overrides.append(f"{key}={_hydra(value)}")
-        if origin:
-            self.notes.append(f"{origin} -> {key}={_hydra(value)}" + (f" ({why})" if why else ""))
-
-    def ignore(self, origin: str, why: str) -> None:
-        """Note a key that plays no part."""
-        self.notes.append(f"{origin} ignored: {why}")
 
 
 def translate(path: Path) -> list[Translation]:
@@ -54,36 +35,15 @@ def translate(path: Path) -> list[Translation]:
         FileError: missing, or not JSON or YAML.
         ConfigError: the file lacks what both originals need, or asks for something voxelry doesn't have.
     """
-    content = _read(path)
+    content = read_settings(path)
+    if fast_ddpm_config.is_theirs(content):
+        return [fast_ddpm_config.translate(path, content)]
     model, dataset = _mapping(path, content, "model"), _mapping(path, content, "dataset")
     if "unet" in model or "beta_schedule" in model:
         return [_pretraining(path, content, model, dataset)]
     if "name" in model:
         return _downstream(path, content, model, dataset)
     raise ConfigError(f"{path}: model: expected unet and beta_schedule (pretraining) or name (landmarks)")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(path, f"can't be read: {getattr(error, 'strerror', None) or 'not text'}") from error
-    try:
-        if path.suffix in (".yml", ".yaml"):
-            import yaml
-
-            content = yaml.safe_load(text)
-        else:
-            content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FileError(path, f"line {error.lineno}: not JSON ({error.msg})") from error
-    except ValueError as error:
-        raise FileError(path, "not YAML") from error
-    except Exception as error:  # yaml.YAMLError, without importing yaml for a JSON file
-        raise FileError(path, f"not plain YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise FileError(path, "expected an object with model and dataset")
-    return content
 
 
 def _mapping(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -110,18 +70,17 @@ def _pretraining(path: Path, content: dict[str, Any], model: dict[str, Any], dat
     ):
         if key in unet:
             value = unet.pop(key)
-            result.set(ours, _truth(value) if key == "self_condition" else value, f"model.unet.{key}", why)
-    _leftovers(result, unet, "model.unet")
+            result.set(ours, truth(value) if key == "self_condition" else value, f"model.unet.{key}", why)
+    result.leftovers(unet, "model.unet")
     schedules = dict(model.pop("beta_schedule", {}))
     train_schedule = dict(schedules.pop("train", {}))
     for key in ("schedule", "n_timestep", "linear_start", "linear_end"):
         if key in train_schedule:
             result.set(f"task.{key}", train_schedule.pop(key), f"model.beta_schedule.train.{key}")
-    _leftovers(result, train_schedule, "model.beta_schedule.train")
+    result.leftovers(train_schedule, "model.beta_schedule.train")
     if "test" in schedules:
         result.ignore("model.beta_schedule.test", "sampling uses the schedule that was trained")
-    _take(
-        result,
+    result.take(
         model,
         "model",
         {
@@ -129,14 +88,14 @@ def _pretraining(path: Path, content: dict[str, Any], model: dict[str, Any], dat
             "iterations": ("trainer.max_steps", int),
             "freq_metrics": ("trainer.validate_every", int),
             "freq_checkpoint": ("trainer.checkpoint_every", int),
-            "continue_training": ("resume", _truth),
+            "continue_training": ("resume", truth),
         },
     )
     if "use_ema" in model:
-        ema = 0.995 if _truth(model.pop("use_ema")) else None
+        ema = 0.995 if truth(model.pop("use_ema")) else None
         result.set("trainer.ema", ema, "model.use_ema")
     _optimizer(path, result, model)
-    _leftovers(result, model, "model")
+    result.leftovers(model, "model")
     _dataset(path, result, content, dataset)
     steps = train_schedule_name(content)
     result.set("output_dir", f"{content.get('experiment_path', 'runs')}/{dataset.get('name', 'data')}/{steps}")
@@ -165,9 +124,9 @@ def _downstream(
     protocol = content.get("training_protocol", {})
     finetuning, scratch = protocol.get("finetuning", {}), protocol.get("scratch", {})
     runs = []
-    if _truth(finetuning.get("apply", False)):
+    if truth(finetuning.get("apply", False)):
         runs.append(("finetuning", finetuning))
-    if _truth(scratch.get("apply", False)) or not runs:
+    if truth(scratch.get("apply", False)) or not runs:
         runs.append(("scratch", scratch))
     return [_landmarks(path, content, dict(model), dict(dataset), kind, dict(options)) for kind, options in runs]
 
@@ -193,8 +152,8 @@ def _landmarks(
         result.notes.append("training from scratch; give pretrained=PATH for fine-tuning")
         _width(result, dataset.get("image_size", 256))
     if "resume" in options:
-        result.set("resume", _truth(options.pop("resume")), f"training_protocol.{kind}.resume")
-    _leftovers(result, options, f"training_protocol.{kind}")
+        result.set("resume", truth(options.pop("resume")), f"training_protocol.{kind}.resume")
+    result.leftovers(options, f"training_protocol.{kind}")
     if "epochs" in model:
         result.set("trainer.max_epochs", model.pop("epochs"), "model.epochs")
     loss = model.pop("loss", model.pop("loss_function", None))
@@ -211,7 +170,7 @@ def _landmarks(
         model["lr"] = float(model["lr"]) * 10
         result.notes.append("model.lr times 10, as the original did from scratch")
     _optimizer(path, result, model)
-    _leftovers(result, model, "model")
+    result.leftovers(model, "model")
     if "sigma" in dataset:
         result.set("task.sigma", dataset.pop("sigma"), "dataset.sigma")
         result.set("task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
@@ -230,7 +189,7 @@ def _landmarks(
 
 
 def _rank(result: Translation, content: Mapping[str, Any]) -> int:
-    return 3 if _truth(content.get("is_3d", False)) else 2
+    return 3 if truth(content.get("is_3d", False)) else 2
 
 
 def _width(result: Translation, size: Any) -> None:
@@ -243,15 +202,14 @@ def _dataset(path: Path, result: Translation, content: Mapping[str, Any], datase
     name = str(dataset.pop("name", "volume3d"))
     result.set("data.layout", _LAYOUTS.get(name.lower(), "auto"), "dataset.name")
     result.set("data.root", str(_root(path, Path(dataset.pop("path", "datasets/")), name)), "dataset.path")
-    _take(
-        result,
+    result.take(
         dataset,
         "dataset",
         {
             "image_size": ("data.preprocess.image_size", lambda value: value),
             "batch_size": ("data.batch_size", int),
             "grad_accumulation": ("trainer.grad_accumulation", int),
-            "pin_memory": ("data.pin_memory", _truth),
+            "pin_memory": ("data.pin_memory", truth),
         },
     )
     workers = dataset.pop("num_workers", None)
@@ -259,7 +217,7 @@ def _dataset(path: Path, result: Translation, content: Mapping[str, Any], datase
         result.set("data.num_workers", int(workers), "dataset.num_workers")
     if "image_channels" in dataset:
         result.ignore(f"dataset.image_channels={dataset.pop('image_channels')}", "read from the files")
-    _leftovers(result, dataset, "dataset")
+    result.leftovers(dataset, "dataset")
 
 
 def _root(path: Path, folder: Path, name: str) -> Path:
@@ -277,11 +235,7 @@ def _root(path: Path, folder: Path, name: str) -> Path:
 
 def _optimizer(path: Path, result: Translation, model: dict[str, Any]) -> None:
     if "optimizer" in model:
-        given = model.pop("optimizer")
-        name = _OPTIMIZERS.get(str(given).lower())
-        if name is None:
-            raise ConfigError(f"{path}: model.optimizer: expected one of {', '.join(_OPTIMIZERS)}, got {given!r}")
-        result.set("optimizer", name, "model.optimizer")
+        result.optimizer(path, model.pop("optimizer"), "model.optimizer")
     if "lr" in model:
         result.set("optimizer.lr", float(model.pop("lr")), "model.lr")
 
@@ -301,34 +255,3 @@ def _rest(result: Translation, content: Mapping[str, Any]) -> None:
     for key in content:
         if key not in known:
             result.ignore(key, "no such setting")
-
-
-def _take(
-    result: Translation, source: dict[str, Any], prefix: str, keys: Mapping[str, tuple[str, Callable[[Any], Any]]]
-) -> None:
-    for key, (ours, convert) in keys.items():
-        if key in source:
-            result.set(ours, convert(source.pop(key)), f"{prefix}.{key}")
-
-
-def _leftovers(result: Translation, source: Mapping[str, Any], prefix: str) -> None:
-    for key in source:
-        result.ignore(f"{prefix}.{key}", "no such setting")
-
-
-def _truth(value: Any) -> bool:
-    # the originals compare with the string "true", so files hold both kinds
-    return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
-
-
-def _hydra(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_hydra(item) for item in value) + "]"
-    if isinstance(value, str) and not value.replace("_", "").replace(".", "").isalnum():
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
-    return str(value)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.optional import require
 
-__all__ = ["fid", "laplacian_pyramid", "sliced_wasserstein"]
+__all__ = ["cuts", "fid", "laplacian_pyramid", "sliced_wasserstein"]
 
 
 def sliced_wasserstein(
@@ -144,7 +144,7 @@ def fid(
 
     metric = FrechetInceptionDistance(feature=features, feature_extractor_weights_path=str(path))
     for images, real in ((data, True), (samples, False)):
-        for planes in _planes(images.float().cpu(), slices):
+        for planes in cuts(images.float().cpu(), slices):
             coloured = (planes.clamp(0, 1) * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
             for part in coloured.split(16):
                 metric.update(part, real=real)
@@ -159,7 +159,7 @@ def _check_weights(path: Path) -> None:
         raise FileError(path, "expected a state dict of the inception network, tensors alone") from error
 
 
-def _planes(images: Tensor, count: int) -> Iterator[Tensor]:
+def cuts(images: Tensor, count: int) -> Iterator[Tensor]:
     """Sets of planes `(n, C, rows, columns)` that show the images: themselves, or cuts along every axis."""
     axes = range(2, images.ndim) if images.ndim > 4 else ()
     if not axes:
@@ -167,7 +167,7 @@ def _planes(images: Tensor, count: int) -> Iterator[Tensor]:
     for axis in axes:
         size = images.shape[axis]
         kept = ((torch.arange(min(count, size)) + 0.5) * size / min(count, size)).long()
-        yield from _planes(images.index_select(axis, kept).movedim(axis, 1).flatten(0, 1), count)
+        yield from cuts(images.index_select(axis, kept).movedim(axis, 1).flatten(0, 1), count)
 
 
 def _patches(images: Tensor, places: Tensor, size: list[int]) -> Tensor:

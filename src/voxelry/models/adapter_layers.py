@@ -53,7 +53,7 @@ class _Adapted:
 
 def _adapted(ndim: int) -> Any:
     """PEFT's layer for our convolution of a rank, with what it lacks."""
-    name = conv(ndim).__name__
+    name = next(kind.__name__ for kind in conv(ndim).__mro__ if hasattr(layer, kind.__name__))  # ours may be a child
     return type(f"Adapted{name}", (_Adapted, getattr(layer, name)), {"__doc__": "A convolution with adapters."})
 
 

@@ -70,10 +70,16 @@ class FoldedUNet(UNet):
 
     def forward(self, x: Tensor, time: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """Run the network; arguments as `UNet.forward`, sizes as seen from outside."""
-        size = x.shape[2:]
-        folded = fold_voxels(x, self.fold)
-        estimate = None if condition is None else fold_voxels(condition, self.fold)
-        answer = unfold_voxels(super().forward(folded, time, estimate), self.fold)
+        estimate = None if condition is None else self.fold_in(condition)
+        return self.fold_out(super().forward(self.fold_in(x), time, estimate), x.shape[2:])
+
+    def fold_in(self, x: Tensor) -> Tensor:
+        """What the network works on, `(B, C, *S) -> (B, C * prod(fold), *ceil(S / fold))`."""
+        return fold_voxels(x, self.fold)
+
+    def fold_out(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """The inverse of `fold_in`, `(B, C * prod(fold), *ceil(size / fold)) -> (B, C, *size)`."""
+        answer = unfold_voxels(x, self.fold)
         for axis, length in enumerate(size, start=2):
             answer = answer.narrow(axis, 0, length)
         return answer

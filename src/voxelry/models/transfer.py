@@ -45,9 +45,11 @@ class TransferReport:
 def transfer(target: nn.Module, weights: Mapping[str, Tensor], *, inflate: bool = True) -> TransferReport:
     """Copy into `target` every tensor of `weights` (our names) that fits; return what happened to each.
 
-    Two differences are bridged: kernels with one spatial axis less are lifted (`models.inflate`), and a
+    Three differences are bridged: kernels with one spatial axis less are lifted (`models.inflate`); a
     stem trained with an estimate beside its input gives those channels up where the target has none,
-    which is the same as an estimate of zeros.
+    which is the same as an estimate of zeros; and where the target makes the same image of more inputs,
+    the new ones start with no effect: they stand between the known ones and the image on its way, which
+    comes last.
 
     Args:
         target: network that receives the weights; changed in place.
@@ -65,17 +67,17 @@ def transfer(target: nn.Module, weights: Mapping[str, Tensor], *, inflate: bool 
             if value.shape != given[name].shape
         })  # fmt: skip
         given = lifted
-    stem = given.get("stem.weight")
-    if (
-        isinstance(target, UNet)
-        and stem is not None
-        and not target.condition_channels
-        and stem.shape[1] > target.in_channels
-    ):
-        kept = stem[:, stem.shape[1] - target.in_channels :]
-        if kept.shape == own["stem.weight"].shape:
-            given["stem.weight"] = kept
-            adapted["stem.weight"] = f"{stem.shape[1] - target.in_channels} channels of the estimate left out"
+    stem, head = given.get("stem.weight"), given.get("head.weight")
+    if isinstance(target, UNet) and stem is not None and head is not None and not target.condition_channels:
+        more = target.in_channels - stem.shape[1]
+        if more < 0 and stem[:, -more:].shape == own["stem.weight"].shape:
+            given["stem.weight"] = stem[:, -more:]
+            adapted["stem.weight"] = f"{-more} channels of the estimate left out"
+        elif more > 0 and head.shape == own["head.weight"].shape and stem.shape[2:] == own["stem.weight"].shape[2:]:
+            known = max(stem.shape[1] - target.out_channels, 0)
+            unseen = stem.new_zeros(len(stem), more, *stem.shape[2:])
+            given["stem.weight"] = torch.cat([stem[:, :known], unseen, stem[:, known:]], dim=1)
+            adapted["stem.weight"] = f"{more} new inputs, without effect at first"
     matched, new = [], {}
     for name, value in own.items():
         if name in given and given[name].shape == value.shape:

@@ -8,6 +8,7 @@ with `wiring="dense"` and the parts of Ho et al. 2020 it is the network of Fast-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.errors import SettingError
-from voxelry.core.rank import check_ndim
+from voxelry.core.rank import check_ndim, per_axis
 from voxelry.core.settings import plain
 from voxelry.models.unet_parts import (
     CHECKPOINTING,
@@ -46,13 +47,14 @@ class UNet(nn.Module):
         condition_channels: channels of that estimate; `out_channels` where it is not given.
         groups: groups of every group normalisation; they must divide the channels.
         eps: constant of every normalisation.
-        block: "weight_standardised" or "pre_norm".
-        attention: "linear", "full" or "none", one for all levels or one for each, finest first.
+        block: "weight_standardised", "pre_norm" or "separable".
+        attention: "linear", "full", "window" or "none", one for all levels or one for each, finest first.
         middle_attention: the same, for the middle.
         heads: attention heads.
         head_dim: channels of a head; None shares the level's channels out.
         attention_groups: groups of the normalisations around attention; None means `groups`.
         attention_bias: whether queries, keys and values have a bias.
+        window: voxels of a window for "window" at most, one number or one per axis.
         down: "space_to_depth", "strided" or "average".
         up: "nearest_conv" or "nearest".
         wiring: "paired": each decoder block takes the skip of its encoder block, resampling changes the
@@ -65,6 +67,7 @@ class UNet(nn.Module):
         time_activation: "gelu" or "silu".
         stem_kernel: width of the first convolution.
         head_kernel: width of the last convolution.
+        zero_head: start the last convolution at zero, so that the first answer is zero everywhere.
         shortcut_kernel: width of the convolution around a block that changes the channels.
         checkpointing: what the backward pass computes again: "none"; "norms" (normalisations, activations,
             attention tables: cheap); "blocks" (whole blocks besides); "auto" chooses by size.
@@ -94,6 +97,7 @@ class UNet(nn.Module):
         head_dim: int | None = 32,
         attention_groups: int | None = 1,
         attention_bias: bool = False,
+        window: int | Sequence[int] = 8,
         down: str = "space_to_depth",
         up: str = "nearest_conv",
         wiring: str = "paired",
@@ -103,6 +107,7 @@ class UNet(nn.Module):
         time_activation: str = "gelu",
         stem_kernel: int = 1,
         head_kernel: int = 1,
+        zero_head: bool = False,
         shortcut_kernel: int = 1,
         checkpointing: str = "auto",
         pad: bool = True,
@@ -133,6 +138,7 @@ class UNet(nn.Module):
             head_dim=head_dim,
             attention_groups=attention_groups or groups,
             attention_bias=attention_bias,
+            window=per_axis(window, ndim, "window"),
         )
         kinds = [attention] * len(multipliers) if isinstance(attention, str) else list(attention)
         if len(kinds) != len(multipliers):
@@ -150,6 +156,9 @@ class UNet(nn.Module):
         self.final = parts.make_block(2 * width, width) if self.takes_stem else NormAct(last, groups=groups, eps=eps)
         self.feature_channels = last
         self.head = nd.conv(ndim)(last, out_channels, head_kernel, padding=head_kernel // 2)
+        if zero_head:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def settings(self) -> dict[str, Any]:
         """Plain values from which `UNet(**settings)` builds this network again."""
@@ -158,10 +167,7 @@ class UNet(nn.Module):
     @property
     def stride(self) -> tuple[int, ...]:
         """Input voxels per voxel of the coarsest level, per axis."""
-        total = torch.ones(self.ndim, dtype=torch.long)
-        for steps in self.strides:
-            total *= torch.tensor(steps)
-        return tuple(total.tolist())
+        return tuple(prod(steps[axis] for steps in self.strides) for axis in range(self.ndim))
 
     def forward(self, x: Tensor, time: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """Run the network.

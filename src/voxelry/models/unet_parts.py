@@ -72,11 +72,12 @@ class Parts:
     head_dim: int | None
     attention_groups: int
     attention_bias: bool
+    window: tuple[int, ...]
 
     def make_block(self, in_channels: int, out_channels: int) -> nn.Module:
         """A residual block that takes the time embedding."""
         kind = chosen(BLOCKS, self.block, "block")
-        for channels in (in_channels, out_channels) if self.block == "pre_norm" else (out_channels,):
+        for channels in (in_channels, out_channels) if self.block != "weight_standardised" else (out_channels,):
             divides("groups", self.groups, channels)
         return kind(
             in_channels,
@@ -95,6 +96,7 @@ class Parts:
             return NoAttention()
         part = chosen(ATTENTION, kind, "attention", also=("none",))
         divides("attention_groups", self.attention_groups, channels)
+        own = {"window": self.window} if kind == "window" else {}
         return part(
             channels,
             ndim=self.ndim,
@@ -103,6 +105,7 @@ class Parts:
             bias=self.attention_bias,
             groups=self.attention_groups,
             eps=self.eps,
+            **own,
         )
 
     def make_down(self, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> nn.Module:

@@ -1,6 +1,9 @@
-"""Attention over all voxels of a feature map, full or linear in their number."""
+"""Attention over all voxels of a feature map, full or linear in their number, and within windows."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.errors import SettingError
+from voxelry.core.rank import per_axis
 from voxelry.nn import nd
 from voxelry.nn.fused import in_rows
 from voxelry.nn.linear_attention import linear_attention
+from voxelry.nn.windows import merge_windows, split_windows
 
-__all__ = ["ATTENTION", "FullAttention", "LinearAttention", "NoAttention"]
+__all__ = ["ATTENTION", "FullAttention", "LinearAttention", "NoAttention", "WindowAttention"]
 
 
 def head_count(channels: int, heads: int, head_dim: int | None) -> tuple[int, int]:
@@ -72,6 +77,47 @@ class FullAttention(nn.Module):
         return x + self.out(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
 
 
+class WindowAttention(FullAttention):
+    """Every voxel attends to those of its window, added to the input, `(B, C, *S) -> (B, C, *S)`.
+
+    `FullAttention` within blocks of at most `window` voxels per axis (Liu et al. 2021, arXiv:2103.14030, without
+    the shift: the convolutions around it carry across the borders). The blocks are as equal as they can be; where
+    the map fits into one it is full attention. Cost grows linearly with the voxels.
+
+    Args:
+        window: voxels of a window, one number or one per axis.
+        channels, settings: see `FullAttention`.
+
+    Raises:
+        SettingError: a window below one voxel.
+    """
+
+    def __init__(self, channels: int, *, ndim: int, window: int | Sequence[int] = 8, **settings: Any):
+        super().__init__(channels, ndim=ndim, **settings)
+        self.window = per_axis(window, ndim, "window")
+        if min(self.window) < 1:
+            raise SettingError(f"window: expected at least 1 voxel, got {window}")
+
+    def _plain(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        counts = [-(-length // most) for length, most in zip(size, self.window, strict=True)]
+        window = [-(-length // count) for length, count in zip(size, counts, strict=True)]
+        tokens = split_windows(self.qkv(self.norm(x)).movedim(1, -1), window).flatten(1, -2)
+        q, k, v = tokens.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._inside(x, window))
+        mixed = mixed.transpose(1, 2).flatten(2).unflatten(1, window)
+        return x + self.out(merge_windows(mixed, size).movedim(-1, 1))
+
+    @staticmethod
+    def _inside(x: Tensor, window: Sequence[int]) -> Tensor | None:
+        """Which tokens of each window lie on the map, `(B * windows, 1, 1, N)`; None when all do."""
+        size = x.shape[2:]
+        if not any(length % side for length, side in zip(size, window, strict=True)):
+            return None
+        inside = split_windows(torch.ones(1, *size, 1, dtype=torch.bool, device=x.device), window)
+        return inside.flatten(1).repeat(len(x), 1)[:, None, None]
+
+
 class LinearAttention(nn.Module):
     """Attention whose cost is linear in the voxels, added to the input, `(B, C, *S) -> (B, C, *S)`.
 
@@ -128,4 +174,8 @@ class LinearAttention(nn.Module):
         return x + self.out_norm(self.out(mixed.flatten(1, 2).reshape(x.shape[0], -1, *x.shape[2:])))
 
 
-ATTENTION: dict[str, type[nn.Module]] = {"linear": LinearAttention, "full": FullAttention}
+ATTENTION: dict[str, type[nn.Module]] = {
+    "linear": LinearAttention,
+    "full": FullAttention,
+    "window": WindowAttention,
+}

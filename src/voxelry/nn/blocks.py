@@ -7,12 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from voxelry.nn import nd
-from voxelry.nn.conv import WeightStandardisedConv
+from voxelry.nn.conv import SeparableConv, WeightStandardisedConv
 from voxelry.nn.fused import conv_of, norm_silu, norm_silu_conv
 
-__all__ = ["BLOCKS", "PreNormBlock", "WeightStandardisedBlock"]
+__all__ = ["BLOCKS", "PreNormBlock", "SeparableBlock", "WeightStandardisedBlock"]
 
 
 def shortcut(in_channels: int, out_channels: int, ndim: int, kernel: int) -> nn.Module:
@@ -107,11 +108,11 @@ class PreNormBlock(nn.Module):
     ):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nd.conv(ndim)(in_channels, out_channels, 3, padding=1)
+        self.conv1 = self._conv(in_channels, out_channels, ndim)
         self.time = nn.Linear(embedding, out_channels)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nd.conv(ndim)(out_channels, out_channels, 3, padding=1)
+        self.conv2 = self._conv(out_channels, out_channels, ndim)
         self.shortcut = shortcut(in_channels, out_channels, ndim, shortcut_kernel)
 
     def forward(
@@ -128,9 +129,27 @@ class PreNormBlock(nn.Module):
             h = self._half(h, self.norm2, self.conv2, recompute)
         return self.shortcut(x) + h
 
-    @staticmethod
-    def _half(x: Tensor, norm: nn.GroupNorm, conv: Any, recompute: bool) -> Tensor:
+    def _conv(self, in_channels: int, out_channels: int, ndim: int) -> nn.Module:
+        return nd.conv(ndim)(in_channels, out_channels, 3, padding=1)
+
+    def _half(self, x: Tensor, norm: nn.GroupNorm, conv: Any, recompute: bool) -> Tensor:
         return norm_silu_conv(x, norm, conv.weight, conv.bias, padding=conv.padding, recompute=recompute)
 
 
-BLOCKS: dict[str, type[nn.Module]] = {"weight_standardised": WeightStandardisedBlock, "pre_norm": PreNormBlock}
+class SeparableBlock(PreNormBlock):
+    """A `PreNormBlock` of separable convolutions: fewer weights and products, for wide networks and large volumes."""
+
+    def _conv(self, in_channels: int, out_channels: int, ndim: int) -> nn.Module:
+        return SeparableConv(in_channels, out_channels, ndim=ndim)
+
+    def _half(self, x: Tensor, norm: nn.GroupNorm, conv: Any, recompute: bool) -> Tensor:
+        if recompute and torch.is_grad_enabled():  # or each of its convolutions would keep its input
+            return checkpoint(lambda h: conv(norm_silu(h, norm)), x, use_reentrant=False)
+        return conv(norm_silu(x, norm))
+
+
+BLOCKS: dict[str, type[nn.Module]] = {
+    "weight_standardised": WeightStandardisedBlock,
+    "pre_norm": PreNormBlock,
+    "separable": SeparableBlock,
+}

@@ -19,6 +19,7 @@ __all__ = [
     "AverageDown",
     "NearestConvUp",
     "NearestUp",
+    "SeparableConv",
     "SpaceToDepthDown",
     "StridedDown",
     "WeightStandardisedConv",
@@ -51,6 +52,31 @@ class WeightStandardisedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the standardised kernels."""
         return nd.convolve(x, standardise(self.weight, self.standard), self.bias, padding=self.padding)
+
+
+class SeparableConv(nn.Module):
+    """A 3-wide convolution along each axis for every channel by itself, then one that mixes them.
+
+    `(B, C_in, *S) -> (B, C_out, *S)`. Per voxel `C_in * (3 * ndim + C_out)` products in place of
+    `C_in * C_out * 3^ndim` (Chollet 2017, arXiv:1610.02357, with the depthwise part separated by axis as well). The
+    last axis comes first, so that weights of a plane keep their names in a volume.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, ndim: int):
+        super().__init__()
+        conv = nd.conv(ndim)
+        kernels = [tuple(3 if axis == along else 1 for axis in range(ndim)) for along in reversed(range(ndim))]
+        self.along = nn.ModuleList(
+            conv(in_channels, in_channels, kernel, padding=[k // 2 for k in kernel], groups=in_channels, bias=False)
+            for kernel in kernels
+        )
+        self.mix = conv(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        for axis in self.along:
+            x = axis(x)
+        return self.mix(x)
 
 
 class SpaceToDepthDown(nn.Module):

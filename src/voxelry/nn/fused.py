@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from voxelry.nn import nd, rows
+from voxelry.nn import nd, onednn, rows
 from voxelry.nn.norm import standardise
 from voxelry.nn.recipes import Recipe, attach, recipe_of
 
@@ -120,14 +120,10 @@ def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, padding: tuple[int, ...], *, of_input: bool, of_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of `nd.convolve` for its input and its weight, each only if asked for."""
-    ones = [1] * len(padding)
-    mask = [of_input, of_weight, False]
     if nd.half_is_unsafe(x, weight):
         grad, x, weight = grad.float(), x.float(), weight.float()
-    found = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, ones, list(padding), ones, False, [0] * len(padding), 1, mask
-    )
-    return found[0], found[1]
+    ones = [1] * len(padding)
+    return onednn.gradients(grad, x, weight, stride=ones, padding=padding, wanted=[of_input, of_weight])
 
 
 def per_channel_sum(grad: Tensor) -> Tensor:
@@ -267,16 +263,15 @@ class _Conv(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, skip: Any, weight: Tensor, bias: Any, padding: tuple[int, ...], standard: Any
     ) -> Tensor:
-        kind = x.device.type
         ctx.padding, ctx.standard = padding, standard
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        dtype = nd.autocast_dtype(x) or x.dtype
         x, skip = x.to(dtype), None if skip is None else skip.to(dtype)
         recipes = [recipe_of(part) for part in (x, skip) if part is not None]
         ctx.recipes = [(recipe.make, len(recipe.parts)) for recipe in recipes]
         ctx.save_for_backward(weight, *(part for recipe in recipes for part in recipe.parts))
         whole = x if skip is None else torch.cat((x, skip), dim=1)
         kernel = effective(weight, standard).to(dtype)
-        with torch.autocast(kind, enabled=False):
+        with nd.without_autocast(x):
             result = nd.convolve(whole, kernel, None if bias is None else bias.to(dtype), padding=padding)
         if any(padding) or bias is None or dtype != weight.dtype:
             return result
@@ -344,7 +339,7 @@ class _Again(torch.autograd.Function):
         ctx.places = [place for place, value in enumerate(arguments) if isinstance(value, Tensor)]
         ctx.others = [None if isinstance(value, Tensor) else value for value in arguments]
         ctx.save_for_backward(*(arguments[place] for place in ctx.places))
-        with torch.autocast(arguments[0].device.type, enabled=False):
+        with nd.without_autocast(arguments[0]):
             return function(*arguments)
 
     @staticmethod
@@ -355,7 +350,7 @@ class _Again(torch.autograd.Function):
         for place, value in zip(ctx.places, ctx.saved_tensors, strict=True):
             arguments[place] = value.detach().requires_grad_(ctx.needs_input_grad[place + 1])
             wanted += [place] if ctx.needs_input_grad[place + 1] else []
-        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+        with torch.enable_grad(), nd.without_autocast(grad):
             result = ctx.function(*arguments)
         found = dict(
             zip(wanted, torch.autograd.grad(result, [arguments[place] for place in wanted], grad), strict=True)

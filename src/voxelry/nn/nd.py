@@ -6,6 +6,7 @@ Everything else reads the rank from `x.shape[2:]` or passes `ndim` on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.core.rank import check_ndim
+from voxelry.nn import onednn
 
 __all__ = [
+    "autocast_dtype",
     "average_pool",
     "batch_norm",
     "channels_last",
@@ -27,6 +30,7 @@ __all__ = [
     "resize_smoothly",
     "transposed_conv",
     "transposed_convolve",
+    "without_autocast",
 ]
 
 
@@ -36,7 +40,17 @@ def conv(ndim: int) -> Any:
     Raises:
         SettingError: any other rank.
     """
-    return nn.Conv3d if check_ndim(ndim) == 3 else nn.Conv2d
+    return _Volume if check_ndim(ndim) == 3 else nn.Conv2d
+
+
+class _Volume(nn.Conv3d):
+    """`nn.Conv3d` that goes through `convolve`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        plain = self.padding_mode == "zeros" and self.groups == max(self.dilation) == 1 and input.ndim == weight.ndim
+        if isinstance(self.padding, str) or not plain:
+            return super()._conv_forward(input, weight, bias)
+        return convolve(input, weight, bias, stride=self.stride, padding=self.padding)
 
 
 def transposed_conv(ndim: int) -> Any:
@@ -105,6 +119,8 @@ def convolve(
         return torch.convolution(
             x.float(), weight.float(), wide, strides, list(padding), ones, False, [0] * ndim, 1
         ).to(x.dtype)
+    if onednn.is_skipped(x, weight):
+        return onednn.convolve(x, weight, bias, stride=strides, padding=padding)
     return torch.convolution(x, weight, bias, strides, list(padding), ones, False, [0] * ndim, 1)
 
 
@@ -119,11 +135,23 @@ def transposed_convolve(
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast as `F.conv2d` would be under autocast: the rank-free convolution is not on autocast's list."""
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(x)
+    if dtype is None:
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes in where `x` is; None without autocast, and on devices that have none (meta)."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if known else None
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations on the device of `x` keep the types they are given."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def half_is_unsafe(x: Tensor, weight: Tensor) -> bool:

@@ -16,9 +16,13 @@ from torch import Tensor
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 
-__all__ = ["BLENDS", "blend_profile", "cut", "predict_tiles", "tile_starts", "tiles"]
+__all__ = ["BLENDS", "Job", "Window", "blend_profile", "blend_tiles", "cut", "predict_tiles", "tile_starts", "tiles"]
 
 BLENDS = ("gaussian", "linear", "crop")
+
+Window = tuple[slice, ...]
+Job = tuple[int, Window]
+"""The number of an image in its batch, and the tile of it."""
 
 
 def tile_starts(size: int, tile: int, overlap: float, align: int = 1) -> list[int]:
@@ -57,7 +61,7 @@ def tile_starts(size: int, tile: int, overlap: float, align: int = 1) -> list[in
 
 def tiles(
     shape: Sequence[int], tile_size: int | Sequence[int], overlap: float = 0.5, align: int = 1
-) -> Iterator[tuple[slice, ...]]:
+) -> Iterator[Window]:
     """Windows that cover a grid, last axis fastest; arguments as `tile_starts`."""
     sizes = [min(tile, size) for tile, size in zip(per_axis(tile_size, len(shape), "tile_size"), shape, strict=True)]
     starts = [tile_starts(size, tile, overlap, align) for size, tile in zip(shape, sizes, strict=True)]
@@ -127,25 +131,66 @@ def predict_tiles(
     Raises:
         SettingError: sizes, overlap or blend make no sense, or the network changes the shape.
     """
-    shape = image.shape[2:]
     device = image.device if device is None else torch.device(device)
+
+    def answer(jobs: Sequence[Job]) -> Tensor:
+        return network(torch.stack([cut(image[sample], window) for sample, window in jobs]).to(device))
+
+    return blend_tiles(
+        answer,
+        len(image),
+        image.shape[2:],
+        tile_size=tile_size,
+        overlap=overlap,
+        blend=blend,
+        align=align,
+        batch_size=batch_size,
+        device=image.device,
+    )
+
+
+def blend_tiles(
+    answer: Callable[[Sequence[Job]], Tensor],
+    count: int,
+    shape: Sequence[int],
+    *,
+    tile_size: int | Sequence[int],
+    overlap: float = 0.5,
+    blend: str = "gaussian",
+    align: int = 1,
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Answers for tiles, blended to `count` whole images, `(count, C', *shape)` float32.
+
+    Unlike `predict_tiles`, what a tile is made of is the caller's matter: nothing but the sums has the full size.
+
+    Args:
+        answer: `[(image, window), ...] -> (len, C', *window)`, `batch_size` of them at a time.
+        count: images.
+        shape: of each of them.
+        tile_size, overlap, blend, align: as `predict_tiles`.
+        device: where the sums are.
+
+    Raises:
+        SettingError: sizes, overlap or blend make no sense, or an answer has another shape than its window.
+    """
     windows = list(tiles(shape, tile_size, overlap, align))
-    jobs = [(sample, window) for sample in range(len(image)) for window in windows]
+    jobs = [(sample, window) for sample in range(count) for window in windows]
     total: Tensor | None = None
-    weight = _total_weight(shape, windows, overlap, blend).to(image.device)
+    weight = _total_weight(shape, windows, overlap, blend).to(device)
     for first in range(0, len(jobs), batch_size):
         chosen = jobs[first : first + batch_size]
-        patches = torch.stack([cut(image[sample], window) for sample, window in chosen])
-        answers = network(patches.to(device)).float()
-        if answers.shape[2:] != patches.shape[2:]:
+        answers = answer(chosen).float()
+        expected = tuple(part.stop - part.start for part in chosen[0][1])
+        if tuple(answers.shape[2:]) != expected:
             raise SettingError(
-                f"tile_size: the network turned {tuple(patches.shape[2:])} into {tuple(answers.shape[2:])}; "
-                "expected the same shape"
+                f"tile_size: the network turned {expected} into {tuple(answers.shape[2:])}; expected the same shape"
             )
         if total is None:
-            total = torch.zeros(len(image), answers.shape[1], *shape, device=image.device)
-        for (sample, window), answer in zip(chosen, answers, strict=True):
-            part = answer.to(image.device) * _tile_weight(shape, window, overlap, blend).to(image.device)
+            total = torch.zeros(count, answers.shape[1], *shape, device=device)
+        for (sample, window), part in zip(chosen, answers, strict=True):
+            part = part.to(device) * _tile_weight(shape, window, overlap, blend).to(device)
             cut(total[sample], window).add_(part)
     assert total is not None  # an image has at least one tile
     return total.div_(weight)

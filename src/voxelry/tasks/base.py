@@ -56,6 +56,13 @@ class Task(nn.Module, ABC):
         """What an optimizer trains: parameters, or groups of them with settings of their own."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def on_progress(self, share: float) -> None:
+        """Told before every batch how much of the training is spent, in [0, 1]; nothing by default.
+
+        For what changes in the course of a training. An interrupted one goes on with the share it had reached.
+        """
+        return
+
     def fit_baseline(self, samples: Iterable[Sample]) -> None:
         """Remember from the training cases what the metrics compare with; nothing by default."""
         return

@@ -14,7 +14,7 @@ from voxelry.viz.style import INK, QUIET, as_array, clean, colour, new_figure, r
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["box_by_landmark", "calibration", "cumulative_error", "curves", "few_shot"]
+__all__ = ["box_by_landmark", "calibration", "cumulative_error", "curves", "few_shot", "small_multiples"]
 
 _RESAMPLES = 2000
 
@@ -52,6 +52,42 @@ def curves(
         axes.set_yscale("log")
     if len(series) > 1:
         row_of_keys(axes)
+    return _tight(fig)
+
+
+def small_multiples(
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    x: str,
+    ys: Mapping[str, str],
+    xlabel: str = "",
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+) -> Figure:
+    """Several quantities over the same few numbers, such as 1, 2 and 4 calls: a chart each, side by side.
+
+    Args:
+        series: name to rows, each with `x` and every key of `ys`; a line each.
+        x: key of the numbers, whole and positive, which are spaced as their logarithms.
+        ys: key to the label of its axis, with the unit.
+        xlabel: of every chart.
+        levels: name to the value of every key of `ys`, drawn as a dashed line.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    fig = new_figure(3.1 * len(ys) + 0.2, 3.0)
+    ticks = sorted({int(row[x]) for rows in series.values() for row in rows})
+    for place, (key, label) in enumerate(ys.items(), start=1):
+        axes = clean(fig.add_subplot(1, len(ys), place), xlabel=xlabel, title=label)
+        for i, (name, rows) in enumerate(series.items()):
+            where, values = [np.log2(row[x]) for row in rows], [float(row[key]) for row in rows]
+            axes.plot(where, values, "o-", color=colour(i), linewidth=1.6, markersize=4.5, label=name)
+        for name, level in (levels or {}).items():
+            axes.axhline(level[key], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label=name)
+        axes.set_xticks(np.log2(ticks), [str(tick) for tick in ticks])
+        axes.margins(x=0.12, y=0.12)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if place == 1 and len(series) + len(levels or {}) > 1:
+            row_of_keys(axes)
     return _tight(fig)
 
 

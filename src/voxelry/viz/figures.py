@@ -14,7 +14,8 @@ import numpy as np
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.viz.charts import box_by_landmark, calibration, cumulative_error, curves, few_shot
+from voxelry.viz.charts import box_by_landmark, calibration, cumulative_error, curves, few_shot, small_multiples
+from voxelry.viz.comparison import Panel, comparison
 from voxelry.viz.montage import process, sheet
 from voxelry.viz.planes import (
     Window,
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "Panel",
     "box_by_landmark",
     "calibration",
+    "comparison",
     "cumulative_error",
     "curves",
     "few_shot",
@@ -45,6 +48,7 @@ __all__ = [
     "orthogonal",
     "process",
     "sheet",
+    "small_multiples",
 ]
 
 

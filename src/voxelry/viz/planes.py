@@ -159,12 +159,14 @@ def draw(
     volume: NDArray[Any],
     index: Sequence[float],
     window: Window,
+    *,
+    colours: str = "gray",
 ) -> None:
-    """The grey values of one plane through `index`, black at `window[0]`, white at `window[1]`."""
+    """One plane through `index`, black at `window[0]`, white at `window[1]`, or in another map of colours."""
     low, high = window
     axes.imshow(
         plane.pixels(volume, index),
-        cmap="gray",
+        cmap=colours,
         vmin=low,
         vmax=high if high > low else low + 1,
         extent=plane.extent,

@@ -134,7 +134,7 @@ def test_a_crop_is_a_copy():
 def test_settings():
     for size in (4, [3, 5]):
         patches = Patches(size, foreground=0.25)
-        assert patches.settings() == {"size": size, "foreground": 0.25, "margin": 0, "fill": "zero"}
+        assert patches.settings() == {"size": size, "foreground": 0.25, "margin": 0, "fill": "zero", "context": False}
         assert Patches(**patches.settings()).settings() == patches.settings()
     for wrong in ({"size": 0}, {"size": (4, 2.5)}, {"size": True}, {"foreground": 1.5}, {"margin": -1}):
         with pytest.raises(SettingError):

@@ -11,7 +11,7 @@ from voxelry.data.dataset import VolumeDataset
 from voxelry.data.io import write_image
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slice_augment import SliceAugment
-from voxelry.data.slice_case import build_case, frame_of
+from voxelry.data.slice_case import build_case, frame_of, view_box
 from voxelry.data.slice_dataset import SliceDataset, usual_edges
 from voxelry.data.slice_sources import VolumeSlices
 from voxelry.data.slices import take_slice
@@ -54,6 +54,33 @@ def on_plane(case):
     points = 2 * case.pointmap.permute(0, 2, 3, 1).reshape(1, -1, 1, 1, 3)
     read = grid_sample(case.sdf[None], points, align_corners=False, padding_mode="border")
     return read.reshape(case.validity.shape)
+
+
+def test_the_field_of_view_is_where_the_volume_is_however_it_is_stored(source):
+    space = source.volumes.preprocessed(1).space
+    centre = np.array([3.0, -2.0, 5.0])
+    box = view_box(space, centre, 40.0).double().numpy()
+    index = np.stack(np.meshgrid(*[(-0.5, size - 0.5) for size in space.shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    corners = np.asarray(space.to_world(index))
+    sides = np.stack(np.meshgrid(*[(-1.0, 1.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    found = (sides @ box[:, :3].T + box[:, 3]) * 40.0 + centre
+    gaps = np.linalg.norm(found[:, None] - corners, axis=-1)
+    assert gaps.min(axis=0).max() < 1e-4
+    assert np.all(np.diag(box[:, :3]) > 0)
+    stored = space.reorder((2, 0, 1), (True, False, True))
+    np.testing.assert_allclose(view_box(stored, centre, 40.0), box, atol=1e-6)
+
+
+def test_a_field_of_view_is_told_as_often_as_asked_for_and_moves_with_the_world(source):
+    assert not small(source, field_of_view=0.0)[0].field_of_view.isfinite().any()
+    told = [bool(small(source, field_of_view=0.5, seed=seed)[0].field_of_view.isfinite().all()) for seed in range(20)]
+    assert 3 < sum(told) < 17
+    case = small(source, augment=SliceAugment(rotation=30.0, mirror=0.5))[1]
+    grid = case.slices[0].volume_space
+    torch.testing.assert_close(case.field_of_view, view_box(grid, case.centre.double().numpy(), 40.0))
+    assert not grid.is_close(source.volumes.preprocessed(1).space)
+    lone = build_case([case.slices[0].replace(volume_space=None)], edge=40.0, image_size=16)
+    assert not lone.field_of_view.isfinite().any()
 
 
 def test_the_slice_fits_the_shape_it_was_cut_from(source):

@@ -184,3 +184,19 @@ def test_names_must_be_unique():
     for divide in (split_cases, lambda cases: few_shot(cases, 1)):
         with pytest.raises(DataError, match=r"two cases are called a: x/a\.npy and y/a\.npy"):
             divide(twice)
+
+
+def test_groups_are_never_parted():
+    cases = [
+        Case(f"{patient}_{slice}", Path(f"{patient}_{slice}.png"), group=patient)
+        for patient in "abcdefghij"
+        for slice in range(4)
+    ]
+    parts = [split_cases(cases, fractions=(0.6, 0.2, 0.2), seed=3), *(split_cases(cases, fold=k) for k in range(5))]
+    for split in parts:
+        patients = [{case.group for case in part} for part in split.values()]
+        assert sum(len(part) for part in patients) == 10
+        assert sum(len(part) for part in split.values()) == 40
+    assert [len(parts[0][part]) for part in SPLITS] == [24, 8, 8]
+    with pytest.raises(DataError, match="only 10 groups of 40 cases"):
+        split_cases(cases, fold=0, folds=11)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from voxelry.core.errors import SettingError
-from voxelry.metrics.images import mae, mse, psnr, ssim, ssim_map
+from voxelry.metrics.images import mae, mse, nmse, psnr, ssim, ssim_map
 
 
 def pair(rng, shape):
@@ -40,6 +40,23 @@ def test_psnr_is_that_of_scikit_image(rng, shape):
     a, b = pair(rng, shape)
     expected = peak_signal_noise_ratio(a, b, data_range=2.0)
     assert psnr(batched(b), batched(a), data_range=2.0).item() == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(40, 31), (24, 19, 13)])
+def test_nmse_is_that_of_scikit_image_squared(rng, shape):
+    from skimage.metrics import normalized_root_mse
+
+    a, b = pair(rng, shape)
+    expected = normalized_root_mse(a, b, normalization="euclidean") ** 2
+    assert nmse(batched(b), batched(a)).item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_nmse_has_an_answer_for_images_of_zeros():
+    zeros, ones = torch.zeros(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
+    assert nmse(zeros, ones).item() == 1
+    assert nmse(zeros, zeros).item() == 0
+    assert nmse(ones, zeros).item() == math.inf
+    assert nmse(ones, ones, mask=torch.zeros(1, 3, 3)).isnan().all()
 
 
 def test_known_numbers():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from voxelry.models.shape import Prompt, ShapeNet, plane_in_frame
 from voxelry.models.shape.decoder import factors
 from voxelry.models.shape.encoder import plane_geometry
 from voxelry.models.shape.prior import MeanShape, truncate
-from voxelry.models.shape.prompt import click_heatmap, frame_points, plane_points, project, sample_plane
+from voxelry.models.shape.prompt import box_points, click_heatmap, frame_points, plane_points, project, sample_plane
 
 SMALL = {
     "conv": {
@@ -25,6 +26,7 @@ SMALL = {
         "multipliers": (1, 2),
         "volume_width": 8,
         "volume_multipliers": (1, 2),
+        "focus_grid": 8,
         "context": 16,
         "prior_grid": 16,
     },
@@ -104,6 +106,29 @@ def test_a_plane_is_described_alike_however_it_is_stored():
     assert_close(plane_geometry(plane, (16, 16)), plane_geometry(flipped, (16, 16)), atol=1e-5, rtol=1e-5)
 
 
+def test_a_field_of_view_is_a_box_with_its_sides_at_one():
+    box = torch.tensor([[[0.2, 0.0, 0.05, 0.1], [0.0, 0.4, 0.0, 0.0], [-0.02, 0.0, 0.3, -0.2]]])
+    corner = box[..., :3].sum(dim=-1) + box[..., 3]
+    points = torch.cat((corner, box[..., 3], box[..., 3] - 2 * box[..., 1]))
+    assert_close(box_points(box, points)[0].mT, torch.tensor([[1.0, 1, 1], [0, 0, 0], [0, -2, 0]]), atol=1e-5, rtol=0)
+
+
+def test_a_prompt_seen_from_a_cube_lies_where_it_did():
+    centre, edge = torch.tensor([[0.1, -0.2, 0.3], [0.0, 0.1, 0.0]]), torch.tensor([0.5, 0.8])
+    field = torch.randn(2, 3, 4)
+    field[1] = torch.nan
+    request = prompt(2, 2, field_of_view=field)
+    seen = request.around(centre, edge)
+    back = seen.pointmap * edge[:, None, None, None, None] + centre[:, None, :, None, None]
+    assert_close(back, request.pointmap, atol=1e-6, rtol=1e-5)
+    assert_close(plane_points(seen.plane, (16, 16)), seen.pointmap, atol=1e-5, rtol=1e-5)
+    box, known = seen.box()
+    assert known.tolist() == [True, False]
+    points = torch.randn(5, 3)
+    outside = box_points(field[:1], centre[:1] + edge[0] * points)
+    assert_close(box_points(box[:1], points), outside, atol=1e-3, rtol=1e-3)
+
+
 def test_a_click_is_a_blob_and_no_click_is_nothing():
     blob = click_heatmap(torch.tensor([[3.0, 5.0], [float("nan"), float("nan")]]), (8, 9), 2.0)
     assert blob[0].argmax() == 3 * 9 + 5
@@ -179,6 +204,21 @@ def test_slices_in_another_order_and_filled_up_say_the_same(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_field_of_view_counts_where_it_is_known_only(kind):
+    network = trained(kind)
+    field = torch.eye(3, 4).expand(2, -1, -1) * 0.4
+    told, half = prompt(2, field_of_view=field), field.clone()
+    half[1] = torch.nan
+    with torch.no_grad():
+        both, first, none = (network(replace(told, field_of_view=given)) for given in (field, half, None))
+    assert_close(first.sdf[0], both.sdf[0], atol=1e-5, rtol=1e-4)
+    assert_close(first.sdf[1], none.sdf[1], atol=1e-5, rtol=1e-4)
+    assert (both.offset - none.offset).abs().min() > 1e-4
+    joined = Prompt.collate([told.select([0]), replace(told.select([1]), field_of_view=None)])
+    assert joined.box()[1].tolist() == [True, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_part_learns_and_recomputing_changes_nothing(kind):
     network, request = trained(kind).train(), prompt(2, 2, label=torch.tensor([0, 0]))
     again = ShapeNet(**{**network.settings(), "checkpointing": True}).train()
@@ -242,7 +282,7 @@ def test_what_does_not_fit_is_refused():
         ShapeNet(**SMALL["conv"])(prompt(1, label=torch.tensor([1])))
     with pytest.raises(SettingError, match="image"):
         ShapeNet(**SMALL["conv"], in_channels=2)(prompt(1))
-    for settings, match in (({"decoder": "other"}, "decoder"), ({"ndim": 2}, "ndim"), ({"lift_step": 3}, "lift_step")):
+    for settings, match in (({"decoder": "other"}, "decoder"), ({"ndim": 2}, "ndim"), ({"focus": 0.0}, "focus")):
         with pytest.raises(SettingError, match=match):
             ShapeNet(**{**SMALL["conv"], **settings})
     with pytest.raises(SettingError, match="tokens"):

@@ -30,6 +30,7 @@ KINDS = {
     "ddpm": DDPM,
     "plain resampling": {**DDPM, "down": "average", "up": "nearest", "attention": "none", "shortcut_kernel": 3},
     "thick slices": {"strides": [[1, 2], 2], "blocks_per_level": 1},
+    "light": {"block": "separable", "attention": "window", "middle_attention": "window", "window": 3},
 }
 
 
@@ -62,7 +63,7 @@ def test_settings_build_the_same_network(kind):
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("kind", ["seed", "ddpm"])
+@pytest.mark.parametrize("kind", ["seed", "ddpm", "light"])
 @pytest.mark.parametrize("kept_from", [0, 1 << 30])
 def test_memory_policies_agree(ndim, kind, kept_from, monkeypatch):
     monkeypatch.setattr("voxelry.nn.recipes.MINIMUM_BYTES", kept_from)
@@ -81,7 +82,7 @@ def test_memory_policies_agree(ndim, kind, kept_from, monkeypatch):
 
 
 def test_dropout_is_used_in_training_only():
-    for block in ("weight_standardised", "pre_norm"):
+    for block in ("weight_standardised", "pre_norm", "separable"):
         for policy in ("none", "norms", "blocks"):
             network = UNet(ndim=2, width=8, dropout=0.5, block=block, checkpointing=policy)
             x = torch.randn(1, 1, 8, 8)
@@ -91,7 +92,7 @@ def test_dropout_is_used_in_training_only():
 
 
 @pytest.mark.parametrize("policy", ["none", "norms", "blocks"])
-@pytest.mark.parametrize("kind", ["seed", "ddpm"])
+@pytest.mark.parametrize("kind", ["seed", "ddpm", "light"])
 def test_bfloat16_autocast_stays_close(policy, kind):
     network = small(3, checkpointing=policy, **KINDS[kind])
     x = torch.randn(1, 1, 8, 8, 8)
@@ -102,6 +103,13 @@ def test_bfloat16_autocast_stays_close(policy, kind):
     assert (rough.float() - exact).abs().max() < 0.1 * exact.abs().max()
     rough.float().square().sum().backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.dtype == p.dtype for p in network.parameters())
+
+
+def test_a_zero_head_answers_zero_at_first():
+    network = UNet(ndim=2, width=8, zero_head=True)
+    x = torch.randn(1, 1, 8, 8)
+    assert network(x, torch.tensor([4])).abs().max() == 0
+    assert network.features(x).abs().max() > 0
 
 
 def test_time_and_estimate_matter_and_may_be_left_out():
@@ -118,9 +126,11 @@ def test_time_and_estimate_matter_and_may_be_left_out():
     ("settings", "message"),
     [
         ({"ndim": 4}, "ndim: expected 2 or 3"),
-        ({"block": "resnet"}, "block: expected one of weight_standardised, pre_norm, got 'resnet'"),
-        ({"attention": "flash"}, "attention: expected one of linear, full, none"),
+        ({"block": "resnet"}, "block: expected one of weight_standardised, pre_norm, separable, got 'resnet'"),
+        ({"attention": "flash"}, "attention: expected one of linear, full, window, none"),
         ({"attention": ["none"]}, "attention: expected 1 or 3 names"),
+        ({"attention": "window", "window": [4]}, r"window: expected 1 or 2 values"),
+        ({"attention": "window", "window": 0}, "window: expected at least 1 voxel"),
         ({"down": "max"}, "down: expected one of"),
         ({"down": "average"}, "down: average keeps the channels"),
         ({"up": "bilinear"}, "up: expected one of"),

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 
 from voxelry.core.errors import SettingError
 from voxelry.nn import nd
-from voxelry.nn.attention import FullAttention
+from voxelry.nn.attention import FullAttention, WindowAttention
 from voxelry.nn.conv import (
     AverageDown,
     NearestConvUp,
     NearestUp,
+    SeparableConv,
     SpaceToDepthDown,
     StridedDown,
     WeightStandardisedConv,
@@ -108,3 +109,34 @@ def test_functional_convolutions_have_the_rank_of_the_weight(ndim):
 def test_other_ranks_are_refused():
     with pytest.raises(SettingError, match="ndim: expected 2 or 3"):
         nd.conv(1)
+
+
+@pytest.mark.parametrize("size", [(4, 3), (3, 4, 2)])
+def test_a_window_that_holds_the_map_is_full_attention(size):
+    window = WindowAttention(8, ndim=len(size), heads=2, head_dim=4, window=4)
+    full = FullAttention(8, ndim=len(size), heads=2, head_dim=4)
+    full.load_state_dict(window.state_dict())
+    x = torch.randn(2, 8, *size)
+    torch.testing.assert_close(window(x), full(x))
+
+
+@pytest.mark.parametrize("size", [(7, 4), (5, 4, 9)])
+def test_windows_do_not_see_each_other_and_filled_up_voxels_do_not_count(size):
+    layer = WindowAttention(8, ndim=len(size), heads=2, head_dim=4, window=4).double()
+    x = torch.randn(2, 8, *size, dtype=torch.double)
+    layer.norm = torch.nn.Identity()  # its statistics are of the whole map
+    whole = layer(x)
+    middle = -(-size[0] // 2)  # two windows along the first axis of 7 or 5
+    for part in (slice(middle), slice(middle, None)):
+        torch.testing.assert_close(layer(x[:, :, part]), whole[:, :, part])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_separable_convolution_is_one_of_separable_kernels(ndim):
+    layer = SeparableConv(3, 5, ndim=ndim).double()
+    x = torch.randn(2, 3, *SIZES[ndim], dtype=torch.double)
+    kernel = torch.ones((3, *[1] * ndim), dtype=torch.double)
+    for along in layer.along:
+        kernel = kernel * along.weight[:, 0]
+    weight = layer.mix.weight * kernel[None]
+    torch.testing.assert_close(layer(x), nd.convolve(x, weight, layer.mix.bias, padding=[1] * ndim))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voxelry.nn import nd
+from voxelry.nn import nd, onednn
 
 
 def test_layers_by_rank():
@@ -43,3 +43,44 @@ def test_axes_of_one_entry_are_repeated():
     expected = nd.resize_smoothly(plane, (8, 2)).unsqueeze(2).expand(1, 3, 2, 8, 2)
     torch.testing.assert_close(nd.resize_smoothly(line, (2, 8, 2)), expected)
     assert nd.resize_smoothly(torch.ones(1, 2, 1, 1), (3, 2)).shape == (1, 2, 3, 2)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), ((1, 3, 2), (1, 2, 1), (0, 1, 0)), (2, 2, 0)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_single_volume_is_convolved_like_any(kernel, stride, padding, layout):
+    ours = nd.conv(3)(8, 12, kernel, stride, padding)
+    plain = nn.Conv3d(8, 12, kernel, stride, padding).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 8, 9, 10, 12).contiguous(memory_format=layout).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    assert onednn.is_skipped(x, ours.weight)
+    found, expected = ours(x), plain(exact)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(found)
+    found.backward(grad)
+    expected.backward(grad.double())
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
+    for name in ("weight", "bias"):
+        here, there = getattr(ours, name).grad.double(), getattr(plain, name).grad
+        torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_volume_has_second_derivatives():
+    found = []
+    for layer in (nd.conv(3)(8, 8, 3, padding=1), nn.Conv3d(8, 8, 3, padding=1)):
+        torch.manual_seed(1)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.1)
+        x = torch.randn(1, 8, 8, 8, 10, requires_grad=True)
+        (slope,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        found.append((x.grad, layer.weight.grad))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding_mode": "reflect"}])
+def test_other_convolutions_of_volumes_are_pytorchs(settings):
+    ours, plain = (kind(4, 4, 3, **{"padding": 1, **settings}) for kind in (nd.conv(3), nn.Conv3d))
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 4, 10, 10, 12)
+    torch.testing.assert_close(ours(x), plain(x))

@@ -67,6 +67,22 @@ def test_the_mean_of_one_shape_is_that_shape_and_its_own_size_is_no_change():
     assert grown.log_edge.item() == pytest.approx(np.log(12 / 9), abs=0.06)
 
 
+def test_a_mean_of_different_shapes_encloses_their_mean_volume():
+    shapes = []
+    for normal in np.eye(3):
+        along = (np.stack(np.meshgrid(*[np.arange(size) for size in SPACE.shape], indexing="ij"), axis=-1)).astype(
+            float
+        )
+        away = SPACE.to_world(along) - MIDDLE
+        shapes.append(
+            OrganShape.of_mask(np.linalg.norm(away + away @ np.outer(normal, normal), axis=-1) < 9, SPACE, 12.0)
+        )
+    edge = 40.0
+    mean = mean_shape(shapes, edge, 40, 12.0)
+    expected = np.exp(np.mean([np.log(shape.volume_ml) for shape in shapes]))
+    assert float((mean < 0).float().mean()) * edge**3 / 1000 == pytest.approx(expected, rel=0.03)
+
+
 def test_the_offset_target_is_where_the_centroid_is_from_the_click():
     case = ball_case(click=(3.0, -2.0, 4.0))
     targets = make_targets(collate_slices([case]), small_task().network.prior, torch.tensor([0]), 0.2)
@@ -79,6 +95,8 @@ def test_losses_of_the_truth_are_nothing_and_worse_shapes_cost_more():
     step = torch.ones(1, 1, 1, 1, 1)
     assert losses.sdf_loss(truth, truth, 4.0) == 0
     assert losses.overlap_loss(truth, truth, 0.01) < 0.01
+    grown = [losses.overlap_loss(truth - change, truth, 0.3).item() for change in (-0.6, 0.0, 0.6)]
+    assert grown.index(min(grown)) == 1
     assert losses.eikonal_loss(truth, truth, step, 4.0) < 0.01
     assert losses.eikonal_loss(2 * truth, truth, step, 4.0) == pytest.approx(1.0, abs=0.05)
     # 2 / r is the Laplacian of a ball's distance, about 1 / 3 at its surface

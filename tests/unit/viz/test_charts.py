@@ -26,6 +26,23 @@ def test_a_logarithmic_curve_leaves_out_what_is_not_positive():
     assert np.isfinite(line(fig, "loss").get_ydata()).tolist() == [True, False, False]
 
 
+def test_small_multiples_have_a_chart_for_each_quantity():
+    rows = [{"calls": count, "psnr": 20 + count, "gmsd": 1 / count} for count in (1, 2, 4)]
+    fig = figures.small_multiples(
+        {"ddim": rows, "heun": rows[1:]},
+        x="calls",
+        ys={"psnr": "PSNR (dB)", "gmsd": "GMSD"},
+        levels={"regression": {"psnr": 23.5, "gmsd": 0.4}},
+    )
+    fig.canvas.draw()
+    first, second = fig.axes
+    assert [first.get_title(loc="left"), second.get_title(loc="left")] == ["PSNR (dB)", "GMSD"]
+    np.testing.assert_allclose(line(fig, "heun").get_xydata(), [[1, 22], [2, 24]])
+    assert [label.get_text() for label in second.get_xticklabels()] == ["1", "2", "4"]
+    assert second.lines[-1].get_ydata()[0] == 0.4
+    assert [text.get_text() for text in first.get_legend().get_texts()] == ["ddim", "heun", "regression"]
+
+
 def test_the_cumulative_curve_is_the_share_within_each_distance():
     errors = np.array([[1.0, 3.0], [2.0, np.nan]])
     fig = figures.cumulative_error({"ours": errors, "none": [np.nan]}, limit=5.0)

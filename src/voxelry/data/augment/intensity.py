@@ -26,6 +26,9 @@ __all__ = ["IntensityAugment"]
 class IntensityAugment:
     """Change contrast, brightness and noise, and add artefacts; only the image changes.
 
+    A sample with a target stays as it is: what the image is to become depends on how the image looks. With
+    `paired` both get the same new tones, and no noise or artefacts.
+
     Args:
         intensity_probability: chance of each of the changes below whose amplitude isn't 0.
         gamma: largest |log| of the exponent; 0.3 for exponents from 0.74 to 1.35.
@@ -38,6 +41,8 @@ class IntensityAugment:
         spike: largest strength of stripes from one bright point in k-space (TorchIO).
         value_range: lowest and highest value of images; results are clamped to it. None takes each
             sample's own.
+        paired: whether image and target change their tones together, by the same gamma, contrast, brightness and
+            bias field.
 
     Raises:
         SettingError: a value out of range.
@@ -53,6 +58,7 @@ class IntensityAugment:
     ghosting: float = 0.0
     spike: float = 0.0
     value_range: Sequence[float] | None = (0.0, 1.0)
+    paired: bool = False
 
     def __post_init__(self) -> None:
         for name in ("gamma", "contrast", "brightness", "bias_field", "noise", "blur", "ghosting", "spike"):
@@ -70,6 +76,8 @@ class IntensityAugment:
 
     def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """A copy of `sample` with a changed image in the same value range; the sample itself where nothing changes."""
+        if sample.target is not None and not self.paired:
+            return sample
         chosen: list[Callable[..., Tensor]] = []
         amplitudes = []
         for change, amplitude in (
@@ -83,17 +91,21 @@ class IntensityAugment:
             (_noise, self.noise),
         ):
             wanted = generator.random() < self.intensity_probability
-            if wanted and amplitude > 0:
+            if wanted and amplitude > 0 and (sample.target is None or change in _TONES):
                 chosen.append(change)
                 amplitudes.append(float(amplitude))
-        image = sample.image
+        image = sample.image if sample.target is None else torch.cat([sample.image, sample.target])
         low, high = self.value_range if self.value_range is not None else (float(image.min()), float(image.max()))
         if not chosen or high <= low:
             return sample
         image = (image - low).div_(high - low).clamp_(0, 1)
         for change, amplitude in zip(chosen, amplitudes, strict=True):
             image = change(image, amplitude, sample, generator)
-        return sample.replace(image=image.clamp_(0, 1).mul_(high - low).add_(low))
+        image = image.clamp_(0, 1).mul_(high - low).add_(low)
+        image, target = image[: len(sample.image)], image[len(sample.image) :]
+        if sample.present is not None:
+            image[~sample.present] = 0.0
+        return sample.replace(image=image, target=None if sample.target is None else target)
 
 
 def _bias_field(image: Tensor, amplitude: float, sample: Sample, generator: np.random.Generator) -> Tensor:
@@ -108,11 +120,16 @@ def _gamma(image: Tensor, amplitude: float, sample: Sample, generator: np.random
 def _contrast(image: Tensor, amplitude: float, sample: Sample, generator: np.random.Generator) -> Tensor:
     factor = 1 + generator.uniform(-amplitude, amplitude)
     mean = image.flatten(1).mean(dim=1).reshape(-1, *[1] * sample.ndim)
+    if sample.target is not None:  # one pivot, so that equal stays equal
+        mean = mean.mean(dim=0, keepdim=True)
     return image.mul_(factor).add_(mean * (1 - factor))
 
 
 def _brightness(image: Tensor, amplitude: float, sample: Sample, generator: np.random.Generator) -> Tensor:
     return image.add_(generator.uniform(-amplitude, amplitude))
+
+
+_TONES = (_bias_field, _gamma, _contrast, _brightness)
 
 
 def _noise(image: Tensor, amplitude: float, sample: Sample, generator: np.random.Generator) -> Tensor:

@@ -52,7 +52,7 @@ class Movement:
 
 @dataclass(frozen=True, kw_only=True)
 class SpatialAugment:
-    """Rotate, scale, shear, shift, flip and deform image, labels, masks, landmarks and boxes together.
+    """Rotate, scale, shear, shift, flip and deform image, target, labels, masks, landmarks and boxes together.
 
     A range is symmetric and uniform. One number stands for every axis; sequences are in array order.
 
@@ -178,8 +178,10 @@ class SpatialAugment:
         """`sample` after `movement`, every field of it."""
         shape = sample.space.shape
         matrix, offset, displacement = movement.matrix, movement.offset, movement.displacement
-        fill = self.fill if self.fill != "minimum" else sample.image.flatten(1).amin(dim=1).tolist()
-        image = resample(sample.image, matrix, offset, shape, displacement=displacement, fill=fill)
+        image = sample.image if sample.target is None else torch.cat([sample.image, sample.target])
+        fill = self.fill if self.fill != "minimum" else image.flatten(1).amin(dim=1).tolist()
+        image = resample(image, matrix, offset, shape, displacement=displacement, fill=fill)
+        image, target = image[: len(sample.image)], image[len(sample.image) :]
         present = [values for values in (sample.labels, sample.masks) if values is not None]
         if present:
             moved = resample(
@@ -205,7 +207,13 @@ class SpatialAugment:
             classes = None if classes is None else classes[kept]
         landmarks = None if sample.landmarks is None else self._move_landmarks(sample, sample.landmarks, movement)
         return sample.replace(
-            image=image, labels=labels, masks=masks, boxes=boxes, classes=classes, landmarks=landmarks
+            image=image,
+            target=None if sample.target is None else target,
+            labels=labels,
+            masks=masks,
+            boxes=boxes,
+            classes=classes,
+            landmarks=landmarks,
         )
 
     def _move_landmarks(self, sample: Sample, landmarks: Tensor, movement: Movement) -> Tensor:

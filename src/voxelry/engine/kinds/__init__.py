@@ -10,13 +10,24 @@ from voxelry.engine.kinds.landmarks import LandmarkKind
 from voxelry.engine.kinds.masked_pretrain import MaskedPretrainKind
 from voxelry.engine.kinds.pretrain import PretrainKind
 from voxelry.engine.kinds.reconstruct import ReconstructKind
+from voxelry.engine.kinds.reconstruct_flow import ReconstructFlowKind
 from voxelry.engine.kinds.segment import SegmentKind
+from voxelry.engine.kinds.translate import TranslateKind
 from voxelry.tasks.base import Task
 
 __all__ = ["KINDS", "Kind", "kind_of", "kind_of_config"]
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (LandmarkKind(), PretrainKind(), MaskedPretrainKind(), SegmentKind(), ReconstructKind())
+    kind.name: kind
+    for kind in (
+        LandmarkKind(),
+        PretrainKind(),
+        MaskedPretrainKind(),
+        SegmentKind(),
+        ReconstructKind(),
+        ReconstructFlowKind(),
+        TranslateKind(),
+    )
 }
 
 

@@ -12,9 +12,11 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from voxelry.core.errors import CheckpointError, FileError
+from voxelry.core.errors import CheckpointError, FileError, SettingError
 from voxelry.data.sample import Sample
 from voxelry.engine.kinds.backbone import configured_backbone
+from voxelry.engine.networks import input_channels
+from voxelry.engine.splits import named_cases
 from voxelry.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Kind(ABC):
         formats: suffixes that predictions can be written in, the default first.
         adjustable: settings of a bundle, `task.` or `network.` before their names, that only say how the trained model
             is used, and so can be changed for a prediction, see `engine.bundle.read_bundle`.
+        options: keywords of the task's `predict` beside the batch.
+        prompted: whether a prediction starts from a click.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Kind(ABC):
     required: str | None = None
     formats: tuple[str, ...] = ()
     adjustable: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    prompted: bool = False
 
     def task_class(self) -> type[Task]:
         """The class that `target` names."""
@@ -93,6 +99,31 @@ class Kind(ABC):
     def callbacks(self, output: Path) -> list[pl.Callback]:
         """What else watches the training; `output` is the run's folder."""
         return []
+
+    def image_channels(self, task: Any) -> int:
+        """Channels of the images that a trained task takes."""
+        return input_channels(task.network)
+
+    def read_contrasts(self, task: Task, files: Mapping[str, Any], options: Mapping[str, Any]) -> Sample:
+        """One image from a file for each of its contrasts, by name.
+
+        Args:
+            options: for the files' reader.
+
+        Raises:
+            SettingError: the task takes single images.
+        """
+        raise SettingError(f"image: {self.name} takes one file for an image, got a mapping of {', '.join(files)}")
+
+    def cases(self, model: Model, root: Path, layout: str, file: Path | None) -> Any:
+        """The cases of a folder as a trained model is measured on them; see `engine.report.evaluation_dataset`."""
+        from voxelry.data.dataset import VolumeDataset
+        from voxelry.data.layouts import find_cases
+
+        found = named_cases(find_cases(root, layout, need_landmarks=self.required == "landmarks"), file)
+        dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth)
+        self.check(model.task, dataset)
+        return self.held_out(model.task, dataset)
 
     def check(self, task: Task, dataset: VolumeDataset) -> None:
         """Refuse cases that a trained task can't be measured on.
@@ -160,6 +191,10 @@ class DenseKind(Kind):
             ConfigError: the sample lacks what the task learns from.
         """
 
+    def in_channels(self, sample: Sample, config: DictConfig) -> int:
+        """Channels that the network is given, by default the image's."""
+        return int(sample.image.shape[0])
+
     def network(
         self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
     ) -> tuple[nn.Module, TransferReport | None]:
@@ -176,7 +211,7 @@ class DenseKind(Kind):
         sample = dataset[0]
         channels = {
             "ndim": config.ndim,
-            "in_channels": int(sample.image.shape[0]),
+            "in_channels": self.in_channels(sample, config),
             "out_channels": self.out_channels(sample, config),
         }
         if pretrained is not None and pretrained.is_unet:

@@ -34,13 +34,19 @@ _PRIOR_GRID = 64
 
 
 class ReconstructKind(Kind):
-    """Shapes from slices: meshes, label volumes and distances."""
+    """Shapes from slices: meshes, label volumes and distances.
+
+    Attributes:
+        starts: networks whose weights a training may start from.
+    """
 
     name = "reconstruct"
     target = "voxelry.tasks.reconstruct.ReconstructTask"
     needs = ("labels",)
     truth = ("labels",)
     formats = ("ply", "stl", "glb", "obj")
+    prompted = True
+    starts: tuple[str, ...] = ("shape_net",)
 
     def network(
         self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
@@ -61,8 +67,9 @@ class ReconstructKind(Kind):
         report = None
         if adapted and pretrained is None:
             raise ConfigError("adapter: expected pretrained=BUNDLE, the network to adapt")
-        if pretrained is not None and pretrained.kind != "shape_net":
-            raise CheckpointError(f"{pretrained.source}: holds a {pretrained.kind}; expected a shape_net")
+        if pretrained is not None and pretrained.kind not in self.starts:
+            wanted = " or ".join(self.starts)
+            raise CheckpointError(f"{pretrained.source}: holds a {pretrained.kind}; expected a {wanted}")
         if pretrained is not None and adapted:
             from voxelry.engine.networks import build_network
 

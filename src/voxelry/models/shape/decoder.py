@@ -15,42 +15,40 @@ from voxelry.backbones.vit import EPS, TransformerBlock
 from voxelry.core.errors import SettingError
 from voxelry.models.folded_unet import FoldedUNet, unfold_voxels
 from voxelry.models.shape.encoder import OCTAVES, Encoded, fourier, zeroed
-from voxelry.models.shape.prompt import Prompt, frame_points, project, sample_plane
+from voxelry.models.shape.prompt import Prompt, box_points, frame_points, project, sample_plane
 from voxelry.nn import nd
 
 __all__ = ["LiftDecoder", "TokenDecoder"]
 
 LIFTED = 9  # numbers of a cell that come from the slice itself, besides features and image
+PLACE = 7  # and of where it is in the cube (3) and in the field of view (3), and whether that is known
+BEYOND = 1.5  # half sides from the field of view's middle, from where on it is all the same
 BROADCAST = 8  # channels in which the context reaches every cell
 
 
 class LiftDecoder(nn.Module):
     """A 3-D U-Net on what a slice says at the foot of each cell.
 
-    Every cell of a grid is dropped onto every slice at a right angle and takes the features of that place along,
+    Every cell of a cube is dropped onto every slice at a right angle and takes the features of that place along,
     beside how far and in which direction the plane is: where the slice lies is used, not learned. Slices are mixed
-    with weights that fall with the distance. Points on a slice read the slice itself.
+    with weights that fall with the distance. Points on a slice read the slice itself. A cell is also told where it is
+    in the field of view.
 
     Args:
-        grid: cells per axis of the answer.
-        step: cells of the answer per cell that is lifted, per axis.
-        fold: lifted cells per axis that the U-Net's finest level takes as one.
+        grid: cells per axis of the cube.
+        fold: cells per axis that the U-Net's finest level takes as one.
         in_channels: of the image.
         features: channels of the encoder's maps.
         context: channels of the context.
         width: channels of the U-Net's finest level.
         multipliers: channels of its levels as multiples of it.
         checkpointing: whether the backward pass computes the blocks again.
-
-    Raises:
-        SettingError: steps that don't divide the grid.
     """
 
     def __init__(
         self,
         *,
         grid: int,
-        step: int,
         fold: int,
         in_channels: int,
         features: int,
@@ -60,16 +58,14 @@ class LiftDecoder(nn.Module):
         checkpointing: bool,
     ):
         super().__init__()
-        if step < 1 or grid % step:
-            raise SettingError(f"lift_step: expected a divisor of the grid's {grid} cells, got {step}")
-        self.step, self.lifted = step, grid // step
+        self.grid = grid
         self.nearness = nn.Parameter(torch.tensor(math.log(16.0)))
         self.broadcast = nn.Linear(context, BROADCAST)
         self.volume = FoldedUNet(
             ndim=3,
             fold=fold,
-            in_channels=features + in_channels + LIFTED + BROADCAST + 4,
-            out_channels=step**3,
+            in_channels=features + in_channels + LIFTED + BROADCAST + PLACE + 1,
+            out_channels=1,
             width=width,
             multipliers=tuple(multipliers),
             blocks_per_level=1,
@@ -85,22 +81,31 @@ class LiftDecoder(nn.Module):
         """Corrections of the prior.
 
         Args:
-            prompt: the slices.
+            prompt: the slices, in the coordinates of the cube.
             encoded: with `maps`.
-            prior: `(B, 1, n, n, n)`, the shape to be corrected.
+            prior: `(B, 1, n, n, n)`, the shape to be corrected, on the cube's grid.
 
         Returns:
             `(B, 1, n, n, n)`.
         """
         assert encoded.maps is not None
-        cells = frame_points(self.lifted, prompt.plane)
-        known = self.lift(prompt, encoded.maps, cells.flatten(0, 2))
-        known = known.unflatten(-1, (self.lifted,) * 3)
-        coarse = nd.average_pool(prior, (self.step,) * 3)
-        told = nd.per_channel(self.broadcast(encoded.context), known).expand(-1, -1, *known.shape[2:])
-        where = cells.movedim(-1, 0).expand(len(known), -1, -1, -1, -1)
-        answer = self.volume(torch.cat((known, told, where, coarse), dim=1))
-        return unfold_voxels(answer, (self.step,) * 3)
+        cells = frame_points(self.grid, prompt.plane)
+        points = cells.flatten(0, 2)
+        box, told = prompt.box()
+        inside = box_points(box, points).clamp(-BEYOND, BEYOND)
+        known = torch.cat(
+            (
+                self.lift(prompt, encoded.maps, points),
+                self.broadcast(encoded.context)[..., None].expand(-1, -1, len(points)),
+                points.mT.expand(len(box), -1, -1),
+                inside * told[:, None, None],
+                told.to(inside)[:, None, None].expand(-1, 1, len(points)),
+                prior.flatten(2),
+            ),
+            dim=1,
+        )
+        answer: Tensor = self.volume(known.unflatten(-1, (self.grid,) * 3))
+        return answer
 
     def lift(self, prompt: Prompt, maps: Tensor, points: Tensor) -> Tensor:
         """What the slices say of points, `(N, 3) -> (B, features + in_channels + 9, N)`."""

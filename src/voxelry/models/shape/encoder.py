@@ -107,15 +107,24 @@ class PlaneEncoder(nn.Module):
         width: channels of the finest level.
         multipliers: channels of each level as multiples of it.
         fold: pixels per axis that the finest level takes as one.
+        features: channels of the maps that it answers.
         context: channels of the context.
         checkpointing: whether the backward pass computes the blocks again.
     """
 
     def __init__(
-        self, *, in_channels: int, width: int, multipliers: Sequence[int], fold: int, context: int, checkpointing: bool
+        self,
+        *,
+        in_channels: int,
+        width: int,
+        multipliers: Sequence[int],
+        fold: int,
+        features: int,
+        context: int,
+        checkpointing: bool,
     ):
         super().__init__()
-        self.fold = fold
+        self.fold, self.features = fold, features
         self.backbone = UNetBackbone(
             ndim=2,
             in_channels=in_channels + EXTRA,
@@ -130,7 +139,6 @@ class PlaneEncoder(nn.Module):
             checkpointing="blocks" if checkpointing else "none",
         )
         fine, *_, coarse = (self.backbone.out_channels[name] for name in self.backbone.strides)
-        self.features = fine
         # what a network of pre-norm blocks carries has no scale of its own
         self.norms = nn.ModuleList(
             nn.Sequential(nn.GroupNorm(math.gcd(8, own), own), nn.SiLU()) for own in (fine, coarse)
@@ -139,6 +147,7 @@ class PlaneEncoder(nn.Module):
         self.context = nn.Sequential(
             nn.Linear(2 * coarse + 3 + PLANE, context), nn.SiLU(), nn.Linear(context, context), nn.SiLU()
         )
+        self.maps = nd.conv(2)(fine, features, 1)
         self.mask_head = nd.conv(2)(fine, fold * fold, 1)
         zeroed(self.mask_head)
 
@@ -157,7 +166,7 @@ class PlaneEncoder(nn.Module):
         return Encoded(
             context=mean_over(self.context(known), prompt.slice_valid),
             mask_logits=logits.unflatten(0, (-1, count)),
-            maps=fine,
+            maps=self.maps(fine),
         )
 
 

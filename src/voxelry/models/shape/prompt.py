@@ -17,7 +17,7 @@ from torch import Tensor
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["Prompt", "click_heatmap", "frame_points", "plane_in_frame", "plane_points", "project"]
+__all__ = ["Prompt", "box_points", "click_heatmap", "frame_points", "plane_in_frame", "plane_points", "project"]
 
 
 @dataclass
@@ -34,6 +34,9 @@ class Prompt:
         slice_valid: `(B, S)` bool; False for slices that only fill the batch up.
         plane: `(B, S, 3, 3)`, slice index to frame coordinates.
         label: `(B,)` int, the organ asked for; None for the only one.
+        field_of_view: `(B, 3, 4)`, the box that was scanned, as far as it is known: half sides along its x, y and z,
+            then its middle, in frame coordinates. NaN in samples without one, such as a lone slice; None for none.
+            An organ lies inside of it, and where volumes are cut out around an organ it says where in it.
     """
 
     image: Tensor
@@ -45,6 +48,7 @@ class Prompt:
     slice_valid: Tensor
     plane: Tensor
     label: Tensor | None = None
+    field_of_view: Tensor | None = None
 
     @classmethod
     def build(
@@ -58,6 +62,7 @@ class Prompt:
         validity: Tensor | None = None,
         slice_valid: Tensor | None = None,
         label: Tensor | None = None,
+        field_of_view: Tensor | None = None,
         sigma: float = 2.0,
     ) -> Prompt:
         """A prompt from its least: what is not given is absent, and follows from the planes.
@@ -71,6 +76,7 @@ class Prompt:
             validity: `(B, S, H, W)`; all ones without it.
             slice_valid: `(B, S)`; all True without it.
             label: `(B,)`.
+            field_of_view: `(B, 3, 4)`.
             sigma: radius of the click's blob in pixels.
 
         Raises:
@@ -97,6 +103,7 @@ class Prompt:
             slice_valid=valid,
             plane=plane,
             label=label,
+            field_of_view=None if field_of_view is None else field_of_view.to(image),
         ).check()
 
     def check(self) -> Prompt:
@@ -116,6 +123,10 @@ class Prompt:
                 raise SettingError(f"{name}: expected shape {shape}, got {found}")
         if self.label is not None and tuple(self.label.shape) != lead[:1]:
             raise SettingError(f"label: expected shape {lead[:1]}, got {tuple(self.label.shape)}")
+        if self.field_of_view is not None and tuple(self.field_of_view.shape) != (*lead[:1], 3, 4):
+            raise SettingError(
+                f"field_of_view: expected shape {(*lead[:1], 3, 4)}, got {tuple(self.field_of_view.shape)}"
+            )
         if not bool(self.slice_valid.any(dim=1).all()):
             raise SettingError("slice_valid: expected at least one slice in every sample")
         return self
@@ -148,31 +159,65 @@ class Prompt:
         marks = torch.stack((self.click, known, flag, self.validity), dim=2)
         return torch.cat((self.image * self.validity[:, :, None], marks, self.pointmap), dim=2)
 
+    def box(self) -> tuple[Tensor, Tensor]:
+        """The field of view `(B, 3, 4)`, twice the frame where it isn't known, and whether it is known `(B,)` bool."""
+        whole = torch.eye(3, 4).to(self.image).expand(len(self), -1, -1)
+        if self.field_of_view is None:
+            return whole, whole.new_zeros(len(self), dtype=torch.bool)
+        known = self.field_of_view.isfinite().all(dim=2).all(dim=1)
+        return torch.where(known[:, None, None], self.field_of_view, whole), known
+
+    def around(self, centre: Tensor, edge: Tensor) -> Prompt:
+        """The same prompt in the coordinates of another cube: `(B, 3)` and `(B,)`, in this frame's coordinates."""
+
+        def moved(affine: Tensor, scale: Tensor, origin: Tensor) -> Tensor:
+            return torch.cat((affine[..., :-1], affine[..., -1:] - origin[..., None]), dim=-1) / scale[..., None]
+
+        each, size = centre[:, None].to(self.plane), edge[:, None, None].to(self.plane)
+        field = self.field_of_view
+        return replace(
+            self,
+            plane=moved(self.plane, size, each),
+            pointmap=(self.pointmap - each[..., None, None]) / size[..., None, None],
+            field_of_view=None if field is None else moved(field, size[:, 0], each[:, 0]),
+        )
+
     @classmethod
     def collate(cls, prompts: Sequence[Prompt]) -> Prompt:
         """One batch of several with the same image size; the shorter stacks of slices are filled up as invalid."""
         slices = max(prompt.image.shape[1] for prompt in prompts)
         labels = [prompt.label for prompt in prompts]
         parts = [prompt.padded(slices) for prompt in prompts]
-        names = [field.name for field in fields(cls) if field.name != "label"]
+        names = [field.name for field in fields(cls) if field.name not in ("label", "field_of_view")]
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         known = [label for label in labels if label is not None]
         if known and len(known) != len(labels):
             raise SettingError("label: expected one in every prompt of a batch, or in none")
-        return cls(**joined, label=torch.cat(known) if known else None).check()
+        unknown = parts[0].plane.new_full((1, 3, 4), torch.nan)
+        views = [
+            unknown.expand(len(prompt), -1, -1) if prompt.field_of_view is None else prompt.field_of_view
+            for prompt in prompts
+        ]
+        return cls(**joined, label=torch.cat(known) if known else None, field_of_view=torch.cat(views)).check()
 
     def padded(self, slices: int) -> Prompt:
         """The same prompt with `slices` slices, those added invalid."""
         missing = slices - self.image.shape[1]
         if missing <= 0:
             return self
-        names = [field.name for field in fields(self) if field.name not in ("label", "plane")]
+        names = [field.name for field in fields(self) if field.name not in ("label", "plane", "field_of_view")]
         grown = {}
         for name in names:
             value = getattr(self, name)
             grown[name] = torch.cat((value, value.new_zeros(len(value), missing, *value.shape[2:])), dim=1)
         level = torch.eye(3).to(self.plane).expand(len(self), missing, 3, 3)
         return replace(self, **grown, plane=torch.cat((self.plane, level), dim=1))
+
+
+def box_points(box: Tensor, points: Tensor) -> Tensor:
+    """Where points are in boxes, `(B, 3, 4), (N, 3) -> (B, 3, N)`: along its sides, from -1 to 1 inside."""
+    inverse = torch.linalg.inv(box[..., :3].float()).to(box)
+    return inverse @ (points - box[:, None, :, 3]).mT
 
 
 def plane_in_frame(affine: Tensor, centre: Tensor, edge: Tensor | float) -> Tensor:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import plain
 from voxelry.models.shape.decoder import LiftDecoder, TokenDecoder
-from voxelry.models.shape.encoder import PatchEncoder, PlaneEncoder, zeroed
+from voxelry.models.shape.encoder import Encoded, PatchEncoder, PlaneEncoder, zeroed
 from voxelry.models.shape.prior import MeanShape, truncate
 from voxelry.models.shape.prompt import Prompt, frame_points
 
@@ -21,10 +22,12 @@ __all__ = ["DECODERS", "ShapeNet", "ShapeOutput"]
 
 RANK = 3  # of shapes, whatever the rank of what they are seen in
 DECODERS = ("conv", "transformer")
-CAREFUL = 0.25  # the size head's first steps are small ones: a mean shape in the middle is not a bad start
+CAREFUL = 0.25  # the size head's hidden layer takes small steps first: a mean shape in the middle is no bad start
 SURE = 0.75  # a predicted mask counts where its probability is higher
 LEAST = 1e-3  # area, in edges squared, of a mask whose centroid counts in full
-SEEN = 4  # numbers of `organ_on_slices`
+SEEN, FIELD = 4, 13  # numbers of `organ_on_slices` and `field_numbers`
+TOLD = 2 * SEEN + FIELD
+UNIT = 8.0  # places and lengths in edges are small numbers; so many times they are of size one
 LARGEST = math.log(4.0)  # the size head answers within a factor of four
 
 
@@ -52,7 +55,9 @@ class ShapeNet(nn.Module):
     """Signed distance of an organ in the frame of a prompt, `Prompt -> ShapeOutput`.
 
     The mean shape of the class is moved to where the slices' masks, given or predicted, have their centroid, and on by
-    the size head, which scales it too; a decoder adds what the slices tell. All last layers start at zero: an untrained
+    the size head, which scales it too; a decoder adds what the slices tell. The convolutional one works in a cube
+    around the shape so placed, as the frame is mostly empty: it has room for an organ on any side of a click. All last
+    layers start at zero: an untrained
     network answers the mean shape in the middle of the frame, or on the given mask, and a ball until
     `set_mean_shape` was called. Everything it knows of where a slice lies comes from `Prompt.plane`, so that slices of
     any orientation, spacing and number are taken by the same weights.
@@ -72,11 +77,13 @@ class ShapeNet(nn.Module):
         checkpointing: whether the backward pass computes blocks again instead of keeping what is in them.
         width: "conv": channels of the finest level of the 2-D network.
         multipliers: "conv": channels of its levels as multiples of it.
+        features: "conv": channels that a place of a slice hands to the cells above it.
         image_fold: "conv": pixels per axis that its finest level takes as one.
         volume_width: channels of the finest 3-D level, of either decoder.
         volume_multipliers: "conv": channels of the 3-D levels as multiples of it.
-        volume_fold: "conv": lifted cells per axis that its finest level takes as one.
-        lift_step: "conv": cells of the answer per cell that is lifted, per axis.
+        volume_fold: "conv": cells per axis that its finest level takes as one.
+        focus: "conv": side of the cube around the placed shape, in edges, at the mean shape's size.
+        focus_grid: "conv": cells per axis of that cube.
         patch: "transformer": pixels of a patch per axis.
         dim: "transformer": channels of a token.
         depth: "transformer": blocks of the encoder.
@@ -94,7 +101,7 @@ class ShapeNet(nn.Module):
         ndim: int = 3,
         in_channels: int = 1,
         out_channels: int | None = None,
-        image_size: int = 96,
+        image_size: int = 64,
         grid: int = 64,
         classes: int = 1,
         truncation: float = 0.2,
@@ -104,11 +111,13 @@ class ShapeNet(nn.Module):
         checkpointing: bool = False,
         width: int = 16,
         multipliers: Sequence[int] = (1, 2, 4, 4),
+        features: int = 8,
         image_fold: int = 1,
-        volume_width: int = 32,
+        volume_width: int = 16,
         volume_multipliers: Sequence[int] = (1, 2, 4),
         volume_fold: int = 2,
-        lift_step: int = 2,
+        focus: float = 0.65,
+        focus_grid: int = 32,
         patch: int = 16,
         dim: int = 256,
         depth: int = 4,
@@ -125,19 +134,20 @@ class ShapeNet(nn.Module):
             raise SettingError(f"out_channels: expected 1, one signed distance, got {out_channels}")
         if decoder not in DECODERS:
             raise SettingError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
-        if classes < 1 or truncation <= 0:
-            raise SettingError(f"classes, truncation: expected positive numbers, got {classes}, {truncation}")
-        self.ndim, self.in_channels, self.image_size = ndim, in_channels, image_size
+        for name, value in (("classes", classes), ("truncation", truncation), ("focus", focus)):
+            if not value > 0:
+                raise SettingError(f"{name}: expected a positive number, got {value}")
+        self.ndim, self.in_channels, self.image_size, self.focus = ndim, in_channels, image_size, focus
         self.grid, self.classes, self.truncation = grid, classes, truncation
         shared: dict[str, Any] = {"in_channels": in_channels, "context": context, "checkpointing": checkpointing}
         if decoder == "conv":
-            encoder = PlaneEncoder(width=width, multipliers=multipliers, fold=image_fold, **shared)
-            self.encoder: nn.Module = encoder
+            self.encoder: nn.Module = PlaneEncoder(
+                width=width, multipliers=multipliers, fold=image_fold, features=features, **shared
+            )
             self.decoder: nn.Module = LiftDecoder(
-                grid=grid,
-                step=lift_step,
+                grid=focus_grid,
                 fold=volume_fold,
-                features=encoder.features,
+                features=features,
                 width=volume_width,
                 multipliers=volume_multipliers,
                 **shared,
@@ -156,9 +166,7 @@ class ShapeNet(nn.Module):
             )
         self.organ_embedding = nn.Embedding(classes, context)
         nn.init.zeros_(self.organ_embedding.weight)
-        last = nn.Linear(context, 4)
-        zeroed(last)
-        self.size_head = nn.Sequential(nn.Linear(context + SEEN, context), nn.SiLU(), last)
+        self.size_head = SizeHead(context)
         self.prior = MeanShape(classes, prior_grid)
 
     def settings(self) -> dict[str, Any]:
@@ -181,18 +189,36 @@ class ShapeNet(nn.Module):
         Raises:
             SettingError: other channels than the network's, or a label that it doesn't have.
         """
+        return self.look(prompt)[0]
+
+    def look(self, prompt: Prompt) -> tuple[ShapeOutput, Encoded]:
+        """The answer, and what the encoder knows of the slices; errors as `forward`."""
         label = self.labels(prompt)
-        encoded = self.encoder(prompt)
+        encoded: Encoded = self.encoder(prompt)
         encoded.context = encoded.context + self.organ_embedding(label)
         seen = organ_on_slices(prompt, encoded.mask_logits.detach())
-        answer = self.size_head(torch.cat((encoded.context, seen.to(encoded.context)), dim=-1)).float()
+        answer = self.size_head(encoded.context.float(), seen.float(), field_numbers(prompt).float())
         log_edge = LARGEST * torch.tanh(answer[:, 0] / LARGEST)
-        offset = (seen[:, :3] + CAREFUL * answer[:, 1:]).clamp(-0.5, 0.5)
+        offset = (seen[:, :3] + answer[:, 1:]).clamp(-0.5, 0.5)
         placed = self.prior(frame_points(self.grid, offset), offset, log_edge, label)
         bounded = truncate(placed, self.truncation)
-        correction = self.decoder(prompt, encoded, bounded.to(prompt.image))
-        sdf = truncate(bounded + correction.float(), self.truncation)
-        return ShapeOutput(sdf, encoded.mask_logits.float(), log_edge, offset, placed)
+        if isinstance(self.decoder, LiftDecoder):
+            correction = self._focused(prompt, encoded, offset, log_edge, label)
+        else:
+            correction = self.decoder(prompt, encoded, bounded.to(prompt.image)).float()
+        sdf = truncate(bounded + correction, self.truncation)
+        return ShapeOutput(sdf, encoded.mask_logits.float(), log_edge, offset, placed), encoded
+
+    def _focused(self, prompt: Prompt, encoded: Encoded, offset: Tensor, log_edge: Tensor, label: Tensor) -> Tensor:
+        """The correction from a cube around the placed shape, in which the mean shape is always the same."""
+        scale = log_edge.exp()
+        side = self.focus * scale
+        cube = prompt.around(offset.detach(), side.detach())
+        cells = frame_points(self.decoder.grid, offset)  # type: ignore[arg-type]
+        mean = self.prior(self.focus * cells, torch.zeros_like(offset), torch.zeros_like(log_edge), label)
+        answer = self.decoder(cube, encoded, mean.clamp(-self.truncation, self.truncation).to(prompt.image)).float()
+        places = (frame_points(self.grid, offset) - offset[:, None, None, None]) / side[:, None, None, None, None]
+        return scale[:, None, None, None, None] * F.grid_sample(answer, 2 * places, align_corners=False)
 
     def labels(self, prompt: Prompt) -> Tensor:
         """The class of each sample, `(B,)`."""
@@ -205,6 +231,36 @@ class ShapeNet(nn.Module):
         if not bool(((prompt.label >= 0) & (prompt.label < self.classes)).all()):
             raise SettingError(f"label: expected 0 to {self.classes - 1}, got {prompt.label.tolist()}")
         return prompt.label.long()
+
+
+class SizeHead(nn.Module):
+    """Size and place of the organ: one hidden layer on all that is known, and a straight way for lengths and places.
+
+    What is seen on the slices has weights of its own where no field of view is known: there it is all there is.
+
+    Args:
+        context: channels of the context.
+    """
+
+    def __init__(self, context: int):
+        super().__init__()
+        last, self.straight = nn.Linear(context, 4), nn.Linear(TOLD, 4)
+        self.hidden = nn.Sequential(nn.Linear(context + TOLD, context), nn.SiLU(), last)
+        zeroed(last)
+        zeroed(self.straight)
+
+    def forward(self, context: Tensor, seen: Tensor, field: Tensor) -> Tensor:
+        """`(B, context), (B, SEEN), (B, FIELD) -> (B, 4)`."""
+        known = field[:, -1:]
+        told = UNIT * torch.cat((seen * known, seen * (1 - known), field), dim=-1)
+        return CAREFUL * self.hidden(torch.cat((context, told), dim=-1)) + self.straight(told)
+
+
+def field_numbers(prompt: Prompt) -> Tensor:
+    """The field of view and whether it is known, `(B, 13)`; zeros where it isn't."""
+    box, known = prompt.box()
+    flag = known[:, None].to(box)
+    return torch.cat((box.flatten(1) * flag, flag), dim=-1)
 
 
 def organ_on_slices(prompt: Prompt, mask_logits: Tensor) -> Tensor:

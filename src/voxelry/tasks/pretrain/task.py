@@ -40,7 +40,7 @@ class PretrainTask(Task):
         self_condition: whether the network is given its own estimate of the clean image; None asks
             `network.self_condition`.
         clip_samples: keep the estimates within the diffusion range while sampling.
-        sampler: `ddim`, `ddpm` or `dpm_solver`.
+        sampler: `ddim`, `ddpm`, `dpm_solver` or `heun`.
         sample_steps: how many time steps the sampler visits.
         spacing: how they are spread, see `diffusion.schedules.timesteps`.
         eta: share of random noise in `ddim`.

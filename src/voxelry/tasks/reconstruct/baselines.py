@@ -26,7 +26,7 @@ from voxelry.data.slices import plane_normal
 from voxelry.ops.sdf import canonical_space, decode_int8, encode_int8, resample_sdf, voxelise_sdf
 from voxelry.tasks.base import Row
 
-__all__ = ["Baselines", "ellipsoid", "nearest_shape"]
+__all__ = ["Baselines", "dice_of", "ellipsoid", "nearest_shape"]
 
 GRID = 32
 TRUNCATION = 8.0  # mm, of the kept shapes
@@ -76,17 +76,17 @@ class Baselines(nn.Module):
         centre = batch.centre[place].double().cpu().numpy()
         mean = task.network.prior.distances[organ, 0].cpu().numpy() * task.edges[organ]
         frame = canonical_space(centre, task.edges[organ], mean.shape[0])
-        row: Row = {"mean_shape_dice": _dice(voxelise_sdf(mean, frame, space), truth)}
+        row: Row = {"mean_shape_dice": dice_of(voxelise_sdf(mean, frame, space), truth)}
         slice = batch.slices[place][0]
         if slice.mask is None or not bool(slice.mask.any()):
             return row
         mask = slice.mask.cpu().numpy()
-        row["ellipsoid_dice"] = _dice(ellipsoid(mask, slice.space, space), truth)
+        row["ellipsoid_dice"] = dice_of(ellipsoid(mask, slice.space, space), truth)
         kept = torch.nonzero(self.kept_labels == label).flatten().cpu()
         if len(kept):
             distances = decode_int8(self.shapes[kept].cpu().numpy(), TRUNCATION)
             found = nearest_shape(distances, self.kept_edges[kept].tolist(), mask, slice.space, space)
-            row["nearest_shape_dice"] = _dice(found, truth)
+            row["nearest_shape_dice"] = dice_of(found, truth)
         return row
 
 
@@ -159,6 +159,7 @@ def _read(shape: NDArray[np.float32], edge: float, points: NDArray[np.float64]) 
     return read.view(points.shape[:-1]).numpy()
 
 
-def _dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+def dice_of(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Dice of two masks; 1 where both are empty."""
     total = int(found.sum()) + int(truth.sum())
     return 2 * int((found & truth).sum()) / total if total else 1.0

@@ -62,8 +62,11 @@ def occupancy_loss(sdf: Tensor, truth: Tensor, tau: float, band: float | Tensor)
 
 
 def overlap_loss(sdf: Tensor, truth: Tensor, tau: float) -> Tensor:
-    """1 - Dice of the occupancies, the mean over samples."""
-    return _soft_dice(torch.sigmoid(-sdf / tau), torch.sigmoid(-truth / tau), dims=(1, 2, 3, 4))
+    """1 - Dice of the occupancy with the true cells, the mean over samples.
+
+    A soft truth would have a Dice of less than 1 with itself, and a larger one with a shape that is too large.
+    """
+    return _soft_dice(torch.sigmoid(-sdf / tau), (truth < 0).to(sdf), dims=(1, 2, 3, 4))
 
 
 def mask_loss(logits: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from voxelry.data.slice_case import SliceCase
+from voxelry.metrics.intervals import LEVELS
 from voxelry.metrics.surfaces import signed_error
 from voxelry.ops.sdf import signed_distance
 from voxelry.ops.surface import extract_surface
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
+from voxelry.viz.charts import calibration
 from voxelry.viz.meshes import surfaces
 from voxelry.viz.report import Report
 from voxelry.viz.style import PREDICTED, QUIET, TRUTH, headline, new_figure
@@ -20,12 +24,18 @@ from voxelry.viz.style import PREDICTED, QUIET, TRUTH, headline, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["add_cases", "add_results", "add_scores", "prompt_figure"]
+__all__ = ["add_cases", "add_hypotheses", "add_results", "add_scores", "prompt_figure"]
 
 _BASELINES = {
     "mean_shape_dice": "mean shape at the prompt",
     "ellipsoid_dice": "ellipsoid from the slice's true mask",
     "nearest_shape_dice": "training shape nearest to the slice's true mask",
+}
+_HYPOTHESES = {
+    "dice": "mean of the hypotheses",
+    "hypothesis_dice": "one hypothesis, on average",
+    "best_hypothesis_dice": "the best of them",
+    "without_flow_dice": "without the flow",
 }
 _SHOWN = 3
 
@@ -43,6 +53,8 @@ def add_results(
         predictions, cases, rows: of the same held-out prompts, in one order; rows as `task.metrics` gives them.
     """
     add_scores(report, task, rows)
+    if any("hypothesis_dice" in row for row in rows):
+        add_hypotheses(report, task, rows)
     return add_cases(report, predictions, cases, rows)
 
 
@@ -81,6 +93,26 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
     )
 
 
+def add_hypotheses(report: Report, task: Task, rows: Sequence[Row]) -> Report:
+    """How hypotheses do beside their mean, and whether the truth lies within their spread."""
+    summary = task.summary(rows)
+    report.section(
+        "Hypotheses",
+        "Each is an organ that the prompt leaves possible; the answer is their mean. The spread is how far their "
+        "surfaces are from a vertex of the answer; an interval of some level should hold the true surface at that "
+        "share of the vertices.",
+    )
+    report.table(
+        [{"shape": title, "Dice": summary[name]} for name, title in _HYPOTHESES.items() if name in summary],
+        caption="The mean, its hypotheses, and the answer that needs none",
+    )
+    observed = [summary.get(f"coverage_{100 * level:.0f}", math.nan) for level in LEVELS]
+    if math.isfinite(observed[0]):
+        report.facts({"mean spread (mm)": summary["spread_mm"]})
+        report.figure(calibration(LEVELS, observed), "Promised and observed coverage of the spread")
+    return report
+
+
 def add_cases(
     report: Report,
     predictions: Sequence[ReconstructPrediction],
@@ -92,7 +124,7 @@ def add_cases(
     report.section(
         "Cases",
         "The worst first. On the slice the cross is the click, the line the cut of the predicted shape, the light one "
-        "the truth. On the surface red lies outside of the truth and blue inside.",
+        "the truth, thin ones hypotheses. On the surface red lies outside of the truth and blue inside.",
     )
     chosen = dict.fromkeys([*order[:_SHOWN], order[len(order) // 2], order[-1]])
     for index in chosen:
@@ -107,7 +139,7 @@ def add_cases(
         truth = extract_surface(distances, case.space)
         mesh = prediction.mesh
         if not mesh.is_empty:
-            mesh = mesh.with_values(error_mm=signed_error(mesh, truth))
+            mesh = mesh.with_values(**mesh.values, error_mm=signed_error(mesh, truth))
         report.figure(
             surfaces(
                 mesh,
@@ -119,6 +151,11 @@ def add_cases(
             ),
             f"{title}; volume {float(row['volume_ml']):.2f} ml, truly {float(row['truth_volume_ml']):.2f} ml",
         )
+        if "spread_mm" in mesh.values and index == order[0]:
+            report.figure(
+                surfaces(mesh, values="spread_mm", label="spread (mm)", planes=prediction.planes, title=title),
+                f"{title}; how far {len(prediction.hypotheses)} hypotheses are from each vertex",
+            )
     columns = ["name", "plane", "dice", "hd95_mm", "assd_mm", "volume_error", "on_slice_contour_mm", "mask_iou"]
     return report.table([rows[index] for index in order], columns=columns, caption="Every held-out prompt")
 
@@ -134,6 +171,10 @@ def prompt_figure(prediction: ReconstructPrediction, case: SliceCase) -> Figure:
         across, up = (np.arange(n) + 0.5 for n in view.shape[::-1])
         across, up = across * view.spacing[1], up * view.spacing[0]
         axes.imshow(case.image[place, 0].numpy(), cmap="gray", origin="lower", extent=(0, size[0], 0, size[1]))
+        for other in prediction.hypotheses:
+            cut = -replace(prediction, sdf=other, hypotheses=()).distances(view)
+            if cut.min() < 0 < cut.max():
+                axes.contour(across, up, cut, levels=[0.0], colors=[PREDICTED], linewidths=0.6, alpha=0.5)
         for field, colour in ((case.mask_target[place].numpy() - 0.5, TRUTH), (-prediction.distances(view), PREDICTED)):
             if field.min() < 0 < field.max():
                 axes.contour(across, up, field, levels=[0.0], colors=[colour], linewidths=1.4)

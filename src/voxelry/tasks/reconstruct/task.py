@@ -28,14 +28,14 @@ from voxelry.tasks.reconstruct.views import Views, frame_space
 __all__ = ["WEIGHTS", "ReconstructTask"]
 
 WEIGHTS = {
-    "mask": 0.5,
+    "mask": 1.0,
     "occupancy": 1.0,
     "overlap": 1.0,
     "size": 0.5,
     "offset": 4.0,
     "plane": 0.3,
     "sdf": 0.2,
-    "eikonal": 0.02,
+    "eikonal": 0.0,
     "chamfer": 0.0,
     "smoothness": 0.0,
 }
@@ -85,9 +85,9 @@ class ReconstructTask(Task):
         slices: int = 3,
         weights: Mapping[str, float] | None = None,
         curriculum_batches: int = 0,
-        tau: float = 1.5,
+        tau: float = 1.0,
         band: float = 12.0,
-        contour: float = 4.0,
+        contour: float = 3.0,
         contour_predicted: bool = False,
         recentre: bool = False,
         mirror: bool = False,
@@ -186,7 +186,9 @@ class ReconstructTask(Task):
         network: Any = self.network
         assert prompt.label is not None
         targets = make_targets(batch, network.prior, prompt.label, network.truncation)
-        output: ShapeOutput = network(prompt)
+        return self._losses(network(prompt), targets, prompt)
+
+    def _losses(self, output: ShapeOutput, targets: Targets, prompt: Prompt) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
         total = output.sdf.new_zeros(())
         seen = float(self.seen)
@@ -233,15 +235,10 @@ class ReconstructTask(Task):
             DataError: a label that is none of the organs.
         """
         prompt = self.prompt(batch)
-        sdf, probability = self._answer(batch, prompt)
-        frames = [frame_space(batch, place, sdf.shape[-1]) for place in range(len(batch))]
-        looks = sdf[None]
-        if self.recentre or self.mirror:
-            again = Views(self._answer_again, self.image_size, self.view)
-            looks = again.answers(batch, sdf, frames, mirror=self.mirror, recentre=self.recentre)
+        looks, probability, frames = self._looks(batch, prompt)
         looks = torch.cat((looks.mean(dim=0, keepdim=True), looks))
         if self.contour:
-            wanted = self._outlines(batch, probability).to(sdf)
+            wanted = self._outlines(batch, probability).to(looks)
             edge = batch.edge.flatten()
             bent = [meet_contours(look, prompt, edge, wanted, reach=self.contour, most=self.band) for look in looks]
             looks = torch.stack(bent)
@@ -250,7 +247,18 @@ class ReconstructTask(Task):
             for place in range(len(batch))
         ]
 
+    def _looks(self, batch: SliceBatch, prompt: Prompt) -> tuple[Tensor, Tensor, list[Space]]:
+        """Shapes that are each an answer, `(K, B, 1, n, n, n)` mm, the predicted masks, and the frames."""
+        sdf, probability = self._answer(batch, prompt)
+        frames = [frame_space(batch, place, sdf.shape[-1]) for place in range(len(batch))]
+        if not self.recentre and not self.mirror:
+            return sdf.movedim(1, 0)[:, :, None], probability, frames
+        again = Views(self._answer_again, self.image_size, self.view)
+        looks = again.answers(batch, sdf, frames, mirror=self.mirror, recentre=self.recentre)
+        return looks.movedim(2, 0).flatten(0, 1)[:, :, None], probability, frames
+
     def _answer(self, batch: SliceBatch, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Distances in mm, `(B, 1, n, n, n)`, or with several answers in place of the 1, and the predicted masks."""
         output: ShapeOutput = self.network(prompt)
         return output.sdf * batch.edge.view(-1, 1, 1, 1, 1), output.mask_logits.sigmoid()
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from voxelry.core.space import Space
 from voxelry.data.slice_augment import move_space
 from voxelry.data.slice_case import SliceBatch, build_case, collate_slices
+from voxelry.data.slices import SliceSample
 from voxelry.ops.sdf import canonical_space, resample_sdf
 
 __all__ = ["Views", "frame_space"]
@@ -28,7 +29,7 @@ class Views:
     """Further looks at prompts.
 
     Args:
-        answer: distances of a batch in mm, `(B, 1, n, n, n)`.
+        answer: distances of a batch in mm, `(B, K, n, n, n)`: one answer or several at once.
         image_size: pixels of a slice's view.
         view: its side in edges.
     """
@@ -39,20 +40,23 @@ class Views:
     def answers(
         self, batch: SliceBatch, first: Tensor, frames: Sequence[Space], *, mirror: bool, recentre: bool
     ) -> Tensor:
-        """The answers in several frames, `(K, B, 1, n, n, n)` mm, each read off on the first one, which is among them.
+        """The answers in several frames, `(V, B, K, n, n, n)` mm, each read off on the first one, which is among them.
 
         Args:
             batch: the prompts.
-            first: their answer, `(B, 1, n, n, n)` mm on `frames`.
+            first: their answer, `(B, K, n, n, n)` mm on `frames`.
             frames: of the samples.
             mirror: with left and right exchanged, too.
-            recentre: around the first answer's centroid, too.
+            recentre: around the centroid of the first answer, or of the mean of several, too.
         """
-        known = [sdf[0].float().cpu().numpy() for sdf in first]
+        known = [sdf.float().cpu().numpy() for sdf in first]
         centres = [np.asarray(frame.to_world((np.asarray(frame.shape) - 1) / 2)) for frame in frames]
         looks: list[tuple[Points, bool]] = [(centres, True)] if mirror else []
         if recentre:
-            around: Points = [_middle(*each) for each in zip(known, frames, centres, strict=True)]
+            around: Points = [
+                _middle(sdf.mean(axis=0), frame, centre)
+                for sdf, frame, centre in zip(known, frames, centres, strict=True)
+            ]
             looks += [(around, mirrored) for mirrored in ((False, True) if mirror else (False,))]
         found = [np.stack(known)]
         for middles, mirrored in looks:
@@ -62,14 +66,15 @@ class Views:
             for place, answer in enumerate(self.answer(again)):
                 back = np.asarray(np.linalg.inv(motions[place]), dtype=np.float64)
                 own = move_space(frame_space(again, place, answer.shape[-1]), back)
-                read.append(resample_sdf(answer[0].float().cpu().numpy(), own, frames[place]))
+                answers = answer.float().cpu().numpy()
+                read.append(np.stack([resample_sdf(one, own, frames[place]) for one in answers]))
             found.append(np.stack(read))
-        return torch.from_numpy(np.stack(found))[:, :, None].to(first)
+        return torch.from_numpy(np.stack(found)).to(first)
 
     def _moved(self, batch: SliceBatch, motions: Points, centres: Points) -> SliceBatch:
         cases = []
         for place, (motion, centre) in enumerate(zip(motions, centres, strict=True)):
-            slices = [one.replace(space=move_space(one.space, motion), pointmap=None) for one in batch.slices[place]]
+            slices = [_moved(one, motion) for one in batch.slices[place]]
             cases.append(
                 build_case(
                     slices,
@@ -77,11 +82,22 @@ class Views:
                     image_size=self.image_size,
                     slots=batch.image.shape[1],
                     give_mask=batch.has_mask[place, : len(slices)].tolist(),
+                    give_field=bool(batch.field_of_view[place].isfinite().all()),
                     centre=motion[:3, :3] @ centre + motion[:3, 3],
                     view=self.view,
                 )
             )
         return collate_slices(cases)
+
+
+def _moved(sample: SliceSample, motion: NDArray[np.float64]) -> SliceSample:
+    """A slice and its volume after a motion of the world."""
+    volume = sample.volume_space
+    return sample.replace(
+        space=move_space(sample.space, motion),
+        volume_space=None if volume is None else move_space(volume, motion),
+        pointmap=None,
+    )
 
 
 def _middle(sdf: NDArray[np.float32], frame: Space, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:

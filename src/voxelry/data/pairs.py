@@ -1,0 +1,138 @@
+"""Pairs of images as a torch dataset: conditions as the channels of `image`, what they are to become as `target`.
+
+    dataset = PairDataset(find_pairs("datasets/brain", target="t2"), preprocess=Preprocess(normalise="percentile"))
+    sample = dataset[0]                    # sample.image (C, D, H, W), sample.target (1, D, H, W)
+
+Everything else is as `VolumeDataset` has it: a reader of one's own, the cache, patches, augmentation, workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxelry.core.errors import DataError
+from voxelry.core.space import Space
+from voxelry.data.dataset import VolumeDataset, on_grid
+from voxelry.data.io import Image, open_image
+from voxelry.data.layouts import Case
+from voxelry.data.normalise import check_values
+from voxelry.data.pair_layouts import PAIR_LAYOUTS, PairCase, find_pairs
+from voxelry.data.preprocess import move
+from voxelry.data.sample import Sample
+
+__all__ = ["PAIR_LAYOUTS", "PairCase", "PairDataset", "find_pairs", "grid_fault"]
+
+
+class PairDataset(VolumeDataset):
+    """Samples of pairs, in their order, 2-D or 3-D.
+
+    Args:
+        cases: from `find_pairs`.
+        resample: whether images on other grids than their target are brought onto it; otherwise they are an error.
+        settings: as for `VolumeDataset`; `Preprocess(intensity=...)` decides about the target's range.
+
+    A condition that a case doesn't have is zeros in `image`, and False in `present`.
+
+    Raises:
+        DataError, FileError: when a case is read whose images lie on different grids, aren't finite or are constant;
+            one line naming the file.
+    """
+
+    cases: list[PairCase]  # type: ignore[assignment]  # the only ones that fit
+
+    def __init__(self, cases: Sequence[PairCase], *, resample: bool = False, **settings: Any):
+        super().__init__(cases, **settings)
+        self.resample = resample
+        self._widths: dict[int, int] = {}
+
+    def read(self, case: Case) -> Sample:
+        """A case as it is in its files, on the grid of its target."""
+        assert isinstance(case, PairCase)
+        sample = super().read(case)
+        check_values(sample.image, case.image)
+        images = [
+            torch.zeros(self._width(place), *sample.space.shape)
+            if path is None
+            else self._condition(path, sample, case)
+            for place, path in enumerate(case.images)
+        ]
+        there = [torch.full((len(image),), path is not None) for image, path in zip(images, case.images, strict=True)]
+        return sample.replace(
+            image=torch.cat(images),
+            present=torch.cat(there),
+            target=None if case.target is None else sample.image,
+        )
+
+    def check(self) -> None:
+        """Read every header, to find at once what would stop the training later.
+
+        Raises:
+            FileError, DataError: the first fault; one line naming the file.
+        """
+        super().check()
+        if self.resample or not self._reads_files:
+            return
+        for case in self.cases:
+            for path in filter(None, case.images):
+                fault = grid_fault(path, case)
+                if fault is not None:
+                    raise _other_grid(path, fault)
+
+    def _condition(self, path: Path, sample: Sample, case: PairCase) -> Tensor:
+        """The pixels of a file on the grid of `sample`, which `case.image` has."""
+        if path == case.image:
+            return sample.image
+        volume = self.read_volume(path)
+        image, space = on_grid(volume, path)
+        check_values(image, path)
+        if self._reads_files:
+            oriented = all(open_image(file, **case.options).has_orientation for file in (path, case.image))
+        else:
+            oriented = isinstance(volume, Image)
+        fault = _fault(space, sample.space, case, oriented)
+        if fault is None:
+            return image
+        if not self.resample or space.ndim != sample.ndim:
+            raise _other_grid(path, fault)
+        if not oriented:  # the same field of view is all that can be meant
+            space = sample.space.resize(space.shape)
+        return move(Sample(image, space, case.name), sample.space).image
+
+    def _width(self, place: int) -> int:
+        """Channels of a condition, by the first case that has it."""
+        if place not in self._widths:
+            path = next((path for case in self.cases if (path := case.images[place]) is not None), None)
+            self._widths[place] = 1 if path is None else len(on_grid(self.read_volume(path), path)[0])
+        return self._widths[place]
+
+    def _cache_settings(self) -> dict[str, Any]:
+        return {**super()._cache_settings(), "resample": self.resample}
+
+
+def grid_fault(path: Path, case: PairCase) -> str | None:
+    """How the grid of a file differs from its case's, by their headers; None where it doesn't.
+
+    A file without orientation, beside one that has it, is taken to lie where the other does.
+
+    Raises:
+        FileError: one of them can't be read.
+    """
+    file, other = (open_image(one, **case.options) for one in (path, case.image))
+    return _fault(file.space, other.space, case, file.has_orientation and other.has_orientation)
+
+
+def _other_grid(path: Path, fault: str) -> DataError:
+    return DataError(f"{path}: {fault}; expected one grid (or resample: true)")
+
+
+def _fault(space: Space, other: Space, case: PairCase, oriented: bool) -> str | None:
+    if space.shape != other.shape:
+        return f"shape {space.shape}, but {case.image} has {other.shape}"
+    if oriented and not space.is_close(other, tolerance=0.1 * min(other.spacing)):
+        return f"lies elsewhere than {case.image}"
+    return None

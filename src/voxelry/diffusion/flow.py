@@ -1,0 +1,260 @@
+"""Rectified flow: straight paths between two ends, and the velocity along them.
+
+Liu et al. 2022 (arXiv:2209.03003): a path leads from `x1` (noise, or a condition such as a degraded image) at
+`t = 1` to `x0` (data) at `t = 0`,
+
+    x_t = (1 - t) * x0 + t * x1,        velocity = dx_t / dt = x1 - x0.
+
+A network learns the mean velocity at `(x_t, t)`; sampling follows it from 1 down to 0. Time is continuous here, a
+float for the whole batch or `(B,)`; tensors are `(B, ...)` of any rank. The diffusion schedules' integer steps
+have no part in this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from voxelry.core.errors import SettingError
+
+__all__ = [
+    "FLOW_SAMPLERS",
+    "GOLDEN_RATIO",
+    "TIME_DISTRIBUTIONS",
+    "FlowStep",
+    "draw_times",
+    "estimate_x0",
+    "euler",
+    "flow_times",
+    "heun",
+    "interpolate",
+    "velocity",
+    "velocity_from_x0",
+]
+
+Time = float | Tensor
+"""One time for the whole batch, or `(B,)`; in [0, 1], 0 at the data."""
+
+_Number = TypeVar("_Number", float, Tensor)
+
+TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+"""Steps of this length fill [0, 1) evenly for every number of them: what to add to `draw_times(position=...)`."""
+
+
+@dataclass(frozen=True)
+class FlowStep:
+    """What a callback is shown after each step.
+
+    Attributes:
+        index: 0 for the first step, `total - 1` for the last.
+        total: number of steps.
+        t: the time the step began at.
+        t_next: the time of `x`; 0 for the data.
+        x: the batch after the step.
+        estimate: `x0` as the network saw it at `t`.
+    """
+
+    index: int
+    total: int
+    t: float
+    t_next: float
+    x: Tensor
+    estimate: Tensor
+
+
+FlowCallback = Callable[[FlowStep], None]
+FlowPredict = Callable[[Tensor, float], Tensor]
+"""`(x_t, t) -> velocity`, of the shape of `x_t`."""
+
+
+def interpolate(x0: Tensor, x1: Tensor, t: Time) -> Tensor:
+    """The point of the straight path at time `t`, `(B, ...)`: `x0` at 0, `x1` at 1, both exactly."""
+    t = _spread(t, x0)
+    return (1 - t) * x0 + t * x1
+
+
+def velocity(x0: Tensor, x1: Tensor) -> Tensor:
+    """What the network should answer anywhere on the path from `x1` to `x0`: `x1 - x0`."""
+    return x1 - x0
+
+
+def estimate_x0(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
+    """The data end that a velocity at `x_t` points to: `x_t - t * velocity`."""
+    return x_t - _spread(t, x_t) * velocity
+
+
+def velocity_from_x0(x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
+    """The velocity at `x_t` that leads to `x0`: `(x_t - x0) / t`, for `t` in (0, 1]; `estimate_x0` undoes it."""
+    return (x_t - x0) / _spread(t, x_t)
+
+
+def flow_times(count: int, *, shift: float = 1.0) -> tuple[float, ...]:
+    """Times that a sampler walks in `count` steps: `count + 1` values from 1 down to 0.
+
+    Args:
+        count: number of steps.
+        shift: 1 for even steps; above 1 more of them near `t = 1` (Esser et al. 2024, arXiv:2403.03206, eq. 23:
+            `shift * t / (1 + (shift - 1) * t)`).
+
+    Raises:
+        SettingError: no steps, or a shift that is not positive.
+    """
+    if count < 1:
+        raise SettingError(f"sample_steps: expected at least 1 step, got {count}")
+    _check_shift(shift)
+    return tuple(_shifted(1 - i / count, shift) for i in range(count + 1))
+
+
+def draw_times(
+    count: int,
+    *,
+    generator: torch.Generator | None = None,
+    method: str = "uniform",
+    shift: float = 1.0,
+    stratified: bool = True,
+    position: float | None = None,
+) -> Tensor:
+    """Times to train at, `(count,)` float32 in (0, 1], on the generator's device (or the CPU).
+
+    Args:
+        count: how many.
+        generator: torch's own when None.
+        method: `uniform`, or `logit_normal`: the logistic function of a standard normal number, dense in the
+            middle of the path (Esser et al. 2024, section 3.1).
+        shift: as in `flow_times`, applied to what is drawn.
+        stratified: one draw from each `count`-th of the distribution, in random order: each is still distributed
+            as asked, the batch covers the range evenly, and the loss varies less (Kingma et al. 2021,
+            arXiv:2107.00630, appendix I.1).
+        position: where in [0, 1) the first stratum begins, instead of a random place. A caller that adds
+            `GOLDEN_RATIO` (mod 1) from step to step covers the range evenly across steps too, which is what
+            stratifies batches of one. Needs `stratified`.
+
+    Raises:
+        SettingError: an unknown method, a shift that is not positive, or a position without strata.
+    """
+    if method not in TIME_DISTRIBUTIONS:
+        raise SettingError(f"times: expected one of {', '.join(TIME_DISTRIBUTIONS)}, got {method!r}")
+    _check_shift(shift)
+    device = torch.device("cpu") if generator is None else generator.device
+    if not stratified:
+        if position is not None:
+            raise SettingError("position: of stratified times only")
+        place = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+    else:
+        start = (
+            torch.rand((), generator=generator, device=device, dtype=torch.float64) if position is None else position
+        )
+        place = (start + torch.randperm(count, generator=generator, device=device).double() / max(count, 1)) % 1
+    times = 1 - place  # (0, 1]: at 0 nothing is left to learn, and x0 gives no velocity there
+    if method == "logit_normal":
+        times = torch.sigmoid(torch.special.ndtri(times))
+    times = _shifted(times, shift).float()
+    return times.clamp(min=torch.finfo(torch.float32).eps)  # rounding must not reach 0
+
+
+def euler(
+    predict: FlowPredict,
+    x1: Tensor,
+    times: Sequence[float],
+    *,
+    clip: tuple[float, float] | None = None,
+    callback: FlowCallback | None = None,
+) -> Tensor:
+    """Follow the velocity in straight steps: one call of `predict` for each, `len(times) - 1` in all.
+
+    Args:
+        predict: `(x_t, t) -> velocity`; another precision than that of `x1` is fine.
+        x1: where the path begins, `(B, ...)`.
+        times: descending, in [0, 1]; see `flow_times`. It may begin below 1, for a point in the middle of a path,
+            and end above 0.
+        clip: range that the estimate of `x0` is kept in at every call; None leaves it.
+        callback: called after each step.
+
+    Returns:
+        The batch at the last time; for one step to 0 that is the estimate of `x0` itself.
+
+    Raises:
+        SettingError: times that do not descend within [0, 1].
+    """
+    return _walk(predict, x1, times, clip, callback, second_order=False)
+
+
+def heun(
+    predict: FlowPredict,
+    x1: Tensor,
+    times: Sequence[float],
+    *,
+    clip: tuple[float, float] | None = None,
+    callback: FlowCallback | None = None,
+) -> Tensor:
+    """Follow the velocity in steps of second order: the mean of the velocities at both ends of each.
+
+    A step that ends at 0 is a straight one, as in Karras et al. 2022 (arXiv:2206.00364, algorithm 1), because
+    networks are not trained there: `N` steps from 1 to 0 take `2 N - 1` calls. Arguments, result and errors are
+    those of `euler`.
+    """
+    return _walk(predict, x1, times, clip, callback, second_order=True)
+
+
+FLOW_SAMPLERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "heun": heun}
+
+
+def _walk(
+    predict: FlowPredict,
+    x: Tensor,
+    times: Sequence[float],
+    clip: tuple[float, float] | None,
+    callback: FlowCallback | None,
+    *,
+    second_order: bool,
+) -> Tensor:
+    order = [float(t) for t in times]
+    descends = all(later < earlier for earlier, later in pairwise(order))
+    if len(order) < 2 or not descends or order[0] > 1 or order[-1] < 0:
+        raise SettingError(f"times: expected at least two times descending within [0, 1], got {order}")
+
+    def ask(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """Velocity at `t > 0`, and the estimate of x0 it stands for."""
+        answer = predict(x, t).to(x.dtype)
+        estimate = estimate_x0(answer, x, t)
+        if clip is None:
+            return answer, estimate
+        estimate = estimate.clamp(*clip)
+        return velocity_from_x0(estimate, x, t), estimate
+
+    for index, (t, t_next) in enumerate(pairwise(order)):
+        slope, estimate = ask(x, t)
+        if t_next == 0:
+            moved = estimate  # the same point as below, without the rounding
+        else:
+            moved = x + (t_next - t) * slope
+            if second_order:
+                moved = x + (t_next - t) * 0.5 * (slope + ask(moved, t_next)[0])
+        x = moved
+        if callback is not None:
+            callback(FlowStep(index, len(order) - 1, t, t_next, x, estimate))
+    return x
+
+
+def _spread(t: Time, like: Tensor) -> Time:
+    """Times shaped to multiply `like` `(B, ...)`, of its type and device."""
+    if not isinstance(t, Tensor) or t.ndim == 0:
+        return t
+    return t.to(like.device, like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _shifted(t: _Number, shift: float) -> _Number:
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _check_shift(shift: float) -> None:
+    if not shift > 0:
+        raise SettingError(f"shift: expected a positive number, got {shift:g}")

@@ -1,0 +1,41 @@
+"""The reconstruction task in the engine, where it answers with several hypotheses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+from torch import nn
+
+from voxelry.core.errors import ConfigError
+from voxelry.engine.kinds.reconstruct import ReconstructKind
+
+if TYPE_CHECKING:
+    from voxelry.data.slice_dataset import SliceDataset
+    from voxelry.engine.pretrained import Pretrained
+    from voxelry.models.transfer import TransferReport
+
+__all__ = ["ReconstructFlowKind"]
+
+
+class ReconstructFlowKind(ReconstructKind):
+    """Shapes from slices by a flow; may start from a model of `reconstruct`, whose network is a part of its own."""
+
+    name = "reconstruct_flow"
+    target = "voxelry.tasks.reconstruct.ReconstructFlowTask"
+    starts = ("shape_net", "shape_flow")
+    options = ("samples", "steps", "sampler")
+    adjustable = tuple(f"task.{name}" for name in (*options, "shift", "noise_seed", "contour", "recentre", "mirror"))
+
+    def network(
+        self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """As `ReconstructKind.network`, but for adapters.
+
+        Raises:
+            CheckpointError: pretrained weights of another kind of network.
+            ConfigError: an adapter is asked for.
+        """
+        if config.get("adapter") is not None:
+            raise ConfigError("adapter: expected task=reconstruct; a flow starts from its bundle by pretrained=BUNDLE")
+        return super().network(config, dataset, pretrained)

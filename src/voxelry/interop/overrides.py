@@ -1,0 +1,101 @@
+"""Other projects' settings as overrides of ours, with a note for each that the user reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from voxelry.core.errors import ConfigError, FileError
+
+__all__ = ["OPTIMIZERS", "Translation", "read_settings", "truth"]
+
+OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
+
+
+@dataclass
+class Translation:
+    """One run: Hydra overrides, and notes that say what was taken over, changed or ignored."""
+
+    overrides: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def set(self, key: str, value: Any, origin: str = "", why: str = "") -> None:
+        """Add an override; `origin` is the key it came from."""
+        self.overrides.append(f"{key}={_hydra(value)}")
+        if origin:
+            self.notes.append(f"{origin} -> {key}={_hydra(value)}" + (f" ({why})" if why else ""))
+
+    def ignore(self, origin: str, why: str) -> None:
+        """Note a key that plays no part."""
+        self.notes.append(f"{origin} ignored: {why}")
+
+    def take(self, source: dict[str, Any], prefix: str, keys: Mapping[str, tuple[str, Callable[[Any], Any]]]) -> None:
+        """Move what is there of `keys`, theirs to ours and how to convert it, out of a section called `prefix`."""
+        for key, (ours, convert) in keys.items():
+            if key in source:
+                self.set(ours, convert(source.pop(key)), f"{prefix}.{key}")
+
+    def leftovers(self, source: Mapping[str, Any], prefix: str) -> None:
+        """Note all that is left of a section as unknown."""
+        for key in source:
+            self.ignore(f"{prefix}.{key}", "no such setting")
+
+    def optimizer(self, path: Path, name: Any, origin: str) -> None:
+        """Choose the optimizer of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        ours = OPTIMIZERS.get(str(name).lower())
+        if ours is None:
+            raise ConfigError(f"{path}: {origin}: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
+        self.set("optimizer", ours, origin)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The content of a JSON or YAML file.
+
+    Raises:
+        FileError: missing, not JSON or YAML, or no object.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"can't be read: {getattr(error, 'strerror', None) or 'not text'}") from error
+    try:
+        if path.suffix in (".yml", ".yaml"):
+            import yaml
+
+            content = yaml.safe_load(text)
+        else:
+            content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FileError(path, f"line {error.lineno}: not JSON ({error.msg})") from error
+    except ValueError as error:
+        raise FileError(path, "not YAML") from error
+    except Exception as error:  # yaml.YAMLError, without importing yaml for a JSON file
+        raise FileError(path, f"not plain YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise FileError(path, "expected an object with model and dataset")
+    return content
+
+
+def truth(value: Any) -> bool:
+    """Whether a value means true: some originals compare with the string "true", so files hold both kinds."""
+    return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
+
+
+def _hydra(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_hydra(item) for item in value) + "]"
+    if isinstance(value, str) and not value.replace("_", "").replace(".", "").isalnum():
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return str(value)

@@ -1,0 +1,59 @@
+"""Three formulas of an earlier project, as they were written, for comparison with figures made by them.
+
+None of them measures what it is called on images in [0, 1] or [-1, 1]; each says so when it is used. Arrays are
+volumes of any rank, without batch and channels.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.core.errors import SettingError
+
+__all__ = ["seed_dice", "seed_psnr", "seed_ssim"]
+
+Values = NDArray[np.floating]
+
+
+def seed_psnr(prediction: Values, truth: Values) -> float:
+    """`20 log10(255 / RMSE)` whatever the range of the values: 48.13 dB too much on [0, 1], 42.11 on [-1, 1]."""
+    _check(prediction, truth)
+    _warn("seed_psnr takes 255 for the range: 48.13 dB too much in [0, 1], 42.11 dB in [-1, 1]", "images.psnr")
+    error = np.sqrt(np.mean((np.asarray(prediction, dtype=np.float64) - truth) ** 2))
+    return float(20 * np.log10(255.0 / error)) if error > 0 else float("inf")
+
+
+def seed_ssim(prediction: Values, truth: Values) -> float:
+    """scikit-image's SSIM with its uniform window of 7 and 255 for the range: near 1 for any images in [0, 1].
+
+    Raises:
+        SettingError: an axis is shorter than the window.
+    """
+    from skimage.metrics import structural_similarity
+
+    _check(prediction, truth)
+    if min(truth.shape) < 7:
+        raise SettingError(f"truth: expected at least 7 voxels along every axis, the window's size, got {truth.shape}")
+    _warn("seed_ssim takes 255 for the range: images in [0, 1] all look alike", "images.ssim")
+    return float(structural_similarity(truth, prediction, data_range=255))
+
+
+def seed_dice(prediction: Values, truth: Values) -> float:
+    """`2 sum(a b) / (sum(a) + sum(b))` of grey values: below or far above 1 even for a volume with itself."""
+    _check(prediction, truth)
+    _warn("seed_dice is of grey values: a volume with itself needn't have 1, it may be 160 or negative", "labels.dice")
+    a, b = np.asarray(prediction, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    total = a.sum() + b.sum()
+    return float(2 * (a * b).sum() / total) if total else float("nan")
+
+
+def _check(prediction: Values, truth: Values) -> None:
+    if prediction.shape != truth.shape:
+        raise SettingError(f"prediction: expected shape {truth.shape} like the truth, got {prediction.shape}")
+
+
+def _warn(fault: str, instead: str) -> None:
+    warnings.warn(f"{fault}; see voxelry.metrics.{instead}", UserWarning, stacklevel=3)

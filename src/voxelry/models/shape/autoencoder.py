@@ -1,0 +1,172 @@
+"""Signed distances of an organ in a few numbers: an autoencoder between the fine grid and a coarse one of latents.
+
+A variational autoencoder (Kingma & Welling 2014, arXiv:1312.6114) of little noise, as latent diffusion has it
+(Rombach et al. 2022, arXiv:2112.10752, section 3.1): its latents are smooth enough to be sampled, and standardised
+for what samples them.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from voxelry.core.errors import SettingError
+from voxelry.models.folded_unet import fold_voxels, unfold_voxels
+from voxelry.models.shape.decoder import factors
+from voxelry.models.shape.prior import truncate
+from voxelry.nn import nd
+
+__all__ = ["ShapeAutoencoder"]
+
+RANK = 3  # of shapes
+LOG_VARIANCE = (-20.0, 4.0)  # what an encoder may say of its own noise; beyond it the exponential is no help
+FIRST_LOG_VARIANCE = -5.0  # at first latents are nearly exact: an encoder that is drowned in noise learns slowly
+FORGET = 0.02  # share of a batch in the running moments, once there are many
+LEAST_STD = 1e-3
+
+
+class ShapeAutoencoder(nn.Module):
+    """Truncated signed distances to latents and back, `(B, 1, n, n, n) <-> (B, C, m, m, m)`.
+
+    On the way down blocks of cells become channels, on the way up channels become blocks of cells (Shi et al. 2016,
+    arXiv:1609.05158, section 3.2), the prime factors of `n / m` one after the other, with residual units between.
+    No convolution runs on the finest grid.
+
+    Args:
+        grid: cells per axis of the distances, n.
+        latent_grid: cells per axis of the latents, m.
+        channels: of a latent, C.
+        width: channels of the finest level; twice as many on each coarser one, at most `widest`.
+        widest: see `width`.
+        truncation: distances are held within this, in edges of the frame.
+
+    Raises:
+        SettingError: latents that don't divide the grid, or numbers that aren't positive.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    batches: Tensor
+
+    def __init__(
+        self,
+        *,
+        grid: int,
+        latent_grid: int = 8,
+        channels: int = 4,
+        width: int = 24,
+        widest: int = 64,
+        truncation: float = 0.2,
+    ):
+        super().__init__()
+        if latent_grid < 1 or grid % latent_grid or grid == latent_grid:
+            raise SettingError(f"latent_grid: expected a proper divisor of the grid's {grid} cells, got {latent_grid}")
+        for name, value in (("latent_channels", channels), ("width", width), ("truncation", truncation)):
+            if not value > 0:
+                raise SettingError(f"{name}: expected a positive number, got {value}")
+        self.latent_shape, self.truncation = (channels, *(latent_grid,) * RANK), truncation
+        steps = factors(grid // latent_grid)[::-1]  # the smallest first: the finest level is the costly one
+        widths = [min(max(width, widest), width * 2**level) for level in range(len(steps))]
+        conv = nd.conv(RANK)
+        self.steps = [(step,) * RANK for step in steps]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for own, before, step in zip(widths, [1, *widths[:-1]], steps, strict=True):
+            self.down.append(nn.Sequential(conv(before * step**RANK, own, 1), ResidualUnit(own)))
+            self.up.insert(0, nn.Sequential(ResidualUnit(own), NormSiLU(own), conv(own, before * step**RANK, 1)))
+        last = conv(widths[-1], 2 * channels, 3, padding=1)
+        with torch.no_grad():
+            last.bias[channels:] = FIRST_LOG_VARIANCE
+        self.narrow = nn.Sequential(NormSiLU(widths[-1]), last)
+        self.widen = conv(channels, widths[-1], 3, padding=1)
+        self.register_buffer("latent_mean", torch.zeros(channels))
+        self.register_buffer("latent_std", torch.ones(channels))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def encode(self, sdf: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents' distribution.
+
+        Args:
+            sdf: `(B, 1, n, n, n)` in edges of the frame.
+
+        Returns:
+            Its mean and the logarithm of its variance, `(B, C, m, m, m)` each, not standardised.
+        """
+        x = sdf.clamp(-self.truncation, self.truncation) / self.truncation
+        for step, level in zip(self.steps, self.down, strict=True):
+            x = level(fold_voxels(x, step))
+        mean, log_variance = self.narrow(x).float().chunk(2, dim=1)
+        return mean, log_variance.clamp(*LOG_VARIANCE)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Distances of latents that aren't standardised, `(B, C, m, m, m) -> (B, 1, n, n, n)` in edges, truncated."""
+        x = self.widen(latents)
+        for step, level in zip(reversed(self.steps), self.up, strict=True):
+            x = unfold_voxels(level(x), step)
+        return truncate(x.float() * self.truncation, self.truncation)
+
+    def forward(self, sdf: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances through a draw from their latents, or through the mean outside of training, and its divergence.
+
+        Returns:
+            Distances as `sdf`, and the Kullback-Leibler divergence of the latents' distributions from standard
+            normal ones, the mean over all their numbers (Kingma & Welling 2014, appendix B).
+        """
+        mean, log_variance = self.encode(sdf)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        return self.decode(drawn), divergence
+
+    def standardised(self, latents: Tensor) -> Tensor:
+        """Latents as they are sampled: each channel of mean 0 and deviation 1 over the training shapes."""
+        mean, std = (nd.per_channel(value, latents).to(latents) for value in (self.latent_mean, self.latent_std))
+        return (latents - mean) / std
+
+    def restored(self, latents: Tensor) -> Tensor:
+        """The inverse of `standardised`."""
+        mean, std = (nd.per_channel(value, latents).to(latents) for value in (self.latent_mean, self.latent_std))
+        return latents * std + mean
+
+    @torch.no_grad()
+    def observe(self, latents: Tensor) -> None:
+        """Take a batch of training latents into the moments that `standardised` uses: recent ones count the most."""
+        each = latents.float().transpose(0, 1).flatten(1)
+        share = max(FORGET, 1 / (int(self.batches) + 1))
+        mean, square = each.mean(dim=1), each.square().mean(dim=1)
+        before = self.latent_std.square() + self.latent_mean.square()
+        self.latent_mean.lerp_(mean, share)
+        variance = before.lerp(square, share) - self.latent_mean.square()
+        self.latent_std.copy_(variance.clamp(min=LEAST_STD**2).sqrt())
+        self.batches += 1
+
+
+class NormSiLU(nn.Module):
+    """Group normalisation and SiLU, `(B, C, *S)`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(gcd(8, channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        return F.silu(self.norm(x))
+
+
+class ResidualUnit(nn.Module):
+    """Two of (group norm, SiLU, 3-wide convolution), added to the input, `(B, C, *S)`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        conv = nd.conv(RANK)
+        self.body = nn.Sequential(
+            NormSiLU(channels),
+            conv(channels, channels, 3, padding=1),
+            NormSiLU(channels),
+            conv(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform."""
+        return x + self.body(x)

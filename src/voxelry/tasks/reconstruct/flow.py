@@ -1,0 +1,256 @@
+"""Mode 2 of the reconstruction: all the organs that a slice leaves possible, instead of their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from voxelry.core.errors import SettingError
+from voxelry.core.settings import plain
+from voxelry.core.space import Space
+from voxelry.data.slice_case import SliceBatch, SliceCase
+from voxelry.diffusion.flow import (
+    FLOW_SAMPLERS,
+    TIME_DISTRIBUTIONS,
+    draw_times,
+    flow_times,
+    interpolate,
+    velocity,
+)
+from voxelry.models.shape import Prompt, ShapeFlow, ShapeOutput
+from voxelry.tasks.base import Row
+from voxelry.tasks.reconstruct.baselines import dice_of
+from voxelry.tasks.reconstruct.predict import ReconstructPrediction
+from voxelry.tasks.reconstruct.spread import HypothesisCalibration, spread_metrics
+from voxelry.tasks.reconstruct.targets import Targets, make_targets
+from voxelry.tasks.reconstruct.task import ReconstructTask
+
+__all__ = ["ReconstructFlowTask"]
+
+CODED = ("occupancy", "overlap", "sdf", "eikonal")
+"""Losses of a shape that came through the autoencoder; their weights are those of the answer's."""
+
+
+class ReconstructFlowTask(ReconstructTask):
+    """Shapes from slices, `samples` of them for every prompt; their mean is the answer.
+
+    One training has two parts. First the autoencoder learns the training shapes; then its encoder is kept as it is,
+    and the flow learns what its latents may be for a prompt, while the decoder goes on learning. The network that
+    answers without the flow, a `ShapeNet`, learns in both. How much of the training is spent is told by `on_progress`.
+
+    Args:
+        network: a `models.shape.ShapeFlow`, with the organs' mean shapes set.
+        autoencoder_share: of the training, for the autoencoder.
+        divergence: weight of the latents' Kullback-Leibler divergence; 0 for an autoencoder without noise.
+        blur: noise on the latents that the decoder learns from in the second part, in deviations: a flow doesn't
+            meet them exactly.
+        flow: weight of the flow's loss.
+        draws: times and noises that the flow learns from for every prompt, which is read only once.
+        times: distribution of these times; see `diffusion.flow.draw_times`.
+        samples: hypotheses of a prediction.
+        steps: of the sampler.
+        sampler: "heun", with `2 * steps - 1` calls of the flow, or "euler", with `steps`.
+        shift: where the steps are; see `diffusion.flow.flow_times`.
+        noise_seed: of the hypotheses: the same prompt has the same ones in whatever company it comes.
+        settings: of `ReconstructTask`. With `recentre` and `mirror` hypotheses are drawn from the looks in turn.
+
+    Raises:
+        SettingError: a setting out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        autoencoder_share: float = 0.3,
+        divergence: float = 1e-3,
+        blur: float = 0.1,
+        flow: float = 1.0,
+        draws: int = 4,
+        times: str = "uniform",
+        samples: int = 8,
+        steps: int = 4,
+        sampler: str = "heun",
+        shift: float = 1.0,
+        noise_seed: int = 0,
+        **settings: Any,
+    ):
+        taken = locals()
+        own = {name: value for name, value in taken.items() if name not in ("self", "network", "settings", "__class__")}
+        if not isinstance(network, ShapeFlow):
+            raise SettingError(f"model: expected a ShapeFlow, got a {type(network).__name__}")
+        super().__init__(network, **settings)
+        if not 0 <= autoencoder_share < 1:
+            raise SettingError(f"autoencoder_share: expected a share from 0 to below 1, got {autoencoder_share}")
+        _check_counts(draws=draws, samples=samples, steps=steps)
+        for name, weight in (("divergence", divergence), ("blur", blur), ("flow", flow)):
+            if not weight >= 0:
+                raise SettingError(f"{name}: expected 0 or more, got {weight}")
+        if times not in TIME_DISTRIBUTIONS:
+            raise SettingError(f"times: expected one of {', '.join(TIME_DISTRIBUTIONS)}, got {times!r}")
+        _check_sampler(sampler)
+        self.autoencoder_share, self.divergence, self.blur, self.flow_weight = autoencoder_share, divergence, blur, flow
+        self.draws, self.times, self.samples = int(draws), times, int(samples)
+        self.sampler, self.noise_seed = sampler, int(noise_seed)
+        self.steps, self.shift = int(steps), float(shift)
+        flow_times(self.steps, shift=self.shift)
+        self.calibration = HypothesisCalibration()
+        self.share: float | None = None
+        self._without = self.settings()
+        self._settings |= {name: plain(value) for name, value in own.items()}
+
+    def on_progress(self, share: float) -> None:
+        """The training has come this far: it is in the autoencoder's part, or in the flow's.
+
+        Without being told a training stays in the first, and a prediction is taken to be of a trained network.
+        """
+        self.share = share
+
+    def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:  # type: ignore[override]
+        """The losses of the answer, and those of the autoencoder or of the flow.
+
+        Raises:
+            DataError: the batch has no truth.
+        """
+        prompt = self.prompt(batch)
+        network: Any = self.network
+        assert prompt.label is not None
+        targets = make_targets(batch, network.prior, prompt.label, network.truncation)
+        truth = targets.sdf / targets.edge
+        coder = network.autoencoder
+        if (self.share or 0.0) < self.autoencoder_share or not int(coder.batches):
+            output = network(prompt)
+            result = self._losses(output, targets, prompt)
+            coder.observe(coder.encode(truth)[0])
+            coded, divergence = coder(truth)
+            result["divergence"] = divergence
+            result["loss"] = result["loss"] + self.divergence * divergence
+        else:
+            condition = network.read(prompt)
+            output = condition.output
+            result = self._losses(output, targets, prompt)
+            latents = network.latents(truth)
+            result["flow"] = self._flow_loss(network, latents, condition)
+            result["loss"] = result["loss"] + self.flow_weight * result["flow"]
+            coded = network.shapes(latents + self.blur * torch.randn_like(latents))
+        result["coded"] = self._coding_loss(coded, output, targets, prompt)
+        result["loss"] = result["loss"] + result["coded"]
+        return result
+
+    def _coding_loss(self, coded: Tensor, output: ShapeOutput, targets: Targets, prompt: Prompt) -> Tensor:
+        shape = replace(output, sdf=coded)
+        parts = [self.weights[name] * self._loss(name, shape, targets, prompt) for name in CODED if self.weights[name]]
+        return torch.stack(parts).sum() if parts else coded.sum() * 0
+
+    def _flow_loss(self, network: ShapeFlow, latents: Tensor, condition: Any) -> Tensor:
+        """Mean squared error of the correction, over times and noises drawn for every prompt."""
+        network.observe(latents, condition.estimate)
+        each = condition.repeated(self.draws)
+        x0 = latents.repeat_interleave(self.draws, dim=0)
+        x1 = torch.randn_like(x0)
+        t = draw_times(len(x0), method=self.times).to(x0)
+        x_t = interpolate(x0, x1, t)
+        mean, deviation = network.expected(x_t, t, each.estimate)
+        wanted = (velocity(x0, x1) - mean) / deviation
+        return (network.correction(x_t, t, each) - wanted).square().mean()
+
+    @torch.no_grad()
+    def predict(  # type: ignore[override]
+        self,
+        batch: SliceBatch,
+        *,
+        samples: int | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+    ) -> list[ReconstructPrediction]:
+        """The mean shape for every prompt, with its hypotheses; the truth in the batch is not looked at.
+
+        Args:
+            batch: the prompts.
+            samples, steps, sampler: instead of the task's own.
+
+        Raises:
+            DataError: a label that is none of the organs.
+            SettingError: no samples or steps, or an unknown sampler.
+        """
+        own = self.samples, self.steps, self.sampler
+        chosen = samples or own[0], steps or own[1], sampler or own[2]
+        _check_counts(samples=own[0] if samples is None else samples, steps=own[1] if steps is None else steps)
+        _check_sampler(chosen[2])
+        try:
+            self.samples, self.steps, self.sampler = chosen
+            return super().predict(batch)
+        finally:
+            self.samples, self.steps, self.sampler = own
+
+    def _looks(self, batch: SliceBatch, prompt: Prompt) -> tuple[Tensor, Tensor, list[Space]]:
+        self._noise = torch.Generator().manual_seed(self.noise_seed)
+        looks, probability, frames = super()._looks(batch, prompt)
+        return looks[: self.samples], probability, frames
+
+    def _answer(self, batch: SliceBatch, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        network: Any = self.network
+        views = (1 + self.recentre) * (1 + self.mirror)
+        count = math.ceil(self.samples / views)
+        # one by one and on the CPU, so that every device and every number of samples has the same first ones
+        shape = network.autoencoder.latent_shape
+        noise = torch.stack([torch.randn(shape, generator=self._noise) for _ in range(count)])
+        condition = network.read(prompt)
+        shapes = network.sample(condition, noise, flow_times(self.steps, shift=self.shift), sampler=self.sampler)
+        return shapes * batch.edge.view(-1, 1, 1, 1, 1), condition.output.mask_logits.sigmoid()
+
+    def _prediction(
+        self, batch: SliceBatch, place: int, looks: Tensor, probability: Tensor, frame: Space
+    ) -> ReconstructPrediction:
+        if self.share is not None and self.share < self.autoencoder_share:
+            told = looks[:1]  # hypotheses of a flow that has learned nothing yet are only costly to measure
+        else:
+            told = torch.cat((looks[:1], self.calibration(looks[1:], looks[0])))
+        return super()._prediction(batch, place, told, probability, frame)
+
+    def without_flow(self) -> ReconstructTask:
+        """The task of the same network that answers once, by what the flow begins with."""
+        task = ReconstructTask(self.network, **{**self._without, "baseline_shapes": 0})
+        return task.train(self.training)
+
+    def calibrate(self, predictions: Sequence[ReconstructPrediction], samples: Sequence[Any]) -> None:
+        """Set by how much hypotheses differ from their mean; see `spread.HypothesisCalibration`.
+
+        Args:
+            predictions: of held-out cases.
+            samples: those `SliceCase`s, with truth.
+        """
+        cases: Sequence[SliceCase] = samples
+        truths = [None if case.truth is None else case.truth.cpu().numpy().astype(bool) for case in cases]
+        self.calibration.fit(predictions, truths)
+
+    def metrics(self, predictions: Sequence[ReconstructPrediction], batch: SliceBatch) -> list[Row]:  # type: ignore[override]
+        """As `ReconstructTask.metrics`, `spread.spread_metrics`, and the Dice of the answer `without_flow`.
+
+        Raises:
+            DataError: the batch has no voxels to compare with.
+        """
+        rows = super().metrics(predictions, batch)
+        plain_answers = self.without_flow().predict(batch)
+        for row, prediction, answer, given in zip(rows, predictions, plain_answers, batch.truths, strict=True):
+            assert given is not None
+            truth = given.cpu().numpy().astype(bool)
+            row |= spread_metrics(prediction, truth)
+            row["without_flow_dice"] = dice_of(answer.mask(), truth)
+        return rows
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise SettingError(f"{name}: expected at least 1, got {value}")
+
+
+def _check_sampler(name: str) -> None:
+    if name not in FLOW_SAMPLERS:
+        raise SettingError(f"sampler: expected one of {', '.join(FLOW_SAMPLERS)}, got {name!r}")
