@@ -35,6 +35,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/command_line.py
 	$(BIN)/python benchmarks/landmarks_hippocampus.py
 	$(BIN)/python benchmarks/segment_nuclei.py
+	$(BIN)/python benchmarks/reconstruct_hippocampus.py
+	$(BIN)/python benchmarks/translate.py
+	$(BIN)/python benchmarks/translate_hippocampus.py
 
 clean:
 	rm -rf $(VENV) demo

@@ -154,7 +154,7 @@ def train(task: TranslateTask, loader: Iterator[Batch], arguments: argparse.Name
         Number of optimizer steps.
     """
     weights = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=arguments.rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(weights, lr=arguments.rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = [weight.detach().clone() for weight in weights]
     task.train()
     task.training_loss(next(loader))  # reads the first cases
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--noise-scale", type=float, default=0.25)
     parser.add_argument("--start-share", type=float, default=0.5)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 4])

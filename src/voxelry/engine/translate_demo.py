@@ -37,7 +37,7 @@ def translate_demo(out: Path, *, ndim: int = 3, minutes: float = 1.8, size: int 
             "trainer.max_steps=1500",
             "trainer.validate_every=250",
             "trainer.log_every=5",
-            "optimizer.lr=2e-3",
+            "optimizer.lr=1e-3",
         ]
     )
     model = predict_folder(out / "translate", out / "unseen", out / "predictions")

@@ -57,7 +57,7 @@ def scan(phantoms):
     return image, tuple(np.asarray(labels.space.to_world(inside[len(inside) // 2].astype(float))).tolist())
 
 
-def test_a_training_has_both_parts_and_leaves_a_calibrated_bundle(run):
+def test_a_training_has_both_parts_and_leaves_a_bundle_and_a_report(run):
     output, finished = run
     assert {"dice", "without_flow_dice", "coverage_90", "best_hypothesis_dice"} <= set(finished.summary)
     with (output / "logs" / "metrics.csv").open() as file:
@@ -66,7 +66,6 @@ def test_a_training_has_both_parts_and_leaves_a_calibrated_bundle(run):
     task = voxelry.load(finished.bundle).task
     assert type(task.network) is ShapeFlow
     assert int(task.network.autoencoder.batches) > 0
-    assert int(task.calibration.cases) == 2
     assert "Hypotheses" in (output / "report.html").read_text()
 
 

@@ -7,10 +7,7 @@ for what samples them.
 
 from __future__ import annotations
 
-from math import gcd
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
@@ -26,6 +23,7 @@ LOG_VARIANCE = (-20.0, 4.0)  # what an encoder may say of its own noise; beyond 
 FIRST_LOG_VARIANCE = -5.0  # at first latents are nearly exact: an encoder that is drowned in noise learns slowly
 FORGET = 0.02  # share of a batch in the running moments, once there are many
 LEAST_STD = 1e-3
+OUTSIDE = 1.0  # in truncations: most cells are far outside, which needn't be learned first
 
 
 class ShapeAutoencoder(nn.Module):
@@ -75,11 +73,14 @@ class ShapeAutoencoder(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for own, before, step in zip(widths, [1, *widths[:-1]], steps, strict=True):
             self.down.append(nn.Sequential(conv(before * step**RANK, own, 1), ResidualUnit(own)))
-            self.up.insert(0, nn.Sequential(ResidualUnit(own), NormSiLU(own), conv(own, before * step**RANK, 1)))
+            finer = conv(own, before * step**RANK, 1)
+            if not self.up:
+                nn.init.constant_(finer.bias, OUTSIDE)
+            self.up.insert(0, nn.Sequential(ResidualUnit(own), nn.SiLU(), finer))
         last = conv(widths[-1], 2 * channels, 3, padding=1)
         with torch.no_grad():
             last.bias[channels:] = FIRST_LOG_VARIANCE
-        self.narrow = nn.Sequential(NormSiLU(widths[-1]), last)
+        self.narrow = nn.Sequential(nn.SiLU(), last)
         self.widen = conv(channels, widths[-1], 3, padding=1)
         self.register_buffer("latent_mean", torch.zeros(channels))
         self.register_buffer("latent_std", torch.ones(channels))
@@ -142,28 +143,19 @@ class ShapeAutoencoder(nn.Module):
         self.batches += 1
 
 
-class NormSiLU(nn.Module):
-    """Group normalisation and SiLU, `(B, C, *S)`."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(gcd(8, channels), channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
-        return F.silu(self.norm(x))
-
-
 class ResidualUnit(nn.Module):
-    """Two of (group norm, SiLU, 3-wide convolution), added to the input, `(B, C, *S)`."""
+    """Two of (SiLU, 3-wide convolution), added to the input, `(B, C, *S)`.
+
+    Nothing is normalised: distances are lengths, and a shape's size would be what a normalisation takes away.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         conv = nd.conv(RANK)
         self.body = nn.Sequential(
-            NormSiLU(channels),
+            nn.SiLU(),
             conv(channels, channels, 3, padding=1),
-            NormSiLU(channels),
+            nn.SiLU(),
             conv(channels, channels, 3, padding=1),
         )
 

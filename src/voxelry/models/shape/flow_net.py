@@ -29,7 +29,7 @@ __all__ = ["FlowCondition", "ShapeFlow"]
 
 TICKS = 1000.0  # sinusoids are made for integer steps of this many
 LEAST_ERROR = 0.05  # of an estimated latent, in deviations of the latents
-FORGET = 0.01  # share of a batch in the running error, once there are many
+FORGET = 0.03  # share of a batch in the running error, once there are many
 
 
 @dataclass
