@@ -276,9 +276,9 @@ def test_learns_one_phantom():
     )
     image, boxes, classes, masks = phantom(3, size=24, spans=((2, 10), (13, 20)))
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [70], 0.2)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [90], 0.2)
     history = []
-    for _ in range(100):
+    for _ in range(120):
         loss = sum(network.losses(image, boxes, classes, masks).values())
         optimiser.zero_grad()
         loss.backward()
