@@ -183,7 +183,7 @@ class Preprocess:
         shared = self.intensity == "shared"  # without a target, too: it may be the network that makes it
         levels = torch.tensor([[0.0, 1.0]], dtype=torch.float64).repeat(len(image), 1)
         levels[present] = find_levels(image[present], **self._method(), per_channel=self.per_channel and not shared)
-        image = self._at_levels(image, levels, self.normalise, sample)
+        image = self._at_levels(image, levels, self.normalise, sample, "image")
         if not present.all():
             image = torch.where(present.reshape(-1, *[1] * sample.ndim), image, 0.0)
         if target is not None:
@@ -192,18 +192,18 @@ class Preprocess:
                 own = levels[present][:1].expand(len(target), 2)
             else:
                 own = find_levels(target, **method, per_channel=self.per_channel)
-            target = self._at_levels(target, own, method["method"], sample)
+            target = self._at_levels(target, own, method["method"], sample, "target")
             levels = torch.cat([levels, own])
         return sample.replace(image=image, target=target, levels=levels.to(torch.float32))
 
-    def _at_levels(self, image: Tensor, levels: Tensor, method: str | None, sample: Sample) -> Tensor:
+    def _at_levels(self, image: Tensor, levels: Tensor, method: str | None, sample: Sample, part: str) -> Tensor:
         if method is None:
             return image
         low, high = levels[:, 0].min(), levels[:, 1].max()
         if self.outside == "error" and (image.min() < low or image.max() > high):
             raise DataError(
-                f"{sample.source or sample.name}: values from {image.min():g} to {image.max():g}, but the declared "
-                f"window is {low:g} to {high:g} (set outside=clip to cut them off)"
+                f"{sample.source or sample.name}: the {part} has values from {image.min():g} to {image.max():g}, but "
+                f"the declared window is {low:g} to {high:g} (set outside=clip to cut them off)"
             )
         return scale(image, levels, clip=self.outside != "keep")
 

@@ -150,7 +150,7 @@ def test_the_target_may_have_a_window_of_its_own(contrasts):
 def test_values_outside_the_declared_window(contrasts):
     cases = find_pairs(contrasts, target="flair")
     strict = Preprocess(normalise="window", window=(-4, 4), outside="error")
-    with pytest.raises(DataError, match=r"values from -\d.* to \d.*, but the declared window is -4 to 4"):
+    with pytest.raises(DataError, match=r"the image has values from -\d.* to \d.*, but the declared window is -4 to 4"):
         PairDataset(cases, preprocess=strict)[0]
     clipped = PairDataset(cases, preprocess=Preprocess(normalise="window", window=(-4, 4)))[0]
     assert (clipped.image.min(), clipped.target.max()) == (0, 1)
