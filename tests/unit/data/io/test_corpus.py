@@ -296,7 +296,8 @@ for name in sys.argv[2:]:
         print(json.dumps([name, "read", list(open_image(name).read().shape)]))
     except VoxelryError as error:
         print(json.dumps([name, "refused", str(error)]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# not ru_maxrss, which begins with that of the process that started this one
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
