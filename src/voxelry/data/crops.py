@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
+from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.data.crop_index import CropIndex, CropRecord, IndexedFile
 from voxelry.data.crop_reader import CropReader, UnopenedError
 from voxelry.data.crop_scan import QUANTILES, whole_numbers
 from voxelry.data.crop_selection import parse_selection
-from voxelry.data.dataset import WorkerError
+from voxelry.data.dataset import one_line_errors
 from voxelry.data.layouts import Case
 from voxelry.data.normalise import check_normalise, normalise
 from voxelry.data.patches import crop
@@ -131,12 +131,8 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"crop {index} of a dataset of {len(self)}")
-        try:
+        with one_line_errors():
             return self._drawn(index % len(self), epoch)
-        except VoxelryError as error:
-            if torch.utils.data.get_worker_info() is None:
-                raise
-            raise WorkerError(str(error)) from None
 
     def record(self, index: int) -> CropRecord:
         """What the index says of crop `index` of this dataset."""

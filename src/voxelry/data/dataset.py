@@ -16,7 +16,8 @@ our readers. The cache knows a method by its source; what it reads besides the f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -37,7 +38,7 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
 
-__all__ = ["VolumeDataset", "WorkerError", "on_grid"]
+__all__ = ["VolumeDataset", "WorkerError", "on_grid", "one_line_errors"]
 
 NEEDS = ("landmarks", "labels", "masks")
 
@@ -122,12 +123,8 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a dataset of {len(self)}")
-        if torch.utils.data.get_worker_info() is None:
+        with one_line_errors():
             return self._drawn(index % len(self), epoch)
-        try:
-            return self._drawn(index % len(self), epoch)
-        except VoxelryError as error:
-            raise WorkerError(str(error)) from None
 
     def _drawn(self, index: int, epoch: int) -> Sample:
         sample = self.preprocessed(index)
@@ -311,6 +308,17 @@ class WorkerError(DataError):
     def __init__(self, message: str):
         last = message.rstrip().splitlines()[-1]
         super().__init__(last.removeprefix(f"{__name__}.{type(self).__qualname__}: "))
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """In a worker of a DataLoader, errors of ours become `WorkerError`; elsewhere they stay what they are."""
+    try:
+        yield
+    except VoxelryError as error:
+        if torch.utils.data.get_worker_info() is None:
+            raise
+        raise WorkerError(str(error)) from None
 
 
 def on_grid(volume: Tensor | NDArray[Any] | Image, path: Path) -> tuple[Tensor, Space]:

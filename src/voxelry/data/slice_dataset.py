@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voxelry.core.errors import DataError, SettingError, VoxelryError
-from voxelry.data.dataset import WorkerError
+from voxelry.core.errors import DataError, SettingError
+from voxelry.data.dataset import one_line_errors
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.slice_augment import SliceAugment, SliceMovement
 from voxelry.data.slice_case import SliceCase, build_case, collate_slices
@@ -167,12 +167,8 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a dataset of {len(self)}")
-        if torch.utils.data.get_worker_info() is None:
+        with one_line_errors():
             return self._drawn(index % len(self), epoch)
-        try:
-            return self._drawn(index % len(self), epoch)
-        except VoxelryError as error:
-            raise WorkerError(str(error)) from None
 
     def _drawn(self, index: int, epoch: int) -> SliceCase:
         generator = np.random.default_rng([self.seed, epoch, index])

@@ -36,13 +36,14 @@ class PreparedFile:
         space: the grid of the windows.
 
     Raises:
-        DataError: the preprocessing changes the grid, which can't be done in windows.
+        DataError: the preprocessing changes the grid, doesn't clip or shares ranges, which isn't done in windows.
         FileError: the file can't be read.
     """
 
     def __init__(self, file: ImageFile, preprocess: Preprocess):
         if not self.fits(preprocess):
-            raise DataError(f"{file.path}: can't be prepared in windows, as the model resamples its images")
+            why = "as the model resamples its images or scales them in a way of its own"
+            raise DataError(f"{file.path}: can't be prepared in windows, {why}")
         self.file = file
         ndim = file.space.ndim
         code = preprocess.orientation
@@ -57,6 +58,7 @@ class PreparedFile:
         """Whether preprocessing leaves every voxel what it is, but for its place among the axes and its scale."""
         settings = preprocess.settings()
         still = all(settings.get(name) is None for name in ("image_size", "spacing", "channels"))
+        still &= settings.get("outside", "clip") == "clip" and settings.get("intensity", "own") != "shared"
         return still and (settings.get("align", "nearest") == "nearest" or settings.get("orientation") is None)
 
     def __call__(self, window: Sequence[slice]) -> NDArray[np.float32]:

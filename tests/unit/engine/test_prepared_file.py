@@ -59,3 +59,12 @@ def test_a_channel_without_contrast_is_zero(tmp_path):
 def test_a_change_of_grid_is_refused(file, settings):
     with pytest.raises(DataError, match="as the model resamples its images"):
         PreparedFile(file, Preprocess(**settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"outside": "keep"}, {"normalise": "window", "window": (0, 1), "outside": "error"}, {"intensity": "shared"}],
+)
+def test_values_that_windows_would_scale_otherwise_are_refused(file, settings):
+    with pytest.raises(DataError, match="scales them in a way of its own"):
+        PreparedFile(file, Preprocess(**settings))
