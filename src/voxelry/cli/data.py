@@ -20,6 +20,7 @@ class PhantomKind(StrEnum):
 
     torso = "torso"
     nuclei = "nuclei"
+    organ = "organ"
 
 
 class LandmarkFormat(StrEnum):
@@ -69,11 +70,11 @@ def phantoms(
     landmarks: Annotated[LandmarkFormat, typer.Option(help="How landmarks are written; txt has no names.")] = (
         LandmarkFormat.txt
     ),
-    kind: Annotated[PhantomKind, typer.Option(help="torso: with landmarks, labels, instances; nuclei: instances.")] = (
-        PhantomKind.torso
-    ),
+    kind: Annotated[
+        PhantomKind, typer.Option(help="torso: landmarks, labels, instances; nuclei: instances; organ: labels.")
+    ] = (PhantomKind.torso),
 ) -> None:
-    """Make images of invented torsos or nuclei, of which everything is known exactly."""
+    """Make images of invented torsos, nuclei or organs, of which everything is known exactly."""
     from voxelry.data.phantoms import write_phantoms
 
     written = write_phantoms(

@@ -18,21 +18,20 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
-from voxelry.core.space import Space
-from voxelry.data.phantom_anatomy import BODY_AXES, LABEL_NAMES, LANDMARK_NAMES, Organ, draw_nodules, draw_organs
+from voxelry.data.phantom_anatomy import LABEL_NAMES, LANDMARK_NAMES, Organ, draw_nodules, draw_organs
+from voxelry.data.phantom_frame import draw_frame, draw_space, scan
 from voxelry.data.phantom_nuclei import make_nuclei
+from voxelry.data.phantom_organ import make_organ
 from voxelry.data.phantom_shapes import Ovoid, smooth_noise
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
-from voxelry.ops.resample import resample_points, spline_grid, spline_lipschitz
 
 __all__ = ["KINDS", "LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]
 
-KINDS = ("torso", "nuclei")
+KINDS = ("torso", "nuclei", "organ")
 
 _SHAPE = (48, 56, 64)
 _SPACING = (3.0, 2.2, 2.0)
-_STEEPEST = 0.6  # of the displacement, mm per mm; below 1 it is invertible
 
 
 def make_phantom(
@@ -78,36 +77,22 @@ def make_phantom(
         steps = np.asarray(per_axis(spacing, ndim, "spacing"), dtype=np.float64)
         if not (np.isfinite(steps).all() and (steps > 0).all()):
             raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
-    space = _draw_space(size, steps, generator, oblique)
-
-    # body = matrix @ index + offset + displacement(index), in mm
-    world_axes = [axis for _, axis, _ in BODY_AXES[ndim]]
-    signs = np.array([sign for *_, sign in BODY_AXES[ndim]])
-    matrix = space.affine[world_axes, :ndim] * signs[:, None]
-    offset = -matrix @ ((np.asarray(size) - 1) / 2)
+    space = draw_space(size, steps, generator, oblique)
     half = np.asarray(space.extent) / 2
-    displacement = _draw_displacement(space, generator, largest=0.1 * half)
-    points = spline_grid(torch.from_numpy(displacement).float(), size).numpy()
-    for axis in range(ndim):
-        points += (
-            (matrix[:, axis, None] * np.arange(size[axis]))
-            .reshape(ndim, *[size[axis] if other == axis else 1 for other in range(ndim)])
-            .astype(np.float32)
-        )
-    points += offset.reshape(-1, *[1] * ndim).astype(np.float32)
+    frame = draw_frame(space, generator, largest=0.1 * half)
+    points = frame.points()
 
     torso = [organ for organ in draw_organs(ndim, half, generator) if organs is None or organ.name in organs]
     nodules = draw_nodules(torso, ndim, half, steps, generator) if organs is None or "nodule" in organs else []
     image, labels, masks = _render(points, torso, nodules, half, steps, generator)
-    image = _scan(image, noise, generator)
+    image = scan(image, noise, generator)
 
     found = np.unique(masks[masks > 0])  # a nodule may be hidden by another
     ids = torch.from_numpy(np.searchsorted(np.concatenate([[0], found]), masks).astype(np.int64))
     body_points = {name: point for organ in torso for name, point in organ.landmarks.items()}
     names = tuple(name for name in LANDMARK_NAMES if name in body_points)
     body = torch.tensor(np.array([body_points[name] for name in names]).reshape(-1, ndim))
-    landmarks = resample_points(body, matrix, offset, size, displacement=displacement, tolerance=1e-4)
-    landmarks[~torch.as_tensor(space.contains(landmarks.numpy()))] = torch.nan
+    landmarks = frame.find(body)
     return Sample(
         image=torch.from_numpy(image[None]),
         space=space,
@@ -136,7 +121,8 @@ def write_phantoms(
 ) -> Path:
     """Write phantoms of seeds `seed` to `seed + count - 1` in the seed's folder layout and return the folder.
 
-    `volumes/case_000.nii.gz`, `instances/` in the same format and, of torsos, `landmarks/case_000.txt` and `labels/`.
+    `volumes/case_000.nii.gz`, `instances/` (torsos, nuclei) and `labels/` (torsos, organs) in the same format, and
+    of torsos `landmarks/case_000.txt`.
 
     Args:
         root: folder to write to; made if it isn't there.
@@ -146,7 +132,7 @@ def write_phantoms(
         format: suffix of the images. Formats of 8 bits (`.png`) get 0 to 255.
         layout: only `"volumes"`.
         landmark_format: suffix of the landmark files, such as `txt`, `csv`, `fcsv` or `mrk.json`.
-        kind: `torso` (`make_phantom`) or `nuclei` (`make_nuclei`, never oblique).
+        kind: `torso` (`make_phantom`), `nuclei` (`make_nuclei`, never oblique) or `organ` (`make_organ`).
 
     Raises:
         SettingError: an unknown layout or kind, a count below 1, or settings that `make_phantom` can't take.
@@ -168,6 +154,8 @@ def write_phantoms(
         settings: dict[str, Any] = {"ndim": ndim, "shape": shape, "spacing": spacing}
         if kind == "nuclei":
             sample = make_nuclei(seed + number, **settings)
+        elif kind == "organ":
+            sample = make_organ(seed + number, oblique=tilted, **settings)
         else:
             sample = make_phantom(seed + number, oblique=tilted, **settings)
         name = f"case_{number:03d}"
@@ -188,38 +176,6 @@ def write_phantoms(
                 space=sample.space,
             )
     return folder
-
-
-def _draw_space(
-    shape: tuple[int, ...], spacing: NDArray[np.float64], generator: np.random.Generator, oblique: bool
-) -> Space:
-    ndim = len(shape)
-    straight = Space.from_spacing(shape, spacing.tolist())
-    angles = np.deg2rad(generator.uniform(-12, 12, 3))
-    flips = generator.random(ndim) < 0.5
-    place = generator.uniform(-80, 80, 3)
-    if not oblique:
-        return straight
-    turn = np.eye(3)
-    for (a, b), angle in zip(((0, 1), (0, 2), (1, 2)), angles, strict=True):
-        one = np.eye(3)
-        one[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        turn = turn @ one
-        if ndim == 2:  # a plane stays in its plane: the body has no depth
-            break
-    affine = straight.reorder(range(ndim), flips.tolist()).affine.copy()
-    affine[:3] = turn @ affine[:3]
-    affine[:3, ndim] += place if ndim == 3 else place * (1, 1, 0)
-    return Space(shape, affine)
-
-
-def _draw_displacement(
-    space: Space, generator: np.random.Generator, largest: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Spline coefficients in mm of the body frame, `(ndim, *grid)`, over the grid of the image."""
-    grid = (6,) * space.ndim
-    coefficients = generator.uniform(-1, 1, (space.ndim, *grid)) * largest.reshape(-1, *[1] * space.ndim)
-    return coefficients * min(1.0, _STEEPEST / spline_lipschitz(coefficients, space.shape, space.spacing))
 
 
 def _render(
@@ -269,14 +225,3 @@ def _render(
         labels[ball_voxels] = LABEL_NAMES.index("nodule")
         masks[ball_voxels] = number
     return image, labels, masks
-
-
-def _scan(image: NDArray[np.float32], noise: float, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Blur over half a voxel, a bias field and the noise of a magnitude image."""
-    from scipy.ndimage import gaussian_filter
-
-    bias = generator.uniform(-0.25, 0.25, (1, *(4,) * image.ndim))
-    factor = spline_grid(torch.from_numpy(bias).float(), image.shape)[0].exp_().numpy()
-    image = gaussian_filter(image, sigma=0.5) * factor
-    real, imaginary = generator.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(noise)
-    return np.hypot(image + real, imaginary).astype(np.float32).clip(0, 1)
