@@ -1,7 +1,7 @@
 """Hippocampus from one click on one slice: Dice by plane, by number of slices, with and without the slice's mask.
 
     python benchmarks/reconstruct_hippocampus.py --minutes 25 --bundle runs/hippocampus_shape
-    python benchmarks/reconstruct_hippocampus.py --lora --minutes 8 --adapt-minutes 3
+    python benchmarks/reconstruct_hippocampus.py --lora --minutes 25 --adapt-minutes 4
 
 Both labels are one organ. The split is 80/20 by case, by seed; every prompt of the table is a random click inside of
 the organ on a random slice that shows it, however little of it. Time is the wall clock of the training loop.
@@ -9,7 +9,7 @@ the organ on a random slice that shows it, however little of it. Time is the wal
 A prompt tells where the volume lies that its slice is from. These volumes were cut out around the organ, so that alone
 says where its middle is, to 1 mm along each axis; the rows `no volume` are without it, as for a picture of a slice.
 
-`--lora` trains a base on phantoms and adapts it to 10 cases, beside the same 10 cases from scratch.
+`--lora` trains a base on phantoms of one organ and adapts it to 10 cases, beside the same 10 cases from scratch.
 """
 
 from __future__ import annotations
@@ -294,15 +294,15 @@ def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: 
     """A base trained on phantoms, adapted to few cases, beside the same cases from scratch for the same time."""
     import tempfile
 
-    from voxelry.data.phantoms import LABEL_NAMES, write_phantoms
+    from voxelry.data.phantoms import write_phantoms
     from voxelry.models.adapters import Adapters, AdapterSettings
 
     held_out = slices_of(test_cases)
     few = slices_of(few_shot(training_cases, arguments.shots, arguments.seed))
     with tempfile.TemporaryDirectory() as folder:
-        root = write_phantoms(Path(folder), 60, seed=0, ndim=3, shape=(48, 48, 48), format=".nii.gz", kind="torso")
+        root = write_phantoms(Path(folder), arguments.phantoms, kind="organ", format=".nii.gz", oblique=False)
         phantoms = slices_of(find_cases(root))
-        base_data = training_data(phantoms, (LABEL_NAMES.index("left_kidney"),), arguments)
+        base_data = training_data(phantoms, ORGAN, arguments)
         base = new_task(phantoms, base_data, arguments)
         print(f"base: {train(base, base_data, arguments, minutes=arguments.minutes)} steps on phantoms")
     data = training_data(few, ORGAN, arguments)
@@ -354,6 +354,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="folder to write the trained model to")
     parser.add_argument("--report", type=Path, help="HTML page to write")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--phantoms", type=int, default=150, help="invented organs that the base is trained on")
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--adapt-minutes", type=float, default=3.0)
     parser.add_argument("--adapter-rate", type=float, default=2e-3)
