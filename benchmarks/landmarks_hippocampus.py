@@ -74,10 +74,11 @@ def peer_recipe() -> Recipe:
     return Recipe(Augment(**CROPPED, noise=0.05, bias_field=0.0, **still), 1e-3)
 
 
-def our_network(arguments: argparse.Namespace, channels: int) -> nn.Module:
+def our_network(arguments: argparse.Namespace, channels: int, *, borders: bool = False) -> nn.Module:
     """A U-Net without attention, at rank 3 on blocks of two voxels per axis."""
     return FoldedUNet(
         ndim=arguments.ndim,
+        in_channels=1 + 2 * arguments.ndim * borders,
         fold=arguments.fold or {2: 1, 3: 2}[arguments.ndim],
         out_channels=channels,
         width=arguments.width,
@@ -88,6 +89,23 @@ def our_network(arguments: argparse.Namespace, channels: int) -> nn.Module:
         middle_attention="none",
         checkpointing="none",
     )
+
+
+def fast_half() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware."""
+    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+
+
+class MeanOf(nn.Module):
+    """The mean answer of networks that were trained apart."""
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """As each of them."""
+        return torch.stack([network(image) for network in self.networks]).mean(dim=0)
 
 
 class PlainPeer(nn.Module):
@@ -112,7 +130,7 @@ class PlainPeer(nn.Module):
 def load(cases: Sequence[Case], ndim: int) -> list[Sample]:
     """Preprocessed samples in memory; at rank 2 the mid-sagittal slice with the points projected on it."""
     preprocess = Preprocess(normalise="percentile")
-    dataset = VolumeDataset(cases, preprocess=preprocess, need=("landmarks", "labels"))
+    dataset = VolumeDataset(cases, preprocess=preprocess, need=("landmarks", "labels"), borders=True)
     samples = [dataset[index] for index in range(len(dataset))]
     return samples if ndim > MIDLINE else [mid_sagittal(sample) for sample in samples]
 
@@ -123,8 +141,10 @@ def mid_sagittal(sample: Sample) -> Sample:
     corner = sample.space.to_world(np.array([0.0, 0.0, middle]))
     affine = np.concatenate([sample.space.affine[:, :MIDLINE], [[corner[0]], [corner[1]], [corner[2]], [1.0]]], axis=1)
     assert sample.landmarks is not None
+    assert sample.borders is not None
     return sample.replace(
         image=sample.image[..., middle].contiguous(),
+        borders=sample.borders[: 2 * MIDLINE, ..., middle].contiguous(),
         space=Space(sample.space.shape[:MIDLINE], affine),
         landmarks=sample.landmarks[:, :MIDLINE].contiguous(),
         labels=None if sample.labels is None else sample.labels[..., middle].contiguous(),
@@ -132,9 +152,19 @@ def mid_sagittal(sample: Sample) -> Sample:
 
 
 def train(
-    task: Task, samples: Sequence[Sample], recipe: Recipe, *, minutes: float, seed: int, steps: int | None = None
+    task: Task,
+    samples: Sequence[Sample],
+    recipe: Recipe,
+    *,
+    minutes: float,
+    seed: int,
+    steps: int | None = None,
+    half: bool = False,
 ) -> int:
     """Train until the time (or the number of steps, if given) is up; the weights end as their average.
+
+    Args:
+        half: let the network compute in bfloat16.
 
     Returns:
         Number of optimizer steps.
@@ -160,7 +190,8 @@ def train(
             queue += rng.permutation(len(samples)).tolist()
         chosen = [samples[queue.pop()] for _ in range(size)]
         batch = collate([recipe.augment(patches(sample, rng), rng) for sample in chosen])
-        loss = task.training_loss(batch)["loss"]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = task.training_loss(batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(task.network.parameters(), 1.0)
@@ -198,10 +229,13 @@ def show(name: str, summary: dict[str, float], steps: int | None = None) -> None
     )
 
 
-def ours(arguments: argparse.Namespace, names: Sequence[str], **settings: Any) -> LandmarkTask:
+def ours(
+    arguments: argparse.Namespace, names: Sequence[str], borders: float | None = None, **settings: Any
+) -> LandmarkTask:
     """Our task with its benchmark settings."""
     return LandmarkTask(
-        our_network(arguments, len(names) + arguments.label_classes),
+        our_network(arguments, len(names) + arguments.label_classes, borders=borders is not None),
+        borders=borders,
         landmark_names=names,
         sigma=arguments.sigma,
         coordinate_weight=arguments.coordinate_weight,
@@ -222,13 +256,20 @@ def compare(arguments: argparse.Namespace, training: list[Sample], test: list[Sa
     """The main table."""
     ndim, names = arguments.ndim, test[0].landmark_names
     print(f"{'':34s} {'MRE mm':>6s} {'95 %':14s} {'median':>7s} {'≤ 2 mm':>8s} {'≤ 3 mm':>8s} {'steps':>7s}")
-    torch.manual_seed(arguments.seed)
-    task = ours(arguments, names)
     held_back = training[: arguments.calibration_cases]
     fitted = training[arguments.calibration_cases :]
+    networks = []
+    for member in range(arguments.members):  # they share the time
+        seed = arguments.seed + 1000 * member
+        torch.manual_seed(seed)
+        task = ours(arguments, names, arguments.borders or None)
+        share = arguments.minutes / arguments.members
+        steps = train(task, fitted, our_recipe(arguments), minutes=share, seed=seed, half=arguments.half)
+        show(f"voxelry, network {member + 1}", task.summary(measure(task, test)[1]), steps)
+        networks.append(task.network)
+    task = LandmarkTask(MeanOf(networks), **task.settings())
     task.fit_baseline(fitted)
-    steps = train(task, fitted, our_recipe(arguments), minutes=arguments.minutes, seed=arguments.seed)
-    show("voxelry", task.summary(measure(task, test)[1]), steps)
+    show(f"voxelry, mean of {arguments.members}", task.summary(measure(task, test)[1]))
     task = with_views(task)
     if held_back:
         predictions, _ = measure(task, held_back)
@@ -244,7 +285,7 @@ def compare(arguments: argparse.Namespace, training: list[Sample], test: list[Sa
         peer = LandmarkTask(
             PlainPeer(ndim, len(names)), landmark_names=names, ndim=ndim, sigma=2.0, decoder="expectation"
         )
-        steps = train(peer, fitted, peer_recipe(), minutes=arguments.minutes, seed=arguments.seed)
+        steps = train(peer, fitted, peer_recipe(), minutes=arguments.minutes, seed=arguments.seed, half=arguments.half)
         show("MONAI U-Net 16-128", peer.summary(measure(peer, test)[1]), steps)
     print(f"{'mean position':34s} {summary['mean_position_mm']:6.3f}")
 
@@ -255,7 +296,12 @@ def few_shot(arguments: argparse.Namespace, training: list[Sample], test: list[S
     torch.manual_seed(arguments.seed)
     pretraining = PretrainTask(our_network(arguments, 1))
     steps = train(
-        pretraining, training, our_recipe(arguments, 1e-3), minutes=arguments.pretrain_minutes, seed=arguments.seed
+        pretraining,
+        training,
+        our_recipe(arguments, 1e-3),
+        minutes=arguments.pretrain_minutes,
+        seed=arguments.seed,
+        half=arguments.half,
     )
     print(f"pretrained on {len(training)} images without labels: {steps} steps")
     pretrained = pretraining.network.state_dict()
@@ -271,7 +317,7 @@ def few_shot(arguments: argparse.Namespace, training: list[Sample], test: list[S
                     fitting = {key: value for key, value in pretrained.items() if value.shape == own[key].shape}
                     task.network.load_state_dict(own | fitting)
                 chosen = [training[index] for index in order]
-                budget = {"minutes": arguments.few_minutes, "steps": arguments.few_steps}
+                budget = {"minutes": arguments.few_minutes, "steps": arguments.few_steps, "half": arguments.half}
                 train(task, chosen, our_recipe(arguments, arguments.few_rate), seed=draw, **budget)
                 summary = task.summary(measure(task, test)[1])
                 table[draw, column] = summary["mre_mm"]
@@ -311,6 +357,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0, help="of training, for each method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--half", action=argparse.BooleanOptionalAction, default=fast_half(),
+        help="train in bfloat16, both methods; by default where the processor has it in hardware",
+    )  # fmt: skip
     ours = parser.add_argument_group("our network and training")
     ours.add_argument("--width", type=int, default=16)
     ours.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 4])
@@ -320,7 +370,11 @@ def main() -> None:
     ours.add_argument("--rate", type=float, default=3e-3)
     ours.add_argument("--sigma", type=float, default=2.0, help="mm")
     ours.add_argument("--coordinate-weight", type=float, default=0.0)
-    ours.add_argument("--label-classes", type=int, default=0, help="3: learn the labels too, which the peer does not")
+    ours.add_argument(
+        "--label-classes", type=int, default=3, help="learn the labels too, which the peer doesn't; 0: not"
+    )
+    ours.add_argument("--members", type=int, default=2, help="networks that share the time and answer together")
+    ours.add_argument("--borders", type=float, default=20.0, help="mm as unit of the distances to them; 0: not told")
     ours.add_argument("--elastic", type=float, default=1.5, help="mm")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--calibration-cases", type=int, default=0, help="training cases kept for the radii")

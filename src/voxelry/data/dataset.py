@@ -31,6 +31,7 @@ from torch import Tensor
 from voxelry.core.errors import DataError, SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.cache import Cache
+from voxelry.data.context import border_distances
 from voxelry.data.io import Image, open_image, read_image
 from voxelry.data.layouts import Case, find_cases, read_case_landmarks
 from voxelry.data.patches import Patches
@@ -57,6 +58,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         landmark_names: the points wanted, in this order; what a case doesn't have is absent (NaN). None: the
             names of the first case, which all must have.
         need: what is read beside the image, where a case has it; of `landmarks`, `labels` and `masks`.
+        borders: samples carry each voxel's distances to the borders of the preprocessed image.
 
     Raises:
         SettingError: an unknown word in `need`.
@@ -73,6 +75,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         seed: int = 0,
         landmark_names: Sequence[str] | None = None,
         need: Sequence[str] = NEEDS,
+        borders: bool = False,
     ):
         unknown = [word for word in need if word not in NEEDS]
         if unknown:
@@ -86,6 +89,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         self.cache = cache if isinstance(cache, Cache) or cache is None or in_memory else Cache(cache)
         self.seed = seed
         self.need = tuple(need)
+        self.borders = borders
         self._given_names = None if landmark_names is None else tuple(landmark_names)
         self._names = self._given_names
         self._memory: dict[int, Sample] | None = {} if in_memory else None
@@ -128,6 +132,8 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
 
     def _drawn(self, index: int, epoch: int) -> Sample:
         sample = self.preprocessed(index)
+        if self.borders:
+            sample = sample.replace(borders=border_distances(sample.space))
         generator = np.random.default_rng([self.seed, epoch, index])
         patches = self.patches
         if patches is None:

@@ -145,6 +145,7 @@ def crop(
         classes=classes,
         target=padded(sample.target, start, size),
         context=_window(sample.context, start, size),
+        borders=_edge_window(sample.borders, start, size),
     )
 
 

@@ -33,6 +33,8 @@ class Sample:
         target: `(C_t, *spatial)` float32, what the image is to become, on the image's own grid.
         present: `(C,)` bool, which channels of the image there are; an absent one is all zeros. None: all of them.
         context: `(ndim + C, *spatial)` float32, where a patch lies in its image (see `voxelry.data.context`).
+        borders: `(2 * ndim, *spatial)` float32, mm to the borders of the image that this was cut and changed from
+            (see `voxelry.data.context.border_distances`).
         levels: `(C + C_t, 2)` float32, the physical values of 0 and 1 of each channel, the image's first and then
             the target's: `physical = low + value * (high - low)`. They may differ from case to case.
     """
@@ -50,6 +52,7 @@ class Sample:
     target: Tensor | None = None
     present: Tensor | None = None
     context: Tensor | None = None
+    borders: Tensor | None = None
     levels: Tensor | None = None
 
     @property
@@ -76,6 +79,7 @@ class Batch:
         target: `(B, C_t, *spatial)`, or None.
         present: `(B, C)` bool, or None.
         context: `(B, ndim + C, *spatial)`, or None.
+        borders: `(B, 2 * ndim, *spatial)`, or None when a sample has none.
         levels: `(B, C + C_t, 2)`, or None when a sample has none.
     """
 
@@ -92,6 +96,7 @@ class Batch:
     target: Tensor | None = None
     present: Tensor | None = None
     context: Tensor | None = None
+    borders: Tensor | None = None
     levels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -122,6 +127,7 @@ class Batch:
             target=move(self.target),
             present=move(self.present),
             context=move(self.context),
+            borders=move(self.borders),
             levels=move(self.levels),
         )
 
@@ -162,6 +168,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         target=_stack([sample.target for sample in samples]),
         present=_presence(samples),
         context=_stack([sample.context for sample in samples]),
+        borders=_stack([sample.borders for sample in samples]),
         levels=_stack([sample.levels for sample in samples]),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from voxelry.core.errors import DataError
+from voxelry.core.errors import ConfigError, DataError
 from voxelry.data.augment import Augment
 from voxelry.data.cache import Cache, build
 from voxelry.data.dataset import VolumeDataset
@@ -38,6 +38,7 @@ def build_data(
         kind: of task; decides what is read, and what every case must have.
 
     Raises:
+        ConfigError: settings that the task has no use for.
         DataError: no cases, an empty training part, images of another rank.
     """
     if "index" in config:
@@ -56,11 +57,14 @@ def build_data(
         point_options=plain(config.point_options),
     )
     check_annotated(cases, kind.required)
+    if config.get("borders") is not None and not kind.bordered:
+        raise ConfigError(f"data.borders: task={kind.name} has no use for it; expected null")
     parts = divide(cases, config, seed)
     common: dict[str, Any] = {
         "preprocess": Preprocess(**plain(config.preprocess)),
         "need": kind.needs,
         "seed": seed,
+        "borders": config.get("borders") is not None,
     }
     common["cache"] = choose_cache(config.cache, VolumeDataset(parts["train"][:1], **common), len(cases))
     train = VolumeDataset(parts["train"], **common, **changes(config, augment))

@@ -22,6 +22,7 @@ from torch import Tensor
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
+from voxelry.data.context import swapped_borders
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
 from voxelry.ops.resample import resample, resample_points, spline_lipschitz
@@ -41,12 +42,14 @@ class Movement:
 
     Attributes:
         matrix, offset, displacement: as `voxelry.ops.resample.resample` takes them.
-        mirrored: the left-right axis was reversed, so that names of sides have to change places.
+        flips: which axes were reversed.
+        mirrored: the left-right axis was, so that names of sides have to change places.
     """
 
     matrix: NDArray[np.float64]
     offset: NDArray[np.float64]
     displacement: NDArray[np.float64] | None
+    flips: tuple[bool, ...]
     mirrored: bool
 
 
@@ -157,7 +160,7 @@ class SpatialAugment:
         if displacement is None and np.array_equal(np.abs(matrix), np.eye(ndim)):
             # A part of a voxel would round all labels the same way, away from image and landmarks.
             offset = np.round(offset)
-        return Movement(matrix, offset, displacement, mirrored=bool(flips[sides].any()))
+        return Movement(matrix, offset, displacement, tuple(flips.tolist()), mirrored=bool(flips[sides].any()))
 
     def _draw_elastic(self, space: Space, generator: np.random.Generator) -> NDArray[np.float64] | None:
         """Spline coefficients `(ndim, *grid)` in mm of the frame, or None."""
@@ -214,6 +217,7 @@ class SpatialAugment:
             boxes=boxes,
             classes=classes,
             landmarks=landmarks,
+            borders=None if sample.borders is None else _move_borders(sample.borders, movement, sample.space),
         )
 
     def _move_landmarks(self, sample: Sample, landmarks: Tensor, movement: Movement) -> Tensor:
@@ -288,6 +292,21 @@ def _frame(space: Space) -> NDArray[np.float64]:
 
 def _symmetric(generator: np.random.Generator, bounds: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(bounds) * generator.uniform(-1, 1, len(bounds))
+
+
+def _move_borders(borders: Tensor, movement: Movement, space: Space) -> Tensor:
+    """Distances to the borders where these were moved to, but for what the spline does to them.
+
+    The distance to a plane that an affine map moves is divided by the length of the map's gradient across it.
+    """
+    moved = resample(
+        borders, movement.matrix, movement.offset, space.shape, displacement=movement.displacement, fill="edge"
+    )
+    spacing = np.asarray(space.spacing)
+    steepness = np.linalg.norm(movement.matrix * spacing[:, None] / spacing, axis=1).repeat(2)
+    moved /= torch.from_numpy(steepness.reshape(-1, *[1] * space.ndim)).to(moved)
+    flipped = [axis for axis, flip in enumerate(movement.flips) if flip]
+    return moved[swapped_borders(space.ndim, flipped)]
 
 
 def _swap_labels(labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:

@@ -47,6 +47,7 @@ class Kind(ABC):
             is used, and so can be changed for a prediction, see `engine.bundle.read_bundle`.
         options: keywords of the task's `predict` beside the batch.
         prompted: whether a prediction starts from a click.
+        bordered: whether the network can be told how far the borders of an image are (`data.borders`).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Kind(ABC):
     adjustable: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     prompted: bool = False
+    bordered: bool = False
 
     def task_class(self) -> type[Task]:
         """The class that `target` names."""

@@ -31,6 +31,7 @@ class LandmarkKind(DenseKind):
     needs = ("landmarks", "labels")
     truth = ("landmarks",)
     required = "landmarks"
+    bordered = True
     formats = ("mrk.json", "fcsv", "csv", "json", "txt")
     adjustable = (
         "task.decoder",
@@ -49,9 +50,17 @@ class LandmarkKind(DenseKind):
             raise ConfigError(f"{sample.source}: no landmarks, which task=landmarks needs")
         return len(sample.landmarks) + int(config.task.get("label_classes", 0))
 
+    def in_channels(self, sample: Sample, config: DictConfig) -> int:
+        """The image's, and the distances to its borders where the data carry these."""
+        return super().in_channels(sample, config) + (0 if sample.borders is None else len(sample.borders))
+
+    def image_channels(self, task: Any) -> int:
+        """Those of the network without the distances to the borders."""
+        return super().image_channels(task) - (0 if task.borders is None else 2 * task.ndim)
+
     def settings(self, config: DictConfig, dataset: VolumeDataset, pretrained: Pretrained | None) -> dict[str, Any]:
-        """The names of the points; tiles as large as the patches; the range of values of the pretraining."""
-        settings: dict[str, Any] = {"landmark_names": dataset.landmark_names}
+        """The names of the points; tiles as large as the patches; the range of values of the pretraining; borders."""
+        settings: dict[str, Any] = {"landmark_names": dataset.landmark_names, "borders": config.data.get("borders")}
         if config.data.get("patches") is not None:
             # trained on windows of this size, so whole volumes are predicted by tiles of it
             settings["tile_size"] = config.data.patches.size

@@ -66,7 +66,11 @@ def swap_order(names: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[int
 
 
 def average_views(
-    image: Tensor, network: Callable[[Tensor], Tensor], views: Sequence[View], order: Sequence[int]
+    image: Tensor,
+    network: Callable[[Tensor], Tensor],
+    views: Sequence[View],
+    order: Sequence[int],
+    mirror: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
 ) -> Tensor:
     """Mean of the network's answers over `views`, each moved back, `(B, C, *spatial) -> (B, N, *spatial)`.
 
@@ -74,12 +78,15 @@ def average_views(
 
     Args:
         order: where each output channel comes from in a mirror image (`swap_order`).
+        mirror: what the network is shown of an image mirrored along some spatial axes; by default just that.
     """
     total: Tensor | None = None
     for view in views:
         seen = _shifted(image, view.shift)
         axes = [axis + 2 for axis in view.flips]
-        answer = network(seen.flip(axes) if axes else seen)
+        if axes:
+            seen = seen.flip(axes) if mirror is None else mirror(seen, view.flips)
+        answer = network(seen)
         if axes:
             answer = answer.flip(axes)
             if len(axes) % 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from voxelry.tasks.landmarks.calibration import LEVELS, Calibration
 from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_fine
+from voxelry.tasks.landmarks.seen import mirrored, shown
 from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
 
 __all__ = ["DECODERS", "LandmarkTask"]
@@ -66,6 +68,8 @@ class LandmarkTask(Task):
             are found better by a network that knows the organ.
         label_weight: of that loss, a cross entropy per voxel.
         time_step: the step that a pretrained network is told, such as 0 for a clean image; None tells it none.
+        borders: show the network how far each voxel is from the image's borders, in `2 * ndim` more channels in units
+            of so many mm; None for not. Batches of windows or moved images then carry `borders` (`VolumeDataset`).
 
     Raises:
         SettingError: a setting out of its range; the message names it.
@@ -100,6 +104,7 @@ class LandmarkTask(Task):
         time_step: int | None = None,
         label_classes: int = 0,
         label_weight: float = 1.0,
+        borders: float | None = None,
     ):
         settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
         super().__init__()
@@ -127,6 +132,9 @@ class LandmarkTask(Task):
         if label_classes and self.refine is not None:
             raise SettingError("label_classes: expected 0 with refine, whose crops have no labels")
         self.label_classes, self.label_weight = int(label_classes), float(label_weight)
+        if borders is not None and (borders <= 0 or self.refine is not None):
+            raise SettingError(f"borders: expected positive mm, and none with refine, got {borders}")
+        self.borders = None if borders is None else float(borders)
         self.order = swap_order(self.names, swap)
         if len(input_range) != 2 or not input_range[0] < input_range[1]:
             raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
@@ -169,7 +177,7 @@ class LandmarkTask(Task):
             target=self.target,
             unit=self.sigma_unit,
         )
-        maps = self._maps(batch.image)
+        maps = self._maps(shown(batch, self.input_range, self.borders))
         logits = maps[:, : self.num_landmarks]
         # An empty map is a target only where absence is a statement and the loss can express it.
         counted = torch.ones_like(targets.present) if self.presence and self.loss != "ce" else targets.present
@@ -209,7 +217,7 @@ class LandmarkTask(Task):
         if batch.image.ndim - 2 != self.ndim:
             raise SettingError(f"ndim: the model is for rank {self.ndim}, the images have rank {batch.image.ndim - 2}")
         first = batch if self.refine is None else coarsen(batch, self.coarse)
-        logits = self._whole_logits(first.image)
+        logits = self._whole_logits(first)
         points, spread = self._read(logits, first.spacing)
         presence = torch.ones_like(spread)
         if self.presence:
@@ -233,9 +241,9 @@ class LandmarkTask(Task):
         ]
 
     @torch.no_grad()
-    def heatmaps(self, image: Tensor) -> Tensor:
-        """The non-negative maps of the first pass, `(B, C, *spatial) -> (B, N, *spatial)`, as decoders read them."""
-        return losses.activate(self._whole_logits(image), self.loss)
+    def heatmaps(self, batch: Batch) -> Tensor:
+        """The non-negative maps of a first pass over whole images, `(B, N, *spatial)`, as decoders read them."""
+        return losses.activate(self._whole_logits(batch), self.loss)
 
     def calibrate(self, predictions: Sequence[LandmarkPrediction], samples: Sequence[Sample]) -> None:
         """Set the radii's factors from held-out cases; they are buffers and are saved with the weights.
@@ -302,9 +310,7 @@ class LandmarkTask(Task):
         return self._maps(image)[:, : self.num_landmarks]
 
     def _maps(self, image: Tensor) -> Tensor:
-        """What the network answers: the landmarks' logits, then those of the label classes."""
-        low, high = self.input_range
-        image = image * (high - low) + low
+        """What the network answers to `_seen`: the landmarks' logits, then those of the label classes."""
         if self.time_step is None:
             maps: Tensor = self.network(image)
         else:
@@ -317,8 +323,9 @@ class LandmarkTask(Task):
             )
         return maps
 
-    def _whole_logits(self, image: Tensor) -> Tensor:
-        """Logits of an image of any size: in tiles if it is larger than one, averaged over the views."""
+    def _whole_logits(self, batch: Batch) -> Tensor:
+        """Logits of images of any size: in tiles if they are larger than one, averaged over the views."""
+        image = shown(batch, self.input_range, self.borders)
         network: Callable[[Tensor], Tensor] = self._logits
         tile = self.tile_size
         if tile is not None and any(size > part for size, part in zip(image.shape[2:], tile, strict=True)):
@@ -326,7 +333,8 @@ class LandmarkTask(Task):
             def network(whole: Tensor) -> Tensor:
                 return predict_tiles(whole, self._logits, tile_size=tile, overlap=self.tile_overlap)
 
-        return average_views(image, network, self.views, self.order).float()
+        mirror = partial(mirrored, borders=self.borders)
+        return average_views(image, network, self.views, self.order, mirror).float()
 
     def _read(self, logits: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
         """Points `(B, N, ndim)` and their spreads in mm `(B, N)`."""
@@ -355,7 +363,9 @@ class LandmarkTask(Task):
         starts = crop_starts(points, batch.image.shape[2:], size)
         for landmark in range(self.num_landmarks):
             crops = crop_batch(batch, range(len(batch)), starts[:, landmark], size)
-            logits = average_views(crops.image, self._logits, self.views, self.order)[:, landmark, None]
+            logits = average_views(shown(crops, self.input_range, None), self._logits, self.views, self.order)[
+                :, landmark, None
+            ]
             found, width = self._read(logits, crops.spacing)
             found = found[:, 0] + starts[:, landmark]
             better = found.isfinite().all(dim=-1) & points[:, landmark].isfinite().all(dim=-1)
