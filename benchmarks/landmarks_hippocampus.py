@@ -93,7 +93,7 @@ def our_network(arguments: argparse.Namespace, channels: int, *, borders: bool =
 
 def fast_half() -> bool:
     """Whether the processor multiplies matrices of bfloat16 in hardware."""
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+    return bool(getattr(torch.cpu, "get_capabilities", lambda: {})().get("amx_bf16", False))
 
 
 class MeanOf(nn.Module):
