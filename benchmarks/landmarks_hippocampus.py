@@ -62,7 +62,7 @@ class Recipe:
 def our_recipe(arguments: argparse.Namespace, learning_rate: float | None = None) -> Recipe:
     """Movements, mirror images of left and right (a slice has none), intensities; cosine schedule; averaged weights."""
     augment = Augment(
-        **CROPPED, rotation=10.0, scale=0.1, mirror=0.5, elastic=arguments.elastic, elastic_spacing=12.0,
+        **CROPPED, rotation=15.0, scale=0.15, mirror=0.5, elastic=arguments.elastic, elastic_spacing=12.0,
         gamma=0.1, contrast=0.1, brightness=0.05, bias_field=0.0, noise=0.03,
     )  # fmt: skip
     return Recipe(augment, learning_rate or arguments.rate, ema=0.995, cosine=True)
@@ -375,7 +375,7 @@ def main() -> None:
     )
     ours.add_argument("--members", type=int, default=2, help="networks that share the time and answer together")
     ours.add_argument("--borders", type=float, default=20.0, help="mm as unit of the distances to them; 0: not told")
-    ours.add_argument("--elastic", type=float, default=1.5, help="mm")
+    ours.add_argument("--elastic", type=float, default=2.5, help="mm")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--calibration-cases", type=int, default=0, help="training cases kept for the radii")
     parser.add_argument("--few-shot", action="store_true")
