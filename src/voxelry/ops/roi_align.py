@@ -326,11 +326,11 @@ def _run(name: Backend, direction: str, given: Tensor, batch: Tensor, share: Ten
     from voxelry.ops.kernels import roi_align as numba
 
     kernel = numba.roi_align_forward if direction == "forward" else numba.roi_align_backward
-    inputs = [tensor.numpy() for tensor in (given, batch, *points, share, out)]
-    images = (given if direction == "forward" else out).shape[0]
-    for image in range(images):
-        work = partial(kernel, *inputs, image)
-        _share_out(work, given.shape[1], numba.LANES)
+    values, numbers, *inputs = (tensor.numpy() for tensor in (given, batch, *points, share, out))
+    for image in range((given if direction == "forward" else out).shape[0]):
+        (rois,) = (numbers == image).nonzero()
+        if len(rois):
+            _share_out(partial(kernel, values, rois, *inputs, image), given.shape[1], numba.LANES)
 
 
 class _RoIAlign(torch.autograd.Function):

@@ -6,8 +6,12 @@ z, y and x. The backward pass is the same, transposed, and adds the RoIs in thei
 channels of one image: no two calls write one number, so threads share the work by channels, and the sums do
 not depend on how many threads there are.
 
-`pz`, `py` and `px` are `(K, bins, samples)`: where each axis is sampled, in cells, clamped to the image; below
-zero where a sample doesn't count. `share` is `(K, 3)`: the weight of one sample along each axis.
+`rois` are the numbers of the RoIs to do, all of one image. `pz`, `py` and `px` are `(K, bins, samples)`: where
+each axis is sampled, in cells, clamped to the image; below zero where a sample doesn't count. `share` is
+`(K, 3)`: the weight of one sample along each axis.
+
+Working arrays are flat, and inner loops neither cut views nor call functions: both count references, which costs
+more than summing a row. Indices there are unsigned: the check for negative ones would prevent vector instructions.
 """
 
 from __future__ import annotations
@@ -22,31 +26,19 @@ __all__ = ["LANES", "roi_align_backward", "roi_align_forward", "roi_masks_forwar
 
 # Channels at a time: one vector register of float32, and a working copy that the last-level cache can hold.
 LANES = 8
+# Numbers between the rows of working arrays: rows a power of two apart would share few places of the cache.
+_GAP = 16
 
 
 @jit
-def _extent(points: Any, batch: Any, image: int, size: int) -> tuple[int, int]:
-    """First cell and end of what the RoIs of one image read along one axis; `(0, 0)` for nothing."""
-    low, high = size, 0
-    for k in range(batch.size):
-        if batch[k] == image:
-            for p in range(points.shape[1]):
-                for t in range(points.shape[2]):
-                    point = points[k, p, t]
-                    if point >= 0:
-                        low = min(low, int(point))
-                        high = max(high, min(int(point) + 2, size))
-    return (low, high) if high > 0 else (0, 0)
-
-
-@jit
-def _axis(points: Any, share: Any, size: int, weights: Any, cells: Any, band: Any) -> int:
+def _axis(points: Any, share: Any, weights: Any, cells: Any, band: Any) -> int:
     """What one RoI needs along one axis, from its points `(bins, samples)`.
 
     Fills `weights` `(bins, used)`, the indices `cells` of the cells that are used, and `band` `(bins, 2)`,
     the range of used cells of each bin; returns how many are used.
     """
     bins, samples = points.shape
+    size = cells.size
     one = weights.dtype.type(1)
     low, high = size, 0
     for p in range(bins):
@@ -84,163 +76,193 @@ def _axis(points: Any, share: Any, size: int, weights: Any, cells: Any, band: An
 
 
 @jit
-def _sum_rows(weights: Any, low: int, high: int, rows: Any, target: Any) -> None:
-    """`target` `(n,)` becomes the rows `low` to `high` (at least one) of `rows`, weighted and summed."""
-    count = target.size
-    a, wa = rows[low], weights[low]
-    if high - low == 1:
-        for n in range(count):
-            target[n] = wa * a[n]
-        return
-    b, wb = rows[low + 1], weights[low + 1]
-    if high - low == 2:
-        for n in range(count):
-            target[n] = wa * a[n] + wb * b[n]
-        return
-    c, wc = rows[low + 2], weights[low + 2]
-    for n in range(count):
-        target[n] = wa * a[n] + wb * b[n] + wc * c[n]
-    for k in range(low + 3, high):
-        a, wa = rows[k], weights[k]
-        for n in range(count):
-            target[n] += wa * a[n]
+def _axes(points: Any, share: Any, rois: Any, size: int) -> tuple[Any, Any, Any, Any, int, int]:
+    """`_axis` of all `rois` along one axis of `size` cells.
+
+    Returns:
+        `weights` `(R, bins, size)`, `cells` `(R, size)` and `band` `(R, bins, 2)`, filled as far as they are used;
+        the number of cells used `(R,)`; the first cell of all, from which `cells` count, and how many there are up to
+        the last of all.
+    """
+    bins = points.shape[1]
+    weights = np.empty((rois.size, bins, size), points.dtype)
+    cells = np.empty((rois.size, size), np.int64)
+    band = np.zeros((rois.size, bins, 2), np.int64)
+    used = np.zeros(rois.size, np.int64)
+    first, end = size, 0
+    for n in range(rois.size):
+        used[n] = _axis(points[rois[n]], share[rois[n]], weights[n], cells[n], band[n])
+        if used[n] > 0:
+            first, end = min(first, cells[n, 0]), max(end, cells[n, used[n] - 1] + 1)
+    for n in range(rois.size):
+        for i in range(used[n]):
+            cells[n, i] -= first
+    return weights, cells, band, used, first, max(end - first, 0)
 
 
 @jit
-def _add_row(weight: Any, row: Any, target: Any) -> None:
-    for n in range(target.size):
-        target[n] += weight * row[n]
+def _reduce(axis: Any, rows: Any, start: int, stride: int, target: Any, place: int, step: int, count: int) -> None:
+    """Rows of cells to rows of bins: for each bin that has cells, the weighted sum of their rows.
+
+    A row is `count` numbers. Cell 0's begins at `start` in `rows`, the next ones every `stride`; bin 0's begins at
+    `place` in `target`, the next ones every `step`. `axis` is `weights, cells, band` of one RoI.
+    """
+    weights, cells, band = axis
+    many = np.uint64(count)
+    for bin in range(band.shape[0]):
+        low, high = band[bin, 0], band[bin, 1]
+        if high == low:
+            continue
+        t = np.uint64(place + bin * step)
+        a, wa = np.uint64(start + cells[low] * stride), weights[bin, low]
+        if high - low == 1:
+            for n in range(many):
+                target[t + n] = wa * rows[a + n]
+            continue
+        b, wb = np.uint64(start + cells[low + 1] * stride), weights[bin, low + 1]
+        if high - low == 2:
+            for n in range(many):
+                target[t + n] = wa * rows[a + n] + wb * rows[b + n]
+            continue
+        c, wc = np.uint64(start + cells[low + 2] * stride), weights[bin, low + 2]
+        for n in range(many):
+            target[t + n] = wa * rows[a + n] + wb * rows[b + n] + wc * rows[c + n]
+        for k in range(low + 3, high):
+            a, wa = np.uint64(start + cells[k] * stride), weights[bin, k]
+            for n in range(many):
+                target[t + n] += wa * rows[a + n]
+
+
+@jit
+def _spread(axis: Any, source: Any, place: int, step: int, rows: Any, start: int, stride: int, count: int) -> None:
+    """The transpose of `_reduce`: rows of bins in `source` are added to the rows of their cells in `rows`."""
+    weights, cells, band = axis
+    many = np.uint64(count)
+    for bin in range(band.shape[0]):
+        s = np.uint64(place + bin * step)
+        for k in range(band[bin, 0], band[bin, 1]):
+            a, weight = np.uint64(start + cells[k] * stride), weights[bin, k]
+            for n in range(many):
+                rows[a + n] += weight * source[s + n]
+
+
+@jit
+def _turn(features: Any, image: int, first: int, last: int, low: Any, copy: Any, sizes: Any) -> None:
+    """Channels `first` to `last` of the block of `sizes` cells at `low`, channels innermost, into `copy`.
+
+    Lanes beyond `last` repeat it. Eight channels are read at a time, so that eight lines of memory are on their way.
+    """
+    b, c, d, e = min(first + 1, last), min(first + 2, last), min(first + 3, last), min(first + 4, last)
+    f, g, h = min(first + 5, last), min(first + 6, last), min(first + 7, last)
+    line = sizes[2] * LANES + _GAP
+    for z in range(low[0], low[0] + sizes[0]):
+        for y in range(low[1], low[1] + sizes[1]):
+            at = np.uint64(((z - low[0]) * (sizes[1] + 1) + y - low[1]) * line)
+            for x in range(np.uint64(low[2]), np.uint64(low[2] + sizes[2])):
+                va, vb = features[image, first, z, y, x], features[image, b, z, y, x]
+                vc, vd = features[image, c, z, y, x], features[image, d, z, y, x]
+                ve, vf = features[image, e, z, y, x], features[image, f, z, y, x]
+                vg, vh = features[image, g, z, y, x], features[image, h, z, y, x]
+                copy[at], copy[at + np.uint64(1)], copy[at + np.uint64(2)], copy[at + np.uint64(3)] = va, vb, vc, vd
+                at += np.uint64(4)
+                copy[at], copy[at + np.uint64(1)], copy[at + np.uint64(2)], copy[at + np.uint64(3)] = ve, vf, vg, vh
+                at += np.uint64(4)
 
 
 @jit
 def roi_align_forward(
-    features: Any, batch: Any, pz: Any, py: Any, px: Any, share: Any, out: Any, image: int, start: int, stop: int
+    features: Any, rois: Any, pz: Any, py: Any, px: Any, share: Any, out: Any, image: int, start: int, stop: int
 ) -> None:
     """RoIs of one image of `features` `(B, C, D, H, W)` into `out` `(K, C, P, Q, R)`, channels `start` to `stop`."""
-    depth, height, width = features.shape[2:]
-    bins_z, bins_y, bins_x = out.shape[2:]
     kind = features.dtype
-    wz, cz, bz = np.empty((bins_z, depth), kind), np.empty(depth, np.int64), np.empty((bins_z, 2), np.int64)
-    wy, cy, by = np.empty((bins_y, height), kind), np.empty(height, np.int64), np.empty((bins_y, 2), np.int64)
-    wx, cx, bx = np.empty((bins_x, width), kind), np.empty(width, np.int64), np.empty((bins_x, 2), np.int64)
-    z0, z1 = _extent(pz, batch, image, depth)
-    y0, y1 = _extent(py, batch, image, height)
-    x0, x1 = _extent(px, batch, image, width)
-    copy = np.zeros((z1 - z0, y1 - y0, (x1 - x0) * LANES), kind)
-    voxels = copy.reshape((z1 - z0, y1 - y0, x1 - x0, LANES))
-    lines = np.empty((bins_z, y1 - y0, (x1 - x0) * LANES), kind)
-    row = np.empty((x1 - x0) * LANES, kind)
-    cells = row.reshape((x1 - x0, LANES))
-    found = np.empty((bins_x, LANES), kind)
-    lanes = found.shape[1]  # not the constant: the compiler would unroll loops instead of using vectors
+    bins_z, bins_y, bins_x = out.shape[2:]
+    wz, cz, bz, nz, z0, depth = _axes(pz, share[:, 0], rois, features.shape[2])
+    wy, cy, by, ny, y0, height = _axes(py, share[:, 1], rois, features.shape[3])
+    wx, cx, bx, nx, x0, width = _axes(px, share[:, 2], rois, features.shape[4])
+    line = width * LANES + _GAP
+    plane = (height + 1) * line
+    copy, planes = np.empty(depth * plane, kind), np.empty(bins_z * plane, kind)
+    lines, found = np.empty(bins_y * line, kind), np.empty(bins_x * LANES, kind)
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
-        for z in range(z1 - z0):
-            for y in range(y1 - y0):
-                for c in range(count):
-                    for x in range(x1 - x0):
-                        voxels[z, y, x, c] = features[image, first + c, z0 + z, y0 + y, x0 + x]
-        for k in range(batch.size):
-            if batch[k] != image:
-                continue
+        _turn(features, image, first, first + count - 1, (z0, y0, x0), copy, (depth, height, width))
+        for n in range(rois.size):
+            k = rois[n]
             out[k, first : first + count] = 0
-            nz = _axis(pz[k], share[k, 0], depth, wz, cz, bz)
-            ny = _axis(py[k], share[k, 1], height, wy, cy, by)
-            nx = _axis(px[k], share[k, 2], width, wx, cx, bx)
-            if nz * ny * nx == 0:
+            if nz[n] * ny[n] * nx[n] == 0:
                 continue
-            low, high = (cx[0] - x0) * LANES, (cx[nx - 1] + 1 - x0) * LANES
-            for j in range(ny):  # before the bins: what is read stays in the nearest cache
-                source = copy[:, cy[j] - y0, low:high]
-                for p in range(bins_z):
-                    line = lines[p, j, : high - low]
-                    line[:] = 0
-                    for i in range(bz[p, 0], bz[p, 1]):
-                        _add_row(wz[p, i], source[cz[i] - z0], line)
+            along_z, along_y, along_x = (wz[n], cz[n], bz[n]), (wy[n], cy[n], by[n]), (wx[n], cx[n], bx[n])
+            low = cx[n, 0] * LANES
+            length = (cx[n, nx[n] - 1] + 1) * LANES - low
+            for j in range(ny[n]):  # all bins at one y: what they read stays in the nearest cache
+                at = cy[n, j] * line + low
+                _reduce(along_z, copy, at, plane, planes, at, plane, length)
             for p in range(bins_z):
-                if bz[p, 1] == 0:
+                if bz[n, p, 1] == 0:
                     continue
+                _reduce(along_y, planes, p * plane + low, line, lines, low, line, length)
                 for q in range(bins_y):
-                    if by[q, 1] == 0:
+                    if by[n, q, 1] == 0:
                         continue
-                    _sum_rows(wy[q], by[q, 0], by[q, 1], lines[p, :, : high - low], row[: high - low])
-                    for r in range(bins_x):
-                        for n in range(lanes):
-                            found[r, n] = 0
-                        for x in range(bx[r, 0], bx[r, 1]):
-                            weight, cell = wx[r, x], cx[x] - cx[0]
-                            for n in range(lanes):
-                                found[r, n] += weight * cells[cell, n]
+                    _reduce(along_x, lines, q * line, LANES, found, 0, LANES, LANES)
                     for c in range(count):
                         for r in range(bins_x):
-                            out[k, first + c, p, q, r] = found[r, c]
+                            if bx[n, r, 1] > 0:
+                                out[k, first + c, p, q, r] = found[r * LANES + c]
 
 
 @jit
 def roi_align_backward(
-    grad: Any, batch: Any, pz: Any, py: Any, px: Any, share: Any, out: Any, image: int, start: int, stop: int
+    grad: Any, rois: Any, pz: Any, py: Any, px: Any, share: Any, out: Any, image: int, start: int, stop: int
 ) -> None:
     """Gradients `(K, C, P, Q, R)` of one image's RoIs into `out` `(B, C, D, H, W)`, channels `start` to `stop`.
 
     What the RoIs don't reach is left as it is.
     """
-    depth, height, width = out.shape[2:]
-    bins_z, bins_y, bins_x = grad.shape[2:]
     kind = out.dtype
-    wz, cz, bz = np.empty((bins_z, depth), kind), np.empty(depth, np.int64), np.empty((bins_z, 2), np.int64)
-    wy, cy, by = np.empty((bins_y, height), kind), np.empty(height, np.int64), np.empty((bins_y, 2), np.int64)
-    wx, cx, bx = np.empty((bins_x, width), kind), np.empty(width, np.int64), np.empty((bins_x, 2), np.int64)
-    z0, z1 = _extent(pz, batch, image, depth)
-    y0, y1 = _extent(py, batch, image, height)
-    x0, x1 = _extent(px, batch, image, width)
-    copy = np.empty((z1 - z0, y1 - y0, (x1 - x0) * LANES), kind)
-    voxels = copy.reshape((z1 - z0, y1 - y0, x1 - x0, LANES))
-    lines = np.empty((height, (x1 - x0) * LANES), kind)
-    row = np.empty((x1 - x0) * LANES, kind)
-    cells = row.reshape((x1 - x0, LANES))
-    given = np.zeros((bins_x, LANES), kind)
-    lanes = given.shape[1]
+    bins_z, bins_y, bins_x = grad.shape[2:]
+    wz, cz, bz, nz, z0, depth = _axes(pz, share[:, 0], rois, out.shape[2])
+    wy, cy, by, ny, y0, height = _axes(py, share[:, 1], rois, out.shape[3])
+    wx, cx, bx, nx, x0, width = _axes(px, share[:, 2], rois, out.shape[4])
+    line = width * LANES + _GAP
+    plane = (height + 1) * line
+    copy, planes = np.empty(depth * plane, kind), np.empty(bins_z * plane, kind)
+    lines, given = np.empty(bins_y * line, kind), np.zeros(bins_x * LANES, kind)
     for first in range(start, stop, LANES):
         count = min(LANES, stop - first)
         copy[:] = 0
-        for k in range(batch.size):
-            if batch[k] != image:
+        for n in range(rois.size):
+            k = rois[n]
+            if nz[n] * ny[n] * nx[n] == 0:
                 continue
-            nz = _axis(pz[k], share[k, 0], depth, wz, cz, bz)
-            ny = _axis(py[k], share[k, 1], height, wy, cy, by)
-            nx = _axis(px[k], share[k, 2], width, wx, cx, bx)
-            if nz * ny * nx == 0:
-                continue
-            low, high = (cx[0] - x0) * LANES, (cx[nx - 1] + 1 - x0) * LANES
+            along_z, along_y, along_x = (wz[n], cz[n], bz[n]), (wy[n], cy[n], by[n]), (wx[n], cx[n], bx[n])
+            low = cx[n, 0] * LANES
+            length = (cx[n, nx[n] - 1] + 1) * LANES - low
             for p in range(bins_z):
-                if bz[p, 1] == 0:
+                if bz[n, p, 1] == 0:
                     continue
-                for j in range(ny):
-                    lines[j, : high - low] = 0
                 for q in range(bins_y):
-                    if by[q, 1] == 0:
-                        continue
+                    for m in range(np.uint64(q * line + low), np.uint64(q * line + low + length)):
+                        lines[m] = 0
                     for c in range(count):
                         for r in range(bins_x):
-                            given[r, c] = grad[k, first + c, p, q, r]
-                    row[: high - low] = 0
-                    for r in range(bins_x):
-                        for x in range(bx[r, 0], bx[r, 1]):
-                            weight, cell = wx[r, x], cx[x] - cx[0]
-                            for n in range(lanes):
-                                cells[cell, n] += weight * given[r, n]
-                    for j in range(by[q, 0], by[q, 1]):
-                        _add_row(wy[q, j], row[: high - low], lines[j, : high - low])
-                for j in range(ny):
-                    target = copy[:, cy[j] - y0, low:high]
-                    for i in range(bz[p, 0], bz[p, 1]):
-                        _add_row(wz[p, i], lines[j, : high - low], target[cz[i] - z0])
-        for z in range(z1 - z0):
-            for y in range(y1 - y0):
+                            given[r * LANES + c] = grad[k, first + c, p, q, r]
+                    _spread(along_x, given, 0, LANES, lines, q * line, LANES, LANES)
+                for j in range(ny[n]):
+                    at = p * plane + cy[n, j] * line + low
+                    for m in range(np.uint64(at), np.uint64(at + length)):
+                        planes[m] = 0
+                _spread(along_y, lines, low, line, planes, p * plane + low, line, length)
+            for j in range(ny[n]):
+                at = cy[n, j] * line + low
+                _spread(along_z, planes, at, plane, copy, at, plane, length)
+        for z in range(depth):
+            for y in range(height):
                 for c in range(count):
-                    target = out[image, first + c, z0 + z, y0 + y]
-                    for x in range(x1 - x0):
-                        target[x0 + x] = voxels[z, y, x, c]
+                    at = np.uint64(z * plane + y * line + c)
+                    for x in range(np.uint64(x0), np.uint64(x0 + width)):
+                        out[image, first + c, z0 + z, y0 + y, x] = copy[at]
+                        at += np.uint64(LANES)
 
 
 @jit
@@ -248,39 +270,37 @@ def roi_masks_forward(
     masks: Any, ids: Any, batch: Any, pz: Any, py: Any, px: Any, share: Any, out: Any, start: int, stop: int
 ) -> None:
     """`masks == id` of RoIs `start` to `stop`, `masks` `(B, D, H, W)` integer, into `out` `(K, P, Q, R)`."""
-    depth, height, width = masks.shape[1:]
     bins_z, bins_y, bins_x = out.shape[1:]
-    kind = out.dtype
-    wz, cz, bz = np.empty((bins_z, depth), kind), np.empty(depth, np.int64), np.empty((bins_z, 2), np.int64)
-    wy, cy, by = np.empty((bins_y, height), kind), np.empty(height, np.int64), np.empty((bins_y, 2), np.int64)
-    wx, cx, bx = np.empty((bins_x, width), kind), np.empty(width, np.int64), np.empty((bins_x, 2), np.int64)
-    line = np.empty(bins_x, kind)
-    plane = np.empty((bins_y, bins_x), kind)
-    for k in range(start, stop):
+    rois = np.arange(start, stop)
+    wz, cz, bz, nz, z0, _ = _axes(pz, share[:, 0], rois, masks.shape[1])
+    wy, cy, by, ny, y0, _ = _axes(py, share[:, 1], rois, masks.shape[2])
+    wx, cx, _, nx, x0, _ = _axes(px, share[:, 2], rois, masks.shape[3])
+    line = np.empty(bins_x, out.dtype)
+    plane = np.empty((bins_y, bins_x), out.dtype)
+    for n in range(rois.size):
+        k = rois[n]
         out[k] = 0
-        nz = _axis(pz[k], share[k, 0], depth, wz, cz, bz)
-        ny = _axis(py[k], share[k, 1], height, wy, cy, by)
-        nx = _axis(px[k], share[k, 2], width, wx, cx, bx)
-        for i in range(nz):
+        image, number = batch[k], ids[k]
+        for i in range(nz[n]):
             plane[:] = 0
             hit = False
-            for j in range(ny):
-                source = masks[batch[k], cz[i], cy[j]]
+            for j in range(ny[n]):
                 line[:] = 0
                 inside = False
-                for x in range(nx):
-                    if source[cx[x]] == ids[k]:
+                for x in range(nx[n]):
+                    if masks[image, z0 + cz[n, i], y0 + cy[n, j], x0 + cx[n, x]] == number:
                         inside = True
                         for r in range(bins_x):
-                            line[r] += wx[r, x]
+                            line[r] += wx[n, r, x]
                 if inside:
                     hit = True
                     for q in range(bins_y):
-                        if by[q, 0] <= j < by[q, 1]:
-                            _add_row(wy[q, j], line, plane[q])
+                        if by[n, q, 0] <= j < by[n, q, 1]:
+                            for r in range(bins_x):
+                                plane[q, r] += wy[n, q, j] * line[r]
             if hit:
                 for p in range(bins_z):
-                    if bz[p, 0] <= i < bz[p, 1]:
-                        weight = wz[p, i]
+                    if bz[n, p, 0] <= i < bz[n, p, 1]:
                         for q in range(bins_y):
-                            _add_row(weight, plane[q], out[k, p, q])
+                            for r in range(bins_x):
+                                out[k, p, q, r] += wz[n, p, i] * plane[q, r]
