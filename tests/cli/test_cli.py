@@ -1,5 +1,6 @@
 """The command as a user types it: what it writes, and that bad input gets one line and leaves nothing behind."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -215,6 +216,20 @@ def test_prepare_makes_shapes_and_slices_with_the_flags_of_the_seed(run, data, t
     assert "4 cases prepared, 0 already there" in out
     assert all((tmp_path / "out" / name).exists() for name in ("manifest.json", "contact_sheet.png", "slices", "sdf"))
     assert "0 cases prepared, 4 already there" in run("prepare", *flags)[1]
+
+
+def test_prepare_merges_labels_and_takes_its_other_settings(run, data, tmp_path):
+    flags = ["--source", data, "--out", tmp_path / "out", "--spacing", 3.0, "--workers", 0, "--merge", "3,4"]
+    flags += ["--merge", "6", "--truncation", 10, "--no-meshes", "--slices-per-class", 1, "--min-pixels", 4]
+    status, _, _ = run("prepare", *flags)
+    assert status == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["settings"]["merge"] == [[3, 4], [6]]
+    assert list(manifest["classes"]) == ["1", "2"]
+    assert manifest["settings"]["truncation"] == 10
+    assert not (tmp_path / "out" / "meshes").exists()
+    status, _, err = run("prepare", *flags, "--merge", "liver")
+    assert "--merge: expected whole numbers such as" in err
 
 
 def test_prepare_refuses_labels_beyond_the_classes(run, data, tmp_path):

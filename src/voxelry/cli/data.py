@@ -156,13 +156,22 @@ def prepare(
     layout: Annotated[str, typer.Option(help="auto, volumes, pairs, decathlon, nnunet, totalsegmentator, dicom.")] = (
         "auto"
     ),
+    organs: Annotated[str | None, typer.Option(help="Of totalsegmentator: masks to take, liver,spleen.")] = None,
+    channel: Annotated[int, typer.Option(min=0, help="Of images with several.")] = 0,
     axes: Annotated[str, typer.Option(help="Axes that slices are cut across: 0, 1, 2 for x, y, z.")] = "0,1,2",
     spacing: Annotated[float, typer.Option(help="mm, of the isotropic grid.")] = 1.0,
     classes: Annotated[int | None, typer.Option(min=1, help="Labels 1 to this; by default those found.")] = None,
+    merge: Annotated[
+        list[str] | None, typer.Option(help="Labels that count as one class, 1,2; once for each new class.")
+    ] = None,
     modality: Annotated[str, typer.Option(help="auto, ct, mr, us.")] = "auto",
     window: Annotated[str, typer.Option(help="Of CT: default, a preset's name, or LOW,HIGH.")] = "default",
     slices: Annotated[str, typer.Option(help="random, uniform, central, all, oblique.")] = "random",
     slices_per_class: Annotated[int, typer.Option(min=1, help="Slices of each case and class.")] = 8,
+    min_pixels: Annotated[int, typer.Option(min=1, help="Slices that show less of the organ are passed over.")] = 9,
+    truncation: Annotated[float, typer.Option(help="mm at which signed distances are clipped.")] = 20.0,
+    meshes: Annotated[bool, typer.Option(help="Write surfaces as PLY.")] = True,
+    smooth: Annotated[int, typer.Option(min=0, help="Rounds of smoothing of the surfaces.")] = 10,
     seed: Annotated[int, typer.Option(help="Of random slices and clicks.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; by default one per core.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip cases that can't be prepared.")] = "raise",
@@ -175,13 +184,20 @@ def prepare(
             source,
             out,
             layout=layout,
-            axes=_axes(axes),
+            organs=None if organs is None else [name.strip() for name in organs.split(",")],
+            channel=channel,
+            axes=_numbers(axes, "axes"),
             spacing=spacing,
             classes=classes,
+            merge=None if merge is None else [_numbers(group, "merge") for group in merge],
             modality=modality,
             window=_window(window),
             slices=slices,
             slices_per_class=slices_per_class,
+            min_pixels=min_pixels,
+            truncation=truncation,
+            meshes=meshes,
+            smooth=smooth,
             seed=seed,
             workers=workers,
             on_error=on_error,
@@ -192,9 +208,10 @@ def prepare(
         raise typer.Exit(1)
 
 
-def _axes(text: str) -> list[int]:
-    axes = _voxels(text, "axes")
-    return axes if isinstance(axes, list) else [axes]
+def _numbers(text: str, name: str) -> list[int]:
+    """`1`, or `1,2`."""
+    found = _voxels(text, name)
+    return found if isinstance(found, list) else [found]
 
 
 def _window(text: str) -> str | list[float]:

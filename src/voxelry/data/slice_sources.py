@@ -42,7 +42,13 @@ class SliceSource(Protocol):
         """Of the cases."""
 
     def organs_of(self, case: int, organs: Sequence[tuple[int, ...]]) -> list[int]:
-        """Places in `organs` of those that a case has."""
+        """Places in `organs` of those that a case has, at least one."""
+
+    def has(self, case: int, organ: tuple[int, ...]) -> bool:
+        """Whether a case has an organ."""
+
+    def organ_name(self, organ: tuple[int, ...]) -> str:
+        """What an organ is called, its label values where nobody named it."""
 
     def listed(self, case: int, organ: tuple[int, ...], choice: Choice) -> list[Cut | str]:
         """The slices that there are, where they aren't drawn at random."""
@@ -95,17 +101,24 @@ class VolumeSlices:
         Raises:
             DataError: none.
         """
-        if case not in self._present:
-            self._present[case] = set(torch.unique(self._labels(case)).tolist())
-        present = self._present[case]
-        found = [place for place, organ in enumerate(organs) if present & set(organ)]
+        found = [place for place, organ in enumerate(organs) if self.has(case, organ)]
         if not found:
             wanted = ", ".join("+".join(map(str, organ)) for organ in organs)
-            values = sorted(present - {0})
+            values = sorted(self._present[case] - {0})
             raise DataError(
                 f"{self.volumes.cases[case].labels}: no foreground of label {wanted} (it has {values or 'none at all'})"
             )
         return found
+
+    def has(self, case: int, organ: tuple[int, ...]) -> bool:
+        """Whether any voxel of a case has one of the organ's labels."""
+        if case not in self._present:
+            self._present[case] = set(torch.unique(self._labels(case)).tolist())
+        return bool(self._present[case] & set(organ))
+
+    def organ_name(self, organ: tuple[int, ...]) -> str:
+        """Its label values."""
+        return "+".join(map(str, organ))
 
     def listed(self, case: int, organ: tuple[int, ...], choice: Choice) -> list[Cut | str]:
         """Every cut of the choice's method."""

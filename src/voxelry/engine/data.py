@@ -49,6 +49,11 @@ def build_data(
         from voxelry.engine.pair_data import build_pair_data
 
         return build_pair_data(config, ndim=ndim, kind=kind, augment=augment, seed=seed)
+    if "slices" in config:
+        from voxelry.engine.prepared_data import build_prepared_data, reads_prepared
+
+        if reads_prepared(config.root, config.layout):
+            return build_prepared_data(config, ndim=ndim, augment=augment, seed=seed)
     cases = find_cases(
         config.root,
         config.layout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,11 @@ from voxelry.data.dataset import VolumeDataset
 from voxelry.data.slice_augment import SliceAugment
 from voxelry.data.slice_case import SliceCase
 from voxelry.data.slice_dataset import SliceDataset
-from voxelry.data.slice_sources import VolumeSlices
+from voxelry.data.slice_sources import SliceSource, VolumeSlices
+from voxelry.data.splits import SPLITS
 from voxelry.engine.splits import Splits, plain
 
-__all__ = ["slice_splits", "still_slices"]
+__all__ = ["prompts", "slice_splits", "still_slices"]
 
 
 def slice_splits(splits: Splits, config: DictConfig, seed: int) -> Splits:
@@ -30,39 +32,29 @@ def slice_splits(splits: Splits, config: DictConfig, seed: int) -> Splits:
         DataError: a case without labels, or none with an organ that is asked for.
     """
     settings = plain(config)
-    augment = settings.pop("augment", None)
-    train = SliceDataset(
-        _source(splits.train),
-        augment=None if augment is None else SliceAugment(**augment),
-        seed=seed,
-        **settings,
-    )
-    return replace(
-        splits,
-        train=train,
-        validation=still_slices(splits.validation, train, slices=1, mask=0.0),
-        test=still_slices(splits.test, train, slices=1, mask=0.0),
-        unaltered=_Unaltered(splits.train, train),  # type: ignore[arg-type]  # the task is given what it wants
-    )
+    settings["organs"] = settings["organs"] or [1]
+    sources: dict[str, SliceSource] = {part: _source(getattr(splits, part)) for part in SPLITS}
+    return replace(splits, **prompts(sources, settings, seed))
 
 
 def still_slices(
-    volumes: VolumeDataset, like: SliceDataset, *, slices: int, mask: float, repeats: int = 1
+    source: SliceSource, like: SliceDataset, *, slices: int, mask: float, repeats: int = 1
 ) -> SliceDataset:
     """Prompts of held-out cases, in the frame of the training, with the truth to measure on.
 
     Args:
-        volumes: the cases.
+        source: the cases.
         like: the training's.
         slices: slices of a prompt.
         mask: chance that a prompt has its slices' masks.
         repeats: prompts of each case.
     """
     return SliceDataset(
-        _source(volumes),
+        source,
         organs=like.organs,
         slices=slices,
         axes=like.choice.axes,
+        oblique=float(like.choice.oblique == 1),
         min_pixels=like.choice.min_pixels,
         mask=mask,
         repeats=repeats,
@@ -71,6 +63,26 @@ def still_slices(
         seed=1000,
         **like.build,  # type: ignore[arg-type]
     )
+
+
+def prompts(sources: Mapping[str, SliceSource], settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The parts of a run and its training cases unaltered, as `Splits` has them.
+
+    Args:
+        sources: of the cases, by part.
+        settings: of `SliceDataset`, and of `SliceAugment` as `augment`.
+        seed: of slices, clicks and movements.
+    """
+    settings = dict(settings)
+    augment = settings.pop("augment", None)
+    train = SliceDataset(
+        sources["train"],
+        augment=None if augment is None else SliceAugment(**augment),
+        seed=seed,
+        **settings,
+    )
+    held_out = {part: still_slices(sources[part], train, slices=1, mask=0.0) for part in SPLITS[1:]}
+    return {"train": train, **held_out, "unaltered": _Unaltered(sources["train"], train)}
 
 
 def _source(volumes: VolumeDataset) -> VolumeSlices:
@@ -83,8 +95,8 @@ def _source(volumes: VolumeDataset) -> VolumeSlices:
 class _Unaltered:
     """A training case with its shape and nothing moved, by its number."""
 
-    def __init__(self, volumes: VolumeDataset, train: SliceDataset):
-        self.dataset: Any = still_slices(volumes, train, slices=1, mask=0.0, repeats=train.repeats)
+    def __init__(self, source: SliceSource, train: SliceDataset):
+        self.dataset: Any = still_slices(source, train, slices=1, mask=0.0, repeats=train.repeats)
 
     def __call__(self, index: int) -> SliceCase:
         case: SliceCase = self.dataset[index]

@@ -25,7 +25,7 @@ from typing import Any
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.io import is_image
-from voxelry.data.layouts import case_name, find_cases
+from voxelry.data.layouts import SPLIT_NAMES, case_name, find_cases
 
 __all__ = ["LAYOUTS", "Pair", "Pairs", "find_pairs"]
 
@@ -244,7 +244,10 @@ def _listed(path: Path) -> list[Pair]:
             if not row[column] or not file.exists():
                 raise FileError(path, f"line {number}: no such {column}: {row[column] or 'empty'}")
         name = row.get("name") or case_name(files[0])
-        found.append(Pair(name, files[0], ((files[1], 0),), split=row.get("split") or ""))
+        split = row.get("split") or ""
+        if split and split not in SPLIT_NAMES:
+            raise FileError(path, f"line {number}: split: expected one of {', '.join(SPLIT_NAMES)}, got {split!r}")
+        found.append(Pair(name, files[0], ((files[1], 0),), split=SPLIT_NAMES.get(split, "")))
     return found
 
 

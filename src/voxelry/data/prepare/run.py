@@ -27,10 +27,11 @@ from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.prepare.case import PrepareSettings, is_prepared, prepare_case
 from voxelry.data.prepare.pairs import Pair, Pairs
 
-__all__ = ["PrepareReport", "prepare_all", "read_manifest"]
+__all__ = ["AGAIN", "PrepareReport", "is_prepared_folder", "prepare_all", "read_manifest"]
 
 _MANIFEST = "manifest.json"
 _VERSION = 1
+AGAIN = "run voxelry prepare again"
 
 Progress = Callable[[int, int, str], None]
 
@@ -112,6 +113,12 @@ def prepare_all(
     return report
 
 
+def is_prepared_folder(root: str | Path) -> bool:
+    """Whether `prepare_all` wrote a folder, or began to: slices with a manifest or with records of cases."""
+    root = Path(root)
+    return (root / "slices").is_dir() and ((root / _MANIFEST).is_file() or (root / "cases").is_dir())
+
+
 def read_manifest(root: str | Path) -> dict[str, Any]:
     """What `prepare_all` wrote of a folder.
 
@@ -120,13 +127,18 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     """
     path = Path(root) / _MANIFEST
     if not path.is_file():
-        raise FileError(path, "no such file; expected a folder made by voxelry prepare")
+        unfinished = is_prepared_folder(root)
+        raise FileError(
+            path,
+            "no such file; expected a folder made by voxelry prepare",
+            f"{AGAIN} to finish it" if unfinished else "",
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if manifest["version"] != _VERSION or not manifest["cases"]:
             raise ValueError("another version, or no case")
     except (ValueError, KeyError, TypeError) as error:
-        raise FileError(path, f"is damaged: {error}", "run voxelry prepare again") from None
+        raise FileError(path, f"is damaged: {error}", AGAIN) from None
     return manifest
 
 

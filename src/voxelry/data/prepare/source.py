@@ -10,18 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from voxelry.core.errors import DataError, SettingError
+from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.io import read_image
+from voxelry.data.layouts import Case
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.prepare.files import read_sdf, read_slice_file
 from voxelry.data.prepare.modality import preprocess_like, to_unit
-from voxelry.data.prepare.run import read_manifest
+from voxelry.data.prepare.run import AGAIN, read_manifest
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slice_choice import Cut
 from voxelry.data.slice_sources import Choice
 from voxelry.data.slices import SliceSample
 
-__all__ = ["PreparedSlices"]
+__all__ = ["PreparedSlices", "prepared_cases"]
+
+_OBLIQUE = -1  # the axis of oblique slices in a manifest
 
 
 class PreparedSlices:
@@ -29,12 +32,12 @@ class PreparedSlices:
 
     Args:
         root: the folder.
-        names: cases to take, in this order; by default all.
+        names: cases to take, in this order, perhaps none; by default all.
         split: `train`, `validation` or `test`, where the data said so; None for all.
 
     Raises:
         FileError: no manifest, or a damaged one.
-        DataError: a case that isn't there, or none at all.
+        DataError: a case that isn't there, or none of the split.
     """
 
     def __init__(self, root: str | Path, *, names: Sequence[str] | None = None, split: str | None = None):
@@ -44,9 +47,11 @@ class PreparedSlices:
         if unknown := [name for name in names or () if name not in cases]:
             raise DataError(f"{self.root}: no case {unknown[0]!r} in its manifest")
         self.cases: list[dict[str, Any]] = [
-            cases[name] for name in (names or cases) if split is None or cases[name]["split"] == split
+            cases[name]
+            for name in (cases if names is None else names)
+            if split is None or cases[name]["split"] == split
         ]
-        if not self.cases:
+        if not self.cases and names is None:
             raise DataError(f"{self.root}: no case of split {split!r} in its manifest")
         self._shapes: dict[tuple[int, int], OrganShape] = {}
 
@@ -67,6 +72,21 @@ class PreparedSlices:
         settings = self.manifest["settings"]
         return preprocess_like(kinds.pop(), settings["spacing"], window=settings["window"])
 
+    def check(self) -> None:
+        """Look whether every file is there.
+
+        Raises:
+            FileError: the first that isn't.
+        """
+        for case in self.cases:
+            for name in (case["sdf"], case["labels"], *(entry["file"] for entry in case["slices"])):
+                if not (self.root / name).is_file():
+                    raise FileError(self.root / name, "no such file, though the manifest names it", AGAIN)
+
+    def organ_name(self, organ: tuple[int, ...]) -> str:
+        """What the manifest calls it."""
+        return "+".join(str(self.manifest["classes"].get(str(label), label)) for label in organ)
+
     def organs_of(self, case: int, organs: Sequence[tuple[int, ...]]) -> list[int]:
         """Places in `organs` of those that a case has slices of.
 
@@ -74,22 +94,46 @@ class PreparedSlices:
             SettingError: an organ of several labels, which have to be merged when they are prepared.
             DataError: none.
         """
-        for organ in organs:
-            if len(organ) > 1:
-                raise SettingError(f"organs: {organ} is several classes; prepare the data with merge=[{list(organ)}]")
-        present = {entry["label"] for entry in self.cases[case]["slices"]}
-        found = [place for place, organ in enumerate(organs) if organ[0] in present]
+        found = [place for place, organ in enumerate(organs) if self.has(case, organ)]
         if not found:
             wanted = ", ".join(str(organ[0]) for organ in organs)
             raise DataError(f"{self.root}: case {self.names[case]} has no slice of class {wanted}")
         return found
 
+    def has(self, case: int, organ: tuple[int, ...]) -> bool:
+        """Whether a case has slices of an organ.
+
+        Raises:
+            SettingError: an organ of several labels, which have to be merged when they are prepared.
+        """
+        if len(organ) > 1:
+            merged = ",".join(map(str, organ))
+            raise SettingError(
+                f"organs: {list(organ)} is several classes, and {self.root} has slices of one each; prepare it with "
+                f"--merge {merged}, or cut slices from its volumes with layout=volumes"
+            )
+        return any(entry["label"] == organ[0] for entry in self.cases[case]["slices"])
+
     def listed(self, case: int, organ: tuple[int, ...], choice: Choice) -> list[Cut | str]:
-        """Files of the slices of an organ on the axes of the choice; of `oblique`, the oblique ones."""
-        axes = {-1} if choice.method == "oblique" else {-1, *choice.axes} if choice.oblique else {*choice.axes}
+        """Files of the slices of an organ on the axes of the choice, oblique ones among them if it has a chance of any.
+
+        Those that show less than `min_pixels` of it are passed over, unless all do.
+
+        Raises:
+            DataError: none is across any of these axes.
+        """
+        only = choice.method == "oblique" or choice.oblique == 1
+        axes = {_OBLIQUE} if only else {*choice.axes} | ({_OBLIQUE} if choice.oblique > 0 else set())
         slices = [entry for entry in self.cases[case]["slices"] if entry["label"] == organ[0]]
-        chosen = [entry["file"] for entry in slices if entry["axis"] in axes] or [entry["file"] for entry in slices]
-        return cast("list[Cut | str]", chosen)
+        chosen = [entry for entry in slices if entry["axis"] in axes]
+        if not chosen:
+            raise DataError(
+                f"{self.root}: case {self.names[case]} has no slice of class {organ[0]} across {_told(axes)}, but "
+                f"across {_told({entry['axis'] for entry in slices})}; choose these by axes and oblique, or prepare "
+                "others"
+            )
+        least = min(choice.min_pixels, max(entry["pixels"] for entry in chosen))
+        return cast("list[Cut | str]", [entry["file"] for entry in chosen if entry["pixels"] >= least])
 
     def slices(
         self,
@@ -136,3 +180,20 @@ class PreparedSlices:
         """`(D, H, W)` bool on the isotropic grid."""
         labels = read_image(self.root / self.cases[case]["labels"]).array[0]
         return torch.from_numpy(np.isin(labels, organ))
+
+
+def prepared_cases(root: str | Path) -> list[Case]:
+    """The cases of a manifest, with the split that the data came with.
+
+    Raises:
+        FileError: no manifest, or a damaged one.
+    """
+    root = Path(root)
+    return [
+        Case(case["name"], root / case["volume"], labels=root / case["labels"], split=case["split"])
+        for case in read_manifest(root)["cases"]
+    ]
+
+
+def _told(axes: set[int]) -> str:
+    return ", ".join("oblique" if axis == _OBLIQUE else "xyz"[axis] for axis in sorted(axes)) or "none"

@@ -18,6 +18,7 @@ from voxelry.tasks.base import Task
 if TYPE_CHECKING:
     from voxelry.data.dataset import VolumeDataset
     from voxelry.data.slice_dataset import SliceDataset
+    from voxelry.data.slice_sources import SliceSource
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
     from voxelry.engine.pretrained import Pretrained
@@ -88,8 +89,9 @@ class ReconstructKind(Kind):
         return network, report
 
     def settings(self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None) -> dict[str, Any]:
-        """The organs, the edges of their frames, and how slices are shown."""
+        """The organs, what they are called, the edges of their frames, and how slices are shown."""
         return {
+            "organ_names": config.task.organ_names or [dataset.source.organ_name(organ) for organ in dataset.organs],
             "organs": [list(organ) for organ in dataset.organs],
             "edges": [dataset.edges[organ[0]] for organ in dataset.organs],
             "image_size": dataset.build["image_size"],
@@ -113,13 +115,29 @@ class ReconstructKind(Kind):
             task.adapters.save(output / "adapter")
             task.merge_adapter()
 
+    def cases(self, model: Model, root: Path, layout: str, file: Path | None) -> Any:
+        """As `Kind.cases`; of a prepared folder the slices that it holds."""
+        from voxelry.engine.prepared_data import check_standard, held_out_axes, prepared_source, reads_prepared
+
+        if not reads_prepared(root, layout):
+            return super().cases(model, root, layout, file)
+        task: Any = model.task
+        source = prepared_source(root, task.organs, file)
+        check_standard(source, model.bundle.preprocess)
+        return self._still(task, source, **held_out_axes(source))
+
     def held_out(self, task: Any, volumes: VolumeDataset) -> SliceDataset:
         """One click on one slice of each case, always the same."""
-        from voxelry.data.slice_dataset import SliceDataset
         from voxelry.data.slice_sources import VolumeSlices
 
+        return self._still(task, VolumeSlices(volumes))
+
+    @staticmethod
+    def _still(task: Any, source: SliceSource, **settings: Any) -> SliceDataset:
+        from voxelry.data.slice_dataset import SliceDataset
+
         return SliceDataset(
-            VolumeSlices(volumes),
+            source,
             organs=task.organs,
             edge={organ[0]: edge for organ, edge in zip(task.organs, task.edges, strict=True)},
             min_pixels=1,
@@ -129,6 +147,7 @@ class ReconstructKind(Kind):
             grid=int(task.network.grid),
             truth=True,
             seed=1000,
+            **settings,
         )
 
     def predict_file(

@@ -84,8 +84,7 @@ def occupancy(sdf: Tensor) -> Tensor:
 
 def organ_shapes(source: SliceSource, organ: tuple[int, ...], truncation: float) -> list[OrganShape]:
     """The true shape of every case that has the organ."""
-    cases = range(len(source.names))
-    present = [case for case in cases if source.organs_of(case, [organ])]
+    present = [case for case in range(len(source.names)) if source.has(case, organ)]
     return [source.shape(case, organ, truncation) for case in present]
 
 
