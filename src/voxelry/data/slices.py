@@ -351,7 +351,8 @@ def view_plane(space: Space, centre: ArrayLike, side: float, size: int) -> Space
 def regrid(sample: SliceSample, target: Space) -> tuple[SliceSample, Tensor]:
     """A slice on another grid in its plane: image linear (smoothed where it shrinks), mask nearest, click exact.
 
-    A pointmap is not interpolated: its pixels that are still known get the positions of the new grid.
+    A pointmap is not interpolated: its pixels that are still known get the positions of the new grid. A mask so small
+    that no new pixel's centre meets it is kept as the pixels that it falls into.
 
     Returns:
         The slice, and `(H, W)` bool: which of its pixels lie in the old one; the others hold its smallest value.
@@ -363,10 +364,20 @@ def regrid(sample: SliceSample, target: Space) -> tuple[SliceSample, Tensor]:
     bits = sum((part << place for place, part in enumerate(parts)), torch.zeros_like(parts[0]))
     moved = move(Sample(finite(sample.image), sample.space, sample.name, labels=bits), target)
     assert moved.labels is not None
-    found = [(moved.labels >> place & 1).bool() for place in range(len(parts))]
+    found = [_kept(part, (moved.labels >> place & 1).bool(), sample.space, target) for place, part in enumerate(parts)]
     mask = None if sample.mask is None else found[1]
     points = None if known is None else masked_pointmap(target, found[-1])
     click = sample.click
     if click is not None:
         click = torch.from_numpy(np.asarray(target.to_index(sample.click_world))).to(torch.float32)
     return sample.replace(image=moved.image, space=target, mask=mask, click=click, pointmap=points), found[0]
+
+
+def _kept(part: Tensor, found: Tensor, space: Space, target: Space) -> Tensor:
+    """A region on its new grid, the pixels that it falls into where it would vanish between their centres."""
+    if bool(found.any()) or not bool(part.any()):
+        return found
+    places = np.asarray(space.to_world(torch.nonzero(part).double().numpy()))
+    index = np.round(np.asarray(target.to_index(places))).astype(int)
+    found[tuple(index[((index >= 0) & (index < target.shape)).all(axis=1)].T)] = True
+    return found

@@ -138,6 +138,20 @@ def test_a_click_keeps_its_place_in_the_world_when_the_grid_changes(volume, spac
     np.testing.assert_allclose(moved.click_world, sample.click_world, atol=1e-4)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mask_smaller_than_the_new_pixels_does_not_vanish(axis, volume, space):
+    whole = take_slice(*volume, space, axis=axis, index=2, label=1)
+    target = view_plane(whole.space, whole.space.to_world((np.asarray(whole.space.shape) - 1) / 2), 60.0, 6)
+    for row, column in np.argwhere(np.ones(whole.space.shape))[::5]:
+        mask = torch.zeros(whole.space.shape, dtype=torch.bool)
+        mask[row, column] = True
+        small, _ = regrid(whole.replace(mask=mask), target)
+        place = np.round(target.to_index(whole.space.to_world([float(row), float(column)]))).astype(int)
+        assert torch.nonzero(small.mask).tolist() == [place.tolist()]
+    outside = target.crop((-40, -40), (6, 6))
+    assert not regrid(whole.replace(mask=mask), outside)[0].mask.any()
+
+
 def test_clicks_fall_into_the_mask(rng):
     mask = torch.zeros(5, 6, dtype=torch.bool)
     mask[2, 3:5] = True
