@@ -22,6 +22,7 @@ from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.normalise import check_normalise, find_levels, finite, scale
 from voxelry.data.sample import Sample
+from voxelry.data.speckle import despeckle
 from voxelry.ops.resample import resample, resample_points
 
 __all__ = ["Preprocess", "move", "orientation_steps", "world_aligned"]
@@ -54,6 +55,7 @@ class Preprocess:
             from the image's method, such as `{"normalise": "window", "window": [-1024, 3000]}`.
         outside: what becomes of values beyond 0 and 1: `"clip"` cuts them off, `"keep"` loses nothing,
             `"error"` refuses the case (of `window`: the other methods find ranges that leave some outside).
+        despeckle: whether speckle is removed first, of ultrasound; see `data.speckle.despeckle`.
 
     Images are interpolated linearly, and first smoothed when they shrink (see `move`); labels and masks take
     the nearest voxel. What an aligned grid holds beyond the image gets each channel's smallest value.
@@ -77,6 +79,7 @@ class Preprocess:
         channels: int | None = None,
         intensity: Literal["own", "shared"] | Mapping[str, Any] = "own",
         outside: Literal["clip", "keep", "error"] = "clip",
+        despeckle: bool = False,
     ):
         if orientation is not None:
             orientation = _code(orientation)
@@ -114,6 +117,7 @@ class Preprocess:
         self.channels = channels
         self.intensity = intensity
         self.outside = outside
+        self.despeckle = despeckle
         for settings in (self._method(), self._method(of_target=True)):
             check_normalise(**settings)
             if outside == "error" and settings["method"] != "window":
@@ -134,6 +138,7 @@ class Preprocess:
             "channels": self.channels,
             "intensity": plain(self.intensity),
             "outside": self.outside,
+            "despeckle": bool(self.despeckle),
         }
 
     def __call__(self, sample: Sample) -> Sample:
@@ -146,6 +151,8 @@ class Preprocess:
         """
         target = self.target(sample.space)
         image = finite(self._with_channels(sample.image.to(torch.float32), sample))
+        if self.despeckle:
+            image = torch.from_numpy(despeckle(image.numpy()))
         sample = sample.replace(
             image=image, target=None if sample.target is None else finite(sample.target.to(torch.float32))
         )

@@ -59,6 +59,7 @@ class PreparedFile:
         settings = preprocess.settings()
         still = all(settings.get(name) is None for name in ("image_size", "spacing", "channels"))
         still &= settings.get("outside", "clip") == "clip" and settings.get("intensity", "own") != "shared"
+        still &= not settings.get("despeckle")
         return still and (settings.get("align", "nearest") == "nearest" or settings.get("orientation") is None)
 
     def __call__(self, window: Sequence[slice]) -> NDArray[np.float32]:

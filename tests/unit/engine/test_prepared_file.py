@@ -63,7 +63,12 @@ def test_a_change_of_grid_is_refused(file, settings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"outside": "keep"}, {"normalise": "window", "window": (0, 1), "outside": "error"}, {"intensity": "shared"}],
+    [
+        {"outside": "keep"},
+        {"normalise": "window", "window": (0, 1), "outside": "error"},
+        {"intensity": "shared"},
+        {"despeckle": True},
+    ],
 )
 def test_values_that_windows_would_scale_otherwise_are_refused(file, settings):
     with pytest.raises(DataError, match="scales them in a way of its own"):

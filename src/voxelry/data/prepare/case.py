@@ -29,12 +29,13 @@ from voxelry.data.layouts import Case
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.pointmaps import masked_pointmap
 from voxelry.data.prepare.files import digest, write_sdf, write_slice_file
-from voxelry.data.prepare.modality import MODALITIES, ct_window, despeckle, guess_modality, standardise
+from voxelry.data.prepare.modality import MODALITIES, ct_window, guess_modality, standardise
 from voxelry.data.prepare.pairs import Pair
 from voxelry.data.preprocess import Preprocess, orientation_steps
 from voxelry.data.sample import Sample
 from voxelry.data.slice_choice import METHODS, choose_cuts
 from voxelry.data.slices import draw_click
+from voxelry.data.speckle import despeckle
 from voxelry.ops.sdf import mask_window
 from voxelry.ops.surface import extract_surface
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
@@ -19,7 +18,6 @@ __all__ = [
     "MODALITIES",
     "Standard",
     "ct_window",
-    "despeckle",
     "guess_modality",
     "preprocess_like",
     "standardise",
@@ -120,8 +118,6 @@ def to_unit(image: Tensor, modality: str) -> Tensor:
 def preprocess_like(modality: str, spacing: float | None, *, window: str | Sequence[float] = "default") -> Preprocess:
     """The preprocessing that makes of a raw volume what `prepare` and `to_unit` made of the training data.
 
-    Ultrasound is an exception: its speckle isn't removed.
-
     Raises:
         SettingError: an unknown modality or window.
     """
@@ -130,32 +126,6 @@ def preprocess_like(modality: str, spacing: float | None, *, window: str | Seque
     settings = {
         "ct": {"normalise": "window", "window": ct_window(window)},
         "mr": {"normalise": "zscore", "clip": _REACH},
-        "us": {"normalise": "percentile", "percentiles": (1.0, 99.0)},
+        "us": {"normalise": "percentile", "percentiles": (1.0, 99.0), "despeckle": True},
     }[modality]
     return Preprocess(spacing=spacing, **settings)  # type: ignore[arg-type]
-
-
-def despeckle(image: NDArray[np.floating], *, size: int = 5) -> NDArray[np.float32]:
-    """Lee's filter for multiplicative noise, rank-free (Lee 1980, IEEE TPAMI 2(2), 165-168).
-
-    Where the local coefficient of variation is that of the speckle alone, a voxel becomes the local mean; where it
-    is larger, as on edges, more of the voxel is kept. The speckle's is the median of all local ones.
-
-    Args:
-        image: `(C, *spatial)`, black at 0; where there are negative values, the smallest is black.
-        size: voxels of the neighbourhood along each axis.
-    """
-    from scipy.ndimage import uniform_filter
-
-    out = np.empty(image.shape, dtype=np.float32)
-    for channel, values in enumerate(np.asarray(image, dtype=np.float64)):
-        low = min(0.0, float(values.min()))
-        values = values - low
-        mean = uniform_filter(values, size, mode="nearest")
-        variance = np.maximum(uniform_filter(values**2, size, mode="nearest") - mean**2, 0.0)
-        lit = mean > 1e-6 * max(float(values.max()), 1e-30)
-        relative = np.divide(variance, mean**2, out=np.zeros_like(mean), where=lit)
-        speckle = float(np.median(relative[lit])) if lit.any() else 0.0
-        kept = np.clip(1 - np.divide(speckle, relative, out=np.ones_like(mean), where=relative > 0), 0, 1)
-        out[channel] = mean + kept * (values - mean) + low
-    return out
