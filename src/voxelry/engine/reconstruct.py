@@ -25,7 +25,16 @@ from voxelry.data.io.meshes import write_mesh
 from voxelry.data.layouts import case_name
 from voxelry.data.sample import Sample
 from voxelry.data.slice_case import build_case, collate_slices
-from voxelry.data.slices import PLANE_NAMES, SliceSample, array_axis, check_click, oblique_plane, read_slice, take_slice
+from voxelry.data.slices import (
+    PLANE_NAMES,
+    SliceSample,
+    array_axis,
+    check_click,
+    oblique_plane,
+    read_slice,
+    regrid,
+    take_slice,
+)
 from voxelry.engine.kinds.kind import make_folder
 from voxelry.engine.model import Model
 from voxelry.ops.surface import extract_surface
@@ -57,7 +66,7 @@ def reconstruct(
     image: str | PathLike[str] | NDArray[Any] | Sample,
     *,
     click: ArrayLike | Sequence[ArrayLike],
-    plane: str | ArrayLike | Sequence[str | ArrayLike] = "axial",
+    plane: str | ArrayLike | Sequence[str | ArrayLike] | None = None,
     mask: str | PathLike[str] | NDArray[Any] | None = None,
     slice: bool = False,
     spacing: float | Sequence[float] | None = None,
@@ -71,8 +80,8 @@ def reconstruct(
         model: a bundle of the reconstruction task.
         image: a volume: file, array `(C, D, H, W)` or sample. With `slice` the file of a single image.
         click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
-        plane: `axial`, `coronal` or `sagittal` for the slice of voxels through the click, or the normal x, y, z of an
-            oblique one; one for all clicks or one for each.
+        plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
+            x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
         mask: the organ on the slices, as far as it is known: a label volume on the volume's grid, or an image of the
             slice's size with `slice`; what isn't 0 is organ.
         slice: there is one image of rank 2 and no volume.
@@ -99,11 +108,13 @@ def reconstruct(
     if slice:
         if not isinstance(image, str | PathLike):
             raise SettingError("slice: expected the file of an image")
+        if plane is not None:
+            raise SettingError(f"plane: expected none with a single image, which is one itself, got {plane!r}")
         slices = [_single(model, Path(image), points, mask, spacing, organ[0])]
     else:
         reading = options if spacing is None else {**options, "spacing": spacing}
         sample = model.sample(image, space, **reading)
-        slices = _cuts(model, sample, points, plane, mask, organ)
+        slices = _cuts(model, sample, points, "axial" if plane is None else plane, mask, organ)
     case = build_case(
         slices,
         edge=task.edges[task.organs.index(organ)],
@@ -193,27 +204,47 @@ def _cuts(
         check_click(sample.image, sample.space, point, source=sample.source)
     if mask is not None:
         sample = sample.replace(labels=_mask_on(mask, sample.space, sample.source, placed=True))
-    prepared = model.bundle.preprocess(sample)
+    prepared = model.bundle.preprocess(sample.replace(labels=None))
     slices = []
     for point, wanted in zip(points, planes, strict=True):
-        where: dict[str, Any]
-        if isinstance(wanted, str):
-            axis = array_axis(prepared.space, PLANE_NAMES.index(wanted))
-            index = round(float(np.asarray(prepared.space.to_index(point))[axis]))
-            where = {"axis": axis, "index": int(np.clip(index, 0, prepared.space.shape[axis] - 1))}
-        else:
-            step = min(prepared.space.spacing)
-            side = math.ceil(float(np.linalg.norm(prepared.space.extent)) / step)
-            where = {"plane": oblique_plane(point, wanted, spacing=step, shape=side)}
-        cut = take_slice(
-            prepared.image, prepared.labels, prepared.space, label=1, name=sample.name, source=sample.source, **where
-        )
-        if mask is not None and (cut.mask is None or not bool(cut.mask.any())):
-            raise DataError(f"{sample.source}: the mask has no foreground on the {cut.plane} slice through the click")
+        cut = _cut(prepared, point, wanted, min(prepared.space.spacing))
+        if mask is not None:
+            cut = cut.replace(mask=_mask_of(sample, point, wanted, cut.space))
+            if cut.mask is None or not bool(cut.mask.any()):
+                raise DataError(
+                    f"{sample.source}: the mask has no foreground on the {cut.plane} slice through the click"
+                )
         at = torch.from_numpy(np.asarray(cut.space.to_index(point))).to(torch.float32)
         # what is written goes onto the grid of the file, not onto that of the network
         slices.append(cut.replace(click=at, label=organ[0], volume_space=sample.space))
     return slices
+
+
+def _cut(sample: Sample, point: NDArray[np.float64], plane: str | NDArray[np.float64], step: float) -> SliceSample:
+    """The slice of a volume through a point: of its voxels where the plane has a name, else of pixels of `step` mm."""
+    where: dict[str, Any]
+    if isinstance(plane, str):
+        axis = array_axis(sample.space, PLANE_NAMES.index(plane))
+        index = round(float(np.asarray(sample.space.to_index(point))[axis]))
+        where = {"axis": axis, "index": int(np.clip(index, 0, sample.space.shape[axis] - 1))}
+    else:
+        side = math.ceil(float(np.linalg.norm(sample.space.extent)) / step)
+        where = {"plane": oblique_plane(point, plane, spacing=step, shape=side)}
+    return take_slice(
+        sample.image, sample.labels, sample.space, label=1, name=sample.name, source=sample.source, **where
+    )
+
+
+def _mask_of(sample: Sample, point: NDArray[np.float64], plane: str | NDArray[np.float64], cut: Space) -> Any:
+    """The mask on a cut of the network's grid, read off the file's own.
+
+    Where there is none, a mask of one slice or of few voxels lies between the network's: then that of the file's own
+    slice through the point.
+    """
+    seen = take_slice(sample.image, sample.labels, sample.space, plane=cut, label=1)
+    if seen.mask is not None and bool(seen.mask.any()):
+        return seen.mask
+    return regrid(_cut(sample, point, plane, min(sample.space.spacing) / 2), cut)[0].mask
 
 
 def _planes(plane: Any, count: int) -> list[str | NDArray[np.float64]]:
@@ -260,8 +291,9 @@ def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, sp
     world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
     check_click(read.image, read.space, world, source=str(path))
     labels = None if mask is None else _mask_on(mask, read.space, str(path), placed=False)
-    sample = Sample(read.image, read.space, case_name(path), str(path), labels=labels)
+    sample = Sample(read.image, read.space, case_name(path), str(path))
     prepared = model.bundle.preprocess(sample)
+    outlined = read.replace(mask=None if labels is None else labels > 0)
     at = torch.from_numpy(np.asarray(prepared.space.to_index(world))).to(torch.float32)
     return SliceSample(
         image=prepared.image,
@@ -269,6 +301,6 @@ def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, sp
         name=sample.name,
         source=str(path),
         label=label,
-        mask=None if prepared.labels is None else prepared.labels > 0,
+        mask=regrid(outlined, prepared.space)[0].mask,
         click=at,
     )

@@ -1,6 +1,7 @@
 """Reconstruction from a configuration to files: training, bundle, clicks, adapters, faults."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from voxelry.data.io.meshes import read_mesh
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.bundle import write_bundle
 from voxelry.engine.compose import compose_training
-from voxelry.engine.model import load
+from voxelry.engine.model import Model, load
 from voxelry.engine.predict import predict_files
 from voxelry.engine.reconstruct import read_points, reconstruct
 from voxelry.engine.report import evaluate_folder
@@ -106,6 +107,26 @@ def test_masks_and_several_slices_are_taken(model, scan):
     assert two.label == 3
 
 
+@pytest.mark.parametrize("spacing", [4.0, 0.7])
+@pytest.mark.parametrize("plane", ["axial", "coronal", (0.1, 0.2, 1.0)])
+def test_a_mask_of_one_slice_alone_is_seen_whatever_grid_the_model_has(model, scan, plane, spacing):
+    bundle = replace(model.bundle, preprocess=Preprocess(spacing=spacing))
+    image = read_image(scan)
+    plane_of_click = np.round(image.space.to_index(CLICK)).astype(int)
+    labels = np.zeros(image.space.shape)
+    if plane == "coronal":
+        labels[8:16, plane_of_click[1], 10:20] = 1
+    elif plane == "axial":
+        labels[plane_of_click[0], 10:18, 10:20] = 1
+    else:
+        labels[tuple(plane_of_click)] = 1  # one voxel
+    found = reconstruct(Model(bundle, "cpu"), scan, click=CLICK, plane=plane, mask=labels)
+    view = found.views[0]
+    drawn = image.space.to_world(np.argwhere(labels).astype(float))
+    seen = view.to_world(np.argwhere(found.given[0]).astype(float))
+    assert np.linalg.norm(seen.mean(axis=0) - drawn.mean(axis=0)) < max(image.space.spacing) + max(view.spacing)
+
+
 def test_a_single_image_is_enough(model, scan, tmp_path):
     array = read_image(scan).array[0][10]
     grey = (np.clip(array, 0, 1) * 255).astype(np.uint8)
@@ -145,6 +166,14 @@ def test_settings_of_a_prompt_are_checked(model, scan):
     assert read_points("1,-2.5,3", "--click") == [1.0, -2.5, 3.0]
     with pytest.raises(SettingError, match="--click: expected two or three numbers"):
         read_points("1;2", "--click")
+
+
+@pytest.mark.parametrize(("size", "grid", "pixels"), [("tiny", 48, 64), ("small", 64, 256), ("base", 128, 256)])
+def test_presets_keep_their_sizes_in_an_experiment(size, grid, pixels):
+    for experiment, model in (("reconstruct_3d", "shape"), ("reconstruct_flow_3d", "shape_flow")):
+        config = compose_training([f"experiment={experiment}", f"model={model}_{size}", "data.root=DIR"])
+        assert (config.model.grid, config.model.image_size) == (grid, pixels)
+        assert (config.data.slices.grid, config.data.slices.image_size) == (grid, pixels)
 
 
 @pytest.fixture(scope="session")
