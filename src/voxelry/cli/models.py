@@ -63,6 +63,9 @@ def predict(
     dataset: Annotated[
         str | None, typer.Option(help="Which array of an HDF5 or zarr file, or which DICOM series.")
     ] = None,
+    channel: Annotated[
+        int | None, typer.Option(help="Which channel or time point, from 0, of an image with several.")
+    ] = None,
     click: Annotated[
         list[str] | None,
         typer.Option(help="reconstruct: x,y,z in RAS mm inside the organ, once per slice; column,row with --slice."),
@@ -73,7 +76,9 @@ def predict(
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="reconstruct: the organ in the clicked slice, as an image.")] = None,
     slice: Annotated[Path | None, typer.Option(help="reconstruct: a single slice, without a volume.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="mm per pixel of a file without it: 0.8 or 0.8,0.7.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="mm per voxel of a file that doesn't say or is wrong: 0.8, or one per axis.")
+    ] = None,
     label: Annotated[int | None, typer.Option(help="reconstruct: which organ, where a model knows several.")] = None,
     steps: Annotated[
         int | None, typer.Option(help="translate: time steps to sample in, of those trained; reconstruct_flow.")
@@ -118,7 +123,7 @@ def predict(
     if strange := [name for name in way if name not in taken]:
         wanted = "translate" if strange[0] == "contrast" else "translate or reconstruct_flow"
         raise SettingError(f"--{strange[0]}: expected with a model for {wanted}, not {loaded.task_name}")
-    reader = {"dataset": dataset, "spacing": None if spacing is None else _spacing(spacing)}
+    reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else _spacing(spacing)}
     options = given | way | {name: value for name, value in reader.items() if value is not None}
     with progress("predicting", len(paths)) as (bar, job):
         within = bar.add_task("tiles", total=None, visible=False)

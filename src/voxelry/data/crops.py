@@ -19,6 +19,7 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.rank import per_axis
+from voxelry.core.space import Space
 from voxelry.data.crop_index import CropIndex, CropRecord, IndexedFile
 from voxelry.data.crop_reader import CropReader, UnopenedError
 from voxelry.data.crop_scan import QUANTILES, whole_numbers
@@ -133,6 +134,10 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
             raise IndexError(f"crop {index} of a dataset of {len(self)}")
         with one_line_errors():
             return self._drawn(index % len(self), epoch)
+
+    def spaces(self, most: int | None = None) -> list[Space]:
+        """Grids of the first images, whole."""
+        return [file.space for file in self.files[:most]]
 
     def record(self, index: int) -> CropRecord:
         """What the index says of crop `index` of this dataset."""

@@ -174,6 +174,10 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             if "landmarks" in self.need and case.landmarks:
                 self._order(read_case_landmarks(case, self._space(case))[1], case)
 
+    def spaces(self, most: int | None = None) -> list[Space]:
+        """Grids of the first cases after preprocessing, whole; by the headers alone where our own reader reads them."""
+        return [self.preprocess.target(self._space(case)) for case in self.cases[:most]]
+
     def preprocessed(self, index: int) -> Sample:
         """Case `index` on its target grid, from the cache if there is one; do not change its tensors."""
         if self._memory is not None:

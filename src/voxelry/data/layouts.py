@@ -51,6 +51,7 @@ __all__ = [
     "check_names",
     "files_by_name",
     "find_cases",
+    "image_options",
     "images_in",
     "read_case_landmarks",
     "split_folders",
@@ -171,8 +172,8 @@ def check_names(cases: Sequence[Case]) -> None:
 
 
 def case_name(path: Path) -> str:
-    """File name without the suffixes of a known format: `a/case_1.5T.nii.gz` -> `case_1.5T`."""
-    return _stem(path.name, (*IMAGE_SUFFIXES, *LANDMARK_SUFFIXES, *_OME_SUFFIXES))
+    """File name without the suffixes of a known format: `a/case_1.5T.nii.gz` or `.h5::raw` -> `case_1.5T`."""
+    return _stem(Path(str(path).partition("::")[0]).name, (*IMAGE_SUFFIXES, *LANDMARK_SUFFIXES, *_OME_SUFFIXES))
 
 
 def _stem(name: str, suffixes: Iterable[str]) -> str:
@@ -277,6 +278,24 @@ def _hdf5(root: Path, need_landmarks: bool, *, dataset: str, label_dataset: str)
         instances = Path(f"{path}::{label_dataset}") if labelled else None
         cases.append(Case(case_name(path), path, instances=instances, layout="hdf5", options=options))
     return cases
+
+
+def image_options(path: Path, dataset: str | None = None) -> dict[str, Any]:
+    """What `open_image` must be told of a single image: of an HDF5 file with several, which one by its usual name.
+
+    Args:
+        dataset: the usual name; `raw`, as in the layout `hdf5`, if not given.
+
+    Raises:
+        FileError: not HDF5.
+    """
+    from voxelry.data.io.hdf5 import dataset_names
+
+    if path.suffix.lower() not in _HDF5_SUFFIXES or not path.is_file():
+        return {}
+    usual = (dataset or _HDF5_DATASETS["dataset"]).strip("/")
+    held = dataset_names(path)
+    return {"dataset": usual} if len(held) > 1 and usual in held else {}
 
 
 def _plain(root: Path, need_landmarks: bool) -> list[Case]:

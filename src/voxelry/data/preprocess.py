@@ -164,6 +164,14 @@ class Preprocess:
             )
         return self._scaled(move(sample, target))
 
+    def takes(self, channels: int, wanted: int) -> bool:
+        """Whether an image of so many channels becomes one of `wanted`."""
+        return (
+            channels == wanted
+            if self.channels is None
+            else wanted == self.channels and (channels == wanted or channels == 1 or (channels, wanted) == (3, 1))
+        )
+
     def target(self, space: Space) -> Space:
         """The grid on which an image on `space` comes out."""
         if self.orientation is not None:

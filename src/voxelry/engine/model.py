@@ -15,7 +15,7 @@ import torch
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.io import read_image
-from voxelry.data.layouts import case_name
+from voxelry.data.layouts import case_name, image_options
 from voxelry.data.sample import Sample, collate
 from voxelry.engine.bundle import Bundle, read_bundle
 from voxelry.engine.kinds import KINDS, Kind
@@ -89,11 +89,19 @@ class Model:
             sample = Sample(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32)), where, "array", "array")
         else:
             path = Path(image)
-            read = read_image(path, **options)
+            read = read_image(path, **self.reading(path, options))
             pixels = torch.as_tensor(np.ascontiguousarray(read.array, dtype=np.float32))
             sample = Sample(pixels, read.space, case_name(path), str(path))
         self.check_image(sample.source, sample.ndim, int(sample.image.shape[0]))
         return sample
+
+    def reading(self, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options for a file's reader: those given and, for an HDF5 file of several images, which of them is meant.
+
+        Unless `dataset` is given it is the one called as in the training, `raw` by default.
+        """
+        trained = (self.bundle.config.get("training") or {}).get("data") or {}
+        return image_options(path, (trained.get("options") or {}).get("dataset")) | dict(options)
 
     def check_image(self, source: str, ndim: int, channels: int) -> None:
         """Refuse an image that the network doesn't take.
@@ -104,8 +112,9 @@ class Model:
         own, taken = int(self.task.network.ndim), self.kind.image_channels(self.task)  # type: ignore[arg-type]
         if ndim != own:
             raise DataError(f"{source}: an image of rank {ndim}, but the model is of rank {own}")
-        if channels != taken:
-            raise DataError(f"{source}: {channels} channels, but the model takes {taken}")
+        if not self.bundle.preprocess.takes(channels, taken):
+            hint = " (choose one with channel=, from 0)" if taken == 1 else ""
+            raise DataError(f"{source}: {channels} channels, but the model takes {taken}{hint}")
 
     def reconstruct(self, image: str | PathLike[str] | np.ndarray | Sample, **prompt: Any) -> Any:
         """The organ that is clicked on, for a model of that task; see `engine.reconstruct.reconstruct`.

@@ -10,6 +10,7 @@ from typing import Any
 
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.io import is_image
+from voxelry.data.io.image import split_dataset
 from voxelry.data.layouts import case_name
 from voxelry.engine.model import Model
 
@@ -43,7 +44,7 @@ def gather_inputs(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _expand(path: Path) -> Iterator[Path]:
-    if not path.exists():
+    if not split_dataset(path)[0].exists():
         raise FileError(path, "no such file or folder")
     if path.suffix == ".txt":
         for line in path.read_text(encoding="utf-8").splitlines():

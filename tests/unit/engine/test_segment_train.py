@@ -8,6 +8,7 @@ import pytest
 
 import voxelry
 from voxelry.core.errors import CheckpointError, ConfigError, DataError
+from voxelry.core.space import Space
 from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.compose import compose_training
 from voxelry.engine.predict import gather_inputs, predict_files
@@ -64,6 +65,39 @@ def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_p
     summary, page = evaluate_folder(model, nuclei, tmp_path / "evaluation")
     assert summary["images"] == 4
     assert page.exists()
+
+
+def test_files_of_other_kinds_than_in_training_are_predicted(flat, nuclei, tmp_path, caplog):
+    model = voxelry.load(train(flat("trainer.max_steps=1", "data.preprocess.channels=3")).bundle, "cpu")
+    read = voxelry.read_image(nuclei / "volumes" / "case_000.ome.tif")
+    size = [step * 1e3 for step in read.space.spacing]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"], file["label"] = read.array[0], np.ones(read.space.shape, dtype=np.uint16)
+        file["raw"].attrs["element_size_um"] = size
+    two = np.concatenate([read.array, read.array[:, ::-1]])
+    voxelry.write_image(tmp_path / "b.ome.tif", two, read.space)
+    voxelry.write_image(tmp_path / "c.npy", read.array, read.space)
+    half = Space.from_spacing(read.space.shape, [step * 0.5 for step in read.space.spacing])
+    voxelry.write_image(tmp_path / "d.ome.tif", read.array, half)
+    inputs = [
+        tmp_path / "a.h5",
+        tmp_path / "a.h5::raw",
+        tmp_path / "b.ome.tif",
+        tmp_path / "c.npy",
+        tmp_path / "d.ome.tif",
+    ]
+    for number, path in enumerate(gather_inputs(inputs)):
+        options = {"channel": 1} if path.name.startswith("b.") else {}
+        outcome = predict_files(model, [path], tmp_path / str(number), format="tif", options=options)
+        assert not outcome.failed
+        assert voxelry.read_image(outcome.written[0]).space.shape == read.space.shape
+    assert "a.h5" not in caplog.text
+    assert "c.npy: has no voxel size" in caplog.text
+    assert "d.ome.tif: voxels of" in caplog.text
+    (path, fault) = predict_files(model, [tmp_path / "b.ome.tif"], tmp_path / "no").failed[0]
+    assert fault == f"{path}: 2 channels, but the model takes 3"
+    (_, fault) = predict_files(model, [path], tmp_path / "no", options={"channel": 2}).failed[0]
+    assert fault == f"{path}: has no channel 2 (there are 2, counted from 0)"
 
 
 def test_a_bundle_of_another_run_starts_a_detector(flat, tmp_path, caplog):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,18 @@ from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
-from voxelry.data.io.record import Image, ImageFile
+from voxelry.data.io.record import Image, ImageFile, Loader
 
-__all__ = ["IMAGE_SUFFIXES", "Image", "ImageFile", "is_image", "open_image", "read_image", "write_image"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Image",
+    "ImageFile",
+    "is_image",
+    "open_image",
+    "read_image",
+    "split_dataset",
+    "write_image",
+]
 
 _READERS = {  # suffix -> file of this package
     ".nii.gz": "nifti",
@@ -78,6 +88,7 @@ def open_image(
     dataset: str | None = None,
     spacing: float | Sequence[float] | None = None,
     channel_axis: int | None = None,
+    channel: int | None = None,
     ndim: int | None = None,
 ) -> ImageFile:
     """Read the header of an image.
@@ -89,18 +100,22 @@ def open_image(
         spacing: mm per voxel in array order, one number or one per spatial axis, instead of the file's own;
             directions and origin stay.
         channel_axis: stored axis that holds channels, for files that don't say (npy, zarr, HDF5, TIFF).
+        channel: deliver this one alone, from 0, of an image that has several (time points count as channels).
         ndim: rank that is wanted, 2 or 3. None: the file's own, where an image one voxel thick counts as 2-D.
             A 3-D array without named axes is a volume; `ndim=2` makes its last axis channels.
 
     Raises:
-        FileError: no such file, an unknown format, a broken header, or an image that can't have that rank.
+        FileError: no such file, an unknown format, a broken header, no such channel, or an image that can't have that
+            rank.
     """
-    path, dataset = _split(Path(path), dataset)
+    path, dataset = split_dataset(Path(path), dataset)
     reader = _reader(path)
     with guarded(path):
         image = import_module(f"voxelry.data.io.{reader}").open_file(
             path, dataset=dataset, channel_axis=channel_axis, ndim=ndim
         )
+        if channel is not None:
+            image = _single_channel(image, channel)
         if spacing is None:
             return image
         steps = np.asarray(per_axis(spacing, image.space.ndim, "spacing"), dtype=np.float64)
@@ -165,14 +180,18 @@ def write_image(
 
 def is_image(path: str | Path) -> bool:
     """Whether `open_image` would try: a known suffix, or a folder that holds a zarr or a DICOM file."""
-    path = _split(Path(path), None)[0]
+    path = split_dataset(Path(path))[0]
     if path.is_dir():
         return _is_zarr(path) or _has_dicom(path)
     return _suffix(path, _READERS) is not None or (path.is_file() and not path.suffix and _is_dicom(path))
 
 
-def _split(path: Path, dataset: str | None) -> tuple[Path, str | None]:
-    """Take the dataset off `file.h5::dataset`."""
+def split_dataset(path: Path, dataset: str | None = None) -> tuple[Path, str | None]:
+    """Take the dataset off `file.h5::dataset`.
+
+    Raises:
+        SettingError: another one is given beside it.
+    """
     text = str(path)
     if "::" not in text or path.exists():
         return path, dataset
@@ -180,6 +199,16 @@ def _split(path: Path, dataset: str | None) -> tuple[Path, str | None]:
     if dataset not in (None, inside):
         raise SettingError(f"dataset: {dataset!r} contradicts {text}")
     return Path(file), inside
+
+
+def _single_channel(image: ImageFile, channel: int) -> ImageFile:
+    if isinstance(channel, bool) or not 0 <= channel < image.channels:
+        raise FileError(image.path, f"has no channel {channel}", f"there are {image.channels}, counted from 0")
+    return dataclasses.replace(image, channels=1, order=None, loader=partial(_load_channel, image.loader, channel))
+
+
+def _load_channel(load: Loader, channel: int, window: tuple[slice, ...]) -> np.ndarray:
+    return load(window)[channel : channel + 1]
 
 
 def _reader(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -23,6 +24,7 @@ from voxelry.tasks.base import Task
 
 if TYPE_CHECKING:
     from voxelry.core.space import Space
+    from voxelry.data.crops import CropDataset
     from voxelry.data.dataset import VolumeDataset
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
@@ -33,9 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentKind"]
 
+log = logging.getLogger("voxelry")
+
 ANCHOR_UNITS = ("voxel", "mm")
 _WHOLE_VOXELS = 1 << 23  # larger images are never read as a whole
 _PYRAMID_CHANNELS = 64  # around a backbone whose levels have unlike channels
+_SIZED_CASES = 1000  # training cases whose voxel size is looked at
 _ANCHOR_CASES = 200  # so many training cases are looked at for the sizes of their objects
 
 
@@ -51,6 +56,7 @@ class SegmentKind(Kind):
     adjustable = (
         "task.tile_size",
         "task.tile_overlap",
+        "task.voxel_size",
         "task.score_threshold",
         "task.mask_threshold",
         "task.min_voxels",
@@ -91,9 +97,17 @@ class SegmentKind(Kind):
             return network, None
         return network, fitting(best_transfer(network, pretrained.weights), pretrained)
 
-    def settings(self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None) -> dict[str, Any]:
-        """Tiles as large as the patches or crops; the range of values of the pretraining."""
+    def settings(
+        self, config: DictConfig, dataset: VolumeDataset | CropDataset, pretrained: Pretrained | None
+    ) -> dict[str, Any]:
+        """Tiles as large as the patches or crops, the voxel size of the cases, the pretraining's range of values."""
         settings: dict[str, Any] = {}
+        if config.task.voxel_size == "auto":
+            from voxelry.tasks.segment.rescale import common_size
+
+            # images that are resized to so many voxels have no size of their own
+            resized = config.data.get("preprocess") is not None and config.data.preprocess.image_size is not None
+            settings["voxel_size"] = None if resized else common_size(dataset.spaces(_SIZED_CASES))
         if config.task.tile_size is None:
             if "index" in config.data:
                 settings["tile_size"] = list(dataset[0].space.shape)
@@ -127,9 +141,11 @@ class SegmentKind(Kind):
         from voxelry.data.io import open_image
         from voxelry.data.layouts import case_name
         from voxelry.engine.prepared_file import PreparedFile
+        from voxelry.tasks.segment.rescale import assumption
         from voxelry.tasks.segment.tiled import image_key
 
         task: Any = model.task
+        options = model.reading(path, options)
         file = open_image(path, **options)
         model.check_image(str(path), file.space.ndim, file.channels)
         source: PreparedFile | Sample
@@ -144,14 +160,15 @@ class SegmentKind(Kind):
                 return image[(slice(None), *window)]
 
         space, name = source.space, case_name(path)
+        if task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
+            log.warning("%s: %s", path, told)
         state = make_folder(folder) / f".{name}.tiles"
-        if task.fits_a_tile(space.shape):
+        if task.fits_a_tile(space):
             found = task.detect(torch.as_tensor(read(tuple(slice(0, size) for size in space.shape))), space)
         else:
             chosen = json.dumps(dict(options), sort_keys=True, default=str)
             found = task.tiled(
                 read,
-                space.shape,
                 space,
                 least_score=task.operating_threshold,
                 state=state,

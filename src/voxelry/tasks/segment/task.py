@@ -23,6 +23,7 @@ from voxelry.tasks.base import Row, Task
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
 from voxelry.tasks.segment.predict import InstancePrediction
+from voxelry.tasks.segment.rescale import at_learned_size, boxes_on, learned_grid
 from voxelry.tasks.segment.targets import make_targets
 from voxelry.tasks.segment.tiled import predict_tiled
 
@@ -47,6 +48,9 @@ class SegmentTask(Task):
         min_visible: see `decode.decode`.
         tile_size: voxels per axis; a larger image is predicted by overlapping tiles. None: never.
         tile_overlap: fraction of a tile shared with the next; it should hold the largest object.
+        voxel_size: mm along each axis that the network learned from. Images whose voxels are longer or shorter are
+            resampled to them before it looks, see `rescale.learned_grid`; `tile_size` counts these voxels. None: voxels
+            are taken as they are.
         join_iou, nms_iou: how parts and doubles from several tiles are recognised, see `stitch.stitch`.
         input_range: where images in [0, 1] are mapped to before the network sees them.
         loss_weights: of the network's losses, by their names without `loss_`; 1 where none is given.
@@ -73,6 +77,7 @@ class SegmentTask(Task):
         min_visible: float = 0.3,
         tile_size: int | Sequence[int] | None = None,
         tile_overlap: float = 0.5,
+        voxel_size: float | Sequence[float] | None = None,
         join_iou: float = 0.5,
         nms_iou: float = 0.5,
         input_range: Sequence[float] = (-1.0, 1.0),
@@ -106,6 +111,9 @@ class SegmentTask(Task):
         if not 0 <= tile_overlap < 1:
             raise SettingError(f"tile_overlap: expected a fraction in [0, 1), got {tile_overlap}")
         self.tile_overlap, self.join_iou, self.nms_iou = tile_overlap, join_iou, nms_iou
+        self.voxel_size = None if voxel_size is None else per_axis(voxel_size, self.ndim, "voxel_size")
+        if self.voxel_size is not None and not all(0 < step < math.inf for step in self.voxel_size):
+            raise SettingError(f"voxel_size: expected positive millimetres, got {voxel_size}")
         if len(input_range) != 2 or not input_range[0] < input_range[1]:
             raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
         self.input_range = (float(input_range[0]), float(input_range[1]))
@@ -174,39 +182,46 @@ class SegmentTask(Task):
             step //= 2
         return step
 
-    def fits_a_tile(self, shape: Sequence[int]) -> bool:
-        """Whether images of that shape are seen at once; all are without a `tile_size`."""
-        return self.tile_size is None or all(size <= part for size, part in zip(shape, self.tile_size, strict=True))
+    def tile_on(self, space: Space) -> tuple[int, ...] | None:
+        """`tile_size` in voxels of a grid, which the network may see at another size."""
+        if self.tile_size is None:
+            return None
+        steps = zip(self.tile_size, learned_grid(space, self.voxel_size).spacing, space.spacing, strict=True)
+        return tuple(max(1, round(size * learned / step)) for size, learned, step in steps)
+
+    def fits_a_tile(self, space: Space) -> bool:
+        """Whether images on that grid are seen at once; all are without a `tile_size`."""
+        tile = self.tile_on(space)
+        return tile is None or all(size <= part for size, part in zip(space.shape, tile, strict=True))
 
     @torch.no_grad()
     def instances(self, image: Tensor, space: Space) -> Instances:
         """Everything found in an image `(C, *spatial)`, however unsure, in tiles if it is larger than one."""
-        shape = tuple(image.shape[1:])
-        if self.fits_a_tile(shape):
+        if self.fits_a_tile(space):
             return self.detect(image, space)
-        return self.tiled(lambda window: image[(slice(None), *window)], shape, space)
+        return self.tiled(lambda window: image[(slice(None), *window)], space)
 
-    def tiled(self, read_window: Any, shape: Sequence[int], space: Space, **options: Any) -> Instances:
+    def tiled(self, read_window: Any, space: Space, **options: Any) -> Instances:
         """Everything found in a volume that is read tile by tile.
 
         Args:
             read_window: pixels `(C, *window)` of a window of the volume, prepared as the network wants them.
-            shape: of the volume.
-            space: its grid.
+            space: grid of the volume.
             options: for `predict_tiled`, such as `state` and `progress`.
 
         Raises:
             SettingError: the task has no `tile_size`.
         """
-        if self.tile_size is None:
+        tile = self.tile_on(space)
+        if tile is None:
             raise SettingError("tile_size: expected voxels per axis to predict by tiles, got None")
         return predict_tiled(
             read_window,
-            shape,
+            space.shape,
             lambda pixels: self.detect(torch.as_tensor(pixels), space),
-            tile_size=self.tile_size,
+            tile_size=tile,
             overlap=self.tile_overlap,
-            align=self.tile_step,
+            align=self.tile_step if tile == self.tile_size else 1,
             join_iou=self.join_iou,
             nms_iou=self.nms_iou,
             **options,
@@ -214,13 +229,25 @@ class SegmentTask(Task):
 
     @torch.no_grad()
     def detect(self, image: Tensor, space: Space) -> Instances:
-        """Everything found in an image `(C, *spatial)` that the network sees at once."""
+        """Everything found in an image `(C, *spatial)` that the network sees at once.
+
+        Args:
+            image: of that grid, or a part of it.
+            space: the grid, for the size of its voxels.
+        """
         device = next(self.parameters()).device
+        shape = tuple(image.shape[1:])
+        learned, part = learned_grid(space, self.voxel_size), space.crop((0,) * self.ndim, shape)
+        shown = part if learned is space else part.respace(learned.spacing)
+        if shown is not part:
+            image = at_learned_size(image, part, shown)
         (found,) = self.network.detect(self._scaled(image[None].to(device, torch.float32)))
+        if shown is not part:
+            found = found.replace(boxes=boxes_on(found.boxes, shown, part))
         voxel = math.prod(space.spacing)
         return decode(
             found,
-            tuple(image.shape[1:]),
+            shape,
             score_threshold=min(_FLOOR, self.operating_threshold),
             mask_threshold=self.mask_threshold,
             min_voxels=max(self.min_voxels, math.ceil(self.min_volume / voxel)),

@@ -1,0 +1,88 @@
+"""Images at the voxel size that a network learned from, and what it finds there back on the images' own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voxelry.core.space import Space
+from voxelry.data.preprocess import move
+from voxelry.data.sample import Sample
+from voxelry.tasks.segment.predict import MICROSCOPIC_MM
+
+__all__ = ["assumption", "at_learned_size", "boxes_on", "common_size", "has_voxel_size", "learned_grid"]
+
+_ALIKE = 1.25  # times as long or short: voxels that a network takes for those it knows
+_FARTHEST = 4.0  # times: beyond, a wrong header is likelier than such an image
+
+
+def has_voxel_size(space: Space) -> bool:
+    """Whether a grid was told by its file: one that isn't has voxels of 1 mm, along the world's axes from 0 on."""
+    return not np.array_equal(space.affine, Space.from_spacing(space.shape).affine)
+
+
+def common_size(spaces: Sequence[Space]) -> tuple[float, ...] | None:
+    """The median voxel size of some grids in mm; None where one is not known or unlike the others."""
+    if not spaces or not all(has_voxel_size(space) for space in spaces):
+        return None
+    sizes = np.array([space.spacing for space in spaces])
+    middle = np.median(sizes, axis=0)
+    unlike = np.maximum(sizes / middle, middle / sizes) > _ALIKE
+    return None if unlike.any() else tuple(middle.tolist())
+
+
+def learned_grid(space: Space, voxel_size: Sequence[float] | None) -> Space:
+    """The grid that a network which learned from voxels of that size (mm per axis) is shown of an image.
+
+    Along each axis whose voxels are more than 1.25 times as long or short as those learned from, it has those. An
+    image keeps its grid where its own voxel size or the learned one isn't known, or where they are more than 4 times
+    apart along some axis: then the header is in doubt.
+    """
+    if voxel_size is None or not has_voxel_size(space):
+        return space
+    own, learned = np.asarray(space.spacing), np.asarray(voxel_size, dtype=np.float64)
+    apart = np.maximum(own / learned, learned / own)
+    if apart.max() > _FARTHEST or not (apart > _ALIKE).any():
+        return space
+    return space.respace(np.where(apart > _ALIKE, learned, own).tolist())
+
+
+def assumption(space: Space, voxel_size: Sequence[float]) -> str:
+    """What `learned_grid` takes for granted or changes, in one line; empty where the voxels are those learned from."""
+    learned = _size(voxel_size)
+    if not has_voxel_size(space):
+        return f"has no voxel size; taken to be {learned}, as in training (give another with --spacing, in mm)"
+    target = learned_grid(space, voxel_size)
+    if target is not space:
+        return f"voxels of {_size(space.spacing)}; seen at {_size(target.spacing)}, as the model learned from {learned}"
+    if any(max(own / step, step / own) > _ALIKE for own, step in zip(space.spacing, voxel_size, strict=True)):
+        return (
+            f"voxels of {_size(space.spacing)}, more than {_FARTHEST:g} times as long or short as the {learned} that "
+            "the model learned from; taken as they are (if it is wrong, give another with --spacing, in mm)"
+        )
+    return ""
+
+
+def _size(steps: Sequence[float]) -> str:
+    """A voxel size to read, in µm or mm."""
+    unit, factor = ("µm", 1000.0) if max(steps) < MICROSCOPIC_MM else ("mm", 1.0)
+    return f"{'×'.join(f'{step * factor:.3g}' for step in steps)} {unit}"
+
+
+def at_learned_size(image: Tensor, space: Space, target: Space) -> Tensor:
+    """An image `(C, *space.shape)` resampled linearly, smoothed first where it shrinks (see `preprocess.move`)."""
+    moved = move(Sample(image.detach().cpu(), space, "", ""), target)
+    return moved.image.to(image.device)
+
+
+def boxes_on(boxes: Tensor, target: Space, space: Space) -> Tensor:
+    """Boxes `(K, 2 * ndim)` in index coordinates of `target` in those of `space`, which has the same directions."""
+    ndim = space.ndim
+    corner = space.to_index(target.origin)
+    scale = np.asarray(target.spacing) / np.asarray(space.spacing)
+    factors = torch.from_numpy(np.tile(scale, 2)).to(boxes)
+    shift = torch.from_numpy(np.tile(corner.reshape(ndim), 2)).to(boxes)
+    return boxes * factors + shift
