@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli.terminal import app, progress
+from voxelry.cli.terminal import app, progress, read_spacing
 from voxelry.core.errors import SettingError
 
 __all__ = ["doctor", "index", "phantoms", "prepare"]
@@ -107,12 +107,26 @@ def index(
     statistics: Annotated[bool, typer.Option(help="Read intensities, which normalisation needs.")] = True,
     table: Annotated[str, typer.Option(help="The database's table of images.")] = "annotations",
     boxes_table: Annotated[str, typer.Option(help="The database's table of boxes.")] = "boxes",
+    box_edges: Annotated[
+        str, typer.Option(help="Boxes of the database: voxel (one voxel at 5 is 4.5 to 5.5) or half_open (5 to 6).")
+    ] = "voxel",
     root: Annotated[Path | None, typer.Option(help="Folder that relative paths of the database are in.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Which array of HDF5 or zarr files is the image.")] = None,
+    label_dataset: Annotated[str | None, typer.Option(help="Which array of HDF5 files holds the ids.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="mm per voxel instead of the files' own: 0.8, or per axis.")
+    ] = None,
+    digest: Annotated[str, typer.Option(help="Changed files are told by sampled blocks, or by the whole.")] = "sampled",
     on_error: Annotated[str, typer.Option(help="raise, or skip images that can't be read.")] = "raise",
 ) -> None:
     """Index all crops of a collection, for data=crops; goes on where a killed run stopped."""
     from voxelry.engine.index import build_index
 
+    reader = {
+        "dataset": dataset,
+        "label_dataset": label_dataset,
+        "spacing": None if spacing is None else read_spacing(spacing),
+    }
     with progress("indexing", None) as (bar, job):
         summary = build_index(
             source,
@@ -130,7 +144,10 @@ def index(
             statistics=statistics,
             table=table,
             boxes_table=boxes_table,
+            box_edges=box_edges,
+            digest=digest,
             root=root,
+            options={name: value for name, value in reader.items() if value is not None},
             on_error=on_error,
             progress=lambda done, total, name: bar.update(job, total=total, completed=done),
             say=lambda line: print(f"voxelry: {line}", file=sys.stderr),

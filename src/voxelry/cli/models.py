@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli.terminal import app, bundle_folder, progress, read_changes
+from voxelry.cli.terminal import app, bundle_folder, progress, read_changes, read_spacing
 from voxelry.core.errors import ConfigError, SettingError
 
 __all__ = ["demo", "evaluate", "predict", "train"]
@@ -123,7 +123,7 @@ def predict(
     if strange := [name for name in way if name not in taken]:
         wanted = "translate" if strange[0] == "contrast" else "translate or reconstruct_flow"
         raise SettingError(f"--{strange[0]}: expected with a model for {wanted}, not {loaded.task_name}")
-    reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else _spacing(spacing)}
+    reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else read_spacing(spacing)}
     options = given | way | {name: value for name, value in reader.items() if value is not None}
     with progress("predicting", len(paths)) as (bar, job):
         within = bar.add_task("tiles", total=None, visible=False)
@@ -168,14 +168,6 @@ def _contrasts(texts: list[str] | None) -> dict[str, Path]:
             raise SettingError(f"--contrast: expected NAME=FILE such as t1=scan.nii.gz, got {text!r}")
         found[name] = Path(path)
     return found
-
-
-def _spacing(text: str) -> float | list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise SettingError(f"--spacing: expected mm such as 0.8 or 0.8,0.7, got {text!r}") from None
-    return values[0] if len(values) == 1 else values
 
 
 @app.command()

@@ -15,7 +15,7 @@ from voxelry.core.errors import SettingError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["app", "bundle_folder", "progress", "read_changes"]
+__all__ = ["app", "bundle_folder", "progress", "read_changes", "read_spacing"]
 
 app = typer.Typer(
     name="voxelry",
@@ -50,6 +50,19 @@ def read_changes(texts: list[str] | None) -> dict[str, Any]:
         if not equals or not value.strip():
             raise SettingError(f"--set: expected NAME=VALUE such as task.tile_size=192, got {text!r}")
     return changes
+
+
+def read_spacing(text: str) -> float | list[float]:
+    """mm per voxel, one number or one per axis in array order.
+
+    Raises:
+        SettingError: no numbers.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise SettingError(f"--spacing: expected mm such as 0.8 or 0.8,0.7, got {text!r}") from None
+    return values[0] if len(values) == 1 else values
 
 
 @contextmanager

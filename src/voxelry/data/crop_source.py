@@ -193,8 +193,12 @@ def _rows(found: Sequence[Mapping[str, Any]], boxes: _BoxStream | None, root: Pa
     for row in found:
         stem = case_name(Path(str(row["file_path"])))
         stems[stem] = stems.get(stem, 0) + 1
+    seen: set[str] = set()
     for row in found:
         path = str(row["file_path"])
+        if boxes is not None and path in seen:  # whose objects would they be?
+            raise DataError(f"{title}: two rows of {path}, expected one for each image that has boxes")
+        seen.add(path)
         label = row.get("label_path")
         stem = case_name(Path(path))
         columns = {key: _plain(value) for key, value in row.items() if key not in ("file_path", "label_path")}

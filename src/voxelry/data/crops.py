@@ -234,12 +234,15 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         self, ids: NDArray[np.int64], record: CropRecord, inside: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Masks renumbered from 1, and the boxes and classes that belong to them; other ids are background."""
-        known = record.instance
-        present, places = np.unique(ids, return_inverse=True)
-        seen = known[np.isin(known, present)]
-        numbers = np.where(np.isin(present, seen), np.searchsorted(seen, present) + 1, 0)
-        masks = torch.from_numpy(numbers[places].reshape(ids.shape))
-        kept = np.isin(known, seen)
+        known = record.instance  # growing
+        kept = np.zeros(len(known), dtype=bool)
+        numbers = np.zeros(ids.shape, dtype=np.int64)
+        if len(known):
+            places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+            found = known[places] == ids
+            kept[places[found]] = True
+            numbers[found] = np.cumsum(kept)[places[found]]
+        masks, seen = torch.from_numpy(numbers), known[kept]
         if self.boxes == "masks":
             boxes = mask_boxes(masks, len(seen))
         else:

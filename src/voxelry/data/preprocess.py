@@ -160,7 +160,8 @@ class Preprocess:
             sample = _reordered(sample, *orientation_steps(sample.space, self.orientation))
         if prod(target.shape) > _MOST_VOXELS:
             raise DataError(
-                f"{sample.source or sample.name}: {target.shape} voxels of {target.spacing} mm are too many"
+                f"{sample.source or sample.name}: {target.shape} voxels of {target.spacing} mm are too many "
+                f"(the image's own are {sample.space.spacing} mm; if that is wrong, give it with spacing=)"
             )
         return self._scaled(move(sample, target))
 

@@ -33,10 +33,13 @@ class Anchors:
     z_ratios: tuple[float, ...]
     coverage: float
 
-    def settings(self) -> dict[str, list[float]]:
-        """Plain values for a configuration."""
-        plain = {"sizes": list(self.sizes), "ratios": list(self.ratios)}
-        return plain | ({"z_ratios": list(self.z_ratios)} if self.z_ratios else {})
+    def overrides(self, levels: int = 2) -> list[str]:
+        """Overrides of a training for a backbone of so many levels, each with as many sizes, some on two levels."""
+        each = -(-len(self.sizes) // levels)
+        first = np.linspace(0, len(self.sizes) - each, levels).round().astype(int).tolist()
+        sizes = [list(self.sizes[start : start + each]) for start in first]
+        plain = {"anchor_sizes": sizes, "anchor_ratios": list(self.ratios), "anchor_z_ratios": list(self.z_ratios)}
+        return [f"model.{name}={value}".replace(" ", "") for name, value in plain.items() if value]
 
 
 def propose_anchors(extents: NDArray[np.float64], *, levels: int = 4) -> Anchors | None:
@@ -127,8 +130,7 @@ class IndexSummary:
             lines.append(f"  boxes    {report.dropped_boxes} left out, {report.cut_boxes} cut at the image's edge")
         lines += [f"  left out {line}" for line in report.skipped]
         if self.anchors is not None:
-            plain = " ".join(f"{key}={value}" for key, value in self.anchors.settings().items()).replace(", ", ",")
-            lines.append(f"  anchors  {plain}")
+            lines.append(f"  anchors  {' '.join(self.anchors.overrides())}")
             lines.append(f"           IoU of at least 0.5 with {self.anchors.coverage:.0%} of the objects")
         return "\n".join(lines)
 

@@ -113,7 +113,7 @@ class Model:
         if ndim != own:
             raise DataError(f"{source}: an image of rank {ndim}, but the model is of rank {own}")
         if not self.bundle.preprocess.takes(channels, taken):
-            hint = " (choose one with channel=, from 0)" if taken == 1 else ""
+            hint = " (choose one by its number from 0: --channel, channel=)" if taken == 1 else ""
             raise DataError(f"{source}: {channels} channels, but the model takes {taken}{hint}")
 
     def reconstruct(self, image: str | PathLike[str] | np.ndarray | Sample, **prompt: Any) -> Any:

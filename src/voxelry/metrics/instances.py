@@ -31,7 +31,15 @@ from voxelry.metrics.overlap import Source, box_overlaps, label_boxes, mask_over
 from voxelry.metrics.tracking_scores import det_score, detection_errors, seg_scores
 from voxelry.ops.instances import Instances
 
-__all__ = ["THRESHOLDS", "InstanceRecord", "instance_metrics", "instance_row", "records_of", "summarise"]
+__all__ = [
+    "THRESHOLDS",
+    "InstanceRecord",
+    "accuracy_by_score",
+    "instance_metrics",
+    "instance_row",
+    "records_of",
+    "summarise",
+]
 
 Row = dict[str, float | str]
 
@@ -151,6 +159,34 @@ def instance_row(
     counts = {"predicted": float(record.predicted), "truth": float(record.truth)}
     error = {"count_error": float(record.predicted - record.truth)}
     return {"name": name} | shown | _ranked([detections], rates=()) | error | counts | {"record": record.to_text()}
+
+
+def accuracy_by_score(
+    predictions: Sequence[Source],
+    truths: Sequence[Source],
+    levels: Sequence[float],
+    thresholds: Sequence[float] = (0.5, 0.75),
+) -> NDArray[np.float64]:
+    """TP / (TP + FP + FN) of a data set were only detections of at least each score reported, `(levels, thresholds)`.
+
+    As `ap_50` and `ap_75` of `summarise` with that `score_threshold`; masks are compared once.
+
+    Args:
+        predictions, truths: one of each per image, as in `instance_row`.
+
+    Raises:
+        SettingError: shapes that differ, or no integers.
+    """
+    hits, objects = np.zeros((len(levels), len(thresholds))), np.zeros(len(levels))
+    for prediction, truth in zip(predictions, truths, strict=True):
+        overlaps = mask_overlaps(prediction, truth)
+        scores = _described(prediction, None)[2]
+        for row, level in enumerate(levels):
+            kept = overlaps.keep_predicted(scores >= level)
+            hits[row] += [len(matched(kept, threshold)) for threshold in thresholds]
+            objects[row] += len(kept.predicted_sizes) + len(kept.truth_sizes)
+    missed = objects[:, None] - hits
+    return np.divide(hits, missed, out=np.ones_like(hits), where=missed > 0)
 
 
 def summarise(rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:

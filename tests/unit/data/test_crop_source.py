@@ -68,6 +68,14 @@ def test_rows_are_chosen_by_criteria_and_come_with_their_boxes(source, objects):
     assert sorted(rows[0].objects.instance.tolist()) == sorted(objects)
 
 
+def test_two_rows_of_an_image_with_boxes_are_refused(source):
+    with sqlite3.connect(source) as connection:
+        connection.execute("INSERT INTO annotations VALUES ('volumes/a.nii.gz', NULL, 'train', 2)")
+    connection.close()
+    with open_table(source) as listed, pytest.raises(DataError, match=r"two rows of volumes/a\.nii\.gz"):
+        list(listed.rows)
+
+
 def test_known_boxes_give_the_index_that_the_labels_give(source, tmp_path):
     settings = CropSettings((8, 12, 14))
     build_crop_index(source, tmp_path / "known.sqlite", settings)

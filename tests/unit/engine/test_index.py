@@ -5,13 +5,30 @@ import pytest
 
 from voxelry.core.space import Space
 from voxelry.data.io import write_image
-from voxelry.engine.index import build_index, propose_anchors
+from voxelry.engine.index import Anchors, build_index, propose_anchors
 
 
 def test_anchors_of_equal_boxes_are_those_boxes():
     anchors = propose_anchors(np.tile([6.0, 12.0, 12.0], (50, 1)), levels=3)
     assert anchors is not None
     assert (anchors.sizes, anchors.ratios, anchors.z_ratios, anchors.coverage) == ((12.0,), (1.0,), (0.5,), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "levels", "text"),
+    [
+        ((8.0, 12.0, 20.0, 30.0), 2, "[[8.0,12.0],[20.0,30.0]]"),
+        ((8.0, 12.0, 20.0), 2, "[[8.0,12.0],[12.0,20.0]]"),
+        ((8.0, 12.0), 3, "[[8.0],[8.0],[12.0]]"),
+        ((8.0, 12.0, 20.0, 30.0), 4, "[[8.0],[12.0],[20.0],[30.0]]"),
+    ],
+)
+def test_anchors_are_overrides_with_as_many_sizes_on_every_level(sizes, levels, text):
+    from omegaconf import OmegaConf
+
+    overrides = Anchors(sizes, (1.0,), (), 1.0).overrides(levels)
+    assert overrides == [f"model.anchor_sizes={text}", "model.anchor_ratios=[1.0]"]
+    assert len({len(level) for level in OmegaConf.from_dotlist(overrides).model.anchor_sizes}) == 1
 
 
 def test_anchors_follow_sizes_and_ratios(rng):
@@ -31,7 +48,7 @@ def test_images_of_rank_two_have_no_depth_ratio():
     assert anchors.z_ratios == ()
     assert anchors.ratios == (2.0,)
     assert anchors.coverage == 1.0
-    assert "z_ratios" not in anchors.settings()
+    assert not any("z_ratios" in override for override in anchors.overrides())
 
 
 def test_nothing_is_proposed_of_nothing():
@@ -59,7 +76,7 @@ def test_the_summary_says_what_is_in_the_index(tmp_path, rng):
     assert "4 crops of 6 x 10 x 10 voxels from 2 images" in text
     assert "objects  1, 1.0 in a crop; box volume 256 voxels" in text
     assert "no crop  bare" in text
-    assert "anchors  sizes=[8.0] ratios=[1.0] z_ratios=[0.5]" in text
+    assert "anchors  model.anchor_sizes=[[8.0],[8.0]] model.anchor_ratios=[1.0] model.anchor_z_ratios=[0.5]" in text
     assert "with 100% of the objects" in text
     again = build_index(tmp_path / "d", tmp_path / "i.sqlite", crop_size=(6, 10, 10))
     assert "0 indexed, 2 already there, 0 removed" in again.render()

@@ -6,6 +6,7 @@ from voxelry.metrics.detection import COCO_THRESHOLDS, Detections, average_preci
 from voxelry.metrics.instances import (
     THRESHOLDS,
     InstanceRecord,
+    accuracy_by_score,
     instance_metrics,
     instance_row,
     records_of,
@@ -214,6 +215,21 @@ def test_scores_below_the_threshold_only_count_where_detections_are_ranked():
     assert found["precision_50"] == 1.0
     # the false one has the lowest score and costs no precision before it
     assert found["coco_map_mask"] == pytest.approx(np.mean([76 / 101] + [51 / 101] * 5 + [26 / 101] * 4), abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (8, 12, 14)])
+def test_accuracy_at_many_scores_is_that_of_each_alone(rng, shape):
+    truths = [blobs(rng, shape, 6), np.zeros(shape, dtype=np.int32)]
+    found = []
+    for truth in truths:
+        guess = from_labels(np.roll(blobs(rng, shape, 5) + truth * (truth > 2), 1, axis=0))
+        found.append(Instances(guess.boxes, rng.random(len(guess)), guess.classes, guess.crops))
+    levels = (0.0, 0.3, 0.6, 1.0)
+    together = accuracy_by_score(found, truths, levels)
+    for level, values in zip(levels, together, strict=True):
+        alone = instance_metrics(found, truths, score_threshold=level)
+        assert values.tolist() == [alone["ap_50"], alone["ap_75"]]
+    assert (accuracy_by_score(found[1:], truths[1:], (2.0,)) == 1).all()
 
 
 def test_froc_is_the_sensitivity_within_a_budget_of_false_positives():

@@ -83,6 +83,7 @@ def test_a_label_volume_lies_where_its_image_lies(tmp_path, suffix, shape):
     assert back.space.is_close(space, 1e-2)
     np.testing.assert_array_equal(back.array[0], found.label_volume)
     assert set(np.unique(back.array)) == {0, 1, 2, 3}
+    assert back.array.dtype == np.uint16  # which ImageJ knows as whole numbers
 
 
 @pytest.mark.parametrize("shape", [(10, 12, 14), (13, 14)])

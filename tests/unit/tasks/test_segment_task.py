@@ -256,6 +256,19 @@ def test_the_baseline_is_tuned_on_training_cases_and_shown_beside():
     assert summary["watershed_ap_50"] == 1.0
 
 
+def test_the_baseline_is_tuned_on_the_middle_of_a_large_image(monkeypatch):
+    seen = []
+    monkeypatch.setattr("voxelry.tasks.segment.task._TUNED_VOXELS", 32 * 32)
+    monkeypatch.setattr(Watershed, "tuned", lambda cases: seen.extend(cases) or Watershed(0.5, 4.0))
+    sample = discs(spacing=(0.5, 0.25))
+    SegmentTask(detector()).fit_baseline([sample] * 6)
+    assert len(seen) == 4
+    for image, spacing, truth in seen:
+        assert spacing == (0.5, 0.25)
+        np.testing.assert_array_equal(image, sample.image[0, 16:48, 16:48])
+        np.testing.assert_array_equal(truth, sample.masks[16:48, 16:48])
+
+
 def test_the_watershed_parts_what_touches_in_physical_distances():
     sample = make_nuclei(1, shape=(24, 64, 64), density=0.1, noise=0.005)
     fine = Watershed(1.0, 6.0)(sample.image[0].numpy(), sample.space.spacing)

@@ -88,8 +88,11 @@ def write_label_volume(
     from voxelry.data.io.image import write_image
 
     path = Path(path)
+    dtype = np.uint16 if len(prediction) <= np.iinfo(np.uint16).max else np.uint32
     if path.suffix != ".zarr" and path.parent.name != "labels":
-        return write_image(path, np.asarray(prediction.label_volume)[None].astype(np.int32), prediction.space)
+        # ImageJ reads 32 bits as floats
+        ids = np.asarray(prediction.label_volume).astype(np.uint16 if dtype is np.uint16 else np.int32)
+        return write_image(path, ids[None], prediction.space)
     from voxelry.data.io.zarr_labels import BLOCK, write_labels
 
     shape = prediction.space.shape
@@ -110,7 +113,7 @@ def write_label_volume(
             | {"box": [round(edge, 3) for edge in box]}
             for row, box in zip(rows, boxes, strict=True)
         ],
-        dtype=np.uint16 if len(prediction) <= np.iinfo(np.uint16).max else np.uint32,
+        dtype=dtype,
     )
 
 

@@ -16,7 +16,7 @@ from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch, Sample
-from voxelry.metrics.instances import instance_row, summarise
+from voxelry.metrics.instances import accuracy_by_score, instance_row, summarise
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.ops.instances import Instances, LabelVolume
 from voxelry.tasks.base import Row, Task
@@ -32,6 +32,7 @@ __all__ = ["SegmentTask"]
 _FLOOR = 0.05  # detections below are never looked at
 _LEVELS = tuple(level / 20 for level in range(2, 20))  # scores that are tried as threshold
 _BASELINE_VOXELS = 1 << 25  # of images that the baseline is worked out for
+_TUNED_VOXELS = 1 << 20  # of an image that it is tuned on
 
 
 class SegmentTask(Task):
@@ -261,29 +262,26 @@ class SegmentTask(Task):
         """
         if self.score_threshold is not None or not predictions:
             return
-        truths = [_truth(sample.masks, sample.name) for sample in samples]
-        values = []
-        for level in _LEVELS:
-            rows = [
-                instance_row(_candidates(prediction), truth, name=prediction.name, score_threshold=level)
-                for prediction, truth in zip(predictions, truths, strict=True)
-            ]
-            summary = summarise(rows)
-            values.append(summary["ap_50"] + summary["ap_75"])
-        best = np.flatnonzero(np.isclose(values, max(values)))
+        found = [_candidates(prediction) for prediction in predictions]
+        values = accuracy_by_score(found, [_truth(sample.masks, sample.name) for sample in samples], _LEVELS).sum(
+            axis=1
+        )
+        best = np.flatnonzero(np.isclose(values, values.max()))
         self.threshold.fill_(_LEVELS[int(best[len(best) // 2])])
 
     def fit_baseline(self, samples: Iterable[Sample]) -> None:
-        """Tune Otsu's threshold and a watershed on the training cases, to be shown beside the network.
+        """Tune Otsu's threshold and a watershed on the first training cases, to be shown beside the network.
+
+        Of large images the middle: each of the settings that are tried is a watershed of its own.
 
         Raises:
             DataError: a case without instances.
         """
-        known = [
-            (sample.image[0].numpy(), sample.space.spacing, _truth(sample.masks, sample.name))
-            for _, sample in zip(range(4), samples, strict=False)
-            if sample.image[0].numel() <= _BASELINE_VOXELS
-        ]
+        known = []
+        for _, sample in zip(range(4), samples, strict=False):
+            middle = _middle(sample.space.shape, _TUNED_VOXELS)
+            truth = _truth(sample.masks, sample.name)[middle]
+            known.append((sample.image[0].numpy()[middle], sample.space.spacing, truth))
         if known:
             tuned = Watershed.tuned(known)
             self.watershed.copy_(torch.tensor([tuned.smoothing, tuned.distance]))
@@ -329,6 +327,13 @@ class SegmentTask(Task):
     def _scaled(self, image: Tensor) -> Tensor:
         low, high = self.input_range
         return image * (high - low) + low
+
+
+def _middle(shape: Sequence[int], most: int) -> tuple[slice, ...]:
+    """The window of the middle of an image that has its proportions and at most so many voxels."""
+    share = min(1.0, (most / math.prod(shape)) ** (1 / len(shape)))
+    lengths = [max(1, int(size * share)) for size in shape]
+    return tuple(slice((size - length) // 2, (size + length) // 2) for size, length in zip(shape, lengths, strict=True))
 
 
 def _candidates(prediction: InstancePrediction) -> Instances:
