@@ -15,9 +15,9 @@ says where its middle is, to 1 mm along each axis; the rows `no volume` are with
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -290,21 +290,33 @@ def compare(arguments: argparse.Namespace, training_cases: list[Case], test_case
         print(page.save(arguments.report))
 
 
-def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
-    """A base trained on phantoms, adapted to few cases, beside the same cases from scratch for the same time."""
-    import tempfile
+def phantom_base(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Weights of a network trained on phantoms, read from `--base` where that is there, else kept there."""
+    from safetensors.torch import load_file, save_file
 
     from voxelry.data.phantoms import write_phantoms
+
+    if arguments.base is not None and arguments.base.is_file():
+        return load_file(arguments.base)
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_phantoms(Path(folder), arguments.phantoms, kind="organ", format=".nii.gz", oblique=False)
+        phantoms = slices_of(find_cases(root))
+        data = training_data(phantoms, ORGAN, arguments)
+        task = new_task(phantoms, data, arguments)
+        print(f"base: {train(task, data, arguments, minutes=arguments.minutes)} steps on {arguments.phantoms} phantoms")
+    weights = task.network.state_dict()
+    if arguments.base is not None:
+        save_file(weights, arguments.base)
+    return weights
+
+
+def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
+    """A base trained on phantoms, adapted to few cases, beside the same cases from scratch for the same time."""
     from voxelry.models.adapters import Adapters, AdapterSettings
 
     held_out = slices_of(test_cases)
     few = slices_of(few_shot(training_cases, arguments.shots, arguments.seed))
-    with tempfile.TemporaryDirectory() as folder:
-        root = write_phantoms(Path(folder), arguments.phantoms, kind="organ", format=".nii.gz", oblique=False)
-        phantoms = slices_of(find_cases(root))
-        base_data = training_data(phantoms, ORGAN, arguments)
-        base = new_task(phantoms, base_data, arguments)
-        print(f"base: {train(base, base_data, arguments, minutes=arguments.minutes)} steps on phantoms")
+    base = phantom_base(arguments)
     data = training_data(few, ORGAN, arguments)
     print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
     for method in ("scratch", "LoRA"):
@@ -313,7 +325,7 @@ def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: 
         if method == "LoRA":
             network: Any = task.network
             shape = network.prior.distances.clone()
-            network.load_state_dict(copy.deepcopy(base.network.state_dict()))
+            network.load_state_dict(base)
             network.set_mean_shape(shape[0, 0])
             adapters = Adapters(task.network)
             adapters.add("hippocampus", AdapterSettings(rank=4, alpha=8.0, targets=ADAPTED))
@@ -354,10 +366,11 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="folder to write the trained model to")
     parser.add_argument("--report", type=Path, help="HTML page to write")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--base", type=Path, help="safetensors file of the base: read, or written if it isn't there")
     parser.add_argument("--phantoms", type=int, default=150, help="invented organs that the base is trained on")
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--adapt-minutes", type=float, default=3.0)
-    parser.add_argument("--adapter-rate", type=float, default=2e-3)
+    parser.add_argument("--adapter-rate", type=float, default=4e-3)
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
