@@ -169,6 +169,11 @@ def test_doctor_tells_a_clean_dataset_from_a_faulty_one(run, tmp_path, rng):
     assert "NaN" in out
 
 
+def test_flags_of_hydra_that_exclude_each_other_are_refused(run):
+    found = one_line_error(run("train", "--multirun", "--cfg", "hydra"))
+    assert "Only one of --run, --multirun, --cfg" in found
+
+
 def test_phantoms_are_the_same_for_the_same_seed(run, tmp_path):
     for name in ("one", "two"):
         assert run("phantoms", tmp_path / name, "--count", 2, "--size", 24, "--seed", 7)[0] == 0

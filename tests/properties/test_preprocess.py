@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from voxelry.core.space import Space
+from voxelry.data.frame import world_aligned
 from voxelry.data.patches import crop
-from voxelry.data.preprocess import Preprocess, orientation_steps, world_aligned
+from voxelry.data.preprocess import Preprocess, orientation_steps
 from voxelry.data.sample import Sample
 
 ORIENTATIONS = [
@@ -41,11 +42,12 @@ def world(sample: Sample) -> torch.Tensor:
 
 @given(
     sample=samples(),
-    align=st.sampled_from(["nearest", "world"]),
+    align=st.sampled_from(["nearest", "world", "auto"]),
+    trim=st.booleans(),
     grid=st.sampled_from([{}, {"image_size": 6}, {"image_size": 11}, {"spacing": 0.9}, {"spacing": 2.5}]),
 )
-def test_preprocessing_keeps_world_positions(sample, align, grid):
-    result = Preprocess(align=align, **grid)(sample)
+def test_preprocessing_keeps_world_positions(sample, align, trim, grid):
+    result = Preprocess(align=align, trim=trim, **grid)(sample)
     assert_close(world(result), world(sample), atol=1e-4, rtol=0)
     assert result.image.shape[1:] == result.space.shape
     assert 0 <= result.image.min() <= result.image.max() <= 1

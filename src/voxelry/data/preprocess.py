@@ -20,12 +20,13 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
+from voxelry.data.frame import filled, find_content, index_map, trimmed, untilted, world_aligned
 from voxelry.data.normalise import check_normalise, find_levels, finite, scale
 from voxelry.data.sample import Sample
 from voxelry.data.speckle import despeckle
-from voxelry.ops.resample import resample, resample_points
+from voxelry.ops.resample import Fill, resample, resample_points
 
-__all__ = ["Preprocess", "move", "orientation_steps", "world_aligned"]
+__all__ = ["Preprocess", "move", "orientation_steps"]
 
 _CANONICAL = "SAR"
 _WORLD_AXIS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
@@ -42,7 +43,11 @@ class Preprocess:
             which is exact; an oblique image goes to the nearest. A slice keeps its plane: of a sagittal slice
             `"SAR"` asks `"SA"`. Files without orientation are read as if they were canonical.
         align: `"nearest"` leaves an oblique image on its own, tilted grid; `"world"` resamples it to a grid
-            along the world's axes with the same spacing that holds all of it (needs an orientation).
+            along the world's axes with the same spacing that holds all of it (needs an orientation). `"auto"` is
+            `"nearest"`, but for an image that was cut along the world's axes and later put onto a tilted grid, as the
+            padding around it tells: it gets back the box that it was (see `voxelry.data.frame.untilted`).
+        trim: leave out outer planes that hold nothing but padding, the one value of the corners. Landmarks there
+            then lie outside of the image.
         image_size: resize to this many voxels, one number or one per axis in array order (after the
             orientation); outer edges stay where they were.
         spacing: resample to this spacing in mm, one number or one per axis in array order; at most one of
@@ -58,7 +63,8 @@ class Preprocess:
         despeckle: whether speckle is removed first, of ultrasound; see `data.speckle.despeckle`.
 
     Images are interpolated linearly, and first smoothed when they shrink (see `move`); labels and masks take
-    the nearest voxel. What an aligned grid holds beyond the image gets each channel's smallest value.
+    the nearest voxel. What an aligned grid holds beyond the image gets each channel's smallest value; the padding
+    that `auto` recognised, and what lies beyond the image there, get the nearest voxel's.
 
     Raises:
         SettingError: settings that contradict each other; one line naming the setting.
@@ -69,6 +75,7 @@ class Preprocess:
         *,
         orientation: str | None = "canonical",
         align: str = "nearest",
+        trim: bool = False,
         image_size: int | Sequence[int] | None = None,
         spacing: float | Sequence[float] | None = None,
         normalise: str | None = "minmax",
@@ -83,10 +90,12 @@ class Preprocess:
     ):
         if orientation is not None:
             orientation = _code(orientation)
-        if align not in ("nearest", "world"):
-            raise SettingError(f"align: expected 'nearest' or 'world', got {align!r}")
-        if align == "world" and orientation is None:
-            raise SettingError("align: 'world' needs an orientation, but orientation is None")
+        if align not in ("nearest", "world", "auto"):
+            raise SettingError(f"align: expected 'nearest', 'world' or 'auto', got {align!r}")
+        if align != "nearest" and orientation is None:
+            raise SettingError(f"align: {align!r} needs an orientation, but orientation is None")
+        if not isinstance(trim, bool):
+            raise SettingError(f"trim: expected true or false, got {trim!r}")
         if image_size is not None and spacing is not None:
             raise SettingError("image_size: expected None when spacing is given; set one of the two")
         for size in _each(image_size, "image_size"):
@@ -107,6 +116,7 @@ class Preprocess:
             raise SettingError(f"outside: expected clip, keep or error, got {outside!r}")
         self.orientation = orientation
         self.align = align
+        self.trim = trim
         self.image_size = image_size
         self.spacing = spacing
         self.normalise = normalise
@@ -128,6 +138,7 @@ class Preprocess:
         return {
             "orientation": self.orientation,
             "align": self.align,
+            "trim": self.trim,
             "image_size": _plain(self.image_size, int),
             "spacing": _plain(self.spacing, float),
             "normalise": self.normalise,
@@ -149,7 +160,6 @@ class Preprocess:
             DataError: channels that can't become `channels`, a grid too large to hold, or values beyond the window
                 where that is an error.
         """
-        target = self.target(sample.space)
         image = finite(self._with_channels(sample.image.to(torch.float32), sample))
         if self.despeckle:
             image = torch.from_numpy(despeckle(image.numpy()))
@@ -158,12 +168,16 @@ class Preprocess:
         )
         if self.orientation is not None:
             sample = _reordered(sample, *orientation_steps(sample.space, self.orientation))
-        if prod(target.shape) > _MOST_VOXELS:
-            raise DataError(
-                f"{sample.source or sample.name}: {target.shape} voxels of {target.spacing} mm are too many "
-                f"(the image's own are {sample.space.spacing} mm; if that is wrong, give it with spacing=)"
-            )
-        return self._scaled(move(sample, target))
+        found = untilted(sample.image, sample.space) if self.align == "auto" else None
+        if found is not None:
+            box, content = found
+            target = None if sample.target is None else filled(sample.target, content)
+            sample = sample.replace(image=filled(sample.image, content), target=target)
+            return self._scaled(self._moved(sample, box, fill="edge"))
+        box = world_aligned(sample.space) if self.align == "world" else sample.space
+        if self.trim:
+            box = trimmed(box, find_content(sample.image), sample.space)
+        return self._scaled(self._moved(sample, box))
 
     def takes(self, channels: int, wanted: int) -> bool:
         """Whether an image of so many channels becomes one of `wanted`."""
@@ -174,16 +188,29 @@ class Preprocess:
         )
 
     def target(self, space: Space) -> Space:
-        """The grid on which an image on `space` comes out."""
+        """The grid on which an image on `space` comes out, if it has no padding that is left out."""
         if self.orientation is not None:
             space = space.reorder(*orientation_steps(space, self.orientation))
             if self.align == "world":
                 space = world_aligned(space)
+        return self._resized(space)
+
+    def _resized(self, space: Space) -> Space:
         if self.image_size is not None:
             return space.resize(per_axis(self.image_size, space.ndim, "image_size"))
         if self.spacing is not None:
             return space.respace(per_axis(self.spacing, space.ndim, "spacing"))
         return space
+
+    def _moved(self, sample: Sample, box: Space, fill: Fill | None = None) -> Sample:
+        """The sample in a box of the world, at the size wanted."""
+        target = self._resized(box)
+        if prod(target.shape) > _MOST_VOXELS:
+            raise DataError(
+                f"{sample.source or sample.name}: {target.shape} voxels of {target.spacing} mm are too many "
+                f"(the image's own are {sample.space.spacing} mm; if that is wrong, give it with spacing=)"
+            )
+        return move(sample, target, fill=fill)
 
     def _method(self, *, of_target: bool = False) -> dict[str, Any]:
         """The keywords of `find_levels` for the image, or for a target that has its own range."""
@@ -245,42 +272,16 @@ def orientation_steps(space: Space, code: str = _CANONICAL) -> tuple[tuple[int, 
     return tuple(axis for axis, _ in steps), tuple(flip for _, flip in steps)
 
 
-def world_aligned(space: Space) -> Space:
-    """The grid of the same spacing and centre, along the world's axes, that holds all of `space`.
-
-    At rank 2 it stays in the plane of `space`, as near to the world's axes as the plane allows. A grid that
-    is aligned already is returned as it is.
-    """
-    axes = np.zeros((3, space.ndim))
-    for axis, (world, sign) in enumerate(space.closest_axes()):
-        axes[world, axis] = sign
-    plane, _ = np.linalg.qr(space.directions)  # orthonormal basis of the image's own plane or volume
-    left, _, right = np.linalg.svd(plane.T @ axes)
-    directions = plane @ (left @ right)  # orthonormal, in that plane, nearest to the world's axes
-    if np.abs(directions - space.directions).max() < 1e-6:
-        return space
-    spacing = np.asarray(space.spacing)
-    reach = np.abs(directions.T @ (space.directions * spacing)) @ np.asarray(space.shape)  # mm along each new axis
-    shape = np.ceil(reach / spacing - 1e-3).astype(int)
-    centre = space.to_world((np.asarray(space.shape) - 1) / 2)
-    affine = np.zeros((4, space.ndim + 1))
-    affine[:3, : space.ndim] = directions * spacing
-    affine[:3, space.ndim] = centre - affine[:3, : space.ndim] @ ((shape - 1) / 2)
-    affine[3, space.ndim] = 1.0
-    return Space(tuple(shape.tolist()), affine)
-
-
-def move(sample: Sample, target: Space) -> Sample:
+def move(sample: Sample, target: Space, *, fill: Fill | None = None) -> Sample:
     """A sample resampled to another grid: image and target linear, labels and masks nearest, points and boxes exact.
 
     Where the new voxels are larger than the old ones the image is smoothed first, with the Gaussian that
     makes the old point spread function the new one: variance `(k^2 - 1) / (8 ln 2)` old voxels for a factor
-    `k` (Cardoso et al. 2015, MICCAI, LNCS 9350, 81-89). Outside of the image is each channel's smallest value, and 0
-    for labels and masks; a new voxel centre halfway between two old ones takes the lower one's label. A box
-    becomes the box around its moved corners.
+    `k` (Cardoso et al. 2015, MICCAI, LNCS 9350, 81-89). Outside of the image is `fill`, by default each channel's
+    smallest value, and 0 for labels and masks; a new voxel centre halfway between two old ones takes the lower
+    one's label. A box becomes the box around its moved corners.
     """
-    matrix = np.linalg.pinv(sample.space.affine[:3, : sample.ndim]) @ target.affine[:3, : target.ndim]
-    offset = np.asarray(sample.space.to_index(target.origin), dtype=np.float64)
+    matrix, offset = index_map(sample.space, target)
     if sample.space.shape == target.shape and _is_same(matrix, offset):
         return sample.replace(space=target)
     size = target.shape
@@ -292,8 +293,8 @@ def move(sample: Sample, target: Space) -> Sample:
         return resample_points(index.to(torch.float64), matrix, offset, size).to(torch.float32)
 
     image = (sample.image if sample.target is None else torch.cat([sample.image, sample.target])).to(torch.float32)
-    lows = image.flatten(1).amin(dim=1).tolist()
-    moved = resample(_smoothed(image, matrix), matrix, offset, size, fill=lows)
+    outside = image.flatten(1).amin(dim=1).tolist() if fill is None else fill
+    moved = resample(_smoothed(image, matrix), matrix, offset, size, fill=outside)
     channels = len(sample.image)
     return sample.replace(
         image=moved[:channels],

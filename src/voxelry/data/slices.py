@@ -21,10 +21,11 @@ from torch import Tensor
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
+from voxelry.data.frame import world_aligned
 from voxelry.data.io import open_image
 from voxelry.data.normalise import finite
 from voxelry.data.pointmaps import masked_pointmap
-from voxelry.data.preprocess import move, orientation_steps, world_aligned
+from voxelry.data.preprocess import move, orientation_steps
 from voxelry.data.sample import Sample
 from voxelry.ops.resample import resample
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from voxelry.core.errors import ConfigError, VoxelryError
+from voxelry.core.errors import ConfigError, SettingError, VoxelryError
 
 __all__ = ["launch", "launch_file"]
 
@@ -26,6 +27,9 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
     Args:
         arguments: overrides and Hydra's own flags, such as `experiment=landmarks_3d --multirun seed=0,1`.
         debug: let tracebacks through.
+
+    Raises:
+        SettingError: flags of Hydra that exclude each other, such as `--multirun --cfg job`.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     sys.argv = ["voxelry train", *arguments]
@@ -39,7 +43,14 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
             print(f"voxelry: error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
 
-    hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")(job)()
+    except (
+        ValueError
+    ) as error:  # flags that exclude each other; what a job raises Hydra reports itself, unless told not
+        if debug or "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        raise SettingError(str(error)) from error
 
 
 def _run(config: DictConfig) -> dict[str, Any]:

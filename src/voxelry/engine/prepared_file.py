@@ -59,8 +59,8 @@ class PreparedFile:
         settings = preprocess.settings()
         still = all(settings.get(name) is None for name in ("image_size", "spacing", "channels"))
         still &= settings.get("outside", "clip") == "clip" and settings.get("intensity", "own") != "shared"
-        still &= not settings.get("despeckle")
-        return still and (settings.get("align", "nearest") == "nearest" or settings.get("orientation") is None)
+        still &= not settings.get("despeckle") and not settings.get("trim")
+        return still and settings.get("align", "nearest") == "nearest"
 
     def __call__(self, window: Sequence[slice]) -> NDArray[np.float32]:
         """The prepared pixels of a window of `space`, `(C, *window)`."""

@@ -55,7 +55,10 @@ def test_a_channel_without_contrast_is_zero(tmp_path):
     assert not found.any()
 
 
-@pytest.mark.parametrize("settings", [{"image_size": 8}, {"spacing": 2.0}, {"align": "world"}, {"channels": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"image_size": 8}, {"spacing": 2.0}, {"align": "world"}, {"align": "auto"}, {"trim": True}, {"channels": 1}],
+)
 def test_a_change_of_grid_is_refused(file, settings):
     with pytest.raises(DataError, match="as the model resamples its images"):
         PreparedFile(file, Preprocess(**settings))
