@@ -110,6 +110,39 @@ def test_evaluate_writes_metrics_and_a_report(run, bundle, data, tmp_path):
     assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"cases.csv", "summary.json", "report.html"}
 
 
+def test_what_the_files_do_not_say_is_said_to_evaluate_and_doctor(run, bundle, data, tmp_path):
+    """Normalised points that begin with the first array axis."""
+    other = tmp_path / "other"
+    (other / "landmarks").mkdir(parents=True)
+    for path in sorted((data / "landmarks").iterdir()):
+        count, *rows = path.read_text().splitlines()
+        rows = [" ".join(reversed(row.split())) for row in rows]
+        (other / "landmarks" / path.name).write_text("\n".join([count, *rows]) + "\n")
+    shutil.copytree(data / "volumes", other / "volumes")
+    said = ("--point-option", "axis_order=zyx")
+    figures = []
+    for folder, further in ((data, ()), (other, ()), (other, said)):
+        status, out, _ = run("evaluate", "--model", bundle, folder, "--out", tmp_path / "evaluation", *further)
+        assert status == 0
+        figures.append(float(out.split("mre_mm ")[1].split()[0]))
+    assert figures[2] == pytest.approx(figures[0], rel=1e-3)
+    assert figures[1] != pytest.approx(figures[0], rel=1e-3)
+    for command in (("evaluate", "--model", bundle), ("doctor",)):
+        fault = one_line_error(run(*command, other, "--point-option", "order=zyx"))
+        assert fault == "voxelry: error: --point-option: expected one of axis_order, coordinate_system, got 'order'"
+
+
+def test_channels_of_an_array_are_said_to_predict(run, bundle, tmp_path, rng):
+    np.save(tmp_path / "image.npy", rng.random((1, 20, 18, 1), dtype=np.float32))
+    common = ("predict", "--model", bundle, tmp_path / "image.npy", "--out", tmp_path / "out", "--format", "csv")
+    assert run(*common, "--option", "channel_axis=-1")[0] == 1  # one plane of 20 x 18 then
+    np.save(tmp_path / "image.npy", rng.random((1, 12, 20, 18), dtype=np.float32))
+    assert run(*common)[0] == 1  # 18 channels
+    assert run(*common, "--option", "channel_axis=0")[0] == 0
+    fault = one_line_error(run(*common, "--option", "channels=0"))
+    assert fault == "voxelry: error: --option: expected one of dataset, spacing, channel_axis, ndim, got 'channels'"
+
+
 def test_a_setting_of_use_is_set_for_one_prediction(run, bundle, data, tmp_path):
     image = data / "volumes" / "case_000.nii.gz"
     common = ("predict", "--model", bundle, image, "--format", "csv")
@@ -167,6 +200,17 @@ def test_doctor_tells_a_clean_dataset_from_a_faulty_one(run, tmp_path, rng):
     status, out, _ = run("doctor", tmp_path / "set")
     assert status == 1
     assert "NaN" in out
+
+
+def test_a_sweep_goes_on_after_a_run_that_fails(run, data, tmp_path):
+    tiny = ("model=unet_tiny", "trainer=smoke", "data.preprocess.image_size=16", "data.split.fractions=[0.5,0.25,0.25]")
+    runs = ("task.decoder=nothing,argmax", f"output_dir={tmp_path / 'sweep'}")
+    result = run("train", "--multirun", "experiment=landmarks_3d", f"data.root={data}", *tiny, *runs)
+    fault = one_line_error(result)
+    assert "decoder: expected one of" in fault
+    assert str(tmp_path / "sweep" / "0") in fault
+    assert (tmp_path / "sweep" / "1" / "bundle").is_dir()
+    assert (tmp_path / "sweep" / "sweep.csv").is_file()
 
 
 def test_flags_of_hydra_that_exclude_each_other_are_refused(run):

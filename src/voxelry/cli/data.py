@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli.terminal import app, progress, read_spacing
+from voxelry.cli.terminal import OPTION_HELP, POINT_OPTION_HELP, app, progress, read_file_options, read_spacing
 from voxelry.core.errors import SettingError
 
 __all__ = ["doctor", "index", "phantoms", "prepare"]
@@ -38,6 +38,8 @@ def doctor(
     path: Annotated[Path, typer.Argument(help="A file, a folder of images or a dataset.")],
     layout: Annotated[str, typer.Option(help="auto, volumes and others; of pairs: ab, contrasts, csv, ...")] = "auto",
     target: Annotated[str | None, typer.Option(help="Of pairs: the folder that the others are to become.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
 ) -> None:
     """Show what is in a dataset and what is wrong with it; exit status 1 when something is."""
     from rich.console import Console
@@ -45,15 +47,16 @@ def doctor(
     from voxelry.data.doctor import inspect, render
     from voxelry.data.pair_doctor import holds_pairs, inspect_pairs
 
+    reading = read_file_options(option, point_option)
     with progress("reading", None) as (bar, job):
 
         def advance(done: int, total: int) -> None:
             bar.update(job, total=total, completed=done)
 
         if holds_pairs(path, layout):
-            diagnosis = inspect_pairs(path, layout=layout, target=target, progress=advance)
+            diagnosis = inspect_pairs(path, layout=layout, target=target, options=reading["options"], progress=advance)
         else:
-            diagnosis = inspect(path, layout=layout, progress=advance)
+            diagnosis = inspect(path, layout=layout, **reading, progress=advance)
     Console(soft_wrap=not sys.stdout.isatty()).print(render(diagnosis))
     if diagnosis.wrong:
         raise typer.Exit(1)

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli.terminal import app, bundle_folder, progress, read_changes, read_spacing
+from voxelry.cli.terminal import (
+    OPTION_HELP,
+    POINT_OPTION_HELP,
+    app,
+    bundle_folder,
+    progress,
+    read_changes,
+    read_file_options,
+    read_spacing,
+)
 from voxelry.core.errors import ConfigError, SettingError
 
 __all__ = ["demo", "evaluate", "predict", "train"]
@@ -94,9 +103,11 @@ def predict(
         list[str] | None,
         typer.Option(help="translate: NAME=FILE for each contrast there is, instead of an input; as often as needed."),
     ] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:
     """Predict for images; outputs lie in the input's own world."""
+    from voxelry.data.io import IMAGE_OPTIONS
     from voxelry.engine.model import load
     from voxelry.engine.predict import gather_inputs, predict_files
 
@@ -124,7 +135,8 @@ def predict(
         wanted = "translate" if strange[0] == "contrast" else "translate or reconstruct_flow"
         raise SettingError(f"--{strange[0]}: expected with a model for {wanted}, not {loaded.task_name}")
     reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else read_spacing(spacing)}
-    options = given | way | {name: value for name, value in reader.items() if value is not None}
+    told = read_changes(option, "--option", "channel_axis=0", IMAGE_OPTIONS)
+    options = given | way | told | {name: value for name, value in reader.items() if value is not None}
     with progress("predicting", len(paths)) as (bar, job):
         within = bar.add_task("tiles", total=None, visible=False)
 
@@ -178,19 +190,22 @@ def evaluate(
     layout: Annotated[str, typer.Option(help="auto, volumes, prepared, chest, hand, cephalometric.")] = "auto",
     cases: Annotated[Path | None, typer.Option(help="A list of case names; by default all of them.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:
     """Measure a model on labelled data: metrics per case, a summary and a report."""
     from voxelry.engine.model import load
     from voxelry.engine.report import evaluate_folder
 
+    reading = read_file_options(option, point_option)
     loaded = load(bundle_folder(model), device, changes=read_changes(set))
     with progress("evaluating", None) as (bar, job):
 
         def advance(total: int) -> None:
             bar.update(job, total=total, advance=1)
 
-        summary, report = evaluate_folder(loaded, data, out, layout=layout, cases=cases, progress=advance)
+        summary, report = evaluate_folder(loaded, data, out, layout=layout, cases=cases, progress=advance, **reading)
     for name, value in summary.items():
         print(f"{name:32} {value:.4g}")
     print(f"report: {report}")

@@ -15,7 +15,19 @@ from voxelry.core.errors import SettingError
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["app", "bundle_folder", "progress", "read_changes", "read_spacing"]
+__all__ = [
+    "OPTION_HELP",
+    "POINT_OPTION_HELP",
+    "app",
+    "bundle_folder",
+    "progress",
+    "read_changes",
+    "read_file_options",
+    "read_spacing",
+]
+
+OPTION_HELP = "What the images don't say: NAME=VALUE of dataset, spacing, channel_axis, ndim; as often as needed."
+POINT_OPTION_HELP = "What the landmark files don't say: axis_order=zyx or coordinate_system=LPS."
 
 app = typer.Typer(
     name="voxelry",
@@ -32,11 +44,17 @@ def bundle_folder(path: Path) -> Path:
     return path / "bundle" if (path / "bundle").is_dir() else path
 
 
-def read_changes(texts: list[str] | None) -> dict[str, Any]:
-    """`NAME=VALUE` texts of `--set` as a mapping; values are read as YAML's plain numbers, words and lists.
+def read_changes(
+    texts: list[str] | None, flag: str = "--set", example: str = "task.tile_size=192", known: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """`NAME=VALUE` texts of a flag as a mapping; values are read as YAML's plain numbers, words and lists.
+
+    Args:
+        flag, example: for the message.
+        known: the names there are; any where it is empty.
 
     Raises:
-        SettingError: a text of another form.
+        SettingError: a text of another form, or a name that isn't known.
     """
     import yaml
 
@@ -48,7 +66,9 @@ def read_changes(texts: list[str] | None) -> dict[str, Any]:
         except yaml.YAMLError:
             equals = ""
         if not equals or not value.strip():
-            raise SettingError(f"--set: expected NAME=VALUE such as task.tile_size=192, got {text!r}")
+            raise SettingError(f"{flag}: expected NAME=VALUE such as {example}, got {text!r}")
+        if known and name.strip() not in known:
+            raise SettingError(f"{flag}: expected one of {', '.join(known)}, got {name.strip()!r}")
     return changes
 
 
@@ -63,6 +83,16 @@ def read_spacing(text: str) -> float | list[float]:
     except ValueError:
         raise SettingError(f"--spacing: expected mm such as 0.8 or 0.8,0.7, got {text!r}") from None
     return values[0] if len(values) == 1 else values
+
+
+def read_file_options(option: list[str] | None, point_option: list[str] | None) -> dict[str, dict[str, Any]]:
+    """What `--option` and `--point-option` say about the files of a dataset, as keywords of `find_cases`."""
+    from voxelry.data.io import IMAGE_OPTIONS, POINT_OPTIONS
+
+    return {
+        "options": read_changes(option, "--option", "channel_axis=0", (*IMAGE_OPTIONS, "label_dataset")),
+        "point_options": read_changes(point_option, "--point-option", "axis_order=zyx", POINT_OPTIONS),
+    }
 
 
 @contextmanager

@@ -38,9 +38,9 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import IMAGE_SUFFIXES, is_image
+from voxelry.data.io import IMAGE_OPTIONS, IMAGE_SUFFIXES, is_image
 from voxelry.data.io.landmark_set import numbered
-from voxelry.data.io.landmarks import LANDMARK_FORMATS, read_landmarks
+from voxelry.data.io.landmarks import LANDMARK_FORMATS, POINT_OPTIONS, read_landmarks
 from voxelry.data.pixel_points import CEPHALOMETRIC_NAMES, observer_points, pixel_row, pixel_table
 
 __all__ = [
@@ -125,7 +125,7 @@ def find_cases(
     Raises:
         DataError: no image, two of one name, or an image without its points; the message names the file.
         FileError: `root` doesn't exist, or a table of points can't be read.
-        SettingError: an unknown layout.
+        SettingError: an unknown layout or option.
     """
     if layout not in ("auto", *LAYOUTS):
         raise SettingError(f"layout: expected auto or one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -143,6 +143,8 @@ def find_cases(
         chosen = _recognise(root) if layout == "auto" else layout
         given = dict(options or {})
         names = {key: str(given.pop(key, None) or usual) for key, usual in _HDF5_DATASETS.items() if chosen == "hdf5"}
+        _check_options("options", given, IMAGE_OPTIONS)
+        _check_options("point_options", point_options or {}, POINT_OPTIONS)
         cases = _hdf5(root, need_landmarks, **names) if names else _FINDERS[chosen](root, need_landmarks)
         cases = [
             replace(case, options={**case.options, **given}, point_options=dict(point_options or {})) for case in cases
@@ -153,6 +155,12 @@ def find_cases(
     cases.sort(key=lambda case: case.name)
     check_names(cases)
     return cases
+
+
+def _check_options(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for option in given:
+        if option not in known:
+            raise SettingError(f"{name}: expected some of {', '.join(known)}, got {option!r}")
 
 
 def split_folders(root: Path) -> list[tuple[str, Path]]:

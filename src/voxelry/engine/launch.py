@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,23 +35,33 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     sys.argv = ["voxelry train", *arguments]
 
+    failed: list[str] = []  # runs of a sweep; the others go on
+    process = os.getpid()
+
     def job(config: DictConfig) -> dict[str, Any] | None:
         try:
             return _run(config)
-        except VoxelryError as error:
+        except (VoxelryError, InstantiationException) as error:
             if debug:
                 raise
-            print(f"voxelry: error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+            launched = HydraConfig.get()
+            sweeping = launched.mode == RunMode.MULTIRUN
+            where = f"{launched.runtime.output_dir}: " if sweeping else ""
+            print(f"voxelry: error: {where}{_reason(error)}", file=sys.stderr)
+            if not sweeping or os.getpid() != process:  # a launcher's own process answers for one run
+                raise SystemExit(1) from None
+            failed.append(launched.runtime.output_dir)
+            return None
 
     try:
         hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")(job)()
-    except (
-        ValueError
-    ) as error:  # flags that exclude each other; what a job raises Hydra reports itself, unless told not
+    except ValueError as error:
+        # flags that exclude each other; what a job raises Hydra reports by itself, unless it is told not to
         if debug or "HYDRA_FULL_ERROR" in os.environ:
             raise
         raise SettingError(str(error)) from error
+    if failed:
+        raise SystemExit(1)
 
 
 def _run(config: DictConfig) -> dict[str, Any]:
@@ -70,6 +81,12 @@ def _run(config: DictConfig) -> dict[str, Any]:
         print(f"bundle: {run.bundle}")
         print(f"report: {Path(config.output_dir) / 'report.html'}")
     return {"task": launched.runtime.choices.get("task"), **run.summary}
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong, in one line; Hydra wraps what a constructor says of its settings."""
+    told = error.__cause__ if isinstance(error.__cause__, VoxelryError) else error
+    return " ".join(str(told).split())
 
 
 def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> None:

@@ -101,6 +101,8 @@ def evaluate_folder(
     layout: str = "auto",
     cases: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    options: Mapping[str, Any] | None = None,
+    point_options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, float], Path]:
     """Measure a model on the cases of a folder.
 
@@ -108,6 +110,7 @@ def evaluate_folder(
         layout: of the folder, see `data.layouts`.
         cases: a split file; only its test cases (or all it names) are measured.
         progress: called with the number of cases after each.
+        options, point_options: for the readers of images and of points, see `find_cases`.
 
     Returns:
         The summary and the path of the report; `cases.csv` and `summary.json` lie beside it.
@@ -115,7 +118,7 @@ def evaluate_folder(
     Raises:
         VoxelryError: whatever is wrong with the data or the folder for the results.
     """
-    dataset = evaluation_dataset(model, root, layout, cases)
+    dataset = evaluation_dataset(model, root, layout, cases, options=options, point_options=point_options)
     count = len(dataset)
     evaluation = evaluate_task(
         model.task, dataset, progress=None if progress is None else lambda names: progress(count)
@@ -126,13 +129,22 @@ def evaluate_folder(
     return evaluation.summary, report.save(out / "report.html")
 
 
-def evaluation_dataset(model: Model, root: Path, layout: str = "auto", cases: Path | None = None) -> Any:
+def evaluation_dataset(
+    model: Model,
+    root: Path,
+    layout: str = "auto",
+    cases: Path | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    point_options: Mapping[str, Any] | None = None,
+) -> Any:
     """The cases of a folder, prepared as the model wants them.
 
     Raises:
         DataError: no case, or points that are not the model's.
     """
-    return kind_of(model.task).cases(model, Path(root), layout, cases)
+    kind = kind_of(model.task)
+    return kind.cases(model, Path(root), layout, cases, options=options, point_options=point_options)
 
 
 def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, trainings: Mapping[str, Path]) -> Report:

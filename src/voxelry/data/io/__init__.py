@@ -1,10 +1,21 @@
 """Files in and out: everything that isn't ours becomes ours here, and goes back."""
 
-from voxelry.data.io.image import IMAGE_SUFFIXES, Image, ImageFile, is_image, open_image, read_image, write_image
-from voxelry.data.io.landmarks import LandmarkSet, read_landmarks, write_landmarks
+from voxelry.data.io.image import (
+    IMAGE_OPTIONS,
+    IMAGE_SUFFIXES,
+    Image,
+    ImageFile,
+    is_image,
+    open_image,
+    read_image,
+    write_image,
+)
+from voxelry.data.io.landmarks import POINT_OPTIONS, LandmarkSet, read_landmarks, write_landmarks
 
 __all__ = [
+    "IMAGE_OPTIONS",
     "IMAGE_SUFFIXES",
+    "POINT_OPTIONS",
     "Image",
     "ImageFile",
     "LandmarkSet",

@@ -24,6 +24,7 @@ from voxelry.core.space import Space
 from voxelry.data.io.record import Image, ImageFile, Loader
 
 __all__ = [
+    "IMAGE_OPTIONS",
     "IMAGE_SUFFIXES",
     "Image",
     "ImageFile",
@@ -80,6 +81,10 @@ _ZARR_MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 IMAGE_SUFFIXES: tuple[str, ...] = tuple(_READERS)
 """Suffixes of files (and, for `.zarr`, folders) that `open_image` reads, lower case, without data partners."""
+
+
+IMAGE_OPTIONS = ("dataset", "spacing", "channel", "channel_axis", "ndim")
+"""What `open_image` can be told beside the path."""
 
 
 def open_image(

@@ -27,7 +27,7 @@ from voxelry.data.io.point_json import format_json, parse_json
 from voxelry.data.io.point_slicer import format_fcsv, format_markups, parse_fcsv
 from voxelry.data.io.point_text import format_elastix, format_seed, is_elastix, parse_elastix, parse_seed
 
-__all__ = ["LANDMARK_FORMATS", "LandmarkSet", "landmark_format", "read_landmarks", "write_landmarks"]
+__all__ = ["LANDMARK_FORMATS", "POINT_OPTIONS", "LandmarkSet", "landmark_format", "read_landmarks", "write_landmarks"]
 
 # format -> the coordinate systems it can hold, the first being what is written when nothing is said
 _SYSTEMS = {
@@ -39,6 +39,9 @@ _SYSTEMS = {
     "pts": ("LPS", "index"),
 }
 LANDMARK_FORMATS = tuple(_SYSTEMS)
+POINT_OPTIONS = ("axis_order", "coordinate_system")
+"""What `read_landmarks` can be told beside the path and the image's grid."""
+
 _MOST_BYTES = 64 << 20  # a million points; anything larger is no landmark file
 
 

@@ -117,12 +117,23 @@ class Kind(ABC):
         """
         raise SettingError(f"image: {self.name} takes one file for an image, got a mapping of {', '.join(files)}")
 
-    def cases(self, model: Model, root: Path, layout: str, file: Path | None) -> Any:
-        """The cases of a folder as a trained model is measured on them; see `engine.report.evaluation_dataset`."""
+    def cases(
+        self,
+        model: Model,
+        root: Path,
+        layout: str,
+        file: Path | None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        point_options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The cases of a folder as a trained model is measured on them; see `engine.report.evaluate_folder`."""
         from voxelry.data.dataset import VolumeDataset
         from voxelry.data.layouts import find_cases
 
-        found = named_cases(find_cases(root, layout, need_landmarks=self.required == "landmarks"), file)
+        needed = self.required == "landmarks"
+        found = find_cases(root, layout, need_landmarks=needed, options=options, point_options=point_options)
+        found = named_cases(found, file)
         dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth)
         self.check(model.task, dataset)
         return self.held_out(model.task, dataset)

@@ -114,7 +114,16 @@ class TranslateKind(DenseKind):
         """The conditions."""
         return int(task.conditions)
 
-    def cases(self, model: Model, root: Path, layout: str, file: Path | None) -> Any:
+    def cases(
+        self,
+        model: Model,
+        root: Path,
+        layout: str,
+        file: Path | None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        point_options: Mapping[str, Any] | None = None,
+    ) -> Any:
         """The pairs of a folder, or its volumes degraded as in the training.
 
         Raises:
@@ -132,14 +141,15 @@ class TranslateKind(DenseKind):
             "need": self.truth,
             "seed": int(record.get("seed", 0)),
         }
+        options = options or data.get("options")
         if data.get("degrade"):
-            found = named_cases(find_cases(root, layout, options=data.get("options")), file)
+            found = named_cases(find_cases(root, layout, options=options), file)
             return DegradedDataset(found, degrade=Degrade(**data["degrade"]), **common)
         if data.get("pairs") is None:
             raise ConfigError(f"{model.bundle.path}: training.data: expected pairs or degrade, to make pairs by")
         pairs = dict(data["pairs"])
         resample = bool(pairs.pop("resample", False))
-        paired = named_cases(find_pairs(root, layout, options=data.get("options"), **pairs), file)
+        paired = named_cases(find_pairs(root, layout, options=options, **pairs), file)
         return PairDataset(paired, resample=resample, **common)
 
     def read_contrasts(self, task: Task, files: Mapping[str, Path | str | None], options: Mapping[str, Any]) -> Sample:
