@@ -26,7 +26,7 @@ __all__ = [
     "read_spacing",
 ]
 
-OPTION_HELP = "What the images don't say: NAME=VALUE of dataset, spacing, channel_axis, ndim; as often as needed."
+OPTION_HELP = "What the images don't say: NAME=VALUE of dataset, spacing, channel, channel_axis, ndim; repeatable."
 POINT_OPTION_HELP = "What the landmark files don't say: axis_order=zyx or coordinate_system=LPS."
 
 app = typer.Typer(
