@@ -23,6 +23,7 @@ from voxelry.core.errors import ConfigError, SettingError
 
 __all__ = ["demo", "evaluate", "predict", "train"]
 
+ADAPTER_HELP = "reconstruct: an adapter of that bundle, or the folder of the run that trained it."
 SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
 
 
@@ -89,6 +90,7 @@ def predict(
         str | None, typer.Option(help="mm per voxel of a file that doesn't say or is wrong: 0.8, or one per axis.")
     ] = None,
     label: Annotated[int | None, typer.Option(help="reconstruct: which organ, where a model knows several.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
     steps: Annotated[
         int | None, typer.Option(help="translate: time steps to sample in, of those trained; reconstruct_flow.")
     ] = None,
@@ -115,7 +117,7 @@ def predict(
     if contrasts and inputs:
         raise SettingError("--contrast: expected no input beside it")
     paths = gather_inputs([*(inputs or []), *([] if slice is None else [slice]), *list(contrasts.values())[:1]])
-    loaded = load(bundle_folder(model), device, changes=read_changes(set))
+    loaded = load(bundle_folder(model), device, changes=read_changes(set), adapter=adapter)
     prompt = {
         "click": _points(click),
         "plane": _planes(plane),
@@ -189,6 +191,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for metrics and report.")] = Path("evaluation"),
     layout: Annotated[str, typer.Option(help="auto, volumes, prepared, chest, hand, cephalometric.")] = "auto",
     cases: Annotated[Path | None, typer.Option(help="A list of case names; by default all of them.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
@@ -199,7 +202,7 @@ def evaluate(
     from voxelry.engine.report import evaluate_folder
 
     reading = read_file_options(option, point_option)
-    loaded = load(bundle_folder(model), device, changes=read_changes(set))
+    loaded = load(bundle_folder(model), device, changes=read_changes(set), adapter=adapter)
     with progress("evaluating", None) as (bar, job):
 
         def advance(total: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from voxelry.data.layouts import case_name, image_options
 from voxelry.data.sample import Sample, collate
 from voxelry.engine.bundle import Bundle, read_bundle
 from voxelry.engine.kinds import KINDS, Kind
+
+if TYPE_CHECKING:
+    from voxelry.engine.adapted import ModelAdapters
 
 __all__ = ["Model", "load"]
 
@@ -48,8 +52,25 @@ class Model:
         """What the engine knows of the task."""
         return KINDS[self.task_name]
 
+    @cached_property
+    def adapters(self) -> ModelAdapters:
+        """Adapters of this model's network, to load and to switch between; see `engine.adapted`.
+
+        Raises:
+            SettingError: a task that has none.
+        """
+        from voxelry.engine.adapted import ModelAdapters
+
+        return ModelAdapters(self)
+
     def to(self, device: str | torch.device) -> Self:
-        """The same model on another device."""
+        """The same model on another device.
+
+        Raises:
+            SettingError: it has adapters, which have to be loaded there.
+        """
+        if "adapters" in vars(self):
+            raise SettingError("device: expected before the adapters; load the bundle there, then its adapters")
         return type(self)(self.bundle, device)
 
     def predict(self, image: Readable, space: Space | None = None, **options: Any) -> Any:
@@ -141,6 +162,7 @@ def load(
     device: str | torch.device | None = None,
     *,
     changes: Mapping[str, Any] | None = None,
+    adapter: str | PathLike[str] | None = None,
 ) -> Model:
     """Load a bundle, ready to predict.
 
@@ -148,9 +170,14 @@ def load(
         path: the bundle's folder.
         device: where the network runs; None takes a GPU when there is one.
         changes: settings of use to take other values, such as `{"task.tile_size": 192}`, see `read_bundle`.
+        adapter: an adapter of this bundle, or the folder of the run that trained it, see `Model.adapters`.
 
     Raises:
-        CheckpointError, ConfigError: the bundle is broken, was changed, or is of a newer kind.
-        SettingError: a change that can't be made.
+        CheckpointError, ConfigError: the bundle is broken, was changed, or is of a newer kind, or the adapter is of
+            another.
+        SettingError: a change that can't be made, or an adapter of a task that has none.
     """
-    return Model(read_bundle(Path(path), changes), device)
+    model = Model(read_bundle(Path(path), changes), device)
+    if adapter is not None:
+        model.adapters.load(adapter)
+    return model

@@ -149,7 +149,7 @@ def _build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, T
     network, report = kind.network(config, splits.train, pretrained)
     settings = kind.settings(config, splits.train, pretrained)
     task: Task = instantiate(config.task, network=network, **settings, _convert_="all")
-    kind.prepare(task, config)
+    kind.prepare(task, config, splits.train)
     return task, report
 
 
@@ -237,7 +237,7 @@ def _finish(
 ) -> Run:
     """Calibrate, measure on held-out cases, write the bundle and the report."""
     task.eval()
-    kind_of_config(config).finish(task, output)
+    kind_of_config(config).finish(task, splits.preprocess, output)
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)

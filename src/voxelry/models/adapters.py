@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -46,7 +46,8 @@ class AdapterSettings:
         dropout: on the input of the additions, in training.
         targets: layers that are given one: "attention" (attention and feed-forward layers), "convolutions", "all" of
             both, or a regular expression that a layer's whole name must match. Linear layers and convolutions of one
-            group are taken, whatever else matches is left out.
+            group are taken, whatever else matches is left out. None for what the network names in `adapter_targets`,
+            else "attention".
         kind: "lora" or "dora".
         rank_stabilised: see `alpha`.
         heads: modules trained and stored whole; None for what the network names in `adapter_heads`.
@@ -55,7 +56,7 @@ class AdapterSettings:
     rank: int = 4
     alpha: float = 8.0
     dropout: float = 0.0
-    targets: str = "attention"
+    targets: str | None = None
     kind: str = "lora"
     rank_stabilised: bool = False
     heads: tuple[str, ...] | None = None
@@ -76,7 +77,8 @@ class AdapterSettings:
         Raises:
             SettingError: it is none.
         """
-        text = "|".join(TARGETS.values()) if self.targets == "all" else TARGETS.get(self.targets, self.targets)
+        wanted = self.targets or "attention"
+        text = "|".join(TARGETS.values()) if wanted == "all" else TARGETS.get(wanted, wanted)
         try:
             return re.compile(text)
         except re.error as error:
@@ -137,6 +139,8 @@ class Adapters:
         from voxelry.models.adapter_layers import LAYERS
 
         settings = settings or AdapterSettings()
+        if settings.targets is None:
+            settings = replace(settings, targets=getattr(self.network, "adapter_targets", "attention"))
         if not _NAME.fullmatch(name):
             raise SettingError(f"name: expected letters, digits, - and _, got {name!r}")
         if name in self._state.settings:
@@ -252,17 +256,22 @@ class Adapters:
         own = sum(parameter.numel() for _, parameter in self._own(self._known(None)))
         return own, sum(value.numel() for value in base_state(self.network, None).values())
 
-    def save(self, folder: str | Path, name: str | None = None) -> Path:
+    def save(self, folder: str | Path, name: str | None = None, *, record: Mapping[str, Any] | None = None) -> Path:
         """Write an adapter, by default the active one: `adapter.safetensors` and `adapter.yaml`, both or neither.
+
+        Args:
+            folder: the adapter's.
+            name: the adapter.
+            record: plain values to keep with it, such as what it is for.
 
         Raises:
             FileError: the folder holds something else, or can't be written.
         """
         name = self._known(name)
         settings = asdict(self._state.settings[name])
-        record: dict[str, Any] = {"base_sha256": self.base, "network": type(self.network).__name__, "name": name}
-        record["settings"] = settings | {"heads": list(settings["heads"])}
-        return write_adapter(Path(folder), record, self._tensors(name))
+        kept: dict[str, Any] = {"base_sha256": self.base, "network": type(self.network).__name__, "name": name}
+        kept["settings"] = settings | {"heads": list(settings["heads"])}
+        return write_adapter(Path(folder), {**kept, **(record or {})}, self._tensors(name))
 
     def load(self, folder: str | Path, name: str | None = None) -> str:
         """Read an adapter of this base and make it the active one; return its name.

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import voxelry
+from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, ConfigError, DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.io import read_image, write_image
 from voxelry.data.io.meshes import read_mesh
+from voxelry.data.layouts import case_name
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.bundle import write_bundle
 from voxelry.engine.compose import compose_training
@@ -213,6 +216,57 @@ def test_an_adapter_is_trained_on_a_bundle_and_merged(trained, phantoms, tmp_pat
     run = train(compose_training([*overrides, f"pretrained={trained[0]}"]))
     assert (tmp_path / "run" / "adapter" / "adapter.safetensors").is_file()
     assert load(run.bundle).task.network.settings() == load(trained[1].bundle).task.network.settings()
+
+
+def test_adapters_on_their_base_answer_as_their_merged_bundles_do(trained, phantoms, tmp_path, quick):
+    image = sorted((phantoms / "volumes").iterdir())[0]
+    labels = read_image(phantoms / "labels" / image.name)
+    runs = {}
+    for name, label, rate in (("liver", LIVER, 0.01), ("kidney", 3, 0.02)):
+        own = [f"adapter={{name: {name}, rank: 2}}", f"data.slices.organs=[{label}]", f"optimizer.lr={rate}"]
+        overrides = [f"data.root={phantoms}", f"output_dir={tmp_path / name}", f"pretrained={trained[0]}"]
+        runs[name] = train(compose_training([*quick, *overrides, *own])).bundle
+    clicks = {
+        name: tuple(labels.space.to_world(np.argwhere(labels.array[0] == label)[0].astype(float)))
+        for name, label in (("liver", LIVER), ("kidney", 3))
+    }
+    model = load(trained[1].bundle, adapter=tmp_path / "liver")
+    base = load(trained[1].bundle).reconstruct(image, click=clicks["liver"])
+    model.adapters.load(tmp_path / "kidney" / "adapter")
+    assert (model.adapters.names, model.adapters.active) == (("liver", "kidney"), "kidney")
+    for name, label in (("liver", LIVER), ("kidney", 3)):
+        model.adapters.switch(name)
+        found = model.reconstruct(image, click=clicks[name])
+        merged = load(runs[name]).reconstruct(image, click=clicks[name])
+        assert found.label == merged.label == label
+        np.testing.assert_allclose(found.sdf, merged.sdf, atol=1e-3)
+        model.adapters.merge()
+        np.testing.assert_allclose(model.reconstruct(image, click=clicks[name]).sdf, found.sdf, atol=1e-3)
+        model.adapters.unmerge()
+    with model.adapters.using(None):
+        alone = model.reconstruct(image, click=clicks["liver"])
+    assert np.array_equal(alone.sdf, base.sdf)
+    assert np.abs(found.frame.affine - base.frame.affine).max() > 0  # each has its organ's frame
+    with pytest.raises(CheckpointError, match="trained on another base"):
+        load(runs["liver"], adapter=tmp_path / "kidney")
+    with pytest.raises(SettingError, match="device: expected before the adapters"):
+        model.to("cpu")
+    flags = ["predict", "--model", str(trained[0]), "--adapter", str(tmp_path / "liver"), str(image)]
+    flags += ["--click", ",".join(map(str, clicks["liver"])), "--out", str(tmp_path / "out")]
+    outcome = CliRunner().invoke(app, flags)
+    assert outcome.exit_code == 0, outcome.output
+    assert json.loads((tmp_path / "out" / f"{case_name(image)}.json").read_text())["label"] == LIVER
+
+
+def test_an_adapter_may_be_for_fewer_organs_than_its_base_knows(phantoms, tmp_path, quick):
+    both, one = "data.slices.organs=[6,3]", "data.slices.organs=[3]"
+    base = [*quick, f"data.root={phantoms}"]
+    first = train(compose_training([*base, f"output_dir={tmp_path / 'base'}", both]))
+    adapted = [*base, f"output_dir={tmp_path / 'run'}", f"pretrained={first.bundle}", "adapter={name: kidney}"]
+    with pytest.raises(ConfigError, match="knows 2 organs; expected no more"):
+        train(compose_training([*adapted, "data.slices.organs=[3,4,6]"]))
+    run = train(compose_training([*adapted, one]))
+    assert load(run.bundle).task.organs == load(first.bundle, adapter=tmp_path / "run").task.organs == [(3,)]
 
 
 def test_other_networks_can_t_be_adapted(trained, phantoms, tmp_path, quick):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from voxelry.data.dataset import VolumeDataset
+    from voxelry.data.preprocess import Preprocess
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
     from voxelry.engine.pretrained import Pretrained
@@ -86,11 +87,11 @@ class Kind(ABC):
         """Keywords of the task that the data or the pretrained weights decide, beside those of `config.task`."""
         return {}
 
-    def prepare(self, task: Any, config: DictConfig) -> None:
+    def prepare(self, task: Any, config: DictConfig, dataset: Any) -> None:
         """Change a new task before it is trained, such as by freezing its network; nothing by default."""
         return
 
-    def finish(self, task: Any, output: Path) -> None:
+    def finish(self, task: Any, preprocess: Preprocess, output: Path) -> None:
         """Change a trained task before it is measured and written, and write what belongs beside the bundle."""
         return
 

@@ -17,6 +17,7 @@ from voxelry.tasks.base import Task
 
 if TYPE_CHECKING:
     from voxelry.data.dataset import VolumeDataset
+    from voxelry.data.preprocess import Preprocess
     from voxelry.data.slice_dataset import SliceDataset
     from voxelry.data.slice_sources import SliceSource
     from voxelry.engine.evaluate import Evaluation
@@ -61,7 +62,6 @@ class ReconstructKind(Kind):
             ConfigError: an adapter without weights to adapt.
         """
         from voxelry.models.transfer import transfer
-        from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
 
         adapted = config.get("adapter") is not None
         network: Any
@@ -74,7 +74,12 @@ class ReconstructKind(Kind):
         if pretrained is not None and adapted:
             from voxelry.engine.networks import build_network
 
-            network = build_network(pretrained.kind, {**pretrained.settings, "classes": len(dataset.organs)})
+            network = build_network(pretrained.kind, pretrained.settings)
+            if len(dataset.organs) > network.classes:
+                raise ConfigError(
+                    f"adapter: {pretrained.source} knows {network.classes} organs; expected no more in "
+                    f"data.slices.organs, got {len(dataset.organs)}"
+                )
         else:
             channels = int(dataset[0].image.shape[1])
             network = instantiate(
@@ -82,10 +87,8 @@ class ReconstructKind(Kind):
             )
         if pretrained is not None:
             report = fitting(transfer(network, pretrained.weights), pretrained)
-        for place, organ in enumerate(dataset.organs):
-            shapes = organ_shapes(dataset.source, organ, dataset.truncation)
-            mean = mean_shape(shapes, dataset.edges[organ[0]], _PRIOR_GRID, dataset.truncation)
-            network.set_mean_shape(mean, place)
+        if not adapted:
+            _set_mean_shapes(network, dataset)
         return network, report
 
     def settings(self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None) -> dict[str, Any]:
@@ -99,8 +102,8 @@ class ReconstructKind(Kind):
             "slices": dataset.slices[1],
         }
 
-    def prepare(self, task: Any, config: DictConfig) -> None:
-        """Freeze the network and add the adapter of `config.adapter`."""
+    def prepare(self, task: Any, config: DictConfig, dataset: SliceDataset) -> None:
+        """Freeze the network and add the adapter of `config.adapter`, which the mean shapes then belong to."""
         if config.get("adapter") is None:
             return
         from voxelry.engine.splits import plain
@@ -108,11 +111,13 @@ class ReconstructKind(Kind):
         settings = plain(config.adapter)
         head_rate = settings.pop("head_rate", None)
         task.adapt(str(settings.pop("name", "adapter")), settings, head_rate=head_rate)
+        _set_mean_shapes(task.network, dataset)
 
-    def finish(self, task: Any, output: Path) -> None:
+    def finish(self, task: Any, preprocess: Preprocess, output: Path) -> None:
         """Write an adapter beside the bundle, into whose weights it is merged."""
         if task.adapters is not None:
-            task.adapters.save(output / "adapter")
+            record = {"task": {"name": self.name, **task.settings()}, "preprocess": preprocess.settings()}
+            task.adapters.save(output / "adapter", record=record)
             task.merge_adapter()
 
     def cases(self, model: Model, root: Path, layout: str, file: Path | None) -> Any:
@@ -186,3 +191,12 @@ class ReconstructKind(Kind):
 
         cases: Any = [held_out[index] for index in range(len(held_out))]
         pages.add_results(report, task, evaluation.predictions, cases, evaluation.rows)
+
+
+def _set_mean_shapes(network: Any, dataset: SliceDataset) -> None:
+    """Give a network the training cases' mean shape of every organ."""
+    from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
+
+    for place, organ in enumerate(dataset.organs):
+        shapes = organ_shapes(dataset.source, organ, dataset.truncation)
+        network.set_mean_shape(mean_shape(shapes, dataset.edges[organ[0]], _PRIOR_GRID, dataset.truncation), place)

@@ -179,6 +179,11 @@ class ShapeNet(nn.Module):
         last = "decoder.volume.head" if isinstance(self.decoder, LiftDecoder) else "decoder.head"
         return ("encoder.mask_head", "size_head", "organ_embedding", "prior", last)
 
+    @property
+    def adapter_targets(self) -> str:
+        """Layers that an adapter changes: attention; without any so many convolutions that it remains small."""
+        return r"(.*\.)?(conv2|resample|down)" if isinstance(self.decoder, LiftDecoder) else "attention"
+
     def set_mean_shape(self, distances: Tensor, label: int = 0) -> None:
         """Keep the mean shape of a class; see `MeanShape.set`."""
         self.prior.set(distances, label)

@@ -46,8 +46,8 @@ class ReconstructTask(Task):
 
     Args:
         network: a `models.shape.ShapeNet`, with the organs' mean shapes set.
-        organs: label values of each class of the network, each a number or several that count as one organ; the
-            first is the organ's value in predicted label volumes.
+        organs: label values of the network's classes from the first on, each a number or several that count as one
+            organ; the first is the organ's value in predicted label volumes.
         edges: mm, the frame's usual edge for each organ; see `data.slice_dataset.usual_edges`.
         organ_names: for reports; by default the label values.
         image_size: pixels of a slice's view; by default the network's.
@@ -99,10 +99,10 @@ class ReconstructTask(Task):
         self.organs = [(organ,) if isinstance(organ, int) else tuple(int(one) for one in organ) for organ in organs]
         self.edges = [float(edge) for edge in edges]
         classes = int(network.classes)  # type: ignore[arg-type]
-        if not self.organs or not all(self.organs) or len(self.organs) != classes:
-            raise SettingError(f"organs: expected {classes}, as the network has classes, got {list(organs)}")
-        if len(self.edges) != classes or min(self.edges) <= 0:
-            raise SettingError(f"edges: expected {classes} positive lengths in mm, got {list(edges)}")
+        if not all(self.organs) or not 1 <= len(self.organs) <= classes:
+            raise SettingError(f"organs: expected up to {classes}, as the network has classes, got {list(organs)}")
+        if len(self.edges) != len(self.organs) or min(self.edges) <= 0:
+            raise SettingError(f"edges: expected {len(self.organs)} positive lengths in mm, got {list(edges)}")
         self.names = [
             "+".join(map(str, organ)) if organ_names is None else str(organ_names[place])
             for place, organ in enumerate(self.organs)
