@@ -56,7 +56,13 @@ def doctor(
         if holds_pairs(path, layout):
             diagnosis = inspect_pairs(path, layout=layout, target=target, options=reading["options"], progress=advance)
         else:
-            diagnosis = inspect(path, layout=layout, **reading, progress=advance)
+            diagnosis = inspect(
+                path,
+                layout=layout,
+                options=reading["options"],
+                point_options=reading["point_options"],
+                progress=advance,
+            )
     Console(soft_wrap=not sys.stdout.isatty()).print(render(diagnosis))
     if diagnosis.wrong:
         raise typer.Exit(1)

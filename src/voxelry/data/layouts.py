@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.case import Case
 from voxelry.data.io import IMAGE_OPTIONS, IMAGE_SUFFIXES, is_image
 from voxelry.data.io.landmark_set import numbered
 from voxelry.data.io.landmarks import LANDMARK_FORMATS, POINT_OPTIONS, read_landmarks
@@ -69,41 +70,6 @@ SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation"
 _ORIGINAL_SUBSETS = {"chest": (195, 34), "hand": (550, 59), "cephalometric": (130, 20)}
 _WRIST_MM = 50.0
 _CEPHALOMETRIC_SPACING = 0.1
-
-
-@dataclass(frozen=True)
-class Case:
-    """One image and the files that belong to it.
-
-    Attributes:
-        name: unique in a dataset; the file name without its suffixes.
-        image: file, or folder of a DICOM series or a Zarr image.
-        landmarks: the point files; several are averaged (observers).
-        labels: image with a class per voxel.
-        instances: image with an instance id per voxel, 0 for background; may be `file.h5::dataset`.
-        layout: how the landmark files are to be read, one of `LAYOUTS`.
-        split: `train`, `validation` or `test` where the data says so, else empty.
-        group: what the case has in common with others, such as the patient, where a split must not part them.
-        options: for `voxelry.data.io.open_image`, such as `spacing`.
-        point_options: for `voxelry.data.io.read_landmarks`, such as `axis_order`.
-    """
-
-    name: str
-    image: Path
-    landmarks: tuple[Path, ...] = ()
-    labels: Path | None = None
-    instances: Path | None = None
-    layout: str = "volumes"
-    split: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    point_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    group: str = ""
-
-    @property
-    def files(self) -> dict[str, tuple[Path, ...]]:
-        """Everything the case is read from, by what it is used for."""
-        single = {"image": self.image, "labels": self.labels, "instances": self.instances}
-        return {"landmarks": self.landmarks, **{use: (path,) for use, path in single.items() if path is not None}}
 
 
 def find_cases(

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from voxelry.core.errors import CheckpointError, ConfigError
+from voxelry.core.errors import CheckpointError, ConfigError, SettingError
 from voxelry.data.sample import Sample
 from voxelry.engine.kinds.kind import Kind, fitting
 from voxelry.tasks.base import Task
@@ -120,12 +120,27 @@ class ReconstructKind(Kind):
             task.adapters.save(output / "adapter", record=record)
             task.merge_adapter()
 
-    def cases(self, model: Model, root: Path, layout: str, file: Path | None) -> Any:
-        """As `Kind.cases`; of a prepared folder the slices that it holds."""
+    def cases(
+        self,
+        model: Model,
+        root: Path,
+        layout: str,
+        file: Path | None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        point_options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """As `Kind.cases`; of a prepared folder the slices that it holds, which need no options.
+
+        Raises:
+            SettingError: options for a prepared folder.
+        """
         from voxelry.engine.prepared_data import check_standard, held_out_axes, prepared_source, reads_prepared
 
         if not reads_prepared(root, layout):
-            return super().cases(model, root, layout, file)
+            return super().cases(model, root, layout, file, options=options, point_options=point_options)
+        if options or point_options:
+            raise SettingError(f"--option: {root} was prepared by voxelry; its files say everything themselves")
         task: Any = model.task
         source = prepared_source(root, task.organs, file)
         check_standard(source, model.bundle.preprocess)
