@@ -140,7 +140,10 @@ def test_channels_of_an_array_are_said_to_predict(run, bundle, tmp_path, rng):
     assert run(*common)[0] == 1  # 18 channels
     assert run(*common, "--option", "channel_axis=0")[0] == 0
     fault = one_line_error(run(*common, "--option", "channels=0"))
-    assert fault == "voxelry: error: --option: expected one of dataset, spacing, channel_axis, ndim, got 'channels'"
+    assert (
+        fault
+        == "voxelry: error: --option: expected one of dataset, spacing, channel, channel_axis, ndim, got 'channels'"
+    )
 
 
 def test_a_setting_of_use_is_set_for_one_prediction(run, bundle, data, tmp_path):

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "src" / "voxelry"
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".j2", ".txt", ".cfg", ""}
 LENGTH = 400
 
-# A body without depth is another drawing in another format; readers and the originals' names have a rank of their own.
-RANK_AWARE = {"nn/nd.py", "core/rank.py", "data/phantoms.py", "engine/demo.py"}
+# Readers and the originals' names have a rank of their own.
+RANK_AWARE = {"nn/nd.py", "core/rank.py", "engine/demo.py"}
 
 CODE_BEARING = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

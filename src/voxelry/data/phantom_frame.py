@@ -8,6 +8,7 @@ textbook shape, and points follow exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import comb
 
 import numpy as np
 import torch
@@ -69,15 +70,15 @@ def draw_space(
     if not oblique:
         return straight
     turn = np.eye(3)
-    for (a, b), angle in zip(((0, 1), (0, 2), (1, 2)), angles, strict=True):
+    planes = ((0, 1), (0, 2), (1, 2))[: comb(ndim, 2)]  # a plane stays in its plane: the body has no depth
+    place[ndim:] = 0
+    for (a, b), angle in zip(planes, angles, strict=False):
         one = np.eye(3)
         one[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
         turn = turn @ one
-        if ndim == 2:  # a plane stays in its plane: the body has no depth
-            break
     affine = straight.reorder(range(ndim), flips.tolist()).affine.copy()
     affine[:3] = turn @ affine[:3]
-    affine[:3, ndim] += place if ndim == 3 else place * (1, 1, 0)
+    affine[:3, ndim] += place
     return Space(shape, affine)
 
 

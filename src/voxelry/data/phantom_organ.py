@@ -60,7 +60,7 @@ def make_organ(
 
     Args:
         seed: of everything random.
-        ndim: 2 (the plane across the anterior axis is left out) or 3.
+        ndim: 2 (superior and anterior, as it were) or 3.
         shape: of the field that the crop is cut out of, at least 32 voxels per axis; 56 x 72 x 56 (its last two at
             rank 2) if not given.
         spacing: mm per axis; about 1 if not given. The organ is about 44 mm long, and less where the field is small.
@@ -109,20 +109,19 @@ def make_organ(
 
 def _draw_organ(ndim: int, room: float, generator: np.random.Generator) -> _Curved:
     """Much the same in every case: size by 8 %, direction by a few degrees; of the left or the right side."""
-    keep = [0, 1, 2] if ndim == 3 else [0, 1]
-    axis = keep.index(1)
-    radii = np.array(_RADII)[keep] * np.exp(generator.normal(0, 0.08, ndim))
+    axis = 1
+    radii = np.array(_RADII)[:ndim] * np.exp(generator.normal(0, 0.08, ndim))
     radii *= min(1.0, 0.75 * room / float(radii.max()))
     side = 1.0 if generator.random() < 0.5 else -1.0
     direction = np.zeros(ndim)
     direction[axis] = 1.0
-    direction += generator.normal(0, 0.08, ndim) + np.array([0.1, 0.0, 0.45 * side])[keep]
+    direction += generator.normal(0, 0.08, ndim) + np.array([0.1, 0.0, 0.45 * side])[:ndim]
     others = [place for place in range(ndim) if place != axis]
     basis = np.eye(ndim)[:, [axis, *others]]
     basis[:, 0] = direction
     axes = np.linalg.qr(basis)[0]
     axes *= np.where(np.einsum("ij,ij->j", axes, basis) < 0, -1.0, 1.0)
-    bend = np.array([0.6, 0.0, 0.9 * side])[keep] * radii.min() * generator.uniform(0.4, 1.4, ndim)
+    bend = np.array([0.6, 0.0, 0.9 * side])[:ndim] * radii.min() * generator.uniform(0.4, 1.4, ndim)
     solid = Ovoid(np.zeros(ndim), radii[[axis, *others]], axes, exponent=2.3, taper=-generator.uniform(0.2, 0.45))
     return _Curved(solid, float(radii[axis]), axis, bend)
 

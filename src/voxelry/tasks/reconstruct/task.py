@@ -100,7 +100,7 @@ class ReconstructTask(Task):
         self.edges = [float(edge) for edge in edges]
         classes = int(network.classes)  # type: ignore[arg-type]
         if not all(self.organs) or not 1 <= len(self.organs) <= classes:
-            raise SettingError(f"organs: expected up to {classes}, as the network has classes, got {list(organs)}")
+            raise SettingError(f"organs: expected 1 to {classes}, as the network has classes, got {list(organs)}")
         if len(self.edges) != len(self.organs) or min(self.edges) <= 0:
             raise SettingError(f"edges: expected {len(self.organs)} positive lengths in mm, got {list(edges)}")
         self.names = [
