@@ -7,6 +7,7 @@ textbook shape, and points follow exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -15,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelry.core.errors import SettingError
+from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
 from voxelry.data.phantom_anatomy import BODY_AXES
 from voxelry.ops.resample import resample_points, spline_grid, spline_lipschitz
 
-__all__ = ["BodyFrame", "draw_frame", "draw_space", "scan"]
+__all__ = ["BodyFrame", "draw_frame", "draw_space", "grid_shape", "grid_steps", "scan"]
 
 _STEEPEST = 0.6  # of the displacement, mm per mm; below 1 it is invertible
 
@@ -56,6 +59,30 @@ class BodyFrame:
         )
         found[~torch.as_tensor(self.space.contains(found.numpy()))] = torch.nan
         return found
+
+
+def grid_shape(shape: Sequence[int] | None, usual: Sequence[int], ndim: int, least: int) -> tuple[int, ...]:
+    """A shape as it was asked for, or the last axes of the usual one.
+
+    Raises:
+        SettingError: another number of sizes than `ndim`, or one below `least`.
+    """
+    size = tuple(int(count) for count in (usual[-ndim:] if shape is None else shape))
+    if len(size) != ndim or min(size) < least:
+        raise SettingError(f"shape: expected {ndim} sizes of at least {least}, got {size}")
+    return size
+
+
+def grid_steps(spacing: float | Sequence[float] | None, usual: Sequence[float], ndim: int) -> NDArray[np.float64]:
+    """mm per axis as they were asked for, or the last axes of the usual ones.
+
+    Raises:
+        SettingError: not one number or one per axis, or not positive.
+    """
+    steps = np.asarray(per_axis(tuple(usual[-ndim:]) if spacing is None else spacing, ndim, "spacing"), np.float64)
+    if not (np.isfinite(steps).all() and (steps > 0).all()):
+        raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
+    return steps
 
 
 def draw_space(

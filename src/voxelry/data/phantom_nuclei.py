@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
-from voxelry.core.rank import check_ndim, per_axis
+from voxelry.core.rank import check_ndim
 from voxelry.core.space import Space
+from voxelry.data.phantom_frame import grid_shape, grid_steps
 from voxelry.data.phantom_shapes import smooth_noise
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
@@ -65,12 +66,8 @@ def make_nuclei(
         SettingError: a rank, shape, spacing, diameter or density that can't be made.
     """
     check_ndim(ndim)
-    size = tuple(int(count) for count in (_SHAPE[-ndim:] if shape is None else shape))
-    if len(size) != ndim or min(size) < 8:
-        raise SettingError(f"shape: expected {ndim} sizes of at least 8, got {size}")
-    steps = np.asarray(per_axis(_SPACING[-ndim:] if spacing is None else spacing, ndim, "spacing"), dtype=np.float64)
-    if not (np.isfinite(steps).all() and (steps > 0).all()):
-        raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
+    size = grid_shape(shape, _SHAPE, ndim, 8)
+    steps = grid_steps(spacing, _SPACING, ndim)
     generator = np.random.default_rng([int(seed), ndim, 1])
     typical = steps[-1] * generator.uniform(18, 32) if diameter is None else float(diameter)
     fill = generator.uniform(0.12, 0.4) if density is None else float(density)

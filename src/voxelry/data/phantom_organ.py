@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxelry.core.errors import SettingError
-from voxelry.core.rank import check_ndim, per_axis
+from voxelry.core.rank import check_ndim
 from voxelry.core.space import Space
-from voxelry.data.phantom_frame import draw_frame, draw_space, scan
+from voxelry.data.phantom_frame import draw_frame, draw_space, grid_shape, grid_steps, scan
 from voxelry.data.phantom_shapes import Ovoid, smooth_noise
 from voxelry.data.sample import Sample
 
@@ -75,15 +74,9 @@ def make_organ(
         SettingError: a rank, shape or spacing that can't be made.
     """
     check_ndim(ndim)
-    size = tuple(int(count) for count in (_FIELD[-ndim:] if shape is None else shape))
-    if len(size) != ndim or min(size) < 32:
-        raise SettingError(f"shape: expected {ndim} sizes of at least 32, got {size}")
+    size = grid_shape(shape, _FIELD, ndim, 32)
     generator = np.random.default_rng([int(seed), ndim, 2])
-    steps = generator.uniform(0.9, 1.1, ndim)
-    if spacing is not None:
-        steps = np.asarray(per_axis(spacing, ndim, "spacing"), dtype=np.float64)
-        if not (np.isfinite(steps).all() and (steps > 0).all()):
-            raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
+    steps = grid_steps(spacing, generator.uniform(0.9, 1.1, ndim).tolist(), ndim)
     space = draw_space(size, steps, generator, oblique)
     half = np.asarray(space.extent) / 2
     frame = draw_frame(space, generator, largest=0.1 * half)

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
-from voxelry.core.rank import check_ndim, per_axis
+from voxelry.core.rank import check_ndim
 from voxelry.data.phantom_anatomy import LABEL_NAMES, LANDMARK_NAMES, Organ, draw_nodules, draw_organs
-from voxelry.data.phantom_frame import draw_frame, draw_space, scan
+from voxelry.data.phantom_frame import draw_frame, draw_space, grid_shape, grid_steps, scan
 from voxelry.data.phantom_nuclei import make_nuclei
 from voxelry.data.phantom_organ import make_organ
 from voxelry.data.phantom_shapes import Ovoid, smooth_noise
@@ -65,18 +65,12 @@ def make_phantom(
         SettingError: a rank, shape, spacing or organ that can't be made.
     """
     check_ndim(ndim)
-    size = tuple(int(count) for count in (_SHAPE[-ndim:] if shape is None else shape))
-    if len(size) != ndim or min(size) < 8:
-        raise SettingError(f"shape: expected {ndim} sizes of at least 8, got {size}")
+    size = grid_shape(shape, _SHAPE, ndim, 8)
     unknown = sorted(set(organs or ()) - set(LABEL_NAMES[2:]))
     if unknown:
         raise SettingError(f"organs: no {', '.join(unknown)}; expected some of {', '.join(LABEL_NAMES[2:])}")
     generator = np.random.default_rng([int(seed), ndim])
-    steps = generator.uniform(0.92, 1.08, ndim) * _SPACING[-ndim:]
-    if spacing is not None:
-        steps = np.asarray(per_axis(spacing, ndim, "spacing"), dtype=np.float64)
-        if not (np.isfinite(steps).all() and (steps > 0).all()):
-            raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
+    steps = grid_steps(spacing, (generator.uniform(0.92, 1.08, ndim) * _SPACING[-ndim:]).tolist(), ndim)
     space = draw_space(size, steps, generator, oblique)
     half = np.asarray(space.extent) / 2
     frame = draw_frame(space, generator, largest=0.1 * half)
