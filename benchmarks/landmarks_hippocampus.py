@@ -34,6 +34,7 @@ from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample, collate
 from voxelry.data.splits import split_cases
+from voxelry.engine.precision import fast_half
 from voxelry.metrics.landmarks import MeanPosition
 from voxelry.models.folded_unet import FoldedUNet
 from voxelry.tasks.base import Row, Task
@@ -89,11 +90,6 @@ def our_network(arguments: argparse.Namespace, channels: int, *, borders: bool =
         middle_attention="none",
         checkpointing="none",
     )
-
-
-def fast_half() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 in hardware."""
-    return bool(getattr(torch.cpu, "get_capabilities", lambda: {})().get("amx_bf16", False))
 
 
 class MeanOf(nn.Module):
@@ -358,7 +354,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--half", action=argparse.BooleanOptionalAction, default=fast_half(),
+        "--half", action=argparse.BooleanOptionalAction, default=fast_half("cpu"),
         help="train in bfloat16, both methods; by default where the processor has it in hardware",
     )  # fmt: skip
     ours = parser.add_argument_group("our network and training")

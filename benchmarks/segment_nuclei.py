@@ -60,6 +60,7 @@ def settings(arguments: argparse.Namespace, out: Path, minutes: float) -> list[s
         "augment.contrast=0.3",
         "augment.noise=0.1",
         "trainer.accelerator=cpu",
+        "trainer.precision=auto",
         "trainer.progress=false",
         "trainer.max_steps=null",
         f"trainer.max_minutes={minutes}",

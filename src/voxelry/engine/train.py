@@ -27,6 +27,7 @@ from voxelry.engine.kinds import Kind, kind_of_config
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.loader import evaluation_loader, training_loader
 from voxelry.engine.placement import Placement
+from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
 from voxelry.engine.splits import Splits
 from voxelry.tasks.base import Task
@@ -76,6 +77,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     """
     ndim = check_ndim(config.ndim)
     output = Path(config.output_dir)
+    config.trainer.precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     pl.seed_everything(config.seed, verbose=False)
     kind = kind_of_config(config)
     with placement.first_one_alone():

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+import yaml
 
 import voxelry
 from voxelry.core.errors import CheckpointError, ConfigError
@@ -64,6 +65,13 @@ def test_a_run_leaves_a_bundle_a_report_and_numbers(training, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["mre_mm"] == pytest.approx(run.summary["mre_mm"])
     assert voxelry.load(run.bundle).task_name == "landmarks"
+
+
+def test_the_record_says_which_precision_auto_was(training, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    run = train(training("landmarks_3d", "trainer.precision=auto", "trainer.accelerator=cpu"))
+    config = yaml.safe_load((run.bundle / "config.yaml").read_text())
+    assert config["training"]["trainer"]["precision"] == "bf16-mixed"
 
 
 def test_pretrained_weights_start_a_landmark_run_and_say_what_matched(training, tmp_path, caplog):
