@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 __all__ = ["fast_half", "resolve_precision"]
@@ -16,8 +18,8 @@ def fast_half(accelerator: str = "auto") -> bool:
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # processors that only convert (AVX-512 without AMX) are no faster in bfloat16
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.10 and later tell
-    return bool(capabilities().get("amx_bf16", False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer PyTorch tells
+    return bool(capabilities.get("amx_bf16", False))
 
 
 def resolve_precision(precision: str, accelerator: str = "auto") -> str:
