@@ -6,7 +6,7 @@
 Copies of the volume are written and predicted from their files. Landmarks are written as `.mrk.json` and read back:
 stored otherwise (LAS, PSR, a turned patient: same voxels, another affine) the points must agree to 0.01 mm; with the
 voxels resampled onto a turned grid or another spacing, to 0.5 mm. Of shapes the mean distance between the surfaces
-must be within 0.5 mm in all cases; the slice is the axial plane of the world through the click.
+must be within 0.5 mm in all cases; the slice is the patient's axial plane through the click in all of them.
 """
 
 from __future__ import annotations
@@ -51,10 +51,16 @@ def onto(image: Image, space: Space) -> np.ndarray:
     return resample(pixels, step[:3, :3], step[:3, 3], space.shape, fill=float(pixels.min())).numpy()
 
 
-def points(model: Model, file: Path, click: np.ndarray | None) -> np.ndarray:
-    """What is predicted for a file, in its world, `(N, 3)` mm: landmarks, or the vertices of the clicked organ."""
+def points(model: Model, file: Path, click: np.ndarray | None, moved: np.ndarray) -> np.ndarray:
+    """What is predicted for a file, in its world, `(N, 3)` mm: landmarks, or the vertices of the clicked organ.
+
+    Args:
+        click: on the original.
+        moved: `(4, 4)`, what the world of the original became.
+    """
     if click is not None:
-        shape = model.reconstruct(file, click=click, plane=(0.0, 0.0, 1.0))
+        normal = moved[:3, :3] @ (0.0, 0.0, 1.0)
+        shape = model.reconstruct(file, click=moved[:3, :3] @ click + moved[:3, 3], plane=normal)
         return np.asarray(shape.mesh.vertices)
     marks = file.with_suffix(".mrk.json")
     voxelry.write_landmarks(marks, to_landmark_set(model.predict(file)), space=voxelry.open_image(file).space)
@@ -97,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (array, space, moved, limit) in copies.items():
             file = voxelry.write_image(Path(folder) / f"{name.replace(' ', '_')}.nii.gz", array, space)
-            found = points(model, file, None if click is None else moved[:3, :3] @ click + moved[:3, 3])
+            found = points(model, file, click, moved)
             home = (found - moved[:3, 3]) @ np.linalg.inv(moved[:3, :3]).T
             reference = home if reference is None else reference
             apart = distance(home, reference, surfaces=click is not None)

@@ -50,7 +50,7 @@ PLANES = ("sagittal", "coronal", "axial")
 
 def slices_of(cases: Sequence[Case], organ: Sequence[int] = ORGAN) -> VolumeSlices:
     """Cases in memory."""
-    preprocess = Preprocess(normalise="percentile")
+    preprocess = Preprocess(normalise="percentile", align="auto")
     return VolumeSlices(VolumeDataset(cases, preprocess=preprocess, need=("labels",), cache="memory"))
 
 

@@ -22,7 +22,7 @@ from voxelry.data.pointmaps import masked_pointmap
 from voxelry.data.sample import Sample
 from voxelry.data.slices import SliceSample, regrid
 
-__all__ = ["SliceAugment", "SliceMovement", "move_space"]
+__all__ = ["SliceAugment", "SliceMovement", "move_slice", "move_space"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,16 @@ class SliceMovement:
 def move_space(space: Space, motion: NDArray[np.float64]) -> Space:
     """A grid after a motion `(4, 4)` of the world."""
     return Space(space.shape, motion @ space.affine)
+
+
+def move_slice(sample: SliceSample, motion: NDArray[np.float64]) -> SliceSample:
+    """A slice and its volume after a motion `(4, 4)` of the world; it loses its pointmap."""
+    volume = sample.volume_space
+    return sample.replace(
+        space=move_space(sample.space, motion),
+        volume_space=None if volume is None else move_space(volume, motion),
+        pointmap=None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

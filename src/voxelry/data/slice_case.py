@@ -1,9 +1,10 @@
 """What `reconstruct` is fed: slices of an organ as a prompt in a canonical frame, and the true shape in it.
 
-The frame is a cube with axes along the world's (right, anterior, superior). Its centre is the mean of the slices'
-anchors: the centroid of a slice's mask where that is given, else its click. Its edge is the organ's usual one, and
-at least 1.3 times the extent of a given mask. Of each slice the network sees a square view, a frame's edge wide,
-around the foot of the centre.
+The frame is a cube with axes along the world's (right, anterior, superior); sources of slices turn the world before,
+see `upright`, so that they are the volume's own. Its centre is the mean of the slices' anchors: the centroid of a
+slice's mask where that is given, else its click. Its edge is the organ's usual one, and at least 1.3 times the
+extent of a given mask. Of each slice the network sees a square view, a frame's edge wide, around the foot of the
+centre.
 """
 
 from __future__ import annotations

@@ -16,8 +16,10 @@ from voxelry.core.errors import DataError
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.sample import Sample
+from voxelry.data.slice_augment import move_space
 from voxelry.data.slice_choice import Cut, choose_cuts
 from voxelry.data.slices import SliceSample
+from voxelry.data.upright import upright
 
 __all__ = ["Choice", "SliceSource", "VolumeSlices"]
 
@@ -35,7 +37,10 @@ class Choice:
 
 
 class SliceSource(Protocol):
-    """What `SliceDataset` draws from. An organ is a tuple of label values that count as one."""
+    """What `SliceDataset` draws from. An organ is a tuple of label values that count as one.
+
+    Slices and shapes of a case lie in the world as `upright` turns it for its volume.
+    """
 
     @property
     def names(self) -> list[str]:
@@ -122,7 +127,7 @@ class VolumeSlices:
 
     def listed(self, case: int, organ: tuple[int, ...], choice: Choice) -> list[Cut | str]:
         """Every cut of the choice's method."""
-        sample = self.volumes.preprocessed(case)
+        sample = self._sample(case)
         return [*self._cuts(sample, organ, choice, choice.count, np.random.default_rng(0))]
 
     def slices(
@@ -135,7 +140,7 @@ class VolumeSlices:
         generator: np.random.Generator,
     ) -> list[SliceSample]:
         """See `SliceSource`."""
-        sample = self.volumes.preprocessed(case)
+        sample = self._sample(case)
         cuts = [first] if isinstance(first, Cut) else []
         method = "oblique" if choice.method == "oblique" else "random"
         drawn = Choice(
@@ -152,7 +157,7 @@ class VolumeSlices:
         """See `SliceSource`."""
         key = (case, organ, truncation)
         if key not in self._kept:
-            sample = self.volumes.preprocessed(case)
+            sample = self._sample(case)
             shape = OrganShape.of_mask(self._mask(sample, organ), sample.space, truncation)
             if shape is None:
                 raise DataError(f"{sample.source}: no foreground of label {'+'.join(map(str, organ))}")
@@ -164,7 +169,11 @@ class VolumeSlices:
 
     def truth(self, case: int, organ: tuple[int, ...]) -> Tensor:
         """See `SliceSource`."""
-        return torch.from_numpy(self._mask(self.volumes.preprocessed(case), organ))
+        return torch.from_numpy(self._mask(self._sample(case), organ))
+
+    def _sample(self, case: int) -> Sample:
+        sample = self.volumes.preprocessed(case)
+        return sample.replace(space=move_space(sample.space, upright(sample.space)))
 
     def _cuts(
         self, sample: Sample, organ: tuple[int, ...], choice: Choice, count: int, generator: np.random.Generator
@@ -182,7 +191,7 @@ class VolumeSlices:
         )
 
     def _labels(self, case: int) -> Tensor:
-        labels = self.volumes.preprocessed(case).labels
+        labels = self._sample(case).labels
         if labels is None:
             raise DataError(f"{self.volumes.cases[case].image}: its labels aren't read; add labels to `need`")
         return labels

@@ -24,6 +24,7 @@ from voxelry.data.io import read_image, write_image
 from voxelry.data.io.meshes import write_mesh
 from voxelry.data.layouts import case_name
 from voxelry.data.sample import Sample
+from voxelry.data.slice_augment import move_slice
 from voxelry.data.slice_case import build_case, collate_slices
 from voxelry.data.slices import (
     PLANE_NAMES,
@@ -35,6 +36,7 @@ from voxelry.data.slices import (
     regrid,
     take_slice,
 )
+from voxelry.data.upright import upright
 from voxelry.engine.kinds.kind import make_folder
 from voxelry.engine.model import Model
 from voxelry.ops.surface import extract_surface
@@ -103,6 +105,8 @@ def reconstruct(
         raise SettingError(f"{strange[0]}: expected with a model of reconstruct_flow, not of {model.task_name}")
     organ = _organ(task, label)
     points = np.atleast_2d(np.asarray(click, dtype=np.float64))
+    turned = np.eye(4)
+    grid: Space | None = None
     if len(points) > task.slices:
         raise SettingError(f"click: the model takes up to {task.slices} slices, got {len(points)}")
     if slice:
@@ -114,7 +118,8 @@ def reconstruct(
     else:
         reading = options if spacing is None else {**options, "spacing": spacing}
         sample = model.sample(image, space, **reading)
-        slices = _cuts(model, sample, points, "axial" if plane is None else plane, mask, organ)
+        grid = sample.space
+        slices, turned = _cuts(model, sample, points, "axial" if plane is None else plane, mask, organ)
     case = build_case(
         slices,
         edge=task.edges[task.organs.index(organ)],
@@ -125,7 +130,8 @@ def reconstruct(
     batch = collate_slices([case]).to(model.device)
     with torch.inference_mode():
         found: ReconstructPrediction = task.predict(batch, **own)[0]
-    return found
+    # what is written goes onto the grid of the file, not onto that of the network
+    return found if grid is None else found.moved(np.asarray(np.linalg.inv(turned), dtype=np.float64), grid)
 
 
 def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format: str = "ply") -> Path:
@@ -197,14 +203,15 @@ def _cuts(
     plane: Any,
     mask: Any,
     organ: tuple[int, ...],
-) -> list[SliceSample]:
-    """The slices of a volume through the clicks."""
+) -> tuple[list[SliceSample], NDArray[np.float64]]:
+    """The slices of a volume through the clicks, in the world turned `upright`, and that motion of it."""
     planes = _planes(plane, len(points))
     for point in points:
         check_click(sample.image, sample.space, point, source=sample.source)
     if mask is not None:
         sample = sample.replace(labels=_mask_on(mask, sample.space, sample.source, placed=True))
     prepared = model.bundle.preprocess(sample.replace(labels=None))
+    motion = upright(prepared.space)
     slices = []
     for point, wanted in zip(points, planes, strict=True):
         cut = _cut(prepared, point, wanted, min(prepared.space.spacing))
@@ -215,9 +222,8 @@ def _cuts(
                     f"{sample.source}: the mask has no foreground on the {cut.plane} slice through the click"
                 )
         at = torch.from_numpy(np.asarray(cut.space.to_index(point))).to(torch.float32)
-        # what is written goes onto the grid of the file, not onto that of the network
-        slices.append(cut.replace(click=at, label=organ[0], volume_space=sample.space))
-    return slices
+        slices.append(move_slice(cut.replace(click=at, label=organ[0]), motion))
+    return slices, motion
 
 
 def _cut(sample: Sample, point: NDArray[np.float64], plane: str | NDArray[np.float64], step: float) -> SliceSample:

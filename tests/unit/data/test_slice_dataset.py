@@ -97,6 +97,16 @@ def test_the_slice_fits_the_shape_it_was_cut_from(source):
             assert np.abs(there.numpy() - sample.click_world).max() < 1.2 * 40 / 48  # a pixel of a zoomed view
 
 
+def test_a_patient_who_lies_otherwise_gives_the_same_prompt(source):
+    straight = small(source, mask=1.0).sample(0, 3)
+    for case in (1, 2):  # the same voxels, turned by so many tenths
+        data = small(source, mask=1.0)
+        data.items[0] = (case, None, None)
+        turned = data.sample(0, 3)
+        for name in ("image", "click", "pointmap", "validity", "plane", "field_of_view", "sdf"):
+            torch.testing.assert_close(getattr(turned, name), getattr(straight, name), rtol=0, atol=1e-4, msg=name)
+
+
 def test_fields_agree_with_each_other_and_with_the_frame(source):
     case = small(source, mask=0.0, truth=True)[0]
     grid = torch.stack(torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij"), dim=-1)

@@ -113,6 +113,8 @@ def test_slices_and_shapes_move_together(prepared):
     apart = 0.0
     for epoch in range(4):
         case, before = train_set.sample(0, epoch), still.sample(0, epoch)
+        box = before.field_of_view[:, :3]
+        assert not box.isfinite().all() or float((box - torch.diag(box.diag())).abs().max()) < 1e-5  # upright
         for place in range(2):
             inside = case.mask_target[place] > 0
             points = case.pointmap[place][:, inside].T

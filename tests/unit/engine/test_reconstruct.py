@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 import voxelry
@@ -98,6 +99,21 @@ def test_copies_in_other_orders_of_axes_give_the_same_mesh(model, scan, plane):
         assert other.frame.is_close(first.frame)
         assert np.abs(other.sdf - first.sdf).max() < 0.05
         assert other.mask().shape == moved.shape
+
+
+def test_a_patient_who_lies_otherwise_gets_the_same_mesh(model, scan):
+    image = read_image(scan)
+    array = image.array.astype(np.float32)
+    first = reconstruct(model, array, space=image.space, click=CLICK, plane="coronal")
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_euler("xyz", (15, -10, 20), degrees=True).as_matrix()
+    motion[:3, 3] = (5.0, -8.0, 100.0)
+    turned = Space(image.space.shape, motion @ image.space.affine)
+    click = motion[:3, :3] @ CLICK + motion[:3, 3]
+    other = reconstruct(model, array, space=turned, click=click, plane="coronal")
+    np.testing.assert_allclose(other.mesh.vertices, first.moved(motion, turned).mesh.vertices, atol=1e-3)
+    np.testing.assert_allclose(other.clicks[0], click, atol=1e-3)
+    assert (other.mask() == first.mask()).all()
 
 
 def test_masks_and_several_slices_are_taken(model, scan):

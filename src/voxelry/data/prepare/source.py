@@ -8,19 +8,22 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.errors import DataError, FileError, SettingError
-from voxelry.data.io import read_image
+from voxelry.data.io import open_image, read_image
 from voxelry.data.layouts import Case
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.prepare.files import read_sdf, read_slice_file
 from voxelry.data.prepare.modality import preprocess_like, to_unit
 from voxelry.data.prepare.run import AGAIN, read_manifest
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.slice_augment import move_slice
 from voxelry.data.slice_choice import Cut
 from voxelry.data.slice_sources import Choice
 from voxelry.data.slices import SliceSample
+from voxelry.data.upright import upright
 
 __all__ = ["PreparedSlices", "prepared_cases"]
 
@@ -54,6 +57,7 @@ class PreparedSlices:
         if not self.cases and names is None:
             raise DataError(f"{self.root}: no case of split {split!r} in its manifest")
         self._shapes: dict[tuple[int, int], OrganShape] = {}
+        self._motions: dict[int, NDArray[np.float64]] = {}
 
     @property
     def names(self) -> list[str]:
@@ -157,8 +161,8 @@ class PreparedSlices:
             places = generator.choice(len(rest), missing, replace=missing > len(rest))
             chosen += [rest[int(place)] for place in places]
         samples = [read_slice_file(self.root / str(file), name=self.names[case]) for file in chosen]
-        modality = self.cases[case]["modality"]
-        return [sample.replace(image=to_unit(sample.image, modality)) for sample in samples]
+        modality, motion = self.cases[case]["modality"], self._motion(case)
+        return [move_slice(sample.replace(image=to_unit(sample.image, modality)), motion) for sample in samples]
 
     def shape(self, case: int, organ: tuple[int, ...], truncation: float) -> OrganShape:
         """The true shape; its distances are clipped where they were when they were prepared.
@@ -173,13 +177,18 @@ class PreparedSlices:
             found = read_sdf(path, organ[0])
             if found is None:
                 raise DataError(f"{path}: class {organ[0]} is absent from this case")
-            self._shapes[key] = found
+            self._shapes[key] = found.moved(self._motion(case))
         return self._shapes[key]
 
     def truth(self, case: int, organ: tuple[int, ...]) -> Tensor:
         """`(D, H, W)` bool on the isotropic grid."""
         labels = read_image(self.root / self.cases[case]["labels"]).array[0]
         return torch.from_numpy(np.isin(labels, organ))
+
+    def _motion(self, case: int) -> NDArray[np.float64]:
+        if case not in self._motions:
+            self._motions[case] = upright(open_image(self.root / self.cases[case]["labels"]).space)
+        return self._motions[case]
 
 
 def prepared_cases(root: str | Path) -> list[Case]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.space import Space
+from voxelry.data.slice_augment import move_space
 from voxelry.metrics.slices import contour_error
 from voxelry.metrics.surfaces import surface_spread
 from voxelry.models.shape.prompt import Prompt, frame_points, project, sample_plane
@@ -29,7 +31,7 @@ class ReconstructPrediction:
         name: of the case.
         label: the organ's value in label volumes.
         sdf: `(n, n, n)` float32 mm, negative inside, on `frame`; one connected part.
-        frame: the canonical cube, axes along the world's.
+        frame: the canonical cube, its axes along the volume's own.
         space: the volume's grid; of rank 2 where there was only a slice.
         clicks: `(S, 3)` world mm.
         planes: grids of the slices as they were given.
@@ -69,6 +71,17 @@ class ReconstructPrediction:
     def volume_ml(self) -> float:
         """Enclosed volume."""
         return self.mesh.volume_ml
+
+    def moved(self, motion: NDArray[np.float64], space: Space) -> Self:
+        """The same shape after a motion `(4, 4)` of the world, in a volume whose grid is `space` then."""
+        return replace(
+            self,
+            frame=move_space(self.frame, motion),
+            space=space,
+            clicks=self.clicks @ motion[:3, :3].T + motion[:3, 3],
+            planes=tuple(move_space(one, motion) for one in self.planes),
+            views=tuple(move_space(one, motion) for one in self.views),
+        )
 
     def distances(self, space: Space) -> NDArray[np.float32]:
         """Signed distances in mm on any grid, a volume or a plane; beyond the frame they are the truncation."""

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.space import Space
-from voxelry.data.slice_augment import move_space
+from voxelry.data.slice_augment import move_slice, move_space
 from voxelry.data.slice_case import SliceBatch, build_case, collate_slices
-from voxelry.data.slices import SliceSample
 from voxelry.ops.sdf import canonical_space, resample_sdf
 
 __all__ = ["Views", "frame_space"]
@@ -74,7 +73,7 @@ class Views:
     def _moved(self, batch: SliceBatch, motions: Points, centres: Points) -> SliceBatch:
         cases = []
         for place, (motion, centre) in enumerate(zip(motions, centres, strict=True)):
-            slices = [_moved(one, motion) for one in batch.slices[place]]
+            slices = [move_slice(one, motion) for one in batch.slices[place]]
             cases.append(
                 build_case(
                     slices,
@@ -88,16 +87,6 @@ class Views:
                 )
             )
         return collate_slices(cases)
-
-
-def _moved(sample: SliceSample, motion: NDArray[np.float64]) -> SliceSample:
-    """A slice and its volume after a motion of the world."""
-    volume = sample.volume_space
-    return sample.replace(
-        space=move_space(sample.space, motion),
-        volume_space=None if volume is None else move_space(volume, motion),
-        pointmap=None,
-    )
 
 
 def _middle(sdf: NDArray[np.float32], frame: Space, otherwise: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.run import prepare_all, read_manifest
 from voxelry.data.prepare.source import PreparedSlices
 from voxelry.data.slice_dataset import SliceDataset
+from voxelry.data.upright import upright
 
 SHAPE, SPACING, CENTRE, RADIUS = (14, 20, 18), (3.0, 1.2, 1.5), np.array([-18.0, 33.0, 60.0]), 9.0
 
@@ -246,7 +247,9 @@ def test_a_prepared_folder_is_a_source_of_prompts(data, tmp_path):
     assert float(case.image.min()) >= 0
     assert float(case.image.max()) <= 1
     points = case.pointmap[0][:, case.mask_target[0] > 0].T * case.edge + case.centre
-    assert np.linalg.norm(points.numpy() - CENTRE, axis=1).max() < RADIUS + 2.0
+    turn = upright(open_image(out / "labels" / "b.nii.gz").space)[:3, :3]
+    assert not np.allclose(turn, np.eye(3))
+    assert np.linalg.norm(points.numpy() @ turn - CENTRE, axis=1).max() < RADIUS + 2.0
     listed = SliceDataset(source, organs=[1], method="all", axes=(1,), edge=40.0, grid=None, image_size=16)
     assert len(listed) == 2 * 3
     assert {listed[place].slices[0].plane for place in range(6)} == {"coronal"}
