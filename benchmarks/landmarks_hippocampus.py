@@ -2,7 +2,7 @@
 
     python benchmarks/landmarks_hippocampus.py --minutes 15
     python benchmarks/landmarks_hippocampus.py --minutes 8 --ndim 2
-    python benchmarks/landmarks_hippocampus.py --few-shot --pretrain-minutes 10 --few-minutes 1.5
+    python benchmarks/landmarks_hippocampus.py --few-shot --pretrain-minutes 12
     python benchmarks/landmarks_hippocampus.py --write-slices FOLDER     (mid-sagittal slices, for `voxelry train`)
 
 The split is 80/20 by case, by seed. Subjects are unknown in this data: the two crops of one patient may lie
@@ -17,7 +17,10 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +95,6 @@ def our_network(arguments: argparse.Namespace, channels: int, *, borders: bool =
     )
 
 
-class MeanOf(nn.Module):
-    """The mean answer of networks that were trained apart."""
-
-    def __init__(self, networks: Sequence[nn.Module]):
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """As each of them."""
-        return torch.stack([network(image) for network in self.networks]).mean(dim=0)
-
-
 class PlainPeer(nn.Module):
     """MONAI's U-Net with channels 16 to 128 and two residual units, fed a multiple of its stride."""
 
@@ -121,6 +112,11 @@ class PlainPeer(nn.Module):
         for axis, length in enumerate(size, start=2):
             answer = answer.narrow(axis, 0, length)
         return answer
+
+
+def split(arguments: argparse.Namespace) -> dict[str, list[Case]]:
+    """The cases of each part."""
+    return split_cases(find_cases(arguments.data, need_landmarks=True), fractions=(0.8, 0.2), seed=arguments.seed)
 
 
 def load(cases: Sequence[Case], ndim: int) -> list[Sample]:
@@ -152,12 +148,12 @@ def train(
     samples: Sequence[Sample],
     recipe: Recipe,
     *,
-    minutes: float,
     seed: int,
+    minutes: float = math.inf,
     steps: int | None = None,
     half: bool = False,
 ) -> int:
-    """Train until the time (or the number of steps, if given) is up; the weights end as their average.
+    """Train until the time is up, or the number of steps reached; the weights end as their average.
 
     Args:
         half: let the network compute in bfloat16.
@@ -248,49 +244,84 @@ def with_views(task: LandmarkTask) -> LandmarkTask:
     return again
 
 
+def train_member(arguments: argparse.Namespace, member: int) -> tuple[dict[str, Tensor], int]:
+    """Train one network of ours in a process of its own; answers its weights and the number of steps."""
+    torch.set_num_threads(max(1, arguments.threads // at_once(arguments)))
+    training = load(split(arguments)["train"], arguments.ndim)
+    seed = arguments.seed + 1000 * member
+    torch.manual_seed(seed)
+    task = ours(arguments, training[0].landmark_names, arguments.borders or None)
+    minutes = arguments.minutes * at_once(arguments) / arguments.members
+    steps = train(task, training, our_recipe(arguments), minutes=minutes, seed=seed, half=arguments.half)
+    return task.network.state_dict(), steps
+
+
+def at_once(arguments: argparse.Namespace) -> int:
+    """How many networks are trained side by side: small ones use two processors better than one of them does."""
+    return int(min(arguments.members, arguments.threads))
+
+
+def mean_points(answers: Sequence[Sequence[LandmarkPrediction]]) -> list[LandmarkPrediction]:
+    """For every case the mean of the points that networks found."""
+    return [
+        replace(
+            found[0],
+            **{
+                name: np.mean([getattr(one, name) for one in found], axis=0)
+                for name in ("index", "world", "spread_mm", "radii_mm", "presence")
+            },
+        )
+        for found in zip(*answers, strict=True)
+    ]
+
+
+def rows_of(task: LandmarkTask, predictions: Sequence[LandmarkPrediction], samples: Sequence[Sample]) -> list[Row]:
+    """Metrics of predictions, a row a case."""
+    return [
+        row
+        for prediction, sample in zip(predictions, samples, strict=True)
+        for row in task.metrics([prediction], collate([sample]))
+    ]
+
+
 def compare(arguments: argparse.Namespace, training: list[Sample], test: list[Sample], page: Report) -> None:
     """The main table."""
     ndim, names = arguments.ndim, test[0].landmark_names
     print(f"{'':34s} {'MRE mm':>6s} {'95 %':14s} {'median':>7s} {'≤ 2 mm':>8s} {'≤ 3 mm':>8s} {'steps':>7s}")
-    held_back = training[: arguments.calibration_cases]
-    fitted = training[arguments.calibration_cases :]
-    networks = []
-    for member in range(arguments.members):  # they share the time
-        seed = arguments.seed + 1000 * member
-        torch.manual_seed(seed)
+    with ProcessPoolExecutor(at_once(arguments), mp_context=get_context("spawn")) as processes:
+        trained = list(processes.map(partial(train_member, arguments), range(arguments.members)))
+    answers, viewed = [], []
+    for member, (weights, steps) in enumerate(trained):
         task = ours(arguments, names, arguments.borders or None)
-        share = arguments.minutes / arguments.members
-        steps = train(task, fitted, our_recipe(arguments), minutes=share, seed=seed, half=arguments.half)
-        show(f"voxelry, network {member + 1}", task.summary(measure(task, test)[1]), steps)
-        networks.append(task.network)
-    task = LandmarkTask(MeanOf(networks), **task.settings())
-    task.fit_baseline(fitted)
-    show(f"voxelry, mean of {arguments.members}", task.summary(measure(task, test)[1]))
-    task = with_views(task)
-    if held_back:
-        predictions, _ = measure(task, held_back)
-        task.calibrate(predictions, held_back)
-    predictions, rows = measure(task, test)
+        task.network.load_state_dict(weights)
+        predictions, rows = measure(task, test)
+        show(f"voxelry, network {member + 1}", task.summary(rows), steps)
+        answers.append(predictions)
+        viewed.append(measure(with_views(task), test)[0])
+    task.fit_baseline(training)
+    show(f"voxelry, mean of {arguments.members}", task.summary(rows_of(task, mean_points(answers), test)))
+    predictions = mean_points(viewed)
+    rows = rows_of(task, predictions, test)
     summary = task.summary(rows)
     show("voxelry, mean of views", summary)
-    if held_back:
-        print("coverage of the radii:", ", ".join(f"{k}: {v:.2f}" for k, v in summary.items() if "coverage" in k))
     report.add_results(page, task, predictions, test, rows)
     if arguments.peer:
         torch.manual_seed(arguments.seed)
         peer = LandmarkTask(
             PlainPeer(ndim, len(names)), landmark_names=names, ndim=ndim, sigma=2.0, decoder="expectation"
         )
-        steps = train(peer, fitted, peer_recipe(), minutes=arguments.minutes, seed=arguments.seed, half=arguments.half)
+        steps = train(
+            peer, training, peer_recipe(), minutes=arguments.minutes, seed=arguments.seed, half=arguments.half
+        )
         show("MONAI U-Net 16-128", peer.summary(measure(peer, test)[1]), steps)
     print(f"{'mean position':34s} {summary['mean_position_mm']:6.3f}")
 
 
 def few_shot(arguments: argparse.Namespace, training: list[Sample], test: list[Sample], page: Report) -> None:
-    """Pretrained against scratch, the same steps or minutes each, over draws of the labelled cases."""
+    """Pretrained against scratch, the same steps each, over draws of the labelled cases."""
     names = test[0].landmark_names
     torch.manual_seed(arguments.seed)
-    pretraining = PretrainTask(our_network(arguments, 1))
+    pretraining = PretrainTask(our_network(arguments, 1), objective="v", schedule="cosine")
     steps = train(
         pretraining,
         training,
@@ -313,8 +344,8 @@ def few_shot(arguments: argparse.Namespace, training: list[Sample], test: list[S
                     fitting = {key: value for key, value in pretrained.items() if value.shape == own[key].shape}
                     task.network.load_state_dict(own | fitting)
                 chosen = [training[index] for index in order]
-                budget = {"minutes": arguments.few_minutes, "steps": arguments.few_steps, "half": arguments.half}
-                train(task, chosen, our_recipe(arguments, arguments.few_rate), seed=draw, **budget)
+                recipe = our_recipe(arguments, arguments.few_rate)
+                train(task, chosen, recipe, steps=arguments.few_steps, seed=draw, half=arguments.half)
                 summary = task.summary(measure(task, test)[1])
                 table[draw, column] = summary["mre_mm"]
                 show(f"{count} labels, draw {draw}, {method}", summary)
@@ -373,20 +404,18 @@ def main() -> None:
     ours.add_argument("--borders", type=float, default=20.0, help="mm as unit of the distances to them; 0: not told")
     ours.add_argument("--elastic", type=float, default=2.5, help="mm")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--calibration-cases", type=int, default=0, help="training cases kept for the radii")
     parser.add_argument("--few-shot", action="store_true")
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 10, 25])
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--pretrain-minutes", type=float, default=10.0)
-    parser.add_argument("--few-minutes", type=float, default=1.5)
-    parser.add_argument("--few-steps", type=int, default=None, help="instead of minutes")
+    parser.add_argument("--pretrain-minutes", type=float, default=12.0)
+    parser.add_argument("--few-steps", type=int, default=300, help="of each fine-tuning")
     parser.add_argument("--few-rate", type=float, default=2e-3)
     parser.add_argument("--few-time-step", type=int, default=None, help="told to both networks; default none")
     parser.add_argument("--report", type=Path, help="HTML page to write")
     parser.add_argument("--write-slices", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    splits = split_cases(find_cases(arguments.data, need_landmarks=True), fractions=(0.8, 0.2), seed=arguments.seed)
+    splits = split(arguments)
     if arguments.write_slices:
         write_slices(load([case for part in splits.values() for case in part], 2), arguments.write_slices)
         return
