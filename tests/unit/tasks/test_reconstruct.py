@@ -13,7 +13,7 @@ from voxelry.models.shape import Prompt, ShapeNet
 from voxelry.ops.sdf import canonical_space
 from voxelry.tasks.reconstruct import ReconstructTask, losses
 from voxelry.tasks.reconstruct.baselines import ellipsoid, nearest_shape
-from voxelry.tasks.reconstruct.predict import meet_contours
+from voxelry.tasks.reconstruct.predict import cut_iou, meet_contours
 from voxelry.tasks.reconstruct.targets import make_targets, mean_shape
 
 SMALL = {
@@ -197,6 +197,21 @@ def test_contours_that_are_met_already_change_nothing():
     unknown = torch.full((1, 1, 32, 32), torch.nan)
     same = meet_contours(sdf, prompt, torch.tensor([48.0]), unknown, reach=4.0, most=8.0)
     assert torch.equal(same, sdf)
+
+
+def test_a_predicted_mask_is_met_only_where_the_shape_has_much_in_common_with_it():
+    batch = collate_slices([ball_case(9.0)])
+    near = batch.mask_target.clone()
+    far = torch.roll(near, 10, dims=-1)
+    task = small_task(contour=3.0, contour_predicted=True)
+    prompt = task.prompt(batch)
+    assert float(cut_iou(batch.sdf, prompt, near > 0)) > 0.8
+    assert 0 < float(cut_iou(batch.sdf, prompt, far > 0)) < 0.3
+    assert float(cut_iou(batch.sdf, prompt, torch.zeros_like(near, dtype=torch.bool))) == 0
+    assert task._outlines(batch, prompt, near, batch.sdf).isfinite().any()
+    assert not task._outlines(batch, prompt, far, batch.sdf).isfinite().any()
+    given = collate_slices([ball_case(9.0, give_mask=True)])
+    assert task._outlines(given, prompt, far, batch.sdf).isfinite().any()  # what is known is met in any case
 
 
 def test_the_ellipsoid_of_a_ball_through_its_middle_is_the_ball():

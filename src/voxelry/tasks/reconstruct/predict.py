@@ -20,7 +20,7 @@ from voxelry.models.shape.prompt import Prompt, frame_points, project, sample_pl
 from voxelry.ops.sdf import largest_component, resample_sdf, signed_distance, voxelise_sdf
 from voxelry.ops.surface import Mesh, extract_surface
 
-__all__ = ["ReconstructPrediction", "meet_contours", "plane_distances"]
+__all__ = ["ReconstructPrediction", "cut_iou", "meet_contours", "plane_distances"]
 
 
 @dataclass
@@ -117,6 +117,19 @@ def plane_distances(masks: Tensor, views: Sequence[Space], truncation: float) ->
     return torch.from_numpy(np.stack(found))
 
 
+def cuts(sdf: Tensor, prompt: Prompt) -> Tensor:
+    """Distances of shapes `(B, 1, n, n, n)` at the pixels of their slices, `(B, S, H, W)`."""
+    places = 2 * prompt.pointmap.movedim(2, -1)
+    return torch.nn.functional.grid_sample(sdf, places, padding_mode="border", align_corners=False)[:, 0]
+
+
+def cut_iou(sdf: Tensor, prompt: Prompt, masks: Tensor) -> Tensor:
+    """Intersection over union of shapes' cuts and masks `(B, S, H, W)` bool in the slices, `(B, S)`; 0 of nothing."""
+    inside = (cuts(sdf, prompt) < 0) & (prompt.validity > 0)
+    both, either = ((one.flatten(2).sum(dim=-1)) for one in (inside & masks, inside | masks))
+    return both / either.clamp(min=1)
+
+
 def meet_contours(sdf: Tensor, prompt: Prompt, edge: Tensor, wanted: Tensor, *, reach: float, most: float) -> Tensor:
     """Bend shapes so that their cuts are the slices' masks: what a cut is off is taken off, less and less with height.
 
@@ -134,8 +147,7 @@ def meet_contours(sdf: Tensor, prompt: Prompt, edge: Tensor, wanted: Tensor, *, 
     Returns:
         `(B, 1, n, n, n)` mm.
     """
-    places = 2 * prompt.pointmap.movedim(2, -1)
-    cut = torch.nn.functional.grid_sample(sdf, places, padding_mode="border", align_corners=False)[:, 0]
+    cut = cuts(sdf, prompt)
     known = wanted.isfinite() & (prompt.validity > 0)
     difference = torch.where(known, wanted.clamp(-most, most) - cut.clamp(-most, most), 0.0)
     cells = frame_points(sdf.shape[-1], sdf).flatten(0, 2)

@@ -21,7 +21,13 @@ from voxelry.models.shape import Prompt, ShapeOutput
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.reconstruct import losses
 from voxelry.tasks.reconstruct.baselines import Baselines
-from voxelry.tasks.reconstruct.predict import ReconstructPrediction, meet_contours, one_part, plane_distances
+from voxelry.tasks.reconstruct.predict import (
+    ReconstructPrediction,
+    cut_iou,
+    meet_contours,
+    one_part,
+    plane_distances,
+)
 from voxelry.tasks.reconstruct.targets import Targets, class_of, make_targets
 from voxelry.tasks.reconstruct.views import Views, frame_space
 
@@ -39,6 +45,8 @@ WEIGHTS = {
     "chamfer": 0.0,
     "smoothness": 0.0,
 }
+
+_AGREEMENT = 0.5  # IoU
 
 
 class ReconstructTask(Task):
@@ -238,7 +246,7 @@ class ReconstructTask(Task):
         looks, probability, frames = self._looks(batch, prompt)
         looks = torch.cat((looks.mean(dim=0, keepdim=True), looks))
         if self.contour:
-            wanted = self._outlines(batch, probability).to(looks)
+            wanted = self._outlines(batch, prompt, probability, looks[0]).to(looks)
             edge = batch.edge.flatten()
             bent = [meet_contours(look, prompt, edge, wanted, reach=self.contour, most=self.band) for look in looks]
             looks = torch.stack(bent)
@@ -286,15 +294,19 @@ class ReconstructTask(Task):
             hypotheses=tuple(others) if len(others) > 1 else (),
         )
 
-    def _outlines(self, batch: SliceBatch, probability: Tensor) -> Tensor:
-        """Signed distances within the slices, `(B, S, H, W)` mm; NaN where nothing is known."""
+    def _outlines(self, batch: SliceBatch, prompt: Prompt, probability: Tensor, look: Tensor) -> Tensor:
+        """Signed distances within the slices, `(B, S, H, W)` mm; NaN where nothing is known.
+
+        A predicted mask that has little in common with the shape's cut is no better than it, and is passed over.
+        """
         wanted = torch.full(probability.shape, torch.nan)
+        agree = (cut_iou(look, prompt, probability >= 0.5) >= _AGREEMENT).cpu() & self.contour_predicted
         for place, views in enumerate(batch.views):
             count = len(views)
             given = batch.has_mask[place, :count].cpu()
             masks = torch.where(given[:, None, None], batch.mask[place, :count].cpu(), probability[place, :count].cpu())
             near = plane_distances(masks >= 0.5, views, self.band)
-            keep = given if not self.contour_predicted else torch.ones_like(given)
+            keep = given | agree[place, :count]
             wanted[place, :count] = torch.where(keep[:, None, None], near, torch.nan)
         return wanted
 
