@@ -23,6 +23,7 @@ from voxelry.core.space import Space
 from voxelry.data.io import read_image, write_image
 from voxelry.data.io.meshes import write_mesh
 from voxelry.data.layouts import case_name
+from voxelry.data.preprocess import orientation_steps
 from voxelry.data.sample import Sample
 from voxelry.data.slice_augment import move_slice
 from voxelry.data.slice_case import build_case, collate_slices
@@ -84,8 +85,8 @@ def reconstruct(
         click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
         plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
             x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
-        mask: the organ on the slices, as far as it is known: a label volume on the volume's grid, or an image of the
-            slice's size with `slice`; what isn't 0 is organ.
+        mask: the organ on the slices, as far as it is known: a label volume on the volume's grid (in any order of axes
+            where it is a file), or an image of the slice's size with `slice`; what isn't 0 is organ.
         slice: there is one image of rank 2 and no volume.
         spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
         label: the organ, one of the model's; may be left out where it has only one.
@@ -274,9 +275,14 @@ def _mask_on(mask: Any, space: Space, source: str, *, placed: bool) -> torch.Ten
     """0 and 1 on the grid of the image; a file must lie where the image does if such files say where they lie."""
     if isinstance(mask, str | PathLike):
         read = read_image(Path(mask))
-        name, array = str(mask), np.asarray(read.array)[0]
-        apart = read.space.shape == space.shape and not read.space.is_close(space, tolerance=0.1 * min(space.spacing))
-        if placed and apart:
+        name, array, grid = str(mask), np.asarray(read.array)[0], read.space
+        near = 0.1 * min(space.spacing)
+        if placed and grid.ndim == space.ndim and not grid.is_close(space, tolerance=near):
+            axes, flips = orientation_steps(grid, space.orientation)  # perhaps it is only stored otherwise
+            if grid.reorder(axes, flips).is_close(space, tolerance=near):
+                grid = grid.reorder(axes, flips)
+                array = np.flip(array.transpose(axes), tuple(axis for axis, flip in enumerate(flips) if flip))
+        if placed and grid.shape == space.shape and not grid.is_close(space, tolerance=near):
             raise DataError(f"{name}: lies elsewhere than its image {source}; expected the same affine")
     else:
         name, array = "mask", np.asarray(mask)
@@ -285,7 +291,7 @@ def _mask_on(mask: Any, space: Space, source: str, *, placed: bool) -> torch.Ten
         raise DataError(f"{name}: shape {array.shape}, but its image {source} has {space.shape}")
     if not (array != 0).any():
         raise DataError(f"{name}: no foreground")
-    return torch.from_numpy((array != 0).astype(np.int64))
+    return torch.from_numpy(np.ascontiguousarray(array != 0).astype(np.int64))
 
 
 def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, spacing: Any, label: int) -> SliceSample:

@@ -116,11 +116,15 @@ def test_a_patient_who_lies_otherwise_gets_the_same_mesh(model, scan):
     assert (other.mask() == first.mask()).all()
 
 
-def test_masks_and_several_slices_are_taken(model, scan):
+def test_masks_and_several_slices_are_taken(model, scan, tmp_path):
     mask = scan.parent / "mask.nii.gz"
     one = model.reconstruct(scan, click=CLICK, mask=mask)
     assert one.given is not None
     assert one.on_slice_mm < 1.0
+    stored = read_image(mask)
+    moved = stored.space.reorder((1, 0, 2), (True, False, True))
+    other = write_image(tmp_path / "psl.nii.gz", stored.array.transpose(0, 2, 1, 3)[:, ::-1, :, ::-1], moved)
+    assert (model.reconstruct(scan, click=CLICK, mask=other).given == one.given).all()
     two = reconstruct(model, scan, click=[CLICK, (4.0, 46.0, 24.0)], plane=["axial", "sagittal"], label=4)
     assert len(two.planes) == 2
     assert two.label == 3
