@@ -63,13 +63,21 @@ class Recipe:
     cosine: bool = False
 
 
-def our_recipe(arguments: argparse.Namespace, learning_rate: float | None = None) -> Recipe:
+def our_recipe(arguments: argparse.Namespace) -> Recipe:
+    """The peer's shifts and noise; cosine schedule; averaged weights.
+
+    Larger movements make a network learn more slowly: they are for few labels.
+    """
+    return replace(peer_recipe(), learning_rate=arguments.rate, ema=0.995, cosine=True)
+
+
+def few_recipe(arguments: argparse.Namespace, learning_rate: float) -> Recipe:
     """Movements, mirror images of left and right (a slice has none), intensities; cosine schedule; averaged weights."""
     augment = Augment(
         **CROPPED, rotation=15.0, scale=0.15, mirror=0.5, elastic=arguments.elastic, elastic_spacing=12.0,
         gamma=0.1, contrast=0.1, brightness=0.05, bias_field=0.0, noise=0.03,
     )  # fmt: skip
-    return Recipe(augment, learning_rate or arguments.rate, ema=0.995, cosine=True)
+    return Recipe(augment, learning_rate, ema=0.995, cosine=True)
 
 
 def peer_recipe() -> Recipe:
@@ -237,9 +245,8 @@ def ours(
 
 
 def with_views(task: LandmarkTask) -> LandmarkTask:
-    """The same weights, asked about shifted and (where it is an anatomy as well) mirrored copies too."""
-    flips = (MIDLINE,) if task.ndim > MIDLINE else ()
-    again = LandmarkTask(task.network, **task.settings() | {"ensemble_shift": 1, "ensemble_flips": flips})
+    """The same weights, asked about shifted copies too."""
+    again = LandmarkTask(task.network, **task.settings() | {"ensemble_shift": 1})
     again.load_state_dict(task.state_dict())
     return again
 
@@ -325,7 +332,7 @@ def few_shot(arguments: argparse.Namespace, training: list[Sample], test: list[S
     steps = train(
         pretraining,
         training,
-        our_recipe(arguments, 1e-3),
+        few_recipe(arguments, 1e-3),
         minutes=arguments.pretrain_minutes,
         seed=arguments.seed,
         half=arguments.half,
@@ -344,7 +351,7 @@ def few_shot(arguments: argparse.Namespace, training: list[Sample], test: list[S
                     fitting = {key: value for key, value in pretrained.items() if value.shape == own[key].shape}
                     task.network.load_state_dict(own | fitting)
                 chosen = [training[index] for index in order]
-                recipe = our_recipe(arguments, arguments.few_rate)
+                recipe = few_recipe(arguments, arguments.few_rate)
                 train(task, chosen, recipe, steps=arguments.few_steps, seed=draw, half=arguments.half)
                 summary = task.summary(measure(task, test)[1])
                 table[draw, column] = summary["mre_mm"]
@@ -400,9 +407,9 @@ def main() -> None:
     ours.add_argument(
         "--label-classes", type=int, default=3, help="learn the labels too, which the peer doesn't; 0: not"
     )
-    ours.add_argument("--members", type=int, default=2, help="networks that share the time and answer together")
+    ours.add_argument("--members", type=int, default=4, help="networks that share the time and answer together")
     ours.add_argument("--borders", type=float, default=20.0, help="mm as unit of the distances to them; 0: not told")
-    ours.add_argument("--elastic", type=float, default=2.5, help="mm")
+    ours.add_argument("--elastic", type=float, default=2.5, help="mm, of the movements with few labels")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--few-shot", action="store_true")
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 10, 25])
