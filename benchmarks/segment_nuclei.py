@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA / "go_nuclear")
     parser.add_argument("--out", type=Path, default=Path("runs/segment_nuclei"))
     parser.add_argument("--minutes", type=float, default=34.0, help="of both trainings together")
-    parser.add_argument("--phantom-share", type=float, default=0.35, help="part of the time spent on phantoms alone")
+    parser.add_argument("--phantom-share", type=float, default=0.45, help="part of the time spent on phantoms alone")
     parser.add_argument("--phantoms", type=int, default=60)
     parser.add_argument("--held-out", choices=STACKS, default=NOISE)
     parser.add_argument("--seed", type=int, default=0)
