@@ -67,7 +67,8 @@ class ReconstructTask(Task):
         tau: mm, the width of a soft surface.
         band: mm around the surface in which distances matter most.
         contour: mm over which the answer is bent so that its cut meets the slice's mask, the given one or, with
-            `contour_predicted`, else the predicted one; 0 leaves it as it is.
+            `contour_predicted`, else the predicted one where cut and mask agree (intersection over union 0.5); 0
+            leaves it as it is.
         contour_predicted: see `contour`.
         recentre: look again with the frame around the first answer, and average; the looks are kept as hypotheses.
         mirror: look also at the mirror image, and average.
