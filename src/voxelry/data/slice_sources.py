@@ -169,7 +169,7 @@ class VolumeSlices:
 
     def truth(self, case: int, organ: tuple[int, ...]) -> Tensor:
         """See `SliceSource`."""
-        return torch.from_numpy(self._mask(self._sample(case), organ))
+        return torch.from_numpy(self._mask(self.volumes.preprocessed(case), organ))
 
     def _sample(self, case: int) -> Sample:
         sample = self.volumes.preprocessed(case)
@@ -191,7 +191,7 @@ class VolumeSlices:
         )
 
     def _labels(self, case: int) -> Tensor:
-        labels = self._sample(case).labels
+        labels = self.volumes.preprocessed(case).labels
         if labels is None:
             raise DataError(f"{self.volumes.cases[case].image}: its labels aren't read; add labels to `need`")
         return labels

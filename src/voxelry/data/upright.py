@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import permutations, product
 
 import numpy as np
@@ -31,9 +32,10 @@ def upright(space: Space) -> NDArray[np.float64]:
     return motion
 
 
-def _signed_axes(handed: float) -> list[NDArray[np.float64]]:
+@cache
+def _signed_axes(handed: float) -> tuple[NDArray[np.float64], ...]:
     """The 24 matrices of the world's axes in any order and direction that are right-handed (1) or mirrored (-1)."""
     found = [
         np.eye(3)[list(order)] * signs for order in permutations(range(3)) for signs in product((1.0, -1.0), repeat=3)
     ]
-    return [axes for axes in found if np.linalg.det(axes) * handed > 0]
+    return tuple(axes for axes in found if np.linalg.det(axes) * handed > 0)

@@ -1,4 +1,4 @@
-"""The number format that a device computes fastest in without losing accuracy that anyone could measure."""
+"""The number format that a device trains fastest in."""
 
 from __future__ import annotations
 

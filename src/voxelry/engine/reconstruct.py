@@ -291,7 +291,7 @@ def _mask_on(mask: Any, space: Space, source: str, *, placed: bool) -> torch.Ten
         raise DataError(f"{name}: shape {array.shape}, but its image {source} has {space.shape}")
     if not (array != 0).any():
         raise DataError(f"{name}: no foreground")
-    return torch.from_numpy(np.ascontiguousarray(array != 0).astype(np.int64))
+    return torch.from_numpy((array != 0).astype(np.int64))
 
 
 def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, spacing: Any, label: int) -> SliceSample:
