@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from voxelry.core.guard import guarded
 
 __all__ = ["replacing"]
 
+_OWNER_ALONE = 0o600  # as tempfile and safetensors make files
+
 
 @contextmanager
 def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Path]:
@@ -19,7 +22,8 @@ def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Pa
 
     The place has the same name in a hidden folder beside `path`, so that a header may point at a data file
     of the same stem; files beside it are moved too, `path` last. The block may write a file or a folder. If
-    it fails or is interrupted, `path` stays as it was and nothing is left behind.
+    it fails or is interrupted, `path` stays as it was and nothing is left behind. Whatever was written may be read by
+    whom the umask lets read new files, also where a library made its files for their owner alone.
 
     Args:
         path: file or folder that is written whole or not at all.
@@ -34,10 +38,22 @@ def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Pa
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
             yield folder / path.name
+            _open_up(folder)
             for written in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
                 _move(written, path.parent / written.name, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_up(folder: Path) -> None:
+    """Give all files in a folder, at any depth, the mode that a new file has here."""
+    probe = folder / ".mode"  # asking for the umask would mean to change it, for all threads
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if not file.is_symlink() and file.is_file() and stat.S_IMODE(file.stat().st_mode) == _OWNER_ALONE != mode:
+            file.chmod(mode)
 
 
 def _move(source: Path, target: Path, folder: Path) -> None:

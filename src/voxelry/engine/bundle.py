@@ -8,8 +8,6 @@ put points in the wrong place, is refused.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import voxelry
+from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.kinds import KINDS, kind_of
@@ -115,23 +114,13 @@ def write_bundle(folder: Path, task: Task, preprocess: Preprocess, *, record: di
     }
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in task.state_dict().items()}
-    partial: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        (partial / "config.yaml").write_text(text, encoding="utf-8")
-        (partial / "card.md").write_text(card, encoding="utf-8")
-        save_file(state, partial / "weights.safetensors", metadata={"config_sha256": _digest(text.encode())})
-        partial.chmod(0o755)
-        if folder.exists():
-            _check_ours(folder)
-            shutil.rmtree(folder)
-        partial.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise FileError(folder, f"the bundle can't be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+    if folder.is_dir():
+        _check_ours(folder)
+    with replacing(folder, "the bundle can't be written") as place:
+        place.mkdir()
+        (place / "config.yaml").write_text(text, encoding="utf-8")
+        (place / "card.md").write_text(card, encoding="utf-8")
+        save_file(state, place / "weights.safetensors", metadata={"config_sha256": _digest(text.encode())})
     return folder
 
 

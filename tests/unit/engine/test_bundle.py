@@ -53,6 +53,11 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert torch.equal(loaded.task.network(image), original.network(image))
 
 
+def test_a_bundle_may_be_read_by_whom_new_files_may(bundle, tmp_path):
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in bundle.iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 def test_changed_settings_are_refused(bundle):
     path = bundle / "config.yaml"
     path.write_text(path.read_text().replace("image_size: 16", "image_size: 32"))
