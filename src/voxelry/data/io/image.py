@@ -110,8 +110,8 @@ def open_image(
             A 3-D array without named axes is a volume; `ndim=2` makes its last axis channels.
 
     Raises:
-        FileError: no such file, an unknown format, a broken header, no such channel, or an image that can't have that
-            rank.
+        FileError: no such file, an unknown format, a broken header, no such channel, an image that can't have that
+            rank, or a unit of length that isn't known where `spacing` isn't given.
     """
     path, dataset = split_dataset(Path(path), dataset)
     reader = _reader(path)
@@ -122,13 +122,15 @@ def open_image(
         if channel is not None:
             image = _single_channel(image, channel)
         if spacing is None:
+            if image.spacing_fault is not None:
+                raise image.spacing_fault
             return image
         steps = np.asarray(per_axis(spacing, image.space.ndim, "spacing"), dtype=np.float64)
         if not np.all(np.isfinite(steps) & (steps > 0)):
             raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
         affine = image.space.affine.copy()
         affine[:3, :-1] = image.space.directions * steps
-        return dataclasses.replace(image, space=Space(image.space.shape, affine))
+        return dataclasses.replace(image, space=Space(image.space.shape, affine), spacing_fault=None)
 
 
 def read_image(path: str | Path, **settings: Any) -> Image:

@@ -22,7 +22,7 @@ from voxelry.core.errors import FileError
 from voxelry.data.io.axes import AxisOrder, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
-from voxelry.data.io.units import millimetres
+from voxelry.data.io.units import Lengths
 
 __all__ = ["open_file"]
 
@@ -72,7 +72,8 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     fields, end = _header(path)
     data = _data(path, fields, end)
     dtype = check_numeric(path, data.dtype)
-    steps, origin, oriented = _geometry(path, fields, len(data.shape))
+    lengths = Lengths(path)
+    steps, origin, oriented = _geometry(path, fields, len(data.shape), lengths)
     rank = len(data.shape)
     axes = ["c"] * rank
     for letter, axis in zip("xyz", sorted(steps), strict=False):
@@ -88,6 +89,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         loader=partial(_load, data, order),
         has_orientation=oriented,
         metadata=fields,
+        spacing_fault=lengths.fault,
     )
 
 
@@ -154,7 +156,9 @@ def _vector(text: str) -> np.ndarray | None:
     return None if text.lower() == "none" else np.array([float(part) for part in text.strip("()").split(",")])
 
 
-def _geometry(path: Path, fields: dict[str, Any], rank: int) -> tuple[dict[int, np.ndarray], np.ndarray, bool]:
+def _geometry(
+    path: Path, fields: dict[str, Any], rank: int, lengths: Lengths
+) -> tuple[dict[int, np.ndarray], np.ndarray, bool]:
     """RAS step in mm by spatial axis (counted from the fastest), RAS origin, and whether directions are given."""
     space = fields.get("space", "").lower()
     signs = np.array(_TO_RAS.get(space.removesuffix("-time"), _LPS), dtype=np.float64)
@@ -164,7 +168,8 @@ def _geometry(path: Path, fields: dict[str, Any], rank: int) -> tuple[dict[int, 
         vectors = [_vector(part) for part in re.findall(r"none|\([^)]*\)", fields["space directions"], re.IGNORECASE)]
         if len(vectors) != rank:
             raise FileError(path, f"expected {rank} space directions, got {len(vectors)}")
-        factors = [millimetres(unit) or 1.0 for unit in re.findall(r'"([^"]*)"', fields.get("space units", ""))]
+        units = re.findall(r'"([^"]*)"', fields.get("space units", ""))
+        factors = [lengths.factor(unit, "space units") or 1.0 for unit in units]
         factor = np.ones(3)
         factor[: min(3, len(factors))] = factors[:3]
         for axis, vector in enumerate(vectors):
@@ -180,7 +185,7 @@ def _geometry(path: Path, fields: dict[str, Any], rank: int) -> tuple[dict[int, 
         units = re.findall(r'"([^"]*)"', fields.get("units", ""))
         for world, axis in enumerate(spatial):
             step = abs(spacings[axis]) if np.isfinite(spacings[axis]) and spacings[axis] else 1.0
-            length = (millimetres(units[axis]) if axis < len(units) else None) or 1.0
+            length = (lengths.factor(units[axis], "units") if axis < len(units) else None) or 1.0
             steps[axis] = signs * np.eye(3)[world] * step * length
     if len(steps) not in (2, 3):
         raise FileError(path, f"expected 2 or 3 spatial axes, got {len(steps)}")

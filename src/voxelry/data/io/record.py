@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from voxelry.core.errors import SettingError
+from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
 from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder
@@ -36,6 +36,8 @@ class ImageFile:
         has_orientation: whether the file itself gives the directions of its axes in the patient.
         metadata: what else the header says (channel names, units, ...), format by format.
         order: which stored axis is which, where the pixels are one stored array; `metadata` names it then.
+        spacing_fault: why the spacing of `space` can't be relied on (a unit that isn't known, a step that the file
+            lacks); `open_image` raises it unless the user says the spacing.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class ImageFile:
     has_orientation: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
     order: AxisOrder | None = None
+    spacing_fault: FileError | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

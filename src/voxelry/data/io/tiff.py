@@ -24,7 +24,7 @@ from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
-from voxelry.data.io.units import millimetres
+from voxelry.data.io.units import Lengths
 
 __all__ = ["open_file", "write_file"]
 
@@ -50,7 +50,8 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         _check_size(path, file, series)
         axes = _axes(path, letters, shape, ndim, channel_axis)
         order = order_axes(path, shape, axes, ndim=ndim, channel_axis=channel_axis)
-        spacing, affine, metadata = _calibration(file)
+        lengths = Lengths(path)
+        spacing, affine, metadata = _calibration(file, lengths)
     steps = {axis: spacing.get("xyz"[world], 1.0) for world, axis in enumerate(reversed(order.spatial))}
     space = order.plain_space(steps)
     if affine is not None:
@@ -70,6 +71,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         has_orientation=affine is not None,
         metadata=metadata,
         order=order,
+        spacing_fault=None if affine is not None else lengths.fault,
     )
 
 
@@ -166,16 +168,18 @@ def _check_size(path: Path, file: tifffile.TiffFile, series: tifffile.TiffPageSe
         raise FileError(path, "its first page has no pixels")
 
 
-def _calibration(file: tifffile.TiffFile) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
+def _calibration(
+    file: tifffile.TiffFile, lengths: Lengths
+) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
     """Spacing in mm by axis letter, our own affine if the file carries one, and what else it says."""
     if file.is_ome:
-        return _from_ome(file)
+        return _from_ome(file, lengths)
     spacing = {}
     notes = file.imagej_metadata or {}
     tags = file.pages.first.tags
     code = tags.get("ResolutionUnit")
     unit = notes.get("unit") or (None if file.is_imagej or code is None else _UNITS.get(int(code.value)))
-    factor = millimetres(unit)
+    factor = lengths.factor(unit, "unit")
     for letter, name in (("x", "XResolution"), ("y", "YResolution")):
         tag = tags.get(name)
         if factor is None or tag is None or not all(tag.value):
@@ -196,14 +200,15 @@ def _depth(spacing: dict[str, float], file: tifffile.TiffFile, factor: float) ->
     return factor if file.is_imagej else spacing.get("y", spacing.get("x", 1.0))
 
 
-def _from_ome(file: tifffile.TiffFile) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
+def _from_ome(file: tifffile.TiffFile, lengths: Lengths) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
     document = tifffile.xml2dict(file.ome_metadata).get("OME", {})
     images = document.get("Image", {})
     pixels = (images[0] if isinstance(images, list) else images).get("Pixels", {})
     spacing = {}
     for letter in "xyz":
-        size = pixels.get(f"PhysicalSize{letter.upper()}")
-        factor = millimetres(pixels.get(f"PhysicalSize{letter.upper()}Unit", "um"))  # OME's default
+        field = f"PhysicalSize{letter.upper()}"
+        size = pixels.get(field)
+        factor = lengths.factor(pixels.get(f"{field}Unit", "um"), f"{field}Unit")  # OME's default
         if size is not None and factor is not None and float(size) > 0:
             spacing[letter] = float(size) * factor
     channels = pixels.get("Channel", [])

@@ -22,7 +22,7 @@ from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
-from voxelry.data.io.units import millimetres
+from voxelry.data.io.units import Lengths
 
 __all__ = ["open_file", "write_file"]
 
@@ -56,7 +56,8 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     shape, stored, _ = _store(node)
     dtype = check_numeric(path, stored)
     check_stored(path, shape, 0, 0)  # chunks may be absent and are then the fill value: any size is possible
-    axes, scale, shift = _geometry(path, node, len(shape), ndim, channel_axis)
+    lengths = Lengths(path)
+    axes, scale, shift = _geometry(path, node, len(shape), ndim, channel_axis, lengths)
     order = order_axes(path, shape, axes, ndim=ndim, channel_axis=channel_axis)
     affine = _own_affine(path, node, axes, order)
     steps = {axis: scale[axis] * np.eye(3)["xyz".index(axes[axis])] for axis in order.spatial if axes[axis] in "xyz"}
@@ -76,6 +77,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         has_orientation=affine is not None,
         metadata=_metadata(node) | {"array": node.path.relative_to(path).as_posix()},
         order=order,
+        spacing_fault=lengths.fault,
     )
 
 
@@ -241,7 +243,7 @@ def _is_plain(node: _Node) -> bool:
 
 
 def _geometry(
-    path: Path, node: _Node, rank: int, ndim: int | None, channel_axis: int | None
+    path: Path, node: _Node, rank: int, ndim: int | None, channel_axis: int | None, lengths: Lengths
 ) -> tuple[str, list[float], list[float]]:
     """Axis letters, and mm per voxel and mm of voxel 0 along each stored axis."""
     scale, shift = np.ones(rank), np.zeros(rank)
@@ -277,8 +279,12 @@ def _geometry(
             scale, shift = scale * values, shift * values
         else:
             shift = shift + values
-    factors = np.array([millimetres(entry.get("unit")) or 1.0 for entry in entries])
-    return _letters(entries), (scale * factors).tolist(), (shift * factors).tolist()
+    letters = _letters(entries)
+    factors = np.ones(rank)
+    for axis, entry in enumerate(entries):
+        if letters[axis] in "zyx":
+            factors[axis] = lengths.factor(entry.get("unit"), f"unit of axis {entry.get('name')!r}") or 1.0
+    return letters, (scale * factors).tolist(), (shift * factors).tolist()
 
 
 def _letters(entries: list[dict[str, Any]]) -> str:
