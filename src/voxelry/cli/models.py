@@ -23,7 +23,7 @@ from voxelry.core.errors import ConfigError, SettingError
 
 __all__ = ["demo", "evaluate", "predict", "train"]
 
-ADAPTER_HELP = "reconstruct: an adapter of that bundle, or the folder of the run that trained it."
+ADAPTER_HELP = "reconstruct, reconstruct_flow: an adapter of that bundle, or the folder of the run that trained it."
 SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
 
 

@@ -13,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.data.preprocess import Preprocess
 from voxelry.models.adapter_file import read_adapter
@@ -36,7 +38,8 @@ class ModelAdapters:
 
     def __init__(self, model: Model):
         if not hasattr(model.task, "adapt"):
-            raise SettingError(f"adapter: expected with a model of the task reconstruct, got one of {model.task_name}")
+            wanted = "reconstruct or reconstruct_flow"
+            raise SettingError(f"adapter: expected with a model of the task {wanted}, got one of {model.task_name}")
         self._model = model
         self._adapters = Adapters(model.task.network)
         self._known: dict[str | None, tuple[Any, Preprocess]] = {None: (model.task, model.bundle.preprocess)}
@@ -77,8 +80,11 @@ class ModelAdapters:
         self._model.task.to(self._model.device)  # what is new of the network lies on the CPU
         try:
             task = type(base)(base.network, **settings)
+            if "calibration" in record:
+                known = {key: torch.tensor(value) for key, value in record["calibration"].items()}
+                task.calibration.load_state_dict(known)
             self._known[found] = task.to(self._model.device).eval(), Preprocess(**record["preprocess"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             self._adapters.remove(found)
             self._adapters.switch(before)
             raise CheckpointError(f"{folder}: {error}") from error

@@ -80,6 +80,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     config.trainer.precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     pl.seed_everything(config.seed, verbose=False)
     kind = kind_of_config(config)
+    kind.check_adapter(config)
     with placement.first_one_alone():
         splits = build_data(config.data, ndim=ndim, augment=config.augment, seed=config.seed, kind=kind)
     task, transferred = _build_task(config, kind, splits)
@@ -239,11 +240,11 @@ def _finish(
 ) -> Run:
     """Calibrate, measure on held-out cases, write the bundle and the report."""
     task.eval()
-    kind_of_config(config).finish(task, splits.preprocess, output)
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)
         task.calibrate(validated.predictions, [splits.validation[index] for index in range(len(splits.validation))])
+    kind_of_config(config).finish(task, splits.preprocess, output)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
     evaluation = evaluate_task(task, held_out) if len(held_out) else Evaluation.empty()
     record = {

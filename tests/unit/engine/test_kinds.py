@@ -48,3 +48,14 @@ def test_every_network_is_a_module_with_settings(name):
 def test_an_unknown_network_is_refused():
     with pytest.raises(SettingError, match="Linear: expected one of unet"):
         network_name(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_adapter_for_a_task_that_has_none_is_refused_by_name(name):
+    config = OmegaConf.create({"adapter": {"name": "liver"}})
+    if KINDS[name].adaptable:
+        KINDS[name].check_adapter(config)
+    else:
+        with pytest.raises(ConfigError, match=f"adapter: the task {name} has none, only reconstruct and"):
+            KINDS[name].check_adapter(config)
+        KINDS[name].check_adapter(OmegaConf.create({"adapter": None}))

@@ -15,9 +15,11 @@ from voxelry.data.io.meshes import read_mesh
 from voxelry.engine.compose import compose_training
 from voxelry.engine.model import load
 from voxelry.engine.predict import predict_files
+from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
 from voxelry.models.shape import ShapeFlow
-from voxelry.tasks.reconstruct import report
+from voxelry.tasks.reconstruct import ReconstructFlowTask, report
+from voxelry.tasks.reconstruct.spread import HypothesisCalibration
 
 LIVER = 6
 NETWORK = [
@@ -152,5 +154,52 @@ def test_a_flow_starts_from_a_model_that_answers_once_but_not_the_other_way_roun
         np.testing.assert_allclose(after[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     with pytest.raises(CheckpointError, match="holds a shape_flow; expected a shape_net"):
         train(compose_training([*once, f"output_dir={tmp_path / 'back'}", f"pretrained={run[0]}"]))
-    with pytest.raises(ConfigError, match="adapter: expected task=reconstruct"):
-        train(compose_training([*start, "+adapter={name: liver, rank: 2}"]))
+    with pytest.raises(ConfigError, match="answers once and has no flow to adapt"):
+        train(compose_training([*start, "adapter={name: liver, rank: 2}"]))
+
+
+def test_an_adapter_of_a_flow_is_trained_loaded_switched_merged_and_measured(
+    run, quick, scan, phantoms, tmp_path, monkeypatch
+):
+    def fitted(calibration, predictions, truths):  # so short a training has no surface to learn it from
+        calibration.factor.fill_(1.5)
+        calibration.cases.fill_(len(predictions))
+
+    monkeypatch.setattr(HypothesisCalibration, "fit", fitted)
+    monkeypatch.setattr(report, "add_cases", lambda page, *_: page)  # pictures take longest
+    image, click = scan
+    adapted = [*FLOW, *quick, f"output_dir={tmp_path / 'liver'}", f"pretrained={run[0]}", "optimizer.lr=0.01"]
+    finished = train(compose_training([*adapted, "adapter={name: liver, rank: 2}"]))
+    with (tmp_path / "liver" / "logs" / "metrics.csv").open() as file:
+        losses = [bool(row["train/flow"]) for row in csv.DictReader(file) if row["train/coded"]]
+    assert losses == [True] * len(losses) != []  # latents stay the base's, so the flow learns from the first batch on
+    base = load(run[1].bundle).reconstruct(image, click=click)
+    model = load(run[1].bundle, adapter=tmp_path / "liver")
+    merged = load(finished.bundle)
+    state, before = merged.task.state_dict(), load(run[1].bundle).task.state_dict()
+    for name in ("network.error", "network.batches", "network.autoencoder.narrow.1.weight"):
+        np.testing.assert_array_equal(state[name], before[name])
+    for task in (model.task, merged.task):
+        assert (float(task.calibration.factor), int(task.calibration.cases)) == (1.5, 2)
+    found, again = (one.reconstruct(image, click=click, samples=2) for one in (model, merged))
+    assert len(found.hypotheses) == len(again.hypotheses) == 2
+    for one, other in zip((found.sdf, *found.hypotheses), (again.sdf, *again.hypotheses), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+    assert not np.allclose(found.sdf, base.sdf, atol=1e-3)
+    with model.adapters.using(None):
+        np.testing.assert_array_equal(model.reconstruct(image, click=click).sdf, base.sdf)
+    summary = evaluate_folder(model, phantoms, tmp_path / "measured")[0]
+    assert "hypothesis_dice" in summary or np.isnan(summary["dice"])
+    flags = ["predict", "--model", str(run[0]), "--adapter", str(tmp_path / "liver"), str(image), "--samples", "2"]
+    flags += ["--click", ",".join(f"{value:.2f}" for value in click), "--out", str(tmp_path / "out")]
+    outcome = CliRunner().invoke(app, flags)
+    assert outcome.exit_code == 0 or "no shape was found at the click" in outcome.output
+
+
+def test_an_untrained_flow_can_t_be_adapted():
+    network = ShapeFlow(
+        in_channels=1, classes=1, grid=16, prior_grid=16, image_size=16, width=8, multipliers=(1, 2), volume_width=8,
+        volume_multipliers=(1, 2), latent_grid=4, autoencoder_width=8, flow_width=16,
+    )  # fmt: skip
+    with pytest.raises(SettingError, match="expected a trained flow"):
+        ReconstructFlowTask(network).adapt("liver", {})

@@ -12,7 +12,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from voxelry.core.errors import CheckpointError, FileError, SettingError
+from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.sample import Sample
 from voxelry.engine.kinds.backbone import configured_backbone
 from voxelry.engine.networks import input_channels
@@ -48,6 +48,7 @@ class Kind(ABC):
             is used, and so can be changed for a prediction, see `engine.bundle.read_bundle`.
         options: keywords of the task's `predict` beside the batch.
         prompted: whether a prediction starts from a click.
+        adaptable: whether an adapter can be trained on a bundle of it (`adapter={...}`).
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
     """
 
@@ -60,6 +61,7 @@ class Kind(ABC):
     adjustable: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     prompted: bool = False
+    adaptable: bool = False
     bordered: bool = False
 
     def task_class(self) -> type[Task]:
@@ -86,6 +88,18 @@ class Kind(ABC):
     def settings(self, config: DictConfig, dataset: Any, pretrained: Pretrained | None) -> dict[str, Any]:
         """Keywords of the task that the data or the pretrained weights decide, beside those of `config.task`."""
         return {}
+
+    def check_adapter(self, config: DictConfig) -> None:
+        """Refuse an adapter where none can be trained.
+
+        Raises:
+            ConfigError: `config.adapter` is set, and the task has none.
+        """
+        if config.get("adapter") is not None and not self.adaptable:
+            raise ConfigError(
+                f"adapter: the task {self.name} has none, only reconstruct and reconstruct_flow do; leave it out, and "
+                "pretrained=BUNDLE goes on with all of the weights"
+            )
 
     def prepare(self, task: Any, config: DictConfig, dataset: Any) -> None:
         """Change a new task before it is trained, such as by freezing its network; nothing by default."""

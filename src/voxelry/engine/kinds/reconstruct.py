@@ -48,6 +48,7 @@ class ReconstructKind(Kind):
     truth = ("labels",)
     formats = ("ply", "stl", "glb", "obj")
     prompted = True
+    adaptable = True
     starts: tuple[str, ...] = ("shape_net",)
 
     def network(
@@ -116,7 +117,10 @@ class ReconstructKind(Kind):
     def finish(self, task: Any, preprocess: Preprocess, output: Path) -> None:
         """Write an adapter beside the bundle, into whose weights it is merged."""
         if task.adapters is not None:
-            record = {"task": {"name": self.name, **task.settings()}, "preprocess": preprocess.settings()}
+            record: dict[str, Any] = {"task": {"name": self.name, **task.settings()}}
+            record["preprocess"] = preprocess.settings()
+            if hasattr(task, "calibration"):
+                record["calibration"] = {name: value.item() for name, value in task.calibration.state_dict().items()}
             task.adapters.save(output / "adapter", record=record)
             task.merge_adapter()
 

@@ -30,12 +30,15 @@ class ReconstructFlowKind(ReconstructKind):
     def network(
         self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
     ) -> tuple[nn.Module, TransferReport | None]:
-        """As `ReconstructKind.network`, but for adapters.
+        """As `ReconstructKind.network`; an adapter needs a flow, which a model of `reconstruct` doesn't have.
 
         Raises:
             CheckpointError: pretrained weights of another kind of network.
-            ConfigError: an adapter is asked for.
+            ConfigError: an adapter without a flow to adapt.
         """
-        if config.get("adapter") is not None:
-            raise ConfigError("adapter: expected task=reconstruct; a flow starts from its bundle by pretrained=BUNDLE")
+        if config.get("adapter") is not None and pretrained is not None and pretrained.kind == "shape_net":
+            raise ConfigError(
+                f"adapter: {pretrained.source} answers once and has no flow to adapt; expected a bundle of "
+                "reconstruct_flow, or task=reconstruct"
+            )
         return super().network(config, dataset, pretrained)

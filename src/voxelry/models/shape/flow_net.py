@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import plain
 from voxelry.diffusion.flow import FLOW_SAMPLERS
+from voxelry.models.adapters import TARGETS
 from voxelry.models.folded_unet import fold_voxels
 from voxelry.models.shape.autoencoder import ShapeAutoencoder
 from voxelry.models.shape.decoder import LIFTED, CrossBlock, LiftDecoder
@@ -132,6 +133,17 @@ class ShapeFlow(ShapeNet):
             )
         self.register_buffer("error", torch.ones(latent_channels))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def adapter_heads(self) -> tuple[str, ...]:
+        """Those of a `ShapeNet`, and the flow's own last layer."""
+        return (*super().adapter_heads, "flow.unet.head" if self.condition is not None else "flow.head")
+
+    @property
+    def adapter_targets(self) -> str:
+        """Those of a `ShapeNet`; never the encoder of shapes, by which latents mean the same for every adapter."""
+        wanted = super().adapter_targets
+        return rf"(?!autoencoder\.(down|narrow)\b)({TARGETS.get(wanted, wanted)})"
 
     def latents(self, sdf: Tensor) -> Tensor:
         """The standardised latents of shapes, `(B, 1, n, n, n)` edges to `(B, C, m, m, m)`; no gradients."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -111,6 +111,18 @@ class ReconstructFlowTask(ReconstructTask):
         """
         self.share = share
 
+    def adapt(self, name: str, settings: Mapping[str, Any], *, head_rate: float | None = None) -> None:
+        """As `ReconstructTask.adapt`: the flow of a trained network is adapted, its latents stay what they are.
+
+        Raises:
+            SettingError: the autoencoder was never trained; or see there.
+        """
+        network: Any = self.network
+        if not int(network.autoencoder.batches):
+            raise SettingError("adapter: expected a trained flow, this one's autoencoder has seen no shape")
+        super().adapt(name, settings, head_rate=head_rate)
+        self.autoencoder_share = 0.0
+
     def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """The losses of the answer, and those of the autoencoder or of the flow.
 
@@ -149,7 +161,8 @@ class ReconstructFlowTask(ReconstructTask):
 
     def _flow_loss(self, network: ShapeFlow, latents: Tensor, condition: Any) -> Tensor:
         """Mean squared error of the correction, over times and noises drawn for every prompt."""
-        network.observe(latents, condition.estimate)
+        if self.adapters is None:  # what isn't a weight is the base's, also in an adapter's training
+            network.observe(latents, condition.estimate)
         each = condition.repeated(self.draws)
         x0 = latents.repeat_interleave(self.draws, dim=0)
         x1 = torch.randn_like(x0)
