@@ -80,7 +80,7 @@ class Checkpoints(pl.Callback):
     ) -> None:
         """Write `last.ckpt` when it is due or when the run is interrupted."""
         step = trainer.global_step
-        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
         # between two optimizer steps the gathered gradients would be lost
         between = self.validate_every == 1 or step % self.validate_every != 0
         if self.interrupted and not accumulating and between:

@@ -1,14 +1,16 @@
-"""Batches without end, in an order that depends on the seed alone.
+"""Batches of the training cases, in an order that depends on the seed alone.
 
 Training counts steps, not passes, so its loader never ends: place `i` of the order belongs to pass
 `i // len(dataset)`, and each pass is shuffled anew from (seed, pass). Knowing how many batches were
-taken is therefore enough to go on exactly where a run stopped, with any number of workers.
+taken is therefore enough to go on exactly where a run stopped, with any number of workers. Where passes
+are closed (`engine.pace`), the same order is cut so that no batch holds cases of two passes.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from voxelry.data.sample import Sample, collate
 from voxelry.engine.splits import SampleSource
 
-__all__ = ["EndlessOrder", "evaluation_loader", "training_loader"]
+__all__ = ["ClosedPasses", "EndlessOrder", "evaluation_loader", "training_loader"]
 
 
 class EndlessOrder(Sampler[int]):
@@ -44,9 +46,53 @@ class EndlessOrder(Sampler[int]):
         while True:
             number, position = divmod(place, self.size)
             if number != current:
-                current, order = number, np.random.default_rng([self.seed, number]).permutation(self.size)
+                current, order = number, _shuffled(self.size, self.seed, number)
             yield number * self.size + int(order[position])
             place += self.world_size
+
+
+class ClosedPasses(Sampler[list[int]]):
+    """The batches of one pass after the other, of `EndlessOrder`'s numbers; the last one of a pass may be smaller.
+
+    Args:
+        size: samples in a pass.
+        batch_size: samples in a batch of this process.
+        seed: the order's seed.
+        taken: batches that this process has taken so far, over all passes.
+        rank, world_size: each process takes every `world_size`-th sample from its rank on; of a pass that doesn't
+            come out even, the first ones are taken twice.
+
+    Yields:
+        What is left of the pass that is under way, in lists.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        batch_size: int,
+        seed: int,
+        taken: Callable[[], int],
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.size, self.batch_size, self.seed, self.taken = size, batch_size, seed, taken
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(self.size / self.world_size) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number, done = divmod(self.taken(), len(self))
+        order = _shuffled(self.size, self.seed, number)
+        even = np.resize(order, math.ceil(self.size / self.world_size) * self.world_size)
+        own = (number * self.size + even[self.rank :: self.world_size]).tolist()
+        for start in range(done * self.batch_size, len(own), self.batch_size):
+            yield own[start : start + self.batch_size]
+
+
+def _shuffled(size: int, seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng([seed, number]).permutation(size)
 
 
 class _Passes(Dataset[Sample]):
@@ -65,29 +111,30 @@ def training_loader(
     *,
     batch_size: int,
     seed: int,
-    batches_taken: int = 0,
+    batches_taken: Callable[[], int] = int,
+    closed: bool = False,
     num_workers: int | None = None,
     pin_memory: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Any]:
-    """An endless loader that starts after `batches_taken` batches of this process.
+    """A loader that starts after `batches_taken()` batches of this process, endless or of single passes.
 
     Args:
+        closed: end with the pass that is under way, see `ClosedPasses`.
         num_workers: None takes what suits the machine: none without a GPU, else up to eight.
     """
-    order = EndlessOrder(
-        len(dataset),
-        seed=seed,
-        start=batches_taken * batch_size * world_size,
-        rank=rank,
-        world_size=world_size,
-    )
+    common: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
+    if closed:
+        passes = ClosedPasses(len(dataset), batch_size=batch_size, taken=batches_taken, **common)
+        sampling: dict[str, Any] = {"batch_sampler": passes}
+    else:
+        order = EndlessOrder(len(dataset), start=batches_taken() * batch_size * world_size, **common)
+        sampling = {"batch_size": batch_size, "sampler": order}
     return DataLoader(
         _Passes(dataset),
-        batch_size=batch_size,
-        sampler=order,
         collate_fn=getattr(dataset, "collate", collate),
+        **sampling,
         **_workers(dataset, num_workers, pin_memory),
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone
 from voxelry.core.errors import CheckpointError, SettingError
+from voxelry.core.rank import per_axis
 from voxelry.engine.bundle import read_bundle
 from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.engine.networks import NETWORKS, build_network, network_name
@@ -35,6 +37,7 @@ class Pretrained:
         weights: its state dict.
         input_range: the range of values its images had, images in [0, 1] being the files' own.
         source: where it came from, for messages.
+        task: what it was trained for, by its name in `engine.kinds.KINDS`; empty where that isn't known.
     """
 
     kind: str
@@ -42,6 +45,7 @@ class Pretrained:
     weights: dict[str, Tensor]
     input_range: tuple[float, float]
     source: str
+    task: str = ""
 
     @property
     def ndim(self) -> int:
@@ -56,10 +60,22 @@ class Pretrained:
         """Whether `build` makes another one of it."""
         return self.kind in _UNETS
 
-    def build(self, config: DictConfig, *, ndim: int, in_channels: int, out_channels: int) -> nn.Module:
+    @property
+    def stem_channels(self) -> int:
+        """Inputs of a U-Net's first layer that are its image's; those of an estimate come before them."""
+        voxels = prod(per_axis(self.settings.get("fold", 1), self.ndim, "fold"))
+        return int(self.settings["in_channels"]) * voxels
+
+    def build(
+        self, config: DictConfig, *, ndim: int, in_channels: int, out_channels: int, same_answer: bool = True
+    ) -> nn.Module:
         """A new U-Net of this architecture with a run's own channels and rank.
 
         A 2-D network may start a 3-D one (its kernels are inflated); the other way round is refused.
+
+        Args:
+            same_answer: whether the new one answers what this one does; only then can its answer be an estimate that
+                is fed back.
 
         Raises:
             CheckpointError: the pretrained network is of a higher rank.
@@ -71,8 +87,7 @@ class Pretrained:
         plain: Any = OmegaConf.to_container(config, resolve=True)
         own = {key: plain[key] for key in _FREE if key in plain}
         settings = {**self.settings, **own, "ndim": ndim, "in_channels": in_channels, "out_channels": out_channels}
-        # a map of landmarks is no estimate of the image, so it is not fed back
-        alike = out_channels == self.settings["out_channels"]
+        alike = same_answer and out_channels == self.settings["out_channels"]
         settings["self_condition"] = bool(self.settings["self_condition"]) and alike
         if not settings["self_condition"]:
             settings["condition_channels"] = None
@@ -92,8 +107,9 @@ def read_pretrained(path: Path, *, ndim: int | None = None) -> Pretrained:
     if (path / "bundle").is_dir():
         path = path / "bundle"
     if path.is_dir():
-        task = read_bundle(path).task
-        return _of(task.network, _input_range(task.settings()), path)
+        bundle = read_bundle(path)
+        found = _of(bundle.task.network, _input_range(bundle.task.settings()), path)
+        return replace(found, task=str(bundle.config["task"]["name"]))
     if path.suffix == ".ckpt":
         return _of_checkpoint(path)
     if not path.exists():
@@ -102,6 +118,7 @@ def read_pretrained(path: Path, *, ndim: int | None = None) -> Pretrained:
     source = source_of(weights)
     if source is not None:
         found = _of(from_reference(source, {}, weights), _PLAIN_RANGE, path)
+        found = replace(found, task=_published_task(source, found.settings))
         if ndim is None or found.is_unet or found.ndim >= ndim:
             return found
         return _of(from_reference(source, {}, weights, ndim), _PLAIN_RANGE, path)
@@ -118,7 +135,17 @@ def _of_checkpoint(path: Path) -> Pretrained:
     prefix = "task.network."
     state = checkpoint["state_dict"]
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return Pretrained(kind, settings, weights, _input_range(description["task"]), str(path))
+    task = str(description["task"].get("name", ""))
+    return Pretrained(kind, settings, weights, _input_range(description["task"]), str(path), task)
+
+
+def _published_task(source: str, settings: Mapping[str, Any]) -> str:
+    """What published weights were trained for: of the X-ray networks, those that answer an image are denoisers."""
+    if source == "fast-ddpm":
+        return "translate"
+    if source == "diffusion-xray":
+        return "pretrain" if settings["out_channels"] == settings["in_channels"] else "landmarks"
+    return ""
 
 
 def _of(network: Any, input_range: tuple[float, float], path: Path) -> Pretrained:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from voxelry.engine.evaluate import Evaluation, evaluate_task, write_summary
 from voxelry.engine.kinds import Kind, kind_of_config
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.loader import evaluation_loader, training_loader
+from voxelry.engine.pace import Pace, pace
 from voxelry.engine.placement import Placement
 from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
@@ -97,31 +97,35 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
         check_description(resume, state, description)
         log.info("going on from %s, step after %d batches", resume, state["batches_taken"])
 
-    max_steps = _max_steps(config, len(splits.train) / placement.world_size)
+    rhythm = pace(
+        trainer_config, cases=len(splits.train), batch_size=config.data.batch_size, world_size=placement.world_size
+    )
     module = TaskModule(
         task,
         optimizer=instantiate(config.optimizer),
         learning_rate=instantiate(config.learning_rate),
-        max_steps=max_steps,
+        max_steps=rhythm.max_steps,
         max_minutes=trainer_config.max_minutes,
         seed=config.seed,
         description=description,
     )
+    module.batches_taken = state.get("batches_taken", 0)  # the loader starts there
     checkpoints = Checkpoints(
         output / "checkpoints",
-        every=trainer_config.checkpoint_every,
-        validate_every=trainer_config.validate_every,
+        every=rhythm.checkpoint_every,
+        validate_every=rhythm.validate_every,
         monitor=task.monitor,
         higher_is_better=task.higher_is_better,
         saved=placement.saved,
     )
     with _quiet():
-        trainer = _trainer(trainer_config, kind, output, checkpoints, max_steps, placement.trainer)
+        trainer = _trainer(trainer_config, kind, output, checkpoints, rhythm, placement.trainer)
         batches = training_loader(
             splits.train,
             batch_size=config.data.batch_size,
             seed=config.seed,
-            batches_taken=state.get("batches_taken", 0),
+            batches_taken=lambda: module.batches_taken,
+            closed=rhythm.closed,
             num_workers=config.data.num_workers,
             pin_memory=config.data.pin_memory,
             rank=trainer.global_rank,
@@ -156,26 +160,12 @@ def _build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, T
     return task, report
 
 
-def _max_steps(config: DictConfig, cases: float) -> int | None:
-    """Optimizer steps of the run; `trainer.max_epochs`, where it is set, counts passes over the data instead.
-
-    Args:
-        cases: in a pass, a process's share of them.
-    """
-    trainer = config.trainer
-    if trainer.max_epochs is not None:
-        return max(1, math.ceil(trainer.max_epochs * cases / config.data.batch_size / trainer.grad_accumulation))
-    if trainer.max_steps is None and trainer.max_minutes is None:
-        raise ConfigError("trainer.max_steps: expected a number, or trainer.max_minutes or trainer.max_epochs")
-    return trainer.max_steps
-
-
 def _trainer(
     config: DictConfig,
     kind: Kind,
     output: Path,
     checkpoints: Checkpoints,
-    max_steps: int | None,
+    rhythm: Pace,
     further: Mapping[str, Any],
 ) -> pl.Trainer:
     from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, TQDMProgressBar
@@ -184,7 +174,7 @@ def _trainer(
     callbacks: list[Callback] = [checkpoints]
     if config.ema is not None:
         callbacks.insert(
-            0, EMAWeightAveraging(decay=config.ema, update_starting_at_step=_ema_start(config.ema, max_steps))
+            0, EMAWeightAveraging(decay=config.ema, update_starting_at_step=_ema_start(config.ema, rhythm.max_steps))
         )
     # before the averaging callback, which takes the averaged weights away again when validation ends
     callbacks[:0] = kind.callbacks(output)
@@ -195,14 +185,15 @@ def _trainer(
         raise ConfigError(f"trainer.logger: expected one of {', '.join(loggers)}, got {config.logger!r}")
     logger = loggers[config.logger](save_dir=output, name="", version="logs")  # type: ignore[call-arg]
     return pl.Trainer(
-        max_steps=max_steps or -1,
+        max_steps=rhythm.max_steps or -1,
         max_epochs=-1,
-        # the endless loader counts batches, the settings count optimizer steps
-        val_check_interval=config.validate_every * config.grad_accumulation,
+        # Lightning counts batches, the settings count optimizer steps
+        val_check_interval=rhythm.validate_batches,
         check_val_every_n_epoch=None,
         log_every_n_steps=config.log_every,
         accumulate_grad_batches=config.grad_accumulation,
         gradient_clip_val=config.gradient_clip_val,
+        gradient_clip_algorithm=config.gradient_clip_algorithm,
         precision=config.precision,
         accelerator=config.accelerator,
         devices=config.devices,
@@ -301,6 +292,7 @@ def _quiet() -> Iterator[None]:
             ".*GPU available but not used.*",
             ".*but have no `val_dataloader`.*",
             ".*isinstance.treespec, LeafSpec.*",
+            ".*your dataloader is not resumable.*",  # ours starts where the checkpoint ended
         ):
             warnings.filterwarnings("ignore", message=message)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,22 +43,35 @@ class TransferReport:
 
 
 @torch.no_grad()
-def transfer(target: nn.Module, weights: Mapping[str, Tensor], *, inflate: bool = True) -> TransferReport:
+def transfer(
+    target: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    inflate: bool = True,
+    head: bool = True,
+    image_channels: int | None = None,
+    new_inputs: Literal["between", "after"] | None = "between",
+) -> TransferReport:
     """Copy into `target` every tensor of `weights` (our names) that fits; return what happened to each.
 
     Three differences are bridged: kernels with one spatial axis less are lifted (`models.inflate`); a
     stem trained with an estimate beside its input gives those channels up where the target has none,
-    which is the same as an estimate of zeros; and where the target makes the same image of more inputs,
-    the new ones start with no effect: they stand between the known ones and the image on its way, which
-    comes last.
+    which is the same as an estimate of zeros; and where the target is shown more, the new inputs start
+    with no effect.
 
     Args:
         target: network that receives the weights; changed in place.
         weights: state dict of a network of the same parts, such as a `UNet` or a backbone.
         inflate: whether 2-D kernels may be lifted to 3-D.
+        head: whether both networks answer the same, so that the last layer may be taken over where it fits.
+        image_channels: inputs of the stem that are no estimate, which comes before them; None: as many of them as
+            the target has.
+        new_inputs: where a U-Net has inputs that the weights don't know: `between` the known ones and the image on
+            its way, which comes last (of networks that make the same image), `after` them all; None: nowhere, so
+            that a stem of other inputs is left as initialised.
     """
     own = target.state_dict()
-    given = dict(weights)
+    given = {name: value for name, value in weights.items() if head or not name.startswith("head.")}
     adapted: dict[str, str] = {}
     if inflate:
         lifted = inflate_weights(target, given)
@@ -67,17 +81,14 @@ def transfer(target: nn.Module, weights: Mapping[str, Tensor], *, inflate: bool 
             if value.shape != given[name].shape
         })  # fmt: skip
         given = lifted
-    stem, head = given.get("stem.weight"), given.get("head.weight")
-    if isinstance(target, UNet) and stem is not None and head is not None and not target.condition_channels:
-        more = target.in_channels - stem.shape[1]
-        if more < 0 and stem[:, -more:].shape == own["stem.weight"].shape:
-            given["stem.weight"] = stem[:, -more:]
-            adapted["stem.weight"] = f"{-more} channels of the estimate left out"
-        elif more > 0 and head.shape == own["head.weight"].shape and stem.shape[2:] == own["stem.weight"].shape[2:]:
-            known = max(stem.shape[1] - target.out_channels, 0)
-            unseen = stem.new_zeros(len(stem), more, *stem.shape[2:])
-            given["stem.weight"] = torch.cat([stem[:, :known], unseen, stem[:, known:]], dim=1)
-            adapted["stem.weight"] = f"{more} new inputs, without effect at first"
+    if isinstance(target, UNet) and "stem.weight" in given:
+        same = "head.weight" in given and given["head.weight"].shape == own["head.weight"].shape
+        where = None if new_inputs == "between" and not same else new_inputs
+        stem, how = _stem(target, given.pop("stem.weight"), image_channels, where)
+        if stem is not None:
+            given["stem.weight"] = stem
+        if how:
+            adapted["stem.weight"] = how
     matched, new = [], {}
     for name, value in own.items():
         if name in given and given[name].shape == value.shape:
@@ -91,6 +102,28 @@ def transfer(target: nn.Module, weights: Mapping[str, Tensor], *, inflate: bool 
         new=new,
         skipped={name: tuple(value.shape) for name, value in weights.items() if name not in matched},
     )
+
+
+def _stem(
+    target: UNet, stem: Tensor, image_channels: int | None, new_inputs: Literal["between", "after"] | None
+) -> tuple[Tensor | None, str]:
+    """The weights of a first layer as `target` needs them, None where they mean other inputs; and what was done."""
+    known = min(stem.shape[1], target.in_channels) if image_channels is None else image_channels
+    if target.condition_channels:
+        alike = image_channels is None or known == target.in_channels
+        return (stem if alike else None), ""
+    estimate = stem.shape[1] - known
+    image = stem[:, estimate:]
+    left_out = f"{estimate} channels of the estimate left out" if estimate else ""
+    more = target.in_channels - known
+    if more == 0:
+        return image, left_out
+    if more < 0 or new_inputs is None:
+        return None, ""
+    before = known if new_inputs == "after" else max(known - target.out_channels, 0)
+    unseen = stem.new_zeros(len(stem), more, *stem.shape[2:])
+    added = f"{more} new inputs, without effect at first"
+    return torch.cat([image[:, :before], unseen, image[:, before:]], dim=1), ", ".join(filter(None, (left_out, added)))
 
 
 def best_transfer(target: nn.Module, weights: Mapping[str, Tensor]) -> TransferReport:

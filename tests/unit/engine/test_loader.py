@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 
-from voxelry.engine.loader import EndlessOrder, evaluation_loader
+from voxelry.engine.loader import ClosedPasses, EndlessOrder, evaluation_loader
 
 
 def take(order, count):
@@ -40,3 +40,21 @@ def test_processes_share_an_evaluation_out_and_none_is_left_without(count, parts
     world_size = len(parts)
     loaders = [evaluation_loader(range(count), rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [list(loader.sampler) for loader in loaders] == parts
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_closed_pass_holds_every_sample_and_none_of_the_next(world_size):
+    taken = [0]
+    ranks = [
+        ClosedPasses(7, batch_size=2, seed=1, taken=lambda: taken[0], rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    batches = [list(passes) for passes in ranks]
+    assert all(len(own) == len(passes) for own, passes in zip(batches, ranks, strict=True))
+    assert {place for own in batches for batch in own for place in batch} == set(range(7))
+    taken[0] = len(ranks[0]) + 1
+    rest = list(ranks[0])
+    taken[0] -= 1
+    second = list(ranks[0])
+    assert rest == second[1:]
+    assert all(7 <= place < 14 for batch in second for place in batch)

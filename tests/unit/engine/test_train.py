@@ -36,11 +36,17 @@ def interrupted_after(monkeypatch):
     return arrange
 
 
-@pytest.mark.parametrize("experiment", ["landmarks_3d", "pretrain_3d"])
+EPOCHS = ("trainer.max_epochs=3", "trainer.validate_every=epoch", "data.training_samples=2", "data.batch_size=1")
+CLOSED = ("data.split.fractions=[0.75,0.25,0]", "data.batch_size=2", "trainer.grad_accumulation=4", *EPOCHS[:2])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "extra"),
+    [("landmarks_3d", ()), ("pretrain_3d", PRETRAIN), ("landmarks_3d", EPOCHS), ("landmarks_3d", CLOSED)],
+)
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(
-    training, experiment, tmp_path, interrupted_after, monkeypatch
+    training, experiment, extra, tmp_path, interrupted_after, monkeypatch
 ):
-    extra = PRETRAIN if experiment == "pretrain_3d" else ()
     whole = train(training(experiment, *extra, f"output_dir={tmp_path / 'whole'}"))
     with monkeypatch.context():
         interrupted_after(1)
@@ -106,3 +112,11 @@ def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
 def test_epochs_count_passes(training):
     run = train(training("landmarks_3d", "trainer.max_epochs=3", "data.batch_size=2"))
     assert read_checkpoint(run.checkpoint)["global_step"] == 3
+
+
+def test_an_epoch_ends_with_a_step_and_a_validation(training):
+    # 3 cases in batches of 2, and 4 batches would be accumulated
+    run = train(training("landmarks_3d", *CLOSED))
+    checkpoint = read_checkpoint(run.checkpoint)
+    assert (checkpoint["global_step"], checkpoint["voxelry"]["batches_taken"]) == (3, 6)
+    assert [entry["step"] for entry in checkpoint["voxelry"]["history"]] == [1, 2, 3]

@@ -209,7 +209,13 @@ class Kind(ABC):
 
 
 class DenseKind(Kind):
-    """A task whose network answers a map of the image's size; pretrained weights bring their architecture along."""
+    """A task whose network answers a map of the image's size; pretrained weights bring their architecture along.
+
+    Attributes:
+        alike: other tasks whose networks answer the same, so that the last layer can be taken over from them.
+    """
+
+    alike: tuple[str, ...] = ()
 
     @abstractmethod
     def out_channels(self, sample: Sample, config: DictConfig) -> int:
@@ -234,7 +240,7 @@ class DenseKind(Kind):
             CheckpointError: none of the weights fits, or they are no U-Net's and the configured network is one.
             ConfigError: the network needs a backbone and none is configured.
         """
-        from voxelry.models.transfer import best_transfer, transfer
+        from voxelry.models.transfer import best_transfer
 
         sample = dataset[0]
         channels = {
@@ -243,8 +249,7 @@ class DenseKind(Kind):
             "out_channels": self.out_channels(sample, config),
         }
         if pretrained is not None and pretrained.is_unet:
-            network = pretrained.build(config.model, **channels)
-            return network, fitting(transfer(network, pretrained.weights), pretrained)
+            return self._continued(config, pretrained, sample, channels)
         if "backbone" in config.model:
             backbone = configured_backbone(config, sample, pretrained)
             own: Any = OmegaConf.to_container(config.model, resolve=True)
@@ -259,6 +264,24 @@ class DenseKind(Kind):
         if pretrained is None:
             return network, None
         return network, fitting(best_transfer(network, pretrained.weights), pretrained)
+
+    def _continued(
+        self, config: DictConfig, pretrained: Pretrained, sample: Sample, channels: Mapping[str, int]
+    ) -> tuple[nn.Module, TransferReport]:
+        """A U-Net like the pretrained one, with its weights."""
+        from voxelry.models.transfer import transfer
+
+        same = not pretrained.task or pretrained.task in (self.name, *self.alike)
+        network = pretrained.build(config.model, **channels, same_answer=same)
+        shown = pretrained.settings["in_channels"] == sample.image.shape[0]
+        report = transfer(
+            network,
+            pretrained.weights,
+            head=same,
+            image_channels=pretrained.stem_channels,
+            new_inputs="between" if same and self.alike else "after" if shown else None,
+        )
+        return network, fitting(report, pretrained)
 
 
 def fitting(report: TransferReport, pretrained: Pretrained) -> TransferReport:

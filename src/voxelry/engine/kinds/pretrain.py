@@ -30,6 +30,7 @@ class PretrainKind(DenseKind):
     name = "pretrain"
     target = "voxelry.tasks.pretrain.PretrainTask"
     formats = ("nii.gz",)
+    alike = ("translate",)
 
     def out_channels(self, sample: Sample, config: DictConfig) -> int:
         """As many as the image has."""

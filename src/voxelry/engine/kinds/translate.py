@@ -37,6 +37,7 @@ class TranslateKind(DenseKind):
     name = "translate"
     target = "voxelry.tasks.translate.TranslateTask"
     formats = ("nii.gz", "mha", "npy", "ome.tif", "ome.zarr", "png")
+    alike = ("pretrain",)
     options = ("steps", "sampler", "eta", "samples")
     adjustable = (
         "task.steps",
