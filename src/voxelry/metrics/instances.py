@@ -1,17 +1,22 @@
 """Instance segmentation measured in one call, each number under the name of what it is.
 
-- `ap_50`, `ap_75`, ...: "average precision" as microscopy uses the word, TP / (TP + FP + FN) at an IoU threshold
-  (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7); `ap_mean` over 0.50, 0.55, ..., 0.95. No ranking by score.
+- `ap_50`, `ap_75`, ...: "average precision" as microscopy uses the word, TP / (TP + FP + FN) at an IoU of at least a
+  threshold (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7); `ap_mean` over 0.50, 0.55, ..., 0.95. No ranking.
 - `precision_50`, `recall_50`, `f1_50`, `mean_iou_50` (of the matched pairs).
-- `pq` = `sq` × `rq`: panoptic quality (Kirillov et al. 2019, arXiv:1801.00868), `rq` is F1 at 0.5.
+- `pq` = `sq` × `rq`: panoptic quality (Kirillov et al. 2019, arXiv:1801.00868), of pairs with an IoU above 0.5, which
+  are unique.
 - `seg`, `det`: of the Cell Tracking Challenge, see `metrics.tracking_scores`.
 - `coco_map_box`, `coco_map_mask`: COCO's mAP over IoU 0.5 to 0.95, by class, ranked by score.
 - `froc_0.125` to `froc_8`, `froc_mean`: sensitivity at false positives per image.
-- `count_error`: predicted minus true objects; over a data set the mean of its absolute values.
+- `count_error`: predicted minus true objects; over a data set the mean of its absolute values, added over classes.
 
-What is ranked by score uses every detection; all else, those of at least `score_threshold`. Matching for these is
-one-to-one (Hungarian) and ignores classes. Nothing here is NaN. An image with neither true nor predicted objects
-is perfect: 1 in every score. With one but not the other it is 0 (over a data set it adds what it has to the sums).
+What is ranked by score uses every detection with its whole mask; all else, the disjoint label volume that detections of
+at least `score_threshold` make, where the higher score has a voxel that several want. An object is matched (Hungarian,
+one-to-one) with one of its class only, and a score is the mean over the classes that occur. Where there are several,
+`NAME.CLASS` is that of one class and `NAME_class_blind` what it would be if all objects were of one.
+
+Nothing here is NaN. An image with neither true nor predicted objects is perfect: 1 in every score. With one but not the
+other it is 0 (over a data set it adds what it has to the sums).
 """
 
 from __future__ import annotations
@@ -25,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
-from voxelry.metrics.detection import COCO_THRESHOLDS, FROC_RATES, Detections, average_precision, froc
-from voxelry.metrics.matching import best_matches, f1_score, matched, ratio
-from voxelry.metrics.overlap import Source, box_overlaps, label_boxes, mask_overlaps
-from voxelry.metrics.tracking_scores import det_score, detection_errors, seg_scores
-from voxelry.ops.instances import Instances
+from voxelry.metrics.detection import FROC_RATES, Detections, average_precision, froc
+from voxelry.metrics.instance_sums import THRESHOLDS, Sums, ap_name, scores_of
+from voxelry.metrics.matching import matched
+from voxelry.metrics.overlap import Overlaps, Source, box_overlaps, label_boxes, mask_overlaps
+from voxelry.ops.instances import Instances, disjoint
 
 __all__ = [
     "THRESHOLDS",
@@ -43,8 +48,7 @@ __all__ = [
 
 Row = dict[str, float | str]
 
-THRESHOLDS = COCO_THRESHOLDS
-_SHOWN = (0.5, 0.75, 0.9)  # of a single image; a data set has them all
+_HIDDEN = {ap_name(threshold) for threshold in THRESHOLDS if threshold not in (0.5, 0.75, 0.9)}  # of a single image
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,40 +56,34 @@ class InstanceRecord:
     """Sums of one image, from which those of a data set are made.
 
     Attributes:
-        predicted, truth: numbers of objects.
-        hits: matched pairs at each of `THRESHOLDS`.
-        iou: sum of their IoU.
-        seg: sum over true objects of the Jaccard index of SEG.
-        errors: AOGM-D.
-        sizes: voxels of each true object.
-        found: IoU of each true object with its partner, 0 without one.
-        detections: what ranking needs.
+        classes: class to the sums over its objects.
+        blind: the sums over all objects, matched whatever their classes.
+        detections: what ranking needs; None where nothing is ranked.
     """
 
-    predicted: int
-    truth: int
-    hits: tuple[int, ...]
-    iou: tuple[float, ...]
-    seg: float
-    errors: float
-    sizes: tuple[float, ...]
-    found: tuple[float, ...]
-    detections: Detections
+    classes: Mapping[int, Sums]
+    blind: Sums
+    detections: Detections | None
 
     def to_text(self) -> str:
         """The record as JSON, small enough for a column of a table."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "detections"}
-        return json.dumps(fields | {"detections": self.detections.plain()}, separators=(",", ":"))
+        fields = {
+            "classes": {str(number): sums.plain() for number, sums in self.classes.items()},
+            "blind": self.blind.plain(),
+            "detections": None if self.detections is None else self.detections.plain(),
+        }
+        return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_text(cls, text: str) -> Self:
         """The record that `to_text` gave."""
         fields: dict[str, Any] = json.loads(text)
-        detections = Detections.from_plain(fields.pop("detections"))
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-        }
-        return cls(**values, detections=detections)
+        ranked = fields["detections"]
+        return cls(
+            {int(number): Sums.from_plain(sums) for number, sums in fields["classes"].items()},
+            Sums.from_plain(fields["blind"]),
+            None if ranked is None else Detections.from_plain(ranked),
+        )
 
 
 def instance_metrics(
@@ -117,6 +115,8 @@ def instance_row(
     truth_classes: Any = None,
     score_threshold: float = 0.5,
     max_detections: int | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    ranked: bool = True,
 ) -> Row:
     """The metrics of one image, and in `record` what `summarise` needs of it.
 
@@ -127,38 +127,39 @@ def instance_row(
         score_threshold: detections below count only where detections are ranked.
         max_detections: per class, for COCO's mAP and FROC; COCO's own limit is 100, None takes all, because a
             volume may well hold more objects than that.
+        thresholds: IoU of further `ap_...`.
+        ranked: whether detections are ranked by score; masks are compared once more for it.
 
     Raises:
         SettingError: shapes that differ, no integers, or fewer classes than ids.
     """
-    overlaps = mask_overlaps(prediction, truth)
     boxes, classes, scores = _described(prediction, None)
     true_boxes, true_classes, _ = _described(truth, truth_classes)
-    detections = Detections.match(
-        {"mask": overlaps, "box": box_overlaps(boxes, true_boxes)},
-        scores,
-        classes,
-        true_classes,
-        max_detections=max_detections,
-    )
-    kept = overlaps.keep_predicted(scores >= score_threshold)
-    pairs = [matched(kept, threshold) for threshold in THRESHOLDS]
+    detections = None
+    if ranked:
+        detections = Detections.match(
+            {"mask": mask_overlaps(prediction, truth), "box": box_overlaps(boxes, true_boxes)},
+            scores,
+            classes,
+            true_classes,
+            max_detections=max_detections,
+        )
+    seen, shown = _shown(prediction, truth)
+    sure = scores[shown] >= score_threshold
+    seen, kinds = seen.keep(predicted=sure), classes[shown][sure]
+    numbers = sorted({*kinds.tolist(), *true_classes.tolist()})
     record = InstanceRecord(
-        predicted=len(kept.predicted_sizes),
-        truth=len(kept.truth_sizes),
-        hits=tuple(len(found) for found in pairs),
-        iou=tuple(float(kept.iou[found].sum()) for found in pairs),
-        seg=float(seg_scores(kept).sum()),
-        errors=detection_errors(kept),
-        sizes=tuple(kept.truth_sizes.tolist()),
-        found=tuple(best_matches(kept).tolist()),
-        detections=detections,
+        {
+            number: Sums.of(seen.keep(predicted=kinds == number, truth=true_classes == number), thresholds)
+            for number in numbers
+        },
+        Sums.of(seen, thresholds),
+        detections,
     )
-    numbers = _scores([record])
-    shown = {key: value for key, value in numbers.items() if not key.startswith("ap_") or key in _SHOWN_NAMES}
-    counts = {"predicted": float(record.predicted), "truth": float(record.truth)}
-    error = {"count_error": float(record.predicted - record.truth)}
-    return {"name": name} | shown | _ranked([detections], rates=()) | error | counts | {"record": record.to_text()}
+    scored = {key: value for key, value in _mean_scores([record]).items() if key not in _HIDDEN - _names(thresholds)}
+    counts = {"predicted": float(record.blind.predicted), "truth": float(record.blind.truth)}
+    error = {"count_error": counts["predicted"] - counts["truth"]}
+    return {"name": name} | scored | _ranked([record], rates=()) | error | counts | {"record": record.to_text()}
 
 
 def accuracy_by_score(
@@ -166,54 +167,79 @@ def accuracy_by_score(
     truths: Sequence[Source],
     levels: Sequence[float],
     thresholds: Sequence[float] = (0.5, 0.75),
+    *,
+    truth_classes: Sequence[Any] | None = None,
 ) -> NDArray[np.float64]:
     """TP / (TP + FP + FN) of a data set were only detections of at least each score reported, `(levels, thresholds)`.
 
     As `ap_50` and `ap_75` of `summarise` with that `score_threshold`; masks are compared once.
 
     Args:
-        predictions, truths: one of each per image, as in `instance_row`.
+        predictions, truths, truth_classes: one of each per image, as in `instance_row`.
 
     Raises:
         SettingError: shapes that differ, or no integers.
     """
-    hits, objects = np.zeros((len(levels), len(thresholds))), np.zeros(len(levels))
-    for prediction, truth in zip(predictions, truths, strict=True):
-        overlaps = mask_overlaps(prediction, truth)
-        scores = _described(prediction, None)[2]
-        for row, level in enumerate(levels):
-            kept = overlaps.keep_predicted(scores >= level)
-            hits[row] += [len(matched(kept, threshold)) for threshold in thresholds]
-            objects[row] += len(kept.predicted_sizes) + len(kept.truth_sizes)
-    missed = objects[:, None] - hits
-    return np.divide(hits, missed, out=np.ones_like(hits), where=missed > 0)
+    hits: dict[int, NDArray[np.float64]] = {}
+    objects: dict[int, NDArray[np.float64]] = {}
+    for place, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
+        seen, shown = _shown(prediction, truth)
+        _, classes, scores = _described(prediction, None)
+        _, true_classes, _ = _described(truth, None if truth_classes is None else truth_classes[place])
+        classes, scores = classes[shown], scores[shown]
+        for number in sorted({*classes.tolist(), *true_classes.tolist()}):
+            found = hits.setdefault(number, np.zeros((len(levels), len(thresholds))))
+            total = objects.setdefault(number, np.zeros(len(levels)))
+            for row, level in enumerate(levels):
+                kept = seen.keep(predicted=(classes == number) & (scores >= level), truth=true_classes == number)
+                found[row] += [len(matched(kept, threshold)) for threshold in thresholds]
+                total[row] += len(kept.predicted_sizes) + len(kept.truth_sizes)
+    table = np.full((len(hits) + 1, len(levels), len(thresholds)), np.nan)
+    for place, number in enumerate(hits):
+        missed = objects[number][:, None] - hits[number]
+        np.divide(hits[number], missed, out=table[place], where=missed > 0)
+    known = np.isfinite(table)
+    return np.where(known.any(axis=0), np.nansum(table, axis=0) / np.maximum(known.sum(axis=0), 1), 1.0)
 
 
-def summarise(rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
+def summarise(
+    rows: Sequence[Mapping[str, float | str]], *, class_names: Mapping[int, str] | None = None
+) -> dict[str, float]:
     """The metrics of a data set from the rows of its images.
 
-    Objects of all images are pooled: every object counts alike, wherever it lies. `ap_50_by_image` is the mean
-    over images instead, as some report it. Without any row everything is as for one empty image.
+    Objects of all images are pooled, class by class: every object of a class counts alike, wherever it lies.
+    `ap_50_by_image` is the mean over images instead, as some report it. Without any row everything is as for one empty
+    image.
 
     Args:
         rows: as `instance_row` gives them.
+        class_names: class to its name; of several, those that occur get scores of their own.
     """
     records = records_of(rows)
-    scores = _scores(records)
-    by_image = [_scores([record])["ap_50"] for record in records]
-    ranked = _ranked([record.detections for record in records], rates=FROC_RATES)
-    difference = [abs(record.predicted - record.truth) for record in records]
-    return (
+    scores = _mean_scores(records)
+    by_image = [_mean_scores([record])["ap_50"] for record in records]
+    count = max(1, len(records))
+    found = (
         scores
         | {"ap_50_by_image": float(np.mean(by_image)) if by_image else 1.0}
-        | ranked
+        | _ranked(records, rates=FROC_RATES)
         | {
-            "count_error": float(np.mean(difference)) if difference else 0.0,
-            "predicted": float(sum(record.predicted for record in records)),
-            "truth": float(sum(record.truth for record in records)),
+            "count_error": sum(_off(sums) for record in records for sums in record.classes.values()) / count,
+            "predicted": float(sum(record.blind.predicted for record in records)),
+            "truth": float(sum(record.blind.truth for record in records)),
             "images": float(len(records)),
         }
     )
+    if class_names is None or len(class_names) < 2:
+        return found
+    blind = [record.blind for record in records]
+    found |= {f"{name}_class_blind": value for name, value in scores_of(blind).items()}
+    found["count_error_class_blind"] = sum(map(_off, blind)) / count
+    for number, parts in _by_class(records).items():
+        named = class_names.get(number, str(number))
+        objects = {"predicted": sum(part.predicted for part in parts), "truth": sum(part.truth for part in parts)}
+        found |= {f"{name}.{named}": float(value) for name, value in (scores_of(parts) | objects).items()}
+    return found
 
 
 def records_of(rows: Sequence[Mapping[str, float | str]]) -> list[InstanceRecord]:
@@ -221,45 +247,53 @@ def records_of(rows: Sequence[Mapping[str, float | str]]) -> list[InstanceRecord
     return [InstanceRecord.from_text(str(row["record"])) for row in rows]
 
 
-def _name(threshold: float) -> str:
-    return f"ap_{round(100 * threshold)}"
+def _names(thresholds: Sequence[float]) -> set[str]:
+    """The names of further accuracies than those that a data set always has."""
+    return {ap_name(threshold) for threshold in thresholds} if tuple(thresholds) != THRESHOLDS else set()
 
 
-_SHOWN_NAMES = {*(_name(threshold) for threshold in _SHOWN), "ap_mean"}
+def _off(sums: Sums) -> float:
+    return float(abs(sums.predicted - sums.truth))
 
 
-def _scores(records: Sequence[InstanceRecord]) -> dict[str, float]:
-    """What doesn't rank, from pooled objects."""
-    predicted, truth = (sum(getattr(record, name) for record in records) for name in ("predicted", "truth"))
-    hits = np.sum([record.hits for record in records], axis=0) if records else np.zeros(len(THRESHOLDS))
-    iou = float(sum(record.iou[0] for record in records))
-    empty = float(not predicted and not truth)
-    accuracy = [ratio(found, predicted + truth - found, empty=1.0) for found in hits.tolist()]
-    matches = float(hits[0])
-    quality = ratio(iou, matches, empty=empty)
-    recognition = f1_score(matches, predicted, truth)
-    return {
-        **{_name(threshold): value for threshold, value in zip(THRESHOLDS, accuracy, strict=True)},
-        "ap_mean": float(np.mean(accuracy)),
-        "precision_50": ratio(matches, predicted, empty=empty),
-        "recall_50": ratio(matches, truth, empty=empty),
-        "f1_50": recognition,
-        "mean_iou_50": quality,
-        "pq": quality * recognition,
-        "sq": quality,
-        "rq": recognition,
-        "seg": ratio(sum(record.seg for record in records), truth, empty=empty),
-        "det": det_score(sum(record.errors for record in records), truth, predicted),
-    }
+def _by_class(records: Sequence[InstanceRecord]) -> dict[int, list[Sums]]:
+    """The sums of each class that occurs, image by image."""
+    numbers = sorted({number for record in records for number in record.classes})
+    return {number: [record.classes[number] for record in records if number in record.classes] for number in numbers}
 
 
-def _ranked(records: Sequence[Detections], rates: Sequence[float]) -> dict[str, float]:
-    found = {f"coco_map_{kind}": average_precision(records, kind) for kind in ("box", "mask")}
+def _mean_scores(records: Sequence[InstanceRecord]) -> dict[str, float]:
+    """What doesn't rank, the mean over the classes that occur."""
+    parts = [scores_of(sums) for sums in _by_class(records).values()] or [
+        scores_of([record.blind for record in records])
+    ]
+    return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+
+
+def _ranked(records: Sequence[InstanceRecord], rates: Sequence[float]) -> dict[str, float]:
+    detections = [record.detections for record in records if record.detections is not None]
+    if len(detections) < len(records):
+        return {}
+    found = {f"coco_map_{kind}": average_precision(detections, kind) for kind in ("box", "mask")}
     if rates:
-        sensitivities = froc(records, rates=rates)
+        sensitivities = froc(detections, rates=rates)
         found |= {f"froc_{rate:g}": float(value) for rate, value in zip(rates, sensitivities, strict=True)}
         found["froc_mean"] = float(sensitivities.mean())
     return found
+
+
+def _shown(prediction: Source, truth: Source) -> tuple[Overlaps, NDArray[np.int64]]:
+    """Overlaps of what a label volume shows of a prediction, and which of its objects have a voxel in it.
+
+    A better detection takes voxels from a worse one, never the other way round: without those of low scores the others
+    show the same.
+    """
+    if not isinstance(prediction, Instances):
+        overlaps = mask_overlaps(prediction, truth)
+        return overlaps, np.arange(len(overlaps.predicted_sizes))
+    seen = disjoint(prediction)
+    visible = np.flatnonzero(seen.voxels() > 0)
+    return mask_overlaps(seen.take(visible), truth), visible
 
 
 def _described(source: Source, classes: Any) -> tuple[NDArray[np.floating], NDArray[np.int64], NDArray[np.floating]]:

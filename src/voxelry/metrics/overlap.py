@@ -36,16 +36,17 @@ class Overlaps:
     predicted_sizes: NDArray[np.float64]
     truth_sizes: NDArray[np.float64]
 
-    def keep_predicted(self, keep: NDArray[np.bool_]) -> Overlaps:
-        """Without the predictions that aren't marked in `keep` `(P,)`."""
-        edges = keep[self.predicted]
-        ranks = np.cumsum(keep) - 1
+    def keep(self, *, predicted: NDArray[np.bool_] | None = None, truth: NDArray[np.bool_] | None = None) -> Overlaps:
+        """Without the predictions `(P,)` and the true objects `(T,)` that aren't marked; None keeps all."""
+        predicted = np.ones(len(self.predicted_sizes), dtype=bool) if predicted is None else predicted
+        truth = np.ones(len(self.truth_sizes), dtype=bool) if truth is None else truth
+        edges = predicted[self.predicted] & truth[self.truth]
         return Overlaps(
-            ranks[self.predicted[edges]],
-            self.truth[edges],
+            (np.cumsum(predicted) - 1)[self.predicted[edges]],
+            (np.cumsum(truth) - 1)[self.truth[edges]],
             self.shared[edges],
-            self.predicted_sizes[keep],
-            self.truth_sizes,
+            self.predicted_sizes[predicted],
+            self.truth_sizes[truth],
         )
 
     @property

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import SettingError
 from voxelry.ops.rle import Crop
 
-__all__ = ["Crop", "Instances", "LabelVolume", "PackedCrops", "from_labels", "paint_blocks"]
+__all__ = ["Crop", "Instances", "LabelVolume", "PackedCrops", "disjoint", "from_labels", "paint_blocks"]
 
 Window = tuple[slice, ...]
 
@@ -312,3 +312,14 @@ class LabelVolume:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self[(slice(None),) * self.ndim].astype(self.dtype if dtype is None else dtype, copy=False)
+
+
+def disjoint(instances: Instances) -> Instances:
+    """The same instances with the voxels that a label volume shows of each: masks without overlaps, some of them empty.
+
+    Where masks overlap the higher score has the voxel; equal scores, the lower id.
+    """
+    _, high = instances.windows()
+    volume = LabelVolume(instances, high.max(axis=0, initial=0).tolist())
+    crops = [(window, volume[window] == number) for number, (window, _) in enumerate(instances.crops, start=1)]
+    return Instances(instances.boxes, instances.scores, instances.classes, PackedCrops.pack(crops, instances.ndim))

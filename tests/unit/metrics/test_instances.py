@@ -14,7 +14,7 @@ from voxelry.metrics.instances import (
 )
 from voxelry.metrics.matching import matched
 from voxelry.metrics.overlap import Overlaps, box_overlaps, label_boxes, mask_overlaps
-from voxelry.ops.instances import Instances, PackedCrops, from_labels
+from voxelry.ops.instances import Instances, LabelVolume, PackedCrops, from_labels
 
 
 def blobs(rng, shape, count, grow=0):
@@ -102,10 +102,12 @@ def test_every_number_of_a_worked_case():
     assert found["ap_mean"] == pytest.approx((1 / 2 + 5 * 2 / 7 + 4 / 8) / 10)
     assert found["precision_50"] == pytest.approx(3 / 5)
     assert found["recall_50"] == pytest.approx(3 / 4)
-    assert found["f1_50"] == found["rq"] == pytest.approx(6 / 9)
-    assert found["sq"] == found["mean_iou_50"] == pytest.approx(2.25 / 3)
-    assert found["pq"] == pytest.approx(2.25 / 4.5)
-    # half is not more than half: the split object counts as missed, in SEG and in DET
+    assert found["f1_50"] == pytest.approx(6 / 9)
+    assert found["mean_iou_50"] == pytest.approx(2.25 / 3)
+    # half is not more than half: the split object counts as missed, in PQ, in SEG and in DET
+    assert found["rq"] == pytest.approx(4 / 9)
+    assert found["sq"] == pytest.approx(1.75 / 2)
+    assert found["pq"] == pytest.approx(1.75 / 4.5)
     assert found["seg"] == pytest.approx((1 + 0.75) / 4)
     assert found["det"] == pytest.approx(1 - (2 * 10 + 3 * 1) / 40)
     assert found["count_error"] == 1
@@ -160,7 +162,7 @@ def test_a_record_survives_its_text(rng):
     (record,) = records_of([row])
     again = InstanceRecord.from_text(record.to_text())
     assert again.to_text() == record.to_text()
-    assert again.hits == record.hits
+    assert again.classes[1].plain() == record.blind.plain()
     np.testing.assert_array_equal(again.detections.hits["mask"], record.detections.hits["mask"])
 
 
@@ -243,16 +245,81 @@ def test_froc_is_the_sensitivity_within_a_budget_of_false_positives():
     np.testing.assert_allclose(froc(records), np.array([1, 1, 2, 3, 4, 4, 4]) / 6)
 
 
-def test_overlapping_masks_are_matched_as_they_are():
+def test_overlapping_masks_are_ranked_as_they_are_and_counted_as_a_label_volume_shows_them():
     crops = [
         ((slice(0, 4), slice(0, 6)), np.ones((4, 6), dtype=bool)),
         ((slice(0, 4), slice(4, 10)), np.ones((4, 6), dtype=bool)),
     ]
     boxes = [[-0.5, -0.5, 3.5, 5.5], [-0.5, 3.5, 3.5, 9.5]]
     both = Instances(np.array(boxes, dtype=np.float32), [0.9, 0.8], [1, 1], crops)
-    assert instance_metrics(both, both)["pq"] == 1.0
+    found = instance_metrics(both, both)
+    assert found["coco_map_mask"] == 1.0
+    assert found["pq"] == pytest.approx((1 + 16 / 24) / 2)  # of the second's 24 voxels the first has 8
     packed = Instances(both.boxes, both.scores, both.classes, PackedCrops.pack(crops, 2))
     assert instance_row(packed, both) == instance_row(both, both)
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (8, 12, 14)])
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.8])
+def test_scores_are_those_of_the_label_volume_that_is_written(rng, shape, threshold):
+    truth = blobs(rng, shape, 6, grow=2)
+    crops = [crop for _ in range(3) for crop in from_labels(blobs(rng, shape, 6, grow=2)).crops]
+    boxes = [[part.start for part in window] + [part.stop for part in window] for window, _ in crops]
+    found = Instances(np.array(boxes), rng.random(len(crops)).round(1), rng.integers(1, 3, len(crops)), crops)
+    classes = rng.integers(1, 3, truth.max())
+    sure = found.take(np.flatnonzero(found.scores >= threshold))
+    volume = np.asarray(LabelVolume(sure, shape))
+    ids = np.unique(volume[volume > 0])
+    written = from_labels(volume, classes=sure.classes[ids - 1])
+    settings = {"truth_classes": classes, "ranked": False}
+    expected = summarise([instance_row(written, truth, **settings)], class_names={1: "a", 2: "b"})
+    row = instance_row(found, truth, score_threshold=threshold, **settings)
+    assert summarise([row], class_names={1: "a", 2: "b"}) == expected
+    assert expected["predicted"] == len(ids)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_an_object_of_another_class_is_no_hit(ndim):
+    truth = np.zeros((6,) * (ndim - 1) + (16,), dtype=int)
+    for number in range(4):
+        truth[..., 4 * number : 4 * number + 3] = number + 1
+    classes = [1, 1, 1, 2]
+    swapped = from_labels(truth, classes=[1, 1, 2, 2])
+    names = {1: "cell", 2: "debris"}
+    found = summarise([instance_row(swapped, truth, truth_classes=classes)], class_names=names)
+    # cells: two found, one missed; debris: one found, one false
+    assert (found["ap_50.cell"], found["ap_50.debris"]) == pytest.approx((2 / 3, 1 / 2))
+    assert found["ap_50"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["pq"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert found["ap_50_class_blind"] == found["pq_class_blind"] == 1.0
+    assert (found["count_error"], found["count_error_class_blind"]) == (2, 0)
+    assert (found["truth.cell"], found["predicted.cell"], found["predicted.debris"]) == (3, 2, 2)
+    exact = from_labels(truth, classes=classes)
+    assert summarise([instance_row(exact, truth, truth_classes=classes)], class_names=names)["pq"] == 1.0
+    alone = summarise([instance_row(swapped, truth, truth_classes=classes)], class_names={1: "object"})
+    assert not [name for name in alone if "blind" in name or name.endswith((".cell", ".debris", ".object"))]
+
+
+def test_accuracy_by_score_is_by_class_and_of_the_label_volume():
+    truth = np.zeros((4, 8), dtype=int)
+    truth[:, :4], truth[:, 4:] = 1, 2
+    crops = [((slice(0, 4), slice(0, 8)), np.ones((4, 8), dtype=bool)), *from_labels(truth).crops]
+    boxes = np.zeros((3, 4))
+    found = Instances(boxes, [0.4, 0.9, 0.8], [1, 1, 2], crops)
+    (values,) = accuracy_by_score([found], [truth], (0.1,), truth_classes=[[1, 2]])
+    assert values.tolist() == [1.0, 1.0]  # nothing is left of the first, so that it isn't there
+    (values,) = accuracy_by_score([found], [truth], (0.1,), truth_classes=[[1, 1]])
+    assert values.tolist() == [0.25, 0.25]  # class 1: one of two; class 2: a false one
+
+
+def test_other_thresholds_can_be_asked_for():
+    drawn, truth = worked_case()
+    row = instance_row(drawn, truth, thresholds=(0.3, 0.55), ranked=False)
+    assert row["ap_30"] == pytest.approx(3 / 6)
+    assert row["ap_55"] == pytest.approx(2 / 7)
+    assert "ap_60" not in row
+    assert not [name for name in row if name.startswith("coco")]
+    assert summarise([row])["ap_30"] == pytest.approx(3 / 6)
 
 
 def test_boxes_that_touch_share_nothing():

@@ -73,3 +73,30 @@ def test_ids_are_matched_by_overlap():
     truth[:, :4], truth[:, 5:9] = 4, 9
     found[:, :3], found[:, 10:], found[:, 6:9] = 30, 20, 10
     assert match_ids(found, truth) == {30: 4, 10: 9}
+    kinds = np.zeros(30, dtype=int)
+    kinds[29], kinds[9] = 1, 2
+    assert match_ids(found, truth, classes=(kinds, np.array([0, 0, 0, 1, 0, 0, 0, 0, 1]))) == {30: 4}
+
+
+def test_several_classes_have_a_row_each():
+    predictions, samples, rows = cases((9, 16), 1.0)
+    rows = []
+    for place, (prediction, sample) in enumerate(zip(predictions, samples, strict=True)):
+        classes = torch.tensor([1, 1, 2, 2])
+        samples[place] = sample.replace(classes=classes)
+        ids = np.unique(prediction.label_volume[prediction.label_volume > 0])
+        kinds = np.array([1, 1, 2, 2])[ids - 1]
+        instances = from_labels(prediction.label_volume, classes=kinds)
+        predictions[place] = InstancePrediction.from_instances(prediction.name, prediction.space, instances)
+        rows.append(instance_row(instances, sample.masks.numpy(), truth_classes=classes, name=prediction.name))
+
+    class Two(Scores):
+        class_names = ("round", "square")
+
+        def summary(self, rows):
+            return summarise(rows, class_names={1: "round", 2: "square"})
+
+    page = add_results(Report("Segmentation"), Two(), predictions, samples, rows).html()
+    assert "Each class by itself" in page
+    assert "round" in page
+    assert "classes not told apart" in page

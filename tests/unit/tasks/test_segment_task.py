@@ -10,14 +10,18 @@ from voxelry.backbones.fpn import FPN
 from voxelry.backbones.resnet import ResNet
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.io import read_image
 from voxelry.data.phantom_nuclei import make_nuclei
 from voxelry.data.sample import Sample, collate
+from voxelry.metrics.instances import instance_row
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.models.mask_rcnn.detections import Detections
+from voxelry.ops.instances import Instances, from_labels
 from voxelry.ops.masks import mask_boxes
 from voxelry.tasks.segment import SegmentTask
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
+from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.targets import anchors_for, make_targets
 
 
@@ -292,3 +296,34 @@ def test_anchors_have_the_shape_of_the_objects():
     assert np.shape(anchors_for(boxes, levels=3, per_level=2)) == (3, 2, 3)
     with pytest.raises(SettingError, match="at least one object"):
         anchors_for(torch.full((2, 6), torch.nan), levels=2)
+
+
+def test_classes_are_measured_apart_on_what_is_written(tmp_path):
+    torch.manual_seed(0)
+    task = SegmentTask(detector(classes=3), class_names=["round", "square"], score_threshold=0.1)
+    sample = discs().replace(classes=torch.tensor([1, 2, 2]))
+    truth = sample.masks.numpy()
+    shifted = np.roll(truth, 2, axis=0)
+    crops = [*from_labels(truth).crops, *from_labels(shifted).crops]
+    boxes = np.concatenate([from_labels(truth).boxes, from_labels(shifted).boxes])
+    candidates = Instances(boxes, [0.9, 0.3, 0.8, 0.7, 0.6, 0.05], [1, 2, 1, 1, 2, 2], crops)
+    prediction = task.prediction("case", sample.space, candidates)
+    (row,) = task.metrics([prediction], collate([sample]))
+    summary = task.summary([row])
+    volume = read_image(write_instances(prediction, tmp_path, format=".tif")[0]).array[0].astype(int)
+    ids = np.unique(volume[volume > 0])
+    written = from_labels(volume, classes=prediction.classes[ids - 1])
+    expected = instance_row(written, truth, truth_classes=[1, 2, 2])
+    for name in ("ap_50", "ap_75", "pq", "seg", "det", "precision_50", "mean_iou_50", "predicted"):
+        assert row[name] == expected[name], name
+    assert summary["ap_50"] == pytest.approx((summary["ap_50.round"] + summary["ap_50.square"]) / 2)
+    assert summary["ap_50"] < summary["ap_50_class_blind"]
+    assert task.monitor == "ap_50"
+
+
+def test_a_class_without_a_name_cannot_be_measured():
+    task = SegmentTask(detector(classes=3), class_names=["round", "square"])
+    batch = collate([discs().replace(classes=torch.tensor([1, 2, 3]))])
+    prediction = task.prediction("case", batch.spaces[0], Instances.empty(2))
+    with pytest.raises(DataError, match="case: an instance of class 3; expected 1 to 2"):
+        task.metrics([prediction], batch)

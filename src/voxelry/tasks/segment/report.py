@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from voxelry.viz.report import Report
 
 __all__ = ["add_cases", "add_results", "add_scores", "add_sizes"]
 
+_BLIND = "_class_blind"
 _BASELINE = "watershed_record"  # the row's column that the task fills with the baseline's sums
 
 
@@ -39,7 +41,8 @@ def add_results(
     """
     add_scores(report, task, rows)
     add_sizes(report, samples, rows)
-    return add_cases(report, predictions, samples, rows)
+    several = len(getattr(task, "class_names", ())) > 1
+    return add_cases(report, predictions, samples, rows, several=several)
 
 
 def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
@@ -47,6 +50,9 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
     records = records_of(rows)
     summary = task.summary(rows)
     sides = {"ours": summary}
+    blind = {name.removesuffix(_BLIND): value for name, value in summary.items() if name.endswith(_BLIND)}
+    if blind:
+        sides["ours, classes not told apart"] = blind
     others = [{"record": row[_BASELINE]} for row in rows if _BASELINE in row]
     if others:
         sides["watershed"] = summarise(others)
@@ -54,7 +60,8 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
         "Instances",
         f"{summary['truth']:.0f} annotated and {summary['predicted']:.0f} predicted objects in {len(rows)} held-out "
         "images. AP is TP / (TP + FP + FN) at an IoU threshold, as microscopy uses the word; COCO's mAP ranks "
-        "detections by their scores. PQ is panoptic quality, SEG and DET are those of the Cell Tracking Challenge.",
+        "detections by their scores. PQ is panoptic quality, SEG and DET are those of the Cell Tracking Challenge. Of "
+        "several classes all are means over the classes.",
     )
     report.facts(
         {
@@ -69,6 +76,7 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
             "mean error of the count": summary["count_error"],
         }
     )
+    _add_classes(report, summary)
     names = {"precision_50": "precision", "recall_50": "recall", "f1_50": "F1", "mean_iou_50": "mean IoU of pairs"}
     report.table(
         [
@@ -90,7 +98,7 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
         ),
         "Accuracy as pairs must agree better and better",
     )
-    detections = [record.detections for record in records]
+    detections = [record.detections for record in records if record.detections is not None]
     kinds = {"masks": "mask", "boxes": "box"}
     report.figure(
         pictures.precision_recall(
@@ -110,6 +118,17 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
         ),
         "FROC: share of objects found with so many false positives per image",
     )  # fmt: skip
+
+
+def _add_classes(report: Report, summary: Mapping[str, float]) -> None:
+    """A row for each of several classes."""
+    classes = [name.removeprefix("truth.") for name in summary if name.startswith("truth.")]
+    columns = {"ap_50": "AP at 0.50", "ap_75": "AP at 0.75", "pq": "PQ", "truth": "annotated", "predicted": "predicted"}
+    if classes:
+        report.table(
+            [{"class": one} | {shown: summary[f"{name}.{one}"] for name, shown in columns.items()} for one in classes],
+            caption="Each class by itself",
+        )
 
 
 def add_sizes(report: Report, samples: Sequence[Sample], rows: Sequence[Row]) -> Report:
@@ -141,15 +160,22 @@ def add_cases(
     predictions: Sequence[InstancePrediction],
     samples: Sequence[Sample],
     rows: Sequence[Row],
+    *,
+    several: bool = False,
 ) -> Report:
-    """Outlines of the worst, the median and the best case beside the truth, and a table of all."""
+    """Outlines of the worst, the median and the best case beside the truth, and a table of all.
+
+    Args:
+        several: whether there are several classes, and pairs are of one class.
+    """
     report.section("Cases", "The worst first. Matched pairs share a colour; objects without a partner are vermilion.")
     order = sorted(range(len(rows)), key=lambda index: (float(rows[index]["ap_50"]), float(rows[index]["pq"])))
     for title, index in _chosen(order).items():
         sample, prediction, row = samples[index], predictions[index], rows[index]
         assert sample.masks is not None  # rows come from comparing with them
         truth, found = sample.masks.cpu().numpy(), np.asarray(prediction.label_volume)
-        matches = match_ids(found, truth)
+        kinds = (prediction.classes, sample.classes.cpu().numpy()) if several and sample.classes is not None else None
+        matches = match_ids(found, truth, classes=kinds)
         report.figure(
             pictures.instance_planes(
                 sample.image,
@@ -167,11 +193,30 @@ def add_cases(
     return report.table([rows[index] for index in order], columns=columns, caption="Every held-out case")
 
 
-def match_ids(predicted: NDArray[np.integer], truth: NDArray[np.integer], threshold: float = 0.5) -> dict[int, int]:
-    """Predicted id to the id of the true object it is matched with, of two label volumes."""
+def match_ids(
+    predicted: NDArray[np.integer],
+    truth: NDArray[np.integer],
+    threshold: float = 0.5,
+    *,
+    classes: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
+) -> dict[int, int]:
+    """Predicted id to the id of the true object it is matched with, of two label volumes.
+
+    Args:
+        classes: of the predicted and of the true ids from 1 on; None matches whatever the classes are.
+    """
     overlaps = mask_overlaps(predicted, truth)
-    pairs = matched(overlaps, threshold)
     ids = [np.unique(labels[labels > 0]) for labels in (predicted, truth)]
+    if classes is not None:
+        kinds = [known[numbers - 1] for known, numbers in zip(classes, ids, strict=True)]
+        alike = kinds[0][overlaps.predicted] == kinds[1][overlaps.truth]
+        overlaps = replace(
+            overlaps,
+            predicted=overlaps.predicted[alike],
+            truth=overlaps.truth[alike],
+            shared=overlaps.shared[alike],
+        )
+    pairs = matched(overlaps, threshold)
     one, other = ids[0][overlaps.predicted[pairs]], ids[1][overlaps.truth[pairs]]
     return dict(zip(one.tolist(), other.tolist(), strict=True))
 
@@ -210,10 +255,10 @@ def _sizes(
     tiny = all(max(sample.space.spacing) < MICROSCOPIC_MM for sample in samples)
     factor = 1000.0**ndim if tiny else 1.0
     sizes = [
-        np.array(record.sizes) * np.prod(sample.space.spacing) * factor
+        np.array(record.blind.sizes) * np.prod(sample.space.spacing) * factor
         for sample, record in zip(samples, records, strict=True)
     ]
-    iou = [np.array(record.found) for record in records]
+    iou = [np.array(record.blind.found) for record in records]
     unit = ("µm" if tiny else "mm") + "²³"[ndim - 2]
     empty: Any = np.zeros(0)
     return np.concatenate([empty, *sizes]), np.concatenate([empty, *iou]), unit

@@ -11,7 +11,7 @@ from torch import Tensor
 from voxelry.core.errors import DataError, SettingError
 from voxelry.data.sample import Batch
 
-__all__ = ["Targets", "anchors_for", "make_targets"]
+__all__ = ["Targets", "anchors_for", "classes_of", "make_targets"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def make_targets(batch: Batch, num_classes: int) -> Targets:
     boxes, classes, masks = [], [], []
     for place, name in enumerate(batch.names):
         found = batch.boxes[place].float()
-        kinds = _classes(batch, place, num_classes)
+        kinds = classes_of(name, found, None if batch.classes is None else batch.classes[place], num_classes)
         ids = batch.masks[place]
         kept = torch.isfinite(found).all(dim=1) & ~_slivers(found, ids.shape)
         if not bool(kept.all()):
@@ -73,16 +73,25 @@ def _slivers(boxes: Tensor, shape: Sequence[int]) -> Tensor:
     return (at_border & (high - low < 3) & (size > 3)).any(dim=1)
 
 
-def _classes(batch: Batch, place: int, num_classes: int) -> Tensor:
-    count, device = len(batch.boxes[place]), batch.boxes[place].device  # type: ignore[index]
-    if batch.classes is None or num_classes == 1:  # label volumes of one class may call it what they like
-        return torch.ones(count, dtype=torch.int64, device=device)
-    kinds = batch.classes[place]
+def classes_of(name: str, boxes: Tensor, kinds: Tensor | None, num_classes: int) -> Tensor:
+    """The classes of an image's instances, `(K,)` int64: 1 for all where there is one class only.
+
+    Args:
+        name: the case.
+        boxes: `(K, 2 * ndim)`.
+        kinds: what is annotated, `(K,)`, or None.
+
+    Raises:
+        DataError: a class that there isn't, or another number of them than of instances; names the case.
+    """
+    count = len(boxes)
+    if kinds is None or num_classes == 1:  # label volumes of one class may call it what they like
+        return torch.ones(count, dtype=torch.int64, device=boxes.device)
     if len(kinds) != count:
-        raise DataError(f"{batch.names[place]}: {len(kinds)} classes for {count} boxes")
+        raise DataError(f"{name}: {len(kinds)} classes for {count} boxes")
     if count and not 1 <= int(kinds.min()) <= int(kinds.max()) <= num_classes:
         unknown = int(kinds.max()) if int(kinds.max()) > num_classes else int(kinds.min())
-        raise DataError(f"{batch.names[place]}: an instance of class {unknown}; expected 1 to {num_classes}")
+        raise DataError(f"{name}: an instance of class {unknown}; expected 1 to {num_classes}")
     return kinds
 
 

@@ -24,7 +24,7 @@ from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
 from voxelry.tasks.segment.predict import InstancePrediction
 from voxelry.tasks.segment.rescale import at_learned_size, boxes_on, learned_grid
-from voxelry.tasks.segment.targets import make_targets
+from voxelry.tasks.segment.targets import classes_of, make_targets
 from voxelry.tasks.segment.tiled import predict_tiled
 
 __all__ = ["SegmentTask"]
@@ -258,14 +258,17 @@ class SegmentTask(Task):
     def calibrate(self, predictions: Sequence[InstancePrediction], samples: Sequence[Sample]) -> None:
         """Find the score threshold that is best on held-out cases; it is a buffer and is saved with the weights.
 
-        Best is the largest sum of AP at IoU 0.5 and 0.75, so that a threshold isn't chosen by outlines that hardly fit.
+        Best is the largest sum of AP at IoU 0.5 and 0.75, means over the classes, so that a threshold isn't chosen by
+        outlines that hardly fit.
         """
         if self.score_threshold is not None or not predictions:
             return
-        found = [_candidates(prediction) for prediction in predictions]
-        values = accuracy_by_score(found, [_truth(sample.masks, sample.name) for sample in samples], _LEVELS).sum(
-            axis=1
-        )
+        values = accuracy_by_score(
+            [_candidates(prediction) for prediction in predictions],
+            [_truth(sample.masks, sample.name) for sample in samples],
+            _LEVELS,
+            truth_classes=[self._true_classes(sample.name, sample.boxes, sample.classes) for sample in samples],
+        ).sum(axis=1)
         best = np.flatnonzero(np.isclose(values, values.max()))
         self.threshold.fill_(_LEVELS[int(best[len(best) // 2])])
 
@@ -287,24 +290,25 @@ class SegmentTask(Task):
             self.watershed.copy_(torch.tensor([tuned.smoothing, tuned.distance]))
 
     def metrics(self, predictions: Sequence[InstancePrediction], batch: Batch) -> list[Row]:
-        """One row per sample (`metrics.instances.instance_row`), and the baseline's `ap_50` after `fit_baseline`.
+        """One row per sample (`metrics.instances.instance_row`), and after `fit_baseline` the baseline's sums.
+
+        Whatever isn't ranked by score is measured on the label volume, as it is written.
 
         Raises:
-            DataError: the batch has no instances.
+            DataError: the batch has no instances, or some of an unknown class.
         """
         if batch.masks is None:
             raise DataError(f"{batch.names[0]}: no instances; expected a label volume to compare with")
         rows = []
         for place, prediction in enumerate(predictions):
             truth = _truth(batch.masks[place], prediction.name)
-            several = batch.classes is not None and len(self.class_names) > 1
-            classes = batch.classes[place].cpu().numpy() if several and batch.classes is not None else None
+            boxes, kinds = (None if field is None else field[place] for field in (batch.boxes, batch.classes))
             row: Row = dict(
                 instance_row(
                     _candidates(prediction),
                     truth,
                     name=prediction.name,
-                    truth_classes=classes,
+                    truth_classes=self._true_classes(prediction.name, boxes, kinds),
                     score_threshold=self.operating_threshold,
                 )
             )
@@ -316,13 +320,25 @@ class SegmentTask(Task):
         return rows
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
-        """`metrics.instances.summarise`: `ap_50` and the others; `watershed_ap_50` after `fit_baseline`."""
-        result = summarise(rows)
+        """`metrics.instances.summarise`, with a score for each of several classes.
+
+        After `fit_baseline` also `watershed_ap_50`; of several classes, which the baseline doesn't tell apart, it is
+        `watershed_ap_50_class_blind`.
+        """
+        names = dict(enumerate(self.class_names, start=1))
+        result = summarise(rows, class_names=names)
         others = [{"record": row["watershed_record"]} for row in rows if "watershed_record" in row]
         if others:
-            baseline = summarise(others)
-            result |= {f"watershed_{name}": baseline[name] for name in ("ap_50", "ap_75", "pq")}
+            baseline, blind = summarise(others), "_class_blind" if len(names) > 1 else ""
+            result |= {f"watershed_{name}{blind}": baseline[name] for name in ("ap_50", "ap_75", "pq")}
         return result | {"score_threshold": self.operating_threshold}
+
+    def _true_classes(self, name: str, boxes: Tensor | None, kinds: Tensor | None) -> NDArray[np.int64] | None:
+        """The classes of an image's annotated objects; None where there is only one class."""
+        if len(self.class_names) == 1 or boxes is None:
+            return None
+        found: NDArray[np.int64] = classes_of(name, boxes, kinds, len(self.class_names)).cpu().numpy()
+        return found
 
     def _scaled(self, image: Tensor) -> Tensor:
         low, high = self.input_range
