@@ -162,6 +162,15 @@ class Space:
         start = (np.asarray(self.shape) - 1) / 2 - scale * (shape - 1) / 2
         return self.remap(np.diag(scale), start, shape.tolist())
 
+    def with_spacing(self, spacing: float | Sequence[float]) -> Space:
+        """The same voxels at other distances in mm: origin and directions stay, the extent changes."""
+        steps = np.asarray(per_axis(spacing, self.ndim, "spacing"), dtype=np.float64)
+        if not np.all(np.isfinite(steps) & (steps > 0)):
+            raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
+        affine = self.affine.copy()
+        affine[:3, : self.ndim] = self.directions * steps
+        return Space(self.shape, affine)
+
     def reorder(self, axes: Sequence[int], flips: Sequence[bool]) -> Space:
         """The grid after `array.transpose(axes)` and then a reversal of the axes marked in `flips`."""
         matrix = np.zeros((self.ndim, self.ndim))
@@ -178,6 +187,17 @@ class Space:
         step[: self.ndim, : self.ndim] = matrix
         step[: self.ndim, self.ndim] = start
         return Space(tuple(int(size) for size in shape), self.affine @ step)
+
+    def matches(self, other: Space, tolerance: float = 0.1) -> bool:
+        """Same shape, and every corner of the grid within `tolerance` voxels of its counterpart, at any scale."""
+        if self.shape != other.shape:
+            return False
+        corners = np.stack(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij"), axis=-1)
+        matrix = self.affine[:3, : self.ndim]
+        apart = other.to_world(corners) - self.to_world(corners)
+        voxels = apart @ np.linalg.pinv(matrix).T
+        off_plane = np.linalg.norm(apart - voxels @ matrix.T, axis=-1) / min(self.spacing)
+        return bool(np.abs(voxels).max() <= tolerance and off_plane.max() <= tolerance)
 
     def is_close(self, other: Space, tolerance: float = 1e-3) -> bool:
         """Same shape, and every corner of the grid within `tolerance` mm of its counterpart."""

@@ -33,6 +33,7 @@ from voxelry.data.crop_selection import Criterion, parse_selection
 from voxelry.data.crop_settings import BuildReport, CropSettings
 from voxelry.data.crop_source import Listed, Objects, Source, checked_boxes, is_database, open_table
 from voxelry.data.io import open_image
+from voxelry.data.label_grid import Reference, open_labels
 
 __all__ = ["build_crop_index"]
 
@@ -259,7 +260,7 @@ class _Builder:
         """Headers and digests of a row's files.
 
         Raises:
-            DataError: labels of another shape, a crop larger than the image.
+            DataError: labels on another grid, a crop larger than the image.
         """
         options = {**row.options, **self.options}
         options.pop("label_dataset", None)  # for `find_cases`
@@ -268,18 +269,14 @@ class _Builder:
         parts: list[Stored | None] = []
         whole = self.settings.digest == "whole"
         digests = [digest(row.image, whole=whole)]
-        for path in (row.label, row.classes):
+        reference = Reference.of_file(row.image, options)
+        for path, label_options in ((row.label, row.label_options), (row.classes, {})):
             if path is None:
                 parts.append(None)
                 digests.append("")
                 continue
-            label_options = {"ndim": space.ndim, **row.label_options} if path == row.label else {"ndim": space.ndim}
-            label = open_image(path, **label_options)
-            if label.space.shape != space.shape:
-                raise DataError(f"{path}: shape {label.space.shape}, but its image {row.image} has {space.shape}")
-            if label.channels != 1:
-                raise DataError(f"{path}: {label.channels} channels, expected one id per voxel")
-            parts.append(Stored.of(label, label_options))
+            label = open_labels(path, reference, label_options)
+            parts.append(Stored.of(label.file, label.options, label.placement))
             digests.append(digest(path, whole=whole))
         size = per_axis(self.settings.crop_size, space.ndim, "crop_size")
         if self.settings.pad == "error" and any(a > b for a, b in zip(size, space.shape, strict=True)):

@@ -3,7 +3,7 @@
 Built once by `crop_build.build_crop_index`; here it is read, by any number of processes. Tables:
 
 `files`: an image each, with its grid, statistics, digest and columns of the source.
-`objects`: an object each: instance id, class, volume, box in index coordinates of its image.
+`objects`: an object each: instance id (from 2^63 on less 2^64), class, volume, box in index coordinates of its image.
 `crops`: first voxel (z, y, x) and first channel (c) of each crop. `id >> 32` is its file.
 `crop_objects`: which objects a crop shows.
 
@@ -34,7 +34,7 @@ from voxelry.data.crop_reader import Stored
 
 __all__ = ["FILE_BITS", "VERSION", "VIEWS", "CropIndex", "CropRecord", "IndexedFile", "tables"]
 
-VERSION = 1
+VERSION = 2
 FILE_BITS = 32  # crop and object ids: file << 32 | number in the file
 
 tables = sql.MetaData()
@@ -135,14 +135,14 @@ class CropRecord:
     Attributes:
         file: the image it is cut from.
         start: first voxel per axis; `channel`: first channel.
-        instance, classes: `(K,)` int64 ids in the label image and classes, by rising id.
+        instance, classes: `(K,)` int64 ids in the label image (uint64 where one is beyond) and classes, by rising id.
         boxes: `(K, 2 * ndim)` float64 in index coordinates of the crop, clipped at its outer edges.
     """
 
     file: IndexedFile
     start: tuple[int, ...]
     channel: int
-    instance: NDArray[np.int64]
+    instance: NDArray[np.int64] | NDArray[np.uint64]
     classes: NDArray[np.int64]
     boxes: NDArray[np.float64]
 
@@ -223,7 +223,7 @@ class CropIndex:
         (corner,) = self._query("SELECT z, y, x, c FROM crops WHERE id = ?", key)
         rows = self._query(
             "SELECT o.instance, o.class, o.z1, o.y1, o.x1, o.z2, o.y2, o.x2 FROM crop_objects j"
-            " JOIN objects o ON o.id = j.object WHERE j.crop = ? ORDER BY o.instance",
+            " JOIN objects o ON o.id = j.object WHERE j.crop = ?",
             key,
         )
         values = np.array(rows, np.float64).reshape(len(rows), 8)
@@ -231,8 +231,12 @@ class CropIndex:
         edges = np.array(self.shape(file)) - 0.5
         low = np.maximum(values[:, 5 - ndim : 5] - start, -0.5)
         high = np.minimum(values[:, 8 - ndim :] - start, edges)
-        ids = values[:, :2].astype(np.int64)
-        return CropRecord(file, start, int(corner[3]), ids[:, 0], ids[:, 1], np.concatenate([low, high], axis=1))
+        ids = np.array([row[0] for row in rows], np.int64)
+        if (ids < 0).any():  # as SQLite has no unsigned numbers
+            ids = ids.view(np.uint64)
+        order = np.argsort(ids)
+        boxes = np.concatenate([low, high], axis=1)[order]
+        return CropRecord(file, start, int(corner[3]), ids[order], values[order, 1].astype(np.int64), boxes)
 
     def extents(self, limit: int = 100_000) -> NDArray[np.float64]:
         """Box sizes of up to `limit` objects, `(K, 3)` voxels in array order; z is 1 for images of rank 2."""

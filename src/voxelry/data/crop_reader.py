@@ -30,6 +30,7 @@ from voxelry.core.errors import FileError
 from voxelry.core.guard import guarded
 from voxelry.data.io import ImageFile, open_image
 from voxelry.data.io.axes import AxisOrder
+from voxelry.data.label_grid import Placement
 
 __all__ = ["CropReader", "Stored", "UnopenedError"]
 
@@ -51,6 +52,7 @@ class Stored:
         chunk: stored shape of the parts that the file is read in.
         channels, dtype: of what is read.
         options: for `open_image`.
+        placement: how labels are turned to lie on their image; None where they are read as they are.
     """
 
     path: Path
@@ -61,15 +63,16 @@ class Stored:
     channels: int
     dtype: str
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    placement: Placement | None = None
 
     @classmethod
-    def of(cls, image: ImageFile, options: Mapping[str, Any]) -> Self:
+    def of(cls, image: ImageFile, options: Mapping[str, Any], placement: Placement | None = None) -> Self:
         """From a header read by `open_image(path, **options)`."""
         order = image.order
         kind = "other" if order is None else _KINDS.get(image.format, "other")
         array = str(image.metadata.get("array") or image.metadata.get("dataset") or "")
         shape, spatial = (image.shape, ()) if order is None else (order.shape, order.spatial)
-        return cls(image.path, kind, array, shape, spatial, image.channels, str(image.dtype), dict(options))
+        return cls(image.path, kind, array, shape, spatial, image.channels, str(image.dtype), dict(options), placement)
 
     @classmethod
     def from_json(cls, text: str, root: Path) -> Self:
@@ -77,6 +80,8 @@ class Stored:
         values = json.loads(text)
         values["path"] = root / values["path"]
         values["shape"], values["spatial"] = tuple(values["shape"]), tuple(values["spatial"])
+        if values["placement"] is not None:
+            values["placement"] = Placement(**{key: tuple(value) for key, value in values["placement"].items()})
         return cls(**values)
 
     def to_json(self, root: Path) -> str:
@@ -136,7 +141,11 @@ class CropReader:
                 while len(self._open) > self.handles:
                     self._open.popitem(last=False)[1].close()
             self._open.move_to_end(stored)
-            return np.ascontiguousarray(_pixels(stored, handle, window, channels), dtype=np.dtype(stored.dtype))
+            if stored.placement is None:
+                pixels = _pixels(stored, handle, window, channels)
+            else:
+                pixels = stored.placement.read(lambda part: _pixels(stored, handle, part, channels), window)
+            return np.ascontiguousarray(pixels, dtype=np.dtype(stored.dtype))
 
     def close(self) -> None:
         """Close every file; the next read opens what it needs again."""

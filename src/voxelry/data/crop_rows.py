@@ -24,7 +24,7 @@ def insert_objects(connection: Any, base: int, objects: Objects, ndim: int) -> N
     boxes[:, missing:3], boxes[:, 3 + missing :] = objects.boxes[:, :ndim], objects.boxes[:, ndim:]
     rows = zip(
         (base + np.arange(len(objects))).tolist(),
-        objects.instance.tolist(),
+        objects.instance.view(np.int64).tolist(),  # SQLite has no unsigned numbers
         objects.classes.tolist(),
         objects.volume.tolist(),
         *boxes.T.tolist(),

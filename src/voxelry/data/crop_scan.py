@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from voxelry.core.errors import DataError, SettingError
 from voxelry.data.crop_reader import CropReader, Stored
 from voxelry.data.crop_selection import Criterion
-from voxelry.data.crop_source import Listed, Objects, Source
+from voxelry.data.crop_source import Listed, Objects, Source, id_array
 from voxelry.data.io import is_image
+from voxelry.data.label_grid import class_numbers, whole_numbers
 from voxelry.data.layouts import Case, case_name, find_cases
 
 __all__ = ["LAYOUTS", "QUANTILES", "find_objects", "intensities", "scan_folder"]
@@ -90,7 +91,7 @@ def _paired(root: Path) -> list[Case]:
 
 def _listed(case: Case) -> Listed:
     options = dict(case.options)
-    shared = {key: value for key, value in options.items() if key in ("ndim", "spacing")}
+    shared = {key: value for key, value in options.items() if key == "ndim"}
     if case.instances is not None:
         return Listed(case.name, case.image, case.instances, case.labels, options, shared)
     inside = _inside(case.image)
@@ -145,12 +146,12 @@ def find_objects(label: Stored, shape: Sequence[int], reader: CropReader, classe
     """Box, volume and class of every instance of a label image, read in slabs.
 
     Args:
-        label: one channel of ids, 0 for background; floats are taken if they are whole.
+        label: one channel of ids, see `label_grid.whole_numbers`.
         shape: of the image that the labels belong to.
         classes: an image with a class per voxel: an instance has the class that most of its voxels have.
 
     Raises:
-        DataError: negative ids or numbers that aren't whole.
+        DataError: ids below -1 or numbers that aren't whole.
     """
     from scipy import ndimage
 
@@ -163,7 +164,7 @@ def find_objects(label: Stored, shape: Sequence[int], reader: CropReader, classe
         ids = whole_numbers(reader.read(label, window)[0], label.path)
         present, places, counts = np.unique(ids, return_inverse=True, return_counts=True)
         compact = places.reshape(ids.shape).astype(np.int32) + (present[0] != 0)
-        kinds = None if classes is None else whole_numbers(reader.read(classes, window)[0], classes.path)
+        kinds = None if classes is None else class_numbers(reader.read(classes, window)[0], classes.path)
         corner = np.array([part.start for part in window])
         found = [int(number) for number in present if number]
         for number, parts in zip(found, ndimage.find_objects(compact), strict=True):
@@ -180,7 +181,7 @@ def find_objects(label: Stored, shape: Sequence[int], reader: CropReader, classe
                 seen = votes.get(number, np.zeros(0, np.int64))
                 votes[number] = np.pad(row, (0, max(0, len(seen) - limit)))
                 votes[number][: len(seen)] += seen
-    instance = np.array(sorted(low), np.int64)
+    instance = id_array(sorted(low))
     boxes = np.zeros((len(instance), 2 * ndim))
     for row, number in zip(boxes, instance.tolist(), strict=True):
         row[:ndim], row[ndim:] = low[number] - 0.5, high[number] - 0.5
@@ -190,19 +191,6 @@ def find_objects(label: Stored, shape: Sequence[int], reader: CropReader, classe
         np.array([volume[number] for number in instance.tolist()], np.float64),
         np.array([_majority(votes.get(number)) for number in instance.tolist()], np.int64),
     )
-
-
-def whole_numbers(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
-    """Ids or classes as int64.
-
-    Raises:
-        DataError: negative, or not whole.
-    """
-    if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        raise DataError(f"{path}: expected whole numbers (an id per voxel), got {array.dtype} with fractions or NaN")
-    if array.dtype.kind != "u" and array.size and array.min() < 0:
-        raise DataError(f"{path}: expected ids from 0, got {int(array.min())}")
-    return array.astype(np.int64)
 
 
 def _majority(votes: NDArray[np.int64] | None) -> int:

@@ -23,7 +23,7 @@ from voxelry.core.errors import DataError, FileError, MissingDependencyError, Se
 from voxelry.data.crop_selection import Criterion
 from voxelry.data.layouts import case_name
 
-__all__ = ["Listed", "Objects", "Source", "checked_boxes", "is_database", "open_table"]
+__all__ = ["Listed", "Objects", "Source", "checked_boxes", "id_array", "is_database", "open_table"]
 
 SPLIT_COLUMNS = ("split", "train_val_test")
 BOX_EDGES = ("voxel", "half_open")
@@ -37,13 +37,13 @@ class Objects:
     """The objects of an image.
 
     Attributes:
-        instance: `(K,)` int64 id in the label image, from 1.
+        instance: `(K,)` id in the label image, from 1: int64, or uint64 where one is beyond that.
         boxes: `(K, 2 * ndim)` float64, index coordinates: voxel `i` spans `i - 0.5` to `i + 0.5`.
         volume: `(K,)` float64, voxels.
         classes: `(K,)` int64, from 1.
     """
 
-    instance: NDArray[np.int64]
+    instance: NDArray[np.int64] | NDArray[np.uint64]
     boxes: NDArray[np.float64]
     volume: NDArray[np.float64]
     classes: NDArray[np.int64]
@@ -232,7 +232,7 @@ class _BoxStream:
         chosen = [table.c[name] for name in ("file_path", instance, *columns, *self.optional)]
         query = sql.select(*chosen).order_by(table.c.file_path)
         rows = connection.execution_options(stream_results=True, yield_per=10_000).execute(query)
-        self._result = rows
+        self._result, self._title = rows, title
         self._groups = groupby(rows, key=lambda row: str(row[0]))
         self._places = {path: place for place, path in enumerate(paths)}
         self._next = next(self._groups, None)
@@ -258,7 +258,18 @@ class _BoxStream:
         classes = np.ones(len(rows), np.int64)
         if "class" in self.optional and rows:
             classes = values[:, ends + self.optional.index("class")].astype(np.int64)
-        return Objects(values[:, 0].astype(np.int64), boxes, volume, classes)
+        try:
+            instance = id_array([int(row[0]) for row in rows])
+        except (TypeError, ValueError, OverflowError):
+            raise DataError(f"{self._title}: an instance id of {path} isn't a whole number of 64 bits") from None
+        return Objects(instance, boxes, volume, classes)
+
+
+def id_array(ids: Sequence[int]) -> NDArray[np.int64] | NDArray[np.uint64]:
+    """Ids of instances as int64, or as uint64 where one is too large for that."""
+    if max(ids, default=0) > np.iinfo(np.int64).max:
+        return np.array(ids, np.uint64)
+    return np.array(ids, np.int64)
 
 
 def checked_boxes(

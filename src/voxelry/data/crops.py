@@ -22,9 +22,10 @@ from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
 from voxelry.data.crop_index import CropIndex, CropRecord, IndexedFile
 from voxelry.data.crop_reader import CropReader, UnopenedError
-from voxelry.data.crop_scan import QUANTILES, whole_numbers
+from voxelry.data.crop_scan import QUANTILES
 from voxelry.data.crop_selection import parse_selection
 from voxelry.data.dataset import one_line_errors
+from voxelry.data.label_grid import whole_numbers
 from voxelry.data.layouts import Case
 from voxelry.data.normalise import check_normalise, normalise
 from voxelry.data.patches import crop
@@ -231,10 +232,10 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         return crop(sample, start, length, fill="edge" if fill == "edge" else "zero")
 
     def _shown(
-        self, ids: NDArray[np.int64], record: CropRecord, inside: Sequence[int]
+        self, ids: NDArray[np.integer], record: CropRecord, inside: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Masks renumbered from 1, and the boxes and classes that belong to them; other ids are background."""
-        known = record.instance  # growing
+        known, ids = record.instance.astype(np.uint64), ids.astype(np.uint64)  # growing
         kept = np.zeros(len(known), dtype=bool)
         numbers = np.zeros(ids.shape, dtype=np.int64)
         if len(known):

@@ -33,6 +33,7 @@ from voxelry.core.space import Space
 from voxelry.data.cache import Cache
 from voxelry.data.context import border_distances
 from voxelry.data.io import Image, open_image, read_image
+from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts import Case, find_cases, read_case_landmarks
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
@@ -165,7 +166,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         return self._names
 
     def check(self) -> None:
-        """Read every case's header and points, to find at once what would stop the training later.
+        """Read every case's points and the headers of its labels, to find at once what would stop the training later.
 
         Raises:
             FileError, DataError: the first fault; one line naming the file.
@@ -173,6 +174,12 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         for case in self.cases:
             if "landmarks" in self.need and case.landmarks:
                 self._order(read_case_landmarks(case, self._space(case))[1], case)
+            maps = {"labels": case.labels, "masks": case.instances}
+            paths = [path for need, path in maps.items() if path is not None and need in self.need]
+            if paths and self._reads_files:
+                reference = Reference.of_file(case.image, case.options)
+                for path in paths:
+                    open_labels(path, reference)
 
     def spaces(self, most: int | None = None) -> list[Space]:
         """Grids of the first cases after preprocessing, whole; by the headers alone where our own reader reads them."""
@@ -198,6 +205,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         """
         volume = self.read_volume(case.image)
         image, space = on_grid(volume, case.image)
+        reference = self._reference(case, space, placed=isinstance(volume, Image))
         landmarks: Tensor | None = None
         names: tuple[str, ...] = ()
         if "landmarks" in self.need and case.landmarks:
@@ -205,10 +213,11 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             landmarks = torch.from_numpy(points.astype(np.float32))
         labels = None
         if "labels" in self.need and case.labels is not None:
-            labels = torch.from_numpy(self._label_map(case.labels, case, space))
+            file = open_labels(case.labels, reference)
+            labels = torch.from_numpy(class_numbers(file.read(), case.labels))
         masks = boxes = classes = None
         if "masks" in self.need and case.instances is not None:
-            masks, boxes = _instances(self._label_map(case.instances, case, space))
+            masks, boxes = _instances(open_labels(case.instances, reference).read())
             classes = None if labels is None else _instance_classes(masks, labels, len(boxes))
         return Sample(
             image=image,
@@ -223,21 +232,11 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             classes=classes,
         )
 
-    def _label_map(self, path: Path, case: Case, space: Space) -> NDArray[np.int64]:
-        """`(*spatial)` int64, on the grid of the case's image."""
-        file = open_image(path, ndim=space.ndim, spacing=case.options.get("spacing"))
-        if file.space.shape != space.shape:
-            raise DataError(f"{path}: shape {file.space.shape}, but its image {case.image} has {space.shape}")
-        if file.channels != 1:
-            raise DataError(f"{path}: {file.channels} channels, expected one number per voxel")
-        # A file without orientation, beside one that has it, is taken to lie where the other does.
-        oriented = file.has_orientation and self._reads_files and open_image(case.image, **case.options).has_orientation
-        if oriented and not file.space.is_close(space, tolerance=0.1 * min(space.spacing)):
-            raise DataError(f"{path}: lies elsewhere than its image {case.image}; expected the same affine")
-        array = file.read()[0]
-        if array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-            raise DataError(f"{path}: expected whole numbers (a class or an id per voxel)")
-        return array.astype(np.int64)
+    def _reference(self, case: Case, space: Space, *, placed: bool) -> Reference:
+        """What a case's labels must lie on; `placed` says whether a reader of one's own gave a place in the world."""
+        if self._reads_files:
+            return Reference.of_file(case.image, case.options)
+        return Reference(case.image, space, placed)
 
     def _made(self, case: Case) -> Sample:
         return self.preprocess(self.read(case))
@@ -352,9 +351,9 @@ def on_grid(volume: Tensor | NDArray[Any] | Image, path: Path) -> tuple[Tensor, 
     return array.to(torch.float32), space
 
 
-def _instances(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def _instances(ids: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
     """Ids renumbered 1, 2, ... and the box around each, from outer edge to outer edge of its voxels."""
-    known, places = np.unique(np.maximum(ids, 0), return_inverse=True)
+    known, places = np.unique(ids, return_inverse=True)
     without_background = int(known[0] != 0)  # the first id is to be 1 then, too
     masks = torch.from_numpy(places.reshape(ids.shape) + without_background)
     return masks, mask_boxes(masks, len(known) - 1 + without_background)
@@ -363,7 +362,7 @@ def _instances(ids: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
 def _instance_classes(masks: Tensor, labels: Tensor, count: int) -> Tensor:
     """The label that most voxels of each instance have, `(count,)`; background doesn't count unless it is alone."""
     inside = masks > 0
-    pairs = torch.stack([masks[inside] - 1, labels[inside].clamp(min=0)])
+    pairs = torch.stack([masks[inside] - 1, labels[inside]])
     classes = int(pairs[1].max()) + 1 if pairs.shape[1] else 1
     votes = torch.bincount(pairs[0] * classes + pairs[1], minlength=count * classes).reshape(count, classes)
     votes[:, 0] = 0

@@ -8,7 +8,7 @@ is probably not meant so; `info`, worth knowing and handled by the program.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike
@@ -23,6 +23,7 @@ from voxelry.core.space import Space
 from voxelry.data.diagnosis import CaseRow, Diagnosis, Finding, render
 from voxelry.data.io import ImageFile, is_image, open_image
 from voxelry.data.io.landmarks import landmark_format
+from voxelry.data.label_grid import Reference, class_numbers, open_labels, whole_numbers
 from voxelry.data.landmark_checks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
 from voxelry.data.layouts import Case, case_name, find_cases, read_case_landmarks
 
@@ -115,9 +116,7 @@ def inspect_case(found: Diagnosis, case: Case) -> CaseRead | None:
     space = image.space
     row.channels, row.shape, row.spacing = image.channels, space.shape, space.spacing
     row.axes, row.dtype = space.orientation, str(image.dtype)
-    for kind, path in (("labels", case.labels), ("instances", case.instances)):
-        if path is not None:
-            _inspect_grid(found, kind, path, space, case)
+    _inspect_labels(found, case)
     read = CaseRead(case, space, row)
     if case.landmarks:
         try:
@@ -140,13 +139,12 @@ def _inspect_pixels(
 ) -> dict[str, NDArray[np.float64]] | None:
     """Range, NaN and infinities, a slab at a time; returns the pixels at the probes as parts of the range."""
     shape = image.space.shape
-    planes = max(1, _SLAB_BYTES // max(1, image.dtype.itemsize * image.channels * prod(shape[1:])))
     not_finite, lows, highs, likeness = 0, [], [], None
     values = {name: np.full(len(index), np.nan) for name, index in probes.items()}
     try:
-        for start in range(0, shape[0], planes):
-            stop = min(start + planes, shape[0])
-            slab = image.read([slice(start, stop), *[slice(0, size) for size in shape[1:]]])
+        for window in _slabs(shape, image.dtype.itemsize * image.channels):
+            start, stop = window[0].start, window[0].stop
+            slab = image.read(window)
             pixels = slab
             if likeness is None and slab.itemsize == 1 and slab.size >= _ENOUGH:
                 likeness = _neighbour_correlation(slab)
@@ -187,6 +185,13 @@ def _inspect_pixels(
     return {name: (pixels - row.low) / (row.high - row.low) for name, pixels in values.items()}
 
 
+def _slabs(shape: tuple[int, ...], voxel_bytes: int) -> Iterator[tuple[slice, ...]]:
+    """Windows along the first axis that are in memory one at a time."""
+    planes = max(1, _SLAB_BYTES // max(1, voxel_bytes * prod(shape[1:])))
+    for start in range(0, shape[0], planes):
+        yield (slice(start, min(start + planes, shape[0])), *(slice(0, size) for size in shape[1:]))
+
+
 def _neighbour_correlation(slab: NDArray[Any]) -> float:
     """Correlation of voxels with the next along the last axis, NaN for a constant slab."""
     here, there = slab[..., :-1].ravel(), slab[..., 1:].ravel()
@@ -194,17 +199,17 @@ def _neighbour_correlation(slab: NDArray[Any]) -> float:
         return float(np.corrcoef(here, there)[0, 1])
 
 
-def _inspect_grid(found: Diagnosis, kind: str, path: Path, space: Space, case: Case) -> None:
-    """Whether a label map lies on its image's grid."""
-    try:
-        other = open_image(path, **{key: value for key, value in case.options.items() if key == "spacing"}).space
-    except VoxelryError as error:
-        found.add("error", path, without_path(error))
-        return
-    if other.shape != space.shape:
-        found.add("error", path, f"{kind} of shape {other.shape}, but its image has {space.shape}")
-    elif not space.is_close(other, tolerance=0.1 * min(space.spacing)):
-        found.add("warning", path, f"{kind} lie elsewhere than their image: the affines differ")
+def _inspect_labels(found: Diagnosis, case: Case) -> None:
+    """Whether a case's labels can be read, lie on its image's grid and are whole numbers."""
+    reference = Reference.of_file(case.image, case.options)
+    for path, kind in ((case.labels, class_numbers), (case.instances, whole_numbers)):
+        if path is not None:
+            try:
+                file = open_labels(path, reference)
+                for window in _slabs(file.placement.shape, file.file.dtype.itemsize):
+                    kind(file.read(window), path)
+            except VoxelryError as error:
+                found.add("error", path, str(error).removeprefix(f"{path}: "))
 
 
 def compare_images(found: Diagnosis, reads: list[CaseRead]) -> None:

@@ -105,7 +105,7 @@ def _compare_grids(found: Diagnosis, case: PairCase) -> None:
         except VoxelryError:  # one can't be read, which is a finding of its own
             continue
         if fault is not None:
-            found.add("error", path, f"{fault} (set pairs.resample=true to bring it onto that grid)")
+            found.add("error", path, fault)
 
 
 def _find_order(found: Diagnosis, cases: list[PairCase]) -> None:

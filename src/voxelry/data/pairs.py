@@ -18,7 +18,8 @@ from torch import Tensor
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset, on_grid
-from voxelry.data.io import Image, open_image
+from voxelry.data.io import Image
+from voxelry.data.label_grid import Reference, difference, fit
 from voxelry.data.layouts import Case
 from voxelry.data.normalise import check_values
 from voxelry.data.pair_layouts import PAIR_LAYOUTS, PairCase, find_pairs
@@ -81,7 +82,7 @@ class PairDataset(VolumeDataset):
             for path in filter(None, case.images):
                 fault = grid_fault(path, case)
                 if fault is not None:
-                    raise _other_grid(path, fault)
+                    raise DataError(f"{path}: {fault}")
 
     def _condition(self, path: Path, sample: Sample, case: PairCase) -> Tensor:
         """The pixels of a file on the grid of `sample`, which `case.image` has."""
@@ -90,16 +91,15 @@ class PairDataset(VolumeDataset):
         volume = self.read_volume(path)
         image, space = on_grid(volume, path)
         check_values(image, path)
-        if self._reads_files:
-            oriented = all(open_image(file, **case.options).has_orientation for file in (path, case.image))
-        else:
-            oriented = isinstance(volume, Image)
-        fault = _fault(space, sample.space, case, oriented)
-        if fault is None:
-            return image
+        placed = isinstance(volume, Image)
+        target = self._reference(case, sample.space, placed=placed)
+        own = Reference.of_file(path, case.options) if self._reads_files else Reference(path, space, placed)
+        placement = fit(own.space, own.oriented, target)
+        if placement is not None:
+            return torch.from_numpy(placement.turn(image.numpy()))
         if not self.resample or space.ndim != sample.ndim:
-            raise _other_grid(path, fault)
-        if not oriented:  # the same field of view is all that can be meant
+            raise DataError(f"{path}: {other_grid(own.space, target)}")
+        if not (own.oriented and target.oriented):  # the same field of view is all that can be meant
             space = sample.space.resize(space.shape)
         return move(Sample(image, space, case.name), sample.space).image
 
@@ -115,24 +115,18 @@ class PairDataset(VolumeDataset):
 
 
 def grid_fault(path: Path, case: PairCase) -> str | None:
-    """How the grid of a file differs from its case's, by their headers; None where it doesn't.
+    """What is wrong with the grid of a file beside its case's, by their headers; None where they are the same voxels.
 
-    A file without orientation, beside one that has it, is taken to lie where the other does.
+    A file without orientation, beside one that has it, is taken to lie where the other does; one that is stored
+    along other axes is turned.
 
     Raises:
         FileError: one of them can't be read.
     """
-    file, other = (open_image(one, **case.options) for one in (path, case.image))
-    return _fault(file.space, other.space, case, file.has_orientation and other.has_orientation)
+    file, image = (Reference.of_file(one, case.options) for one in (path, case.image))
+    return None if fit(file.space, file.oriented, image) is not None else other_grid(file.space, image)
 
 
-def _other_grid(path: Path, fault: str) -> DataError:
-    return DataError(f"{path}: {fault}; expected one grid (or resample: true)")
-
-
-def _fault(space: Space, other: Space, case: PairCase, oriented: bool) -> str | None:
-    if space.shape != other.shape:
-        return f"shape {space.shape}, but {case.image} has {other.shape}"
-    if oriented and not space.is_close(other, tolerance=0.1 * min(other.spacing)):
-        return f"lies elsewhere than {case.image}"
-    return None
+def other_grid(grid: Space, image: Reference) -> str:
+    """What is said of an image on another grid than its target's."""
+    return f"{difference(grid, image)}; expected one grid (or data.pairs.resample=true, which brings it onto that)"

@@ -20,10 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
+from voxelry.data.io import write_image
 from voxelry.data.io.meshes import write_mesh
+from voxelry.data.label_grid import Reference, open_labels, whole_numbers
 from voxelry.data.layouts import case_name
-from voxelry.data.preprocess import orientation_steps
 from voxelry.data.sample import Sample
 from voxelry.data.slice_augment import move_slice
 from voxelry.data.slice_case import build_case, collate_slices
@@ -86,7 +86,7 @@ def reconstruct(
         plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
             x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
         mask: the organ on the slices, as far as it is known: a label volume on the volume's grid (in any order of axes
-            where it is a file), or an image of the slice's size with `slice`; what isn't 0 is organ.
+            where it is a file), or an image of the slice's size with `slice`; what isn't 0 (or -1) is organ.
         slice: there is one image of rank 2 and no volume.
         spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
         label: the organ, one of the model's; may be left out where it has only one.
@@ -120,7 +120,10 @@ def reconstruct(
         reading = options if spacing is None else {**options, "spacing": spacing}
         sample = model.sample(image, space, **reading)
         grid = sample.space
-        slices, turned = _cuts(model, sample, points, "axial" if plane is None else plane, mask, organ)
+        if mask is not None:
+            on = _reference(model, image, sample, space, reading)
+            sample = sample.replace(labels=_mask_on(mask, sample.space, on))
+        slices, turned = _cuts(model, sample, points, "axial" if plane is None else plane, organ)
     case = build_case(
         slices,
         edge=task.edges[task.organs.index(organ)],
@@ -197,26 +200,30 @@ def _organ(task: Any, label: int | None) -> tuple[int, ...]:
     raise SettingError(f"label: expected one of the model's organs, {known}, got {label}")
 
 
+def _reference(model: Model, image: Any, sample: Sample, space: Space | None, options: dict[str, Any]) -> Reference:
+    """What a mask of a volume must lie on: an array without a space doesn't say where it lies."""
+    if isinstance(image, str | PathLike):
+        return Reference.of_file(Path(image), model.reading(Path(image), options))
+    return Reference(Path(sample.source), sample.space, isinstance(image, Sample) or space is not None)
+
+
 def _cuts(
     model: Model,
     sample: Sample,
     points: NDArray[np.float64],
     plane: Any,
-    mask: Any,
     organ: tuple[int, ...],
 ) -> tuple[list[SliceSample], NDArray[np.float64]]:
     """The slices of a volume through the clicks, in the world turned `upright`, and that motion of it."""
     planes = _planes(plane, len(points))
     for point in points:
         check_click(sample.image, sample.space, point, source=sample.source)
-    if mask is not None:
-        sample = sample.replace(labels=_mask_on(mask, sample.space, sample.source, placed=True))
     prepared = model.bundle.preprocess(sample.replace(labels=None))
     motion = upright(prepared.space)
     slices = []
     for point, wanted in zip(points, planes, strict=True):
         cut = _cut(prepared, point, wanted, min(prepared.space.spacing))
-        if mask is not None:
+        if sample.labels is not None:
             cut = cut.replace(mask=_mask_of(sample, point, wanted, cut.space))
             if cut.mask is None or not bool(cut.mask.any()):
                 raise DataError(
@@ -271,27 +278,19 @@ def _planes(plane: Any, count: int) -> list[str | NDArray[np.float64]]:
     return found
 
 
-def _mask_on(mask: Any, space: Space, source: str, *, placed: bool) -> torch.Tensor:
-    """0 and 1 on the grid of the image; a file must lie where the image does if such files say where they lie."""
+def _mask_on(mask: Any, space: Space, image: Reference) -> torch.Tensor:
+    """0 and 1 on the grid of the image, by a file of labels or an array `(*spatial)` or `(1, *spatial)`."""
     if isinstance(mask, str | PathLike):
-        read = read_image(Path(mask))
-        name, array, grid = str(mask), np.asarray(read.array)[0], read.space
-        near = 0.1 * min(space.spacing)
-        if placed and grid.ndim == space.ndim and not grid.is_close(space, tolerance=near):
-            axes, flips = orientation_steps(grid, space.orientation)  # perhaps it is only stored otherwise
-            if grid.reorder(axes, flips).is_close(space, tolerance=near):
-                grid = grid.reorder(axes, flips)
-                array = np.flip(array.transpose(axes), tuple(axis for axis, flip in enumerate(flips) if flip))
-        if placed and grid.shape == space.shape and not grid.is_close(space, tolerance=near):
-            raise DataError(f"{name}: lies elsewhere than its image {source}; expected the same affine")
+        name, array = str(mask), open_labels(Path(mask), image).read()
     else:
         name, array = "mask", np.asarray(mask)
         array = array[0] if array.ndim == space.ndim + 1 else array
-    if array.shape != space.shape:
-        raise DataError(f"{name}: shape {array.shape}, but its image {source} has {space.shape}")
-    if not (array != 0).any():
+        if array.shape != space.shape:
+            raise DataError(f"{name}: shape {array.shape}, but its image {image.path} has {space.shape}")
+        array = whole_numbers(array, Path(name))
+    if not array.any():
         raise DataError(f"{name}: no foreground")
-    return torch.from_numpy((array != 0).astype(np.int64))
+    return torch.from_numpy((array > 0).astype(np.int64))
 
 
 def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, spacing: Any, label: int) -> SliceSample:
@@ -302,7 +301,7 @@ def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, sp
     point = points[0]
     world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
     check_click(read.image, read.space, world, source=str(path))
-    labels = None if mask is None else _mask_on(mask, read.space, str(path), placed=False)
+    labels = None if mask is None else _mask_on(mask, read.space, Reference(path, read.space, oriented=False))
     sample = Sample(read.image, read.space, case_name(path), str(path))
     prepared = model.bundle.preprocess(sample)
     outlined = read.replace(mask=None if labels is None else labels > 0)

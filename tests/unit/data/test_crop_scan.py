@@ -115,7 +115,7 @@ def test_an_instance_has_the_class_of_most_of_its_voxels(write_volumes, oblique,
 
 def test_ids_are_whole_and_not_negative(tmp_path):
     space = Space.from_spacing((4, 5, 6))
-    for values, fault in (([-1.0], r"expected ids from 0, got -1"), ([0.5], "expected whole numbers")):
+    for values, fault in (([-2.0], r"label value -2, expected classes or ids from 1"), ([0.5], "expected whole")):
         path = write_image(tmp_path / "ids.nii.gz", np.full((1, 4, 5, 6), values, np.float32), space)
         with pytest.raises(DataError, match=fault) as caught:
             find_objects(stored(path), space.shape, CropReader())
@@ -123,6 +123,8 @@ def test_ids_are_whole_and_not_negative(tmp_path):
         assert "\n" not in str(caught.value)
     path = write_image(tmp_path / "ids.nii.gz", np.full((1, 4, 5, 6), 3.0, np.float32), space)
     assert find_objects(stored(path), space.shape, CropReader()).instance.tolist() == [3]
+    path = write_image(tmp_path / "ids.nii.gz", np.full((1, 4, 5, 6), -1, np.int16), space)
+    assert len(find_objects(stored(path), space.shape, CropReader())) == 0
 
 
 def test_no_object_is_no_row(tmp_path):

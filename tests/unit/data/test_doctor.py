@@ -194,9 +194,13 @@ class TestFiles:
                 space = space.crop((3, 0, 0), space.shape)
             write_image(clean / f"labels/case_{number}.nii.gz", np.zeros((1, *space.shape), np.uint8), space)
         (clean / "labels/case_11.nii.gz").write_bytes((clean / "labels/case_0.nii.gz").read_bytes())
+        images = clean / "volumes"
+        way_out = "(bring the labels to their image's grid, by the nearest voxel)"
+        aside = "(if they do match voxel by voxel, give the labels their image's affine and order of axes)"
         assert dict(told(inspect(clean))) == {
-            "case_1.nii.gz": "labels of shape (15, 19, 27), but its image has (16, 20, 28)",
-            "case_2.nii.gz": "labels lie elsewhere than their image: the affines differ",
+            "case_1.nii.gz": f"shape (15, 19, 27), but its image {images / 'case_1.nii.gz'} has (16, 20, 28) {way_out}",
+            "case_2.nii.gz": f"lies elsewhere than its image {images / 'case_2.nii.gz'}: moved by (3, 0, 0) voxels, "
+            f"expected the same affine {aside}",
             "case_7.nii.gz": "has no labels, which 7 of 8 cases have",
             "case_11.nii.gz": "belongs to no image: there is no case_11 in volumes",
         }

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from voxelry.core.errors import FileError, SettingError
+from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.diagnosis import Diagnosis
 from voxelry.data.io import write_image
 from voxelry.data.pair_doctor import holds_pairs, inspect_pairs
+from voxelry.data.pairs import PairDataset, find_pairs
 
 
 def write(path: Path, space: Space, seed: int = 0) -> None:
@@ -49,7 +50,10 @@ def test_other_grids(pairs, oblique):
     write(pairs / "A" / "y.nii.gz", oblique.crop((0, 3.0, 0), oblique.shape))
     (message,) = messages(inspect_pairs(pairs), "error")
     assert message.startswith("y.nii.gz lies elsewhere than ")
-    assert "pairs.resample=true" in message
+    assert "data.pairs.resample=true" in message
+    with pytest.raises(DataError) as caught:
+        PairDataset(find_pairs(pairs)).check()
+    assert str(caught.value).endswith(message.removeprefix("y.nii.gz "))
 
 
 def test_constant_and_not_finite(pairs, oblique):

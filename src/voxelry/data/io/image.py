@@ -19,7 +19,6 @@ import numpy as np
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
-from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
 from voxelry.data.io.record import Image, ImageFile, Loader
 
@@ -121,16 +120,11 @@ def open_image(
         )
         if channel is not None:
             image = _single_channel(image, channel)
-        if spacing is None:
-            if image.spacing_fault is not None:
-                raise image.spacing_fault
-            return image
-        steps = np.asarray(per_axis(spacing, image.space.ndim, "spacing"), dtype=np.float64)
-        if not np.all(np.isfinite(steps) & (steps > 0)):
-            raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
-        affine = image.space.affine.copy()
-        affine[:3, :-1] = image.space.directions * steps
-        return dataclasses.replace(image, space=Space(image.space.shape, affine), spacing_fault=None)
+        if spacing is not None:
+            return dataclasses.replace(image, space=image.space.with_spacing(spacing), spacing_fault=None)
+        if image.spacing_fault is not None:
+            raise image.spacing_fault
+        return image
 
 
 def read_image(path: str | Path, **settings: Any) -> Image:

@@ -25,13 +25,14 @@ from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.io import open_image, write_image
 from voxelry.data.io.meshes import write_mesh
+from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts import Case
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.pointmaps import masked_pointmap
 from voxelry.data.prepare.files import digest, write_sdf, write_slice_file
 from voxelry.data.prepare.modality import MODALITIES, ct_window, guess_modality, standardise
 from voxelry.data.prepare.pairs import Pair
-from voxelry.data.preprocess import Preprocess, orientation_steps
+from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.slice_choice import METHODS, choose_cuts
 from voxelry.data.slices import draw_click
@@ -121,28 +122,15 @@ class _Reader(VolumeDataset):
         if not 0 <= settings.channel < len(sample.image):
             raise DataError(f"{pair.image}: no channel {settings.channel}; it has {len(sample.image)}")
         labels = np.zeros(sample.space.shape, dtype=np.int64)
+        reference = Reference.of_file(pair.image, {})
         for path, label in pair.labels:
-            found = self._turned(path, case, sample.space)
+            found = class_numbers(open_labels(path, reference).read(), path)
             if label == 0:
                 labels = found
                 break
             labels[(found > 0) & (labels == 0)] = label  # where masks overlap, the first class has it
         image = sample.image[settings.channel : settings.channel + 1]
         return sample.replace(image=image, labels=torch.from_numpy(labels), name=pair.name)
-
-    def _turned(self, path: Path, case: Case, space: Space) -> NDArray[np.int64]:
-        """Labels on the image's grid, also where they are stored along other axes of it.
-
-        A DICOM series and the NIfTI file that was made of it hold the same voxels, but their rows in other order.
-        """
-        file = open_image(path, ndim=space.ndim)
-        axes, flips = orientation_steps(file.space, space.orientation)
-        turned = file.space.reorder(axes, flips)
-        same = file.has_orientation and turned.is_close(space, tolerance=0.1 * min(space.spacing))
-        if not same or file.space.is_close(space, tolerance=0.1 * min(space.spacing)):
-            return self._label_map(path, case, space)
-        labels = self._label_map(path, replace(case, image=path), file.space).transpose(axes)
-        return np.ascontiguousarray(np.flip(labels, tuple(axis for axis, flip in enumerate(flips) if flip)))
 
 
 def prepare_case(pair: Pair, root: Path, settings: PrepareSettings) -> dict[str, Any]:
@@ -256,8 +244,6 @@ def _checked_labels(sample: Sample, pair: Pair, settings: PrepareSettings) -> ND
     labels = sample.labels.numpy()
     where = pair.labels[0][0]
     values = np.unique(labels)
-    if values[0] < 0:
-        raise DataError(f"{where}: label value {values[0]}; expected 0 for background and classes from 1")
     if settings.merge is not None:
         merged = np.zeros_like(labels)
         for label, group in enumerate(settings.merge, start=1):

@@ -1,0 +1,276 @@
+"""Labels beside an image: voxel by voxel on its grid, in whole numbers. The one check of all that reads labels.
+
+A file of labels is taken as it is where it lies on the grid of its image, to a tenth of a voxel. Where it holds the
+same voxels of the world along other axes, or in reverse, it is turned, which is exact. Anything else is an error:
+labels are never interpolated. A file that doesn't say where it lies, or beside an image that doesn't, is taken to lie
+where the image does, if it has its shape.
+
+Values are classes or ids: 0 and -1 are background. Numbers within 0.001 of whole ones are rounded, as a scale in
+the header or a conversion leaves them. Ids may be as large as 64 bits hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxelry.core.errors import DataError, FileError
+from voxelry.core.space import Space
+from voxelry.data.io import ImageFile, open_image
+
+__all__ = [
+    "LabelFile",
+    "Placement",
+    "Reference",
+    "class_numbers",
+    "difference",
+    "fit",
+    "open_labels",
+    "place",
+    "whole_numbers",
+]
+
+Window = tuple[slice, ...]
+
+_ROUNDED = 1e-3  # so far from a whole number a value may be
+_LARGEST = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The image that labels belong to.
+
+    Attributes:
+        path: for messages.
+        space: its grid as its file has it.
+        oriented: whether it says where it lies in the world.
+        spacing: what the user said instead of the file.
+    """
+
+    path: Path
+    space: Space
+    oriented: bool
+    spacing: float | Sequence[float] | None = None
+
+    @classmethod
+    def of_file(cls, path: Path, options: Mapping[str, Any]) -> Self:
+        """By the header of an image that is read with these options of `open_image`.
+
+        Raises:
+            FileError: it can't be read.
+        """
+        spacing = options.get("spacing")
+        file = _opened(path, {key: value for key, value in options.items() if key != "spacing"}, spacing)
+        return cls(path, file.space, file.has_orientation, spacing)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How stored labels lie on the grid of their image: transposed, then reversed along some axes.
+
+    Attributes:
+        axes: the stored axis that runs along each axis of the image.
+        flips: whether it runs against it.
+        shape: of the labels, turned.
+    """
+
+    axes: tuple[int, ...]
+    flips: tuple[bool, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def as_is(cls, shape: Sequence[int]) -> Self:
+        """Of labels that are stored as their image is."""
+        return cls(tuple(range(len(shape))), (False,) * len(shape), tuple(shape))
+
+    def stored(self, window: Window) -> Window:
+        """The part of the stored labels that belongs to a window of the image (slices with start and stop)."""
+        found = [slice(0)] * len(self.axes)
+        for axis, flip, part, size in zip(self.axes, self.flips, window, self.shape, strict=True):
+            found[axis] = slice(size - part.stop, size - part.start) if flip else part
+        return tuple(found)
+
+    def turn(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Stored pixels `(..., *stored)` along the axes of the image."""
+        leading = array.ndim - len(self.axes)
+        turned = array.transpose(*range(leading), *(leading + axis for axis in self.axes))
+        against = tuple(leading + axis for axis, flip in enumerate(self.flips) if flip)
+        return np.ascontiguousarray(np.flip(turned, against))
+
+    def read(self, load: Callable[[Window], NDArray[Any]], window: Window) -> NDArray[Any]:
+        """A window of the image's grid, by a function that reads a window of the stored pixels, `(..., *window)`."""
+        return self.turn(load(self.stored(window)))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelFile:
+    """Labels of an image, of which only the header has been read.
+
+    Attributes:
+        file: the stored labels.
+        placement: how they lie on the image's grid.
+        options: what they were opened with.
+    """
+
+    file: ImageFile
+    placement: Placement
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, window: Window | None = None) -> NDArray[np.int64] | NDArray[np.uint64]:
+        """Whole numbers `(*window)` on the image's grid, by default all of it; see `whole_numbers`.
+
+        Raises:
+            FileError: broken pixels.
+            DataError: fractions, or values below -1.
+        """
+        whole = tuple(slice(0, size) for size in self.placement.shape) if window is None else window
+        array = self.placement.read(lambda part: self.file.read(part)[0], whole)
+        return whole_numbers(array, self.file.path)
+
+
+def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None = None) -> LabelFile:
+    """Labels that lie on the grid of an image, by their header.
+
+    Args:
+        path: a file of one channel.
+        image: what they belong to.
+        options: for `open_image`, such as `dataset`.
+
+    Raises:
+        FileError: it can't be read.
+        DataError: colours or other channels, another grid; names both files, what differs and the way out.
+    """
+    chosen = {"ndim": image.space.ndim, **(options or {})}
+    file = _opened(path, chosen, image.spacing)
+    if file.channels != 1:
+        raise DataError(
+            f"{path}: {file.channels} channels, expected one number per voxel (of a mask in colours, save each "
+            "colour as its own number in a single channel)"
+        )
+    placement = fit(file.space, file.has_orientation, image)
+    if placement is None:
+        raise DataError(f"{path}: {difference(file.space, image)} {_way_out(file.space, image)}")
+    return LabelFile(file, placement, chosen)
+
+
+def _opened(path: Path, options: Mapping[str, Any], spacing: float | Sequence[float] | None) -> ImageFile:
+    """The header as the file has it; with what the user says where its own spacing can't be understood."""
+    try:
+        return open_image(path, **options)
+    except FileError:
+        if spacing is None:
+            raise
+        return open_image(path, **options, spacing=spacing)
+
+
+def fit(grid: Space, oriented: bool, image: Reference) -> Placement | None:
+    """How pixels on `grid` lie on that of an image, None where they don't.
+
+    Args:
+        grid: as its file has it.
+        oriented: whether the file says where it lies in the world.
+        image: what they are to lie on.
+    """
+    if not (oriented and image.oriented):
+        return Placement.as_is(grid.shape) if grid.shape == image.space.shape else None
+    found = place(grid, image.space)
+    if found is None and image.spacing is not None and grid.ndim == image.space.ndim:
+        # what the user says counts, where the files don't agree
+        found = place(grid.with_spacing(image.spacing), image.space.with_spacing(image.spacing))
+    return found
+
+
+def place(grid: Space, onto: Space) -> Placement | None:
+    """How an array on `grid` is turned to lie on `onto`; None where their voxels aren't the same ones."""
+    if sorted(grid.shape) != sorted(onto.shape):
+        return None
+    ndim = onto.ndim
+    steps = np.linalg.pinv(onto.affine[:3, :ndim]) @ grid.affine[:3, :ndim]  # of `onto`, for one of `grid`
+    axes = [int(np.argmax(np.abs(row))) for row in steps]
+    if len(set(axes)) < ndim:
+        return None
+    flips = [bool(row[axis] < 0) for row, axis in zip(steps, axes, strict=True)]
+    if not onto.matches(grid.reorder(axes, flips)):
+        return None
+    return Placement(tuple(axes), tuple(flips), onto.shape)
+
+
+def difference(grid: Space, image: Reference) -> str:
+    """What keeps a grid from being that of an image, for messages."""
+    if grid.shape != image.space.shape:
+        return f"shape {grid.shape}, but its image {image.path} has {image.space.shape}"
+    return f"lies elsewhere than its image {image.path}: {_deviation(grid, image.space)}"
+
+
+def _way_out(grid: Space, image: Reference) -> str:
+    if sorted(grid.shape) == sorted(image.space.shape):
+        return "(if they do match voxel by voxel, give the labels their image's affine and order of axes)"
+    return "(bring the labels to their image's grid, by the nearest voxel)"
+
+
+def _deviation(grid: Space, other: Space) -> str:
+    if not np.allclose(grid.spacing, other.spacing, rtol=0.01, atol=0):
+        return f"spacing {_few(grid.spacing)} mm, expected {_few(other.spacing)}"
+    if not np.allclose(grid.directions, other.directions, atol=0.01):
+        return f"its axes run {grid.orientation}, expected {other.orientation}, or aren't parallel to those"
+    moved = np.round(other.to_index(grid.origin), 3) + 0.0
+    return f"moved by {_few(moved)} voxels, expected the same affine"
+
+
+def _few(values: Any) -> str:
+    return "(" + ", ".join(f"{float(value):.4g}" for value in values) + ")"
+
+
+def whole_numbers(array: NDArray[Any], path: Path) -> NDArray[np.int64] | NDArray[np.uint64]:
+    """Classes or ids as whole numbers from 0, of the same shape: int64, or uint64 where one of them needs it.
+
+    Floats within 0.001 of whole numbers are rounded; -1 is background, as 0 is.
+
+    Raises:
+        DataError: fractions, NaN, floats too large to tell neighbours apart, values below -1.
+    """
+    if array.dtype.kind == "f":
+        array = _rounded(array, path)
+    lowest = int(array.min()) if array.size and array.dtype.kind == "i" else 0
+    if lowest < -1:
+        raise DataError(
+            f"{path}: label value {lowest}, expected classes or ids from 1, 0 or -1 for background (is it an image?)"
+        )
+    if array.dtype == np.uint64 and array.size and array.max() > _LARGEST:
+        return array
+    numbers = array.astype(np.int64)
+    return np.maximum(numbers, 0) if lowest < 0 else numbers
+
+
+def _rounded(array: NDArray[np.floating], path: Path) -> NDArray[np.int64]:
+    with np.errstate(invalid="ignore"):  # an infinity isn't near to itself
+        whole = np.rint(array)
+        fractions = ~(np.abs(array - whole) <= _ROUNDED)
+    if fractions.any():
+        raise DataError(
+            f"{path}: value {float(array[fractions][0]):.6g}, expected whole numbers (a class or an id per voxel; "
+            "of a map of probabilities, make classes first)"
+        )
+    limit = 2 ** (np.finfo(array.dtype).nmant + 1)
+    if array.size and np.abs(whole).max() >= limit:
+        raise DataError(
+            f"{path}: ids from {limit} as {array.dtype}, which can't tell them apart (save them as integers)"
+        )
+    return whole.astype(np.int64)
+
+
+def class_numbers(array: NDArray[Any], path: Path) -> NDArray[np.int64]:
+    """Whole numbers that are classes, as int64.
+
+    Raises:
+        DataError: one that only an id can be.
+    """
+    numbers = whole_numbers(array, path)
+    if numbers.dtype == np.uint64:
+        raise DataError(f"{path}: label value {int(numbers.max())}, expected a class (ids belong in instances/)")
+    return numbers.astype(np.int64, copy=False)
