@@ -14,7 +14,7 @@ LIMIT_S = 0.7
 
 
 def main() -> None:
-    command = [sys.executable, "-m", "voxelry.cli", "--help"]
+    command = [sys.executable, "-m", "voxelry", "--help"]
     seconds = []
     for _ in range(6):
         begin = time.perf_counter()

@@ -142,7 +142,7 @@ def predicting(arguments: argparse.Namespace, image: Path, truth: Path, out: Pat
     if arguments.detector == "oracle":
         start = call(arguments, "oracle", str(truth), *command)
     else:
-        start = [sys.executable, "-m", "voxelry.cli", *command]
+        start = [sys.executable, "-m", "voxelry", *command]
     threads = str(arguments.threads)
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     return subprocess.Popen(start, env=environment, stdout=subprocess.DEVNULL)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from voxelry.data.collate import collate
 from voxelry.data.degrade import Degrade
 from voxelry.data.degraded import DegradedDataset
 from voxelry.data.io import read_image
@@ -33,7 +34,7 @@ from voxelry.data.layouts import Case, find_cases
 from voxelry.data.normalise import find_levels, scale
 from voxelry.data.patches import crop
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.sample import Batch, Sample, collate
+from voxelry.data.sample import Batch, Sample
 from voxelry.data.splits import split_cases
 from voxelry.engine.evaluate import evaluate_task
 from voxelry.engine.splits import SampleSource

@@ -307,7 +307,7 @@ class TestTraining:
     def start(self, quick_training):
         def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
             settings = ["experiment=landmarks_3d", *quick_training, *overrides]
-            command = [sys.executable, "-m", "voxelry.cli", "train", *settings]
+            command = [sys.executable, "-m", "voxelry", "train", *settings]
             return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
         return started

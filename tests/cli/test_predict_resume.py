@@ -49,7 +49,7 @@ def predict(bundle: Path, image: Path, out: Path) -> list[str]:
 
 def killed_after(count: int, out: Path, arguments: list[str]) -> dict[Path, int]:
     """Run the command in a process of its own until so many tiles are done; gives their files and times."""
-    process = subprocess.Popen([sys.executable, "-m", "voxelry.cli", *arguments])
+    process = subprocess.Popen([sys.executable, "-m", "voxelry", *arguments])
     while len(list(out.glob(".big.tiles/*/tile_*.npz"))) < count:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.02)

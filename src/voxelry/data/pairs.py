@@ -76,13 +76,32 @@ class PairDataset(VolumeDataset):
             FileError, DataError: the first fault; one line naming the file.
         """
         super().check()
-        if self.resample or not self._reads_files:
+        if not self._reads_files:
+            return
+        self._check_channels()
+        if self.resample:
             return
         for case in self.cases:
             for path in filter(None, case.images):
                 fault = grid_fault(path, case)
                 if fault is not None:
                     raise DataError(f"{path}: {fault}")
+
+    def _check_channels(self) -> None:
+        """Refuse a contrast that is grey in one case and coloured in another."""
+        firsts: dict[str, tuple[Path, int]] = {}
+        for case in self.cases:
+            named = dict(zip(case.contrasts, case.images, strict=True)) | {"the target": case.target}
+            for contrast, path in named.items():
+                if path is None:
+                    continue
+                channels = open_image(path, **case.options).channels
+                first, expected = firsts.setdefault(contrast, (path, channels))
+                if channels != expected:
+                    raise DataError(
+                        f"{path}: {channels} channels, but {first} has {expected}; expected one number for all cases "
+                        "(data.options={channel: 0} reads the first one alone)"
+                    )
 
     def _condition(self, path: Path, sample: Sample, case: PairCase) -> Tensor:
         """The pixels of a file on the grid of `sample`, which `case.image` has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from voxelry.core.space import Space
 from voxelry.data.context import context as context_of
 from voxelry.data.sample import Sample
 
-__all__ = ["Patches", "crop"]
+__all__ = ["Patches", "crop", "window_size"]
 
 
 class Patches:
@@ -105,6 +106,17 @@ class Patches:
         """A window without its margin."""
         margin = per_axis(self.margin, sample.ndim, "margin")
         return crop(sample, margin, per_axis(self.size, sample.ndim, "patch size")) if any(margin) else sample
+
+
+def window_size(shape: Sequence[int], most: int) -> tuple[int, ...]:
+    """The largest window of at most `most` voxels in an image: its longest axes cut to one length.
+
+    That length is a multiple of 8 where it can be, as networks that halve several times like it.
+    """
+    edge = max(shape)
+    while edge > 1 and prod(min(edge, size) for size in shape) > most:
+        edge = max(1, (edge - 1) // 8 * 8)
+    return tuple(min(edge, size) for size in shape)
 
 
 def crop(

@@ -1,18 +1,16 @@
-"""The one record that flows from a reader to a network, alone and in batches."""
+"""The one record that flows from a reader to a network, alone and in batches; `data.collate` makes the latter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 
-__all__ = ["Batch", "Sample", "collate"]
+__all__ = ["Batch", "Sample"]
 
 
 @dataclass
@@ -67,7 +65,7 @@ class Sample:
 
 @dataclass
 class Batch:
-    """Samples of one shape, stacked.
+    """Samples on grids of one shape, stacked; see `data.collate.collate`.
 
     Attributes:
         image: `(B, C, *spatial)` float32.
@@ -130,66 +128,3 @@ class Batch:
             borders=move(self.borders),
             levels=move(self.levels),
         )
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one shape.
-
-    Raises:
-        DataError: shapes, channel or landmark counts differ; the message names both cases.
-    """
-    first = samples[0]
-    for sample in samples:
-        if sample.image.shape != first.image.shape:
-            raise DataError(
-                f"{sample.name}: image of shape {tuple(sample.image.shape)} can't share a batch with {first.name} of "
-                f"shape {tuple(first.image.shape)} (set image_size or patch_size, or batch_size=1)"
-            )
-        if _count(sample.target) != _count(first.target):
-            raise DataError(
-                f"{sample.name}: a target of {_count(sample.target)} channels can't share a batch with "
-                f"{first.name}, whose target has {_count(first.target)}"
-            )
-        if _count(sample.landmarks) != _count(first.landmarks):
-            raise DataError(
-                f"{sample.name}: {_count(sample.landmarks)} landmarks, but {first.name} has {_count(first.landmarks)}"
-            )
-    return Batch(
-        image=torch.stack([sample.image for sample in samples]),
-        spaces=[sample.space for sample in samples],
-        names=[sample.name for sample in samples],
-        sources=[sample.source for sample in samples],
-        landmarks=_stack([sample.landmarks for sample in samples]),
-        landmark_names=first.landmark_names,
-        labels=_stack([sample.labels for sample in samples]),
-        masks=_stack([sample.masks for sample in samples]),
-        boxes=_listed([sample.boxes for sample in samples]),
-        classes=_listed([sample.classes for sample in samples]),
-        target=_stack([sample.target for sample in samples]),
-        present=_presence(samples),
-        context=_stack([sample.context for sample in samples]),
-        borders=_stack([sample.borders for sample in samples]),
-        levels=_stack([sample.levels for sample in samples]),
-    )
-
-
-def _count(rows: Tensor | None) -> int:
-    return 0 if rows is None else len(rows)
-
-
-def _presence(samples: Sequence[Sample]) -> Tensor | None:
-    """`(B, C)`: a sample that doesn't say so has all of its channels."""
-    if all(sample.present is None for sample in samples):
-        return None
-    whole = torch.ones(len(samples[0].image), dtype=torch.bool)
-    return torch.stack([whole if sample.present is None else sample.present for sample in samples])
-
-
-def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(present) if len(present) == len(tensors) else None
-
-
-def _listed(tensors: Sequence[Tensor | None]) -> list[Tensor] | None:
-    present = [tensor for tensor in tensors if tensor is not None]
-    return present if len(present) == len(tensors) else None

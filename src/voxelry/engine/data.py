@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.data.augment import Augment
 from voxelry.data.cache import Cache, build
 from voxelry.data.dataset import VolumeDataset
+from voxelry.data.io import open_image
 from voxelry.data.layouts import Case, find_cases
-from voxelry.data.patches import Patches
+from voxelry.data.patches import Patches, window_size
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.splits import SPLITS, CaseType, few_shot, split_cases
 from voxelry.engine.kinds import Kind
 from voxelry.engine.splits import Splits, plain
 
-__all__ = ["Splits", "build_data", "changes", "check_rank", "checked_splits", "choose_cache", "divide"]
+__all__ = ["Splits", "build_data", "changes", "check_rank", "checked_splits", "choose_cache", "divide", "preprocessing"]
 
 MEMORY_BYTES = 2 * 1024**3
+MOST_VOXELS = 2**20  # of a batch, which the default networks train on within some GB
+MARGIN = 8  # voxels around a window, for its augmentation
+
+log = logging.getLogger("voxelry")
 
 
 def build_data(
@@ -64,16 +71,17 @@ def build_data(
     check_annotated(cases, kind.required)
     if config.get("borders") is not None and not kind.bordered:
         raise ConfigError(f"data.borders: task={kind.name} has no use for it; expected null")
+    check_rank(cases, ndim)
     parts = divide(cases, config, seed)
     common: dict[str, Any] = {
-        "preprocess": Preprocess(**plain(config.preprocess)),
+        "preprocess": preprocessing(config, cases),
         "need": kind.needs,
         "seed": seed,
         "borders": config.get("borders") is not None,
     }
     common["cache"] = choose_cache(config.cache, VolumeDataset(parts["train"][:1], **common), len(cases))
-    train = VolumeDataset(parts["train"], **common, **changes(config, augment))
-    check_rank(train, ndim)
+    train = VolumeDataset(parts["train"], **common)
+    train = VolumeDataset(parts["train"], **common, **changes(config, augment, train))
     names = train.landmark_names or None
     validation, test = (VolumeDataset(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
     splits = checked_splits(train, validation, test, unaltered=train.preprocessed)
@@ -114,12 +122,77 @@ def choose_cache(wanted: str | None, first: VolumeDataset, count: int) -> str | 
     return "memory" if held * count <= MEMORY_BYTES else None
 
 
-def changes(config: DictConfig, augment: DictConfig | None) -> dict[str, Any]:
-    """What is done to training samples alone: their augmentation and patches."""
+def changes(config: DictConfig, augment: DictConfig | None, train: VolumeDataset) -> dict[str, Any]:
+    """What is done to training samples alone: their augmentation and patches.
+
+    Args:
+        train: the training cases, as they are without either.
+
+    Raises:
+        ConfigError: `patches` is neither `auto` nor a mapping.
+    """
     return {
         "augment": Augment(**plain(augment)) if augment else None,
-        "patches": None if config.patches is None else Patches(**plain(config.patches)),
+        "patches": _patches(config, train),
     }
+
+
+def _patches(config: DictConfig, train: VolumeDataset) -> Patches | None:
+    """What `config.patches` says; `auto`: windows, if a batch of the largest images is too much."""
+    if config.patches is None:
+        return None
+    if isinstance(config.patches, DictConfig):
+        return Patches(**plain(config.patches))
+    if config.patches != "auto":
+        raise ConfigError(
+            f"data.patches: expected auto, null or a mapping such as {{size: 64}}, got {config.patches!r}"
+        )
+    largest = np.max([space.shape for space in train.spaces()], axis=0).tolist()
+    size = window_size(largest, MOST_VOXELS // config.batch_size)
+    if size == tuple(largest):
+        return None
+    log.info(
+        "images of up to %s voxels are learned from in windows of %s (data.patches={size: [...]} for others)",
+        " x ".join(map(str, largest)),
+        " x ".join(map(str, size)),
+    )
+    return Patches(size, margin=MARGIN, fill="edge")
+
+
+def check_rank(cases: Sequence[Case], ndim: int) -> None:
+    """Refuse images of another rank than the run's, by their headers.
+
+    Raises:
+        FileError: a header can't be read.
+        DataError: names the first image of another rank.
+    """
+    for case in cases:
+        rank = open_image(case.image, **case.options).space.ndim
+        if rank != ndim:
+            raise DataError(f"{case.image}: an image of rank {rank}, but ndim={ndim} is configured")
+
+
+def preprocessing(config: DictConfig, cases: Sequence[Case]) -> Preprocess:
+    """`config.preprocess`; with one channel for all where some cases are grey and others in colour.
+
+    Raises:
+        FileError: a header can't be read.
+        DataError: numbers of channels that can't be brought to one.
+    """
+    settings = plain(config.preprocess)
+    if settings.get("channels") is None:
+        counts = {case.image: open_image(case.image, **case.options).channels for case in cases}
+        first, *others = counts
+        other = next((path for path in others if counts[path] != counts[first]), None)
+        if set(counts.values()) == {1, 3}:
+            log.info("some images are grey and some in colour: all are taken as grey (data.preprocess.channels=1)")
+            settings["channels"] = 1
+        elif other is not None:
+            raise DataError(
+                f"{other}: {counts[other]} channels, but {first} has {counts[first]}; expected one number for all "
+                "cases (data.options={channel: 0} reads the first one alone)"
+            )
+    return Preprocess(**settings)
 
 
 def checked_splits(
@@ -157,14 +230,3 @@ def check_annotated(cases: Sequence[Case], required: str | None) -> None:
                 f"{case.image}: no instances for this image; expected a label volume instances/{case.name}.* "
                 "beside volumes/, or a dataset label in its HDF5 file"
             )
-
-
-def check_rank(dataset: VolumeDataset, ndim: int) -> None:
-    """Refuse images of another rank than the run's.
-
-    Raises:
-        DataError: names the first image and both ranks.
-    """
-    sample = dataset[0]
-    if sample.ndim != ndim:
-        raise DataError(f"{sample.source}: an image of rank {sample.ndim}, but ndim={ndim} is configured")

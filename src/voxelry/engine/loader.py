@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from voxelry.data.sample import Sample, collate
+from voxelry.data.collate import collate
+from voxelry.data.sample import Sample
 from voxelry.engine.splits import SampleSource
 
 __all__ = ["ClosedPasses", "EndlessOrder", "evaluation_loader", "training_loader"]

@@ -15,9 +15,10 @@ import torch
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.collate import collate
 from voxelry.data.io import read_image
 from voxelry.data.layouts import case_name, image_options
-from voxelry.data.sample import Sample, collate
+from voxelry.data.sample import Sample
 from voxelry.engine.bundle import Bundle, read_bundle
 from voxelry.engine.kinds import KINDS, Kind
 

@@ -12,12 +12,12 @@ from torch.utils.data import DataLoader
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.augment import Augment
+from voxelry.data.collate import collate
 from voxelry.data.crop_build import build_crop_index
 from voxelry.data.crop_index import CropIndex
 from voxelry.data.crop_settings import CropSettings
 from voxelry.data.crops import CropDataset, split_crops
 from voxelry.data.io import read_image, write_image
-from voxelry.data.sample import collate
 from voxelry.engine.loader import evaluation_loader, training_loader
 from voxelry.ops.masks import mask_boxes
 

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
+from voxelry.data.collate import collate
 from voxelry.data.context import border_distances
 from voxelry.data.patches import crop
-from voxelry.data.sample import Batch, Sample, collate
+from voxelry.data.sample import Batch, Sample
 from voxelry.tasks.landmarks import LandmarkTask
 
 SHAPE = (10, 16, 20)

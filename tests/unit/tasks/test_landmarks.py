@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.sample import Batch, Sample, collate
+from voxelry.data.collate import collate
+from voxelry.data.sample import Batch, Sample
 from voxelry.models.unet import UNet
 from voxelry.nn import nd
 from voxelry.ops.heatmaps import gaussian_heatmaps

@@ -10,7 +10,8 @@ from torch import nn
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.sample import Sample, collate
+from voxelry.data.collate import collate
+from voxelry.data.sample import Sample
 from voxelry.metrics.instances import instance_metrics
 from voxelry.models.mask_rcnn.detections import Detections
 from voxelry.tasks.segment import SegmentTask

@@ -10,6 +10,7 @@ from voxelry.backbones.fpn import FPN
 from voxelry.backbones.resnet import ResNet
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.collate import collate
 from voxelry.data.io import read_image
 from voxelry.data.phantom_nuclei import make_nuclei
 from voxelry.data.sample import Sample, collate

@@ -9,9 +9,10 @@ from torch import nn
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.collate import collate
 from voxelry.data.context import context
 from voxelry.data.io import read_image
-from voxelry.data.sample import Sample, collate
+from voxelry.data.sample import Sample
 from voxelry.diffusion.inputs import fixed_noise
 from voxelry.metrics.continuity import seam_ratio
 from voxelry.models.haar_unet import HaarUNet

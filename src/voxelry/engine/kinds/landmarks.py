@@ -61,9 +61,13 @@ class LandmarkKind(DenseKind):
     def settings(self, config: DictConfig, dataset: VolumeDataset, pretrained: Pretrained | None) -> dict[str, Any]:
         """The names of the points; tiles as large as the patches; the range of values of the pretraining; borders."""
         settings: dict[str, Any] = {"landmark_names": dataset.landmark_names, "borders": config.data.get("borders")}
-        if config.data.get("patches") is not None:
+        patches = getattr(dataset, "patches", None)
+        if patches is not None and config.task.tile_size is None:
             # trained on windows of this size, so whole volumes are predicted by tiles of it
-            settings["tile_size"] = config.data.patches.size
+            settings["tile_size"] = patches.size
+        if config.task.presence == "auto":
+            # a tile without a landmark has to know it
+            settings["presence"] = patches is not None
         if pretrained is not None:
             settings["input_range"] = pretrained.input_range
         return settings

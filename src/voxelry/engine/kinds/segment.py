@@ -17,6 +17,7 @@ from torch import nn
 
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.rank import per_axis
+from voxelry.data.dataset import VolumeDataset
 from voxelry.data.sample import Sample
 from voxelry.engine.kinds.backbone import configured_backbone
 from voxelry.engine.kinds.kind import Kind, fitting, make_folder
@@ -25,7 +26,6 @@ from voxelry.tasks.base import Task
 if TYPE_CHECKING:
     from voxelry.core.space import Space
     from voxelry.data.crops import CropDataset
-    from voxelry.data.dataset import VolumeDataset
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
     from voxelry.engine.pretrained import Pretrained
@@ -111,8 +111,8 @@ class SegmentKind(Kind):
         if config.task.tile_size is None:
             if "index" in config.data:
                 settings["tile_size"] = list(dataset[0].space.shape)
-            elif config.data.get("patches") is not None:
-                settings["tile_size"] = config.data.patches.size
+            elif isinstance(dataset, VolumeDataset) and dataset.patches is not None:
+                settings["tile_size"] = dataset.patches.size
         if pretrained is not None:
             settings["input_range"] = pretrained.input_range
         return settings

@@ -101,7 +101,7 @@ class TranslateKind(DenseKind):
             "context": sample.context is not None,
             "condition_names": list(names) if len(names) == len(sample.image) else None,
         }
-        if config.task.tile_size is None and config.data.get("patches") is not None:
+        if config.task.tile_size is None and getattr(dataset, "patches", None) is not None:
             settings["tile_size"] = list(sample.image.shape[1:])
         return settings
 

@@ -1,4 +1,4 @@
-"""`python -m voxelry.cli`."""
+"""`python -m voxelry`."""
 
 from voxelry.cli import main
 
