@@ -13,7 +13,7 @@ from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.io import read_image
 from voxelry.data.phantom_nuclei import make_nuclei
-from voxelry.data.sample import Sample, collate
+from voxelry.data.sample import Sample
 from voxelry.metrics.instances import instance_row
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.models.mask_rcnn.detections import Detections
