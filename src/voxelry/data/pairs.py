@@ -18,7 +18,7 @@ from torch import Tensor
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset, on_grid
-from voxelry.data.io import Image
+from voxelry.data.io import Image, open_image
 from voxelry.data.label_grid import Reference, difference, fit
 from voxelry.data.layouts import Case
 from voxelry.data.normalise import check_values
