@@ -1,14 +1,14 @@
 """DICOM: a folder that holds one series, a single slice, or a multi-frame file.
 
-Slices are sorted by their position along the normal (DICOM PS3.3, C.7.6.2); their distance comes from the
-positions, not from the thickness. A series that visits every position equally often has that many channels,
-in order of instance number. DICOM's world is LPS; x and y change sign here.
+Where its frames lie, and which of them share a grid, `dicom_geometry` finds out: slices are sorted by their position
+along the normal, their distance comes from the positions, not from the thickness. A series that visits every position
+equally often has that many channels, in order of instance number. Frames that can't lie on one grid are stacks, of
+which one is chosen. DICOM's world is LPS; x and y change sign here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,15 +17,28 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from voxelry.core.errors import FileError
+from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, order_axes
-from voxelry.data.io.dicom_pixels import components, functional, pixel_type, read_frames, stored_size
+from voxelry.data.io.dicom_geometry import (
+    Frame,
+    Grid,
+    arrange,
+    differences,
+    frame_count,
+    frames_of,
+    plane_name,
+    split_stacks,
+    untold,
+)
+from voxelry.data.io.dicom_pixels import components, pixel_type, read_frames, stored_size
+from voxelry.data.io.dicom_values import functional
 from voxelry.data.io.guard import check_stored
 from voxelry.data.io.record import ImageFile
+from voxelry.data.io.units import Lengths
 
 __all__ = ["open_file"]
 
 _LPS = np.array([-1.0, -1.0, 1.0])
-_TOLERANCE = 0.02  # of the distance of slices: what rounding in headers may move one
 _NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "a DICOMDIR index; open the folder of one series",
     "1.2.840.10008.5.1.4.1.1.66.4": "a DICOM segmentation object, whose frames are segments",
@@ -34,60 +47,101 @@ _NOT_IMAGES = {
 }
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """One plane of pixels: its file and number there, and where the header says it lies (LPS mm)."""
-
-    file: Path
-    number: int
-    instance: int
-    position: np.ndarray | None
-
-
-def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
+def open_file(
+    path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None, stack: int | None = None
+) -> ImageFile:
     """Headers of a series folder or of one file; `dataset` is the SeriesInstanceUID to take from a folder.
 
     Raises:
-        FileError: several series to choose from, a missing or doubled slice, slices that don't belong
-            together, a file without pixels (RTSTRUCT, SR, ...), fewer bytes than declared.
+        FileError: several series or stacks to choose from, a missing or doubled slice, frames that don't say whether
+            they are planes or moments, a file without pixels (RTSTRUCT, SR, ...), fewer bytes than declared.
     """
     headers = _series(path, dataset) if path.is_dir() else [_header(path)]
-    first = headers[0]
-    rotation = functional(first, "PlaneOrientationSequence", "ImageOrientationPatient")
-    orientation = None if rotation is None else _directions(path, rotation)
     for header in headers:
-        _check_alike(path, first, header)
         _check_size(header)
-    frames = [frame for header in headers for frame in _frames(header, orientation)]
-    grid, step = _sort(path, frames, orientation)
-    dtype = pixel_type(headers, [_count(header) for header in headers])
-    shape = (len(grid), len(grid[0]), int(first.Rows), int(first.Columns), components(first))
+        _check_mosaic(header)
+    told = ndim is not None or not any(untold(header) for header in headers)
+    apart = 1.0 if ndim == 3 else 0.0
+    frames = _stack(path, [frame for header in headers for frame in frames_of(header, apart=apart)], stack)
+    first = frames[0]
+    if not told:
+        raise _untold(path, first)
+    grid = arrange(path, frames)
+    dtype = pixel_type([(frame.header, frame.number) for frame in frames])
+    shape = (
+        len(grid.frames),
+        len(grid.frames[0]),
+        int(first.header.Rows),
+        int(first.header.Columns),
+        components(first.header),
+    )
     order = order_axes(path, shape, "zcyxs", ndim=ndim, channel_axis=channel_axis)
-    rows, columns = _pixel_spacing(first)
-    if orientation is None or grid[0][0].position is None:
-        space = order.plain_space({2: rows, 3: columns})
-    else:
-        if step is None:
-            thickness = float(getattr(first, "SliceThickness", None) or 1.0)
-            step = np.cross(orientation[0], orientation[1]) * thickness
-        steps = {0: step, 2: orientation[1] * rows, 3: orientation[0] * columns}
-        space = order.space(
-            {axis: steps[axis] * _LPS for axis in order.spatial}, np.asarray(grid[0][0].position) * _LPS
-        )
+    lengths = Lengths(path)
+    if first.doubt:
+        lengths.lack(first.doubt)
+    if ndim == 3 and untold(first.header) and len(grid.frames) > 1:
+        lengths.lack("doesn't say how far apart its frames are")
+    sources = tuple(tuple((frame.file, frame.number) for frame in row) for row in grid.frames)
     return ImageFile(
         path=path,
-        space=space,
+        space=_space(grid, order),
         channels=order.channels,
         dtype=dtype,
         format="DICOM",
-        loader=partial(_load, tuple(tuple((frame.file, frame.number) for frame in row) for row in grid), order, dtype),
-        has_orientation=orientation is not None and grid[0][0].position is not None,
-        metadata={
-            key: str(getattr(first, key))
-            for key in ("Modality", "SeriesInstanceUID", "SeriesDescription", "PhotometricInterpretation", "Units")
-            if getattr(first, key, None) not in (None, "")
-        },
+        loader=partial(_load, sources, order, dtype),
+        has_orientation=grid.first.position is not None,
+        metadata=_metadata(first.header),
+        spacing_fault=lengths.fault,
     )
+
+
+def _stack(path: Path, frames: list[Frame], stack: int | None) -> list[Frame]:
+    """Frames that share a grid: all of them, or those of the stack that was chosen."""
+    stacks = split_stacks(frames)
+    if stack is not None:
+        if isinstance(stack, bool) or not isinstance(stack, int) or not 0 <= stack < len(stacks):
+            raise FileError(path, f"has no stack {stack}", f"there are {len(stacks)}, counted from 0")
+        return stacks[stack]
+    if len(stacks) == 1:
+        return stacks[0]
+    keys = ", ".join(differences(stacks[0][0], stacks[1][0]))
+    listed = ", ".join(
+        f"stack={number} ({len(part)} frames of {part[0].size[0]} x {part[0].size[1]}, {plane_name(part[0])})"
+        for number, part in enumerate(stacks[:5])
+    )
+    more = f", ... stack={len(stacks) - 1}" if len(stacks) > 5 else ""
+    raise FileError(path, f"its frames lie on {len(stacks)} grids: they differ in {keys}", f"choose {listed}{more}")
+
+
+def _untold(path: Path, first: Frame) -> FileError:
+    rows, columns = first.spacing or (1.0, 1.0)
+    return FileError(
+        path,
+        f"doesn't say whether its {frame_count(first.header)} frames are planes or moments, or how far apart they are",
+        f"set ndim=3 and spacing=[MM,{rows:g},{columns:g}] for planes MM mm apart, ndim=2 for channels",
+    )
+
+
+def _space(grid: Grid, order: AxisOrder) -> Space:
+    first = grid.first
+    rows, columns = first.spacing or (1.0, 1.0)
+    thickness = grid.gap or _thickness(first)
+    if first.orientation is None or first.position is None:
+        return order.plain_space({0: thickness, 2: rows, 3: columns})
+    step = first.normal * thickness if grid.step is None else grid.step
+    steps = {0: step, 2: first.orientation[1] * rows, 3: first.orientation[0] * columns}
+    return order.space({axis: steps[axis] * _LPS for axis in order.spatial}, first.position * _LPS)
+
+
+def _thickness(frame: Frame) -> float:
+    """What a single plane is taken to be thick, in mm."""
+    thickness = functional(frame.header, "PixelMeasuresSequence", "SliceThickness", frame.number)
+    return abs(float(thickness or 0.0)) or 1.0
+
+
+def _metadata(header: pydicom.Dataset) -> dict[str, str]:
+    keys = ("Modality", "SeriesInstanceUID", "SeriesDescription", "PhotometricInterpretation", "Units", "DoseUnits")
+    return {key: str(getattr(header, key)) for key in keys if getattr(header, key, None) not in (None, "")}
 
 
 def _header(path: Path) -> pydicom.Dataset:
@@ -107,133 +161,82 @@ def _header(path: Path) -> pydicom.Dataset:
 def _series(path: Path, dataset: str | None) -> list[pydicom.Dataset]:
     """Headers of the images of one series among the files directly in a folder; other objects are passed over."""
     found: dict[str, list[pydicom.Dataset]] = {}
+    objects: dict[str, pydicom.Dataset] = {}
+    others: dict[str, int] = {}
     for item in sorted(path.iterdir()):
-        if not item.is_file():
+        if not item.is_file() or item.name.startswith("."):  # such as the `._` notes that macOS leaves
             continue
-        try:
-            header = pydicom.dcmread(item, stop_before_pixels=True)
-        except InvalidDicomError as error:
-            if item.suffix.lower() in (".dcm", ".dicom"):
-                raise FileError(item, "isn't a DICOM file, though its name says so") from error
+        header = _member(item)
+        if header is None:
             continue
-        if getattr(header, "Rows", None) is not None and str(getattr(header, "SOPClassUID", "")) not in _NOT_IMAGES:
-            found.setdefault(str(getattr(header, "SeriesInstanceUID", "")), []).append(header)
+        kind = str(getattr(header, "SOPClassUID", ""))
+        if getattr(header, "Rows", None) is not None and kind not in _NOT_IMAGES:
+            uid = str(header.get("SOPInstanceUID") or item)
+            if not _is_copy(header, objects.get(uid)):
+                found.setdefault(str(getattr(header, "SeriesInstanceUID", "")), []).append(header)
+            objects.setdefault(uid, header)
+        elif kind:
+            name = pydicom.uid.UID(kind).name
+            others[name] = others.get(name, 0) + 1
     if dataset is None and len(found) > 1:
-        listed = ", ".join(f"{uid} ({len(headers)} images)" for uid, headers in list(found.items())[:5])
+        listed = ", ".join(f"{uid} ({_counted(headers)})" for uid, headers in list(found.items())[:5])
         raise FileError(
             path, f"holds {len(found)} series", f"choose one with dataset=SeriesInstanceUID, among {listed}"
         )
     if not found:
-        raise FileError(path, "holds no DICOM images")
+        beside = ", ".join(f"{count} x {name}" for name, count in others.items())
+        raise FileError(path, "holds no DICOM images" + (f", but {beside}" if beside else ""))
     if dataset is not None and dataset not in found:
         raise FileError(path, f"holds no series {dataset}", f"there are {', '.join(list(found)[:5])}")
     return found[next(iter(found)) if dataset is None else dataset]
 
 
-def _check_alike(path: Path, first: pydicom.Dataset, other: pydicom.Dataset) -> None:
-    for key in ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"):
-        if getattr(other, key, None) != getattr(first, key, None):
-            raise FileError(
-                path, f"slices of one series differ in {key}: {getattr(first, key, None)}, {getattr(other, key, None)}"
-            )
-    for key, sequence in (
-        ("ImageOrientationPatient", "PlaneOrientationSequence"),
-        ("PixelSpacing", "PixelMeasuresSequence"),
-    ):
-        one, two = functional(first, sequence, key), functional(other, sequence, key)
-        if (one is None) != (two is None) or (one is not None and not np.allclose(one, two, atol=1e-3)):
-            raise FileError(path, f"slices of one series differ in {key}: {one}, {two}")
+def _member(item: Path) -> pydicom.Dataset | None:
+    """The header of a file in a series folder; None for files that aren't DICOM and don't claim to be."""
+    try:
+        return pydicom.dcmread(item, stop_before_pixels=True)
+    except InvalidDicomError as error:
+        if item.suffix.lower() not in (".dcm", ".dicom"):
+            return None
+        header = pydicom.dcmread(item, stop_before_pixels=True, force=True)  # files without a preamble exist
+        if "SOPClassUID" not in header:
+            raise FileError(item, "isn't a DICOM file, though its name says so") from error
+        return header
+
+
+def _is_copy(header: pydicom.Dataset, other: pydicom.Dataset | None) -> bool:
+    """Whether two files hold the same object; a UID alone proves nothing, as some programs repeat it."""
+    if other is None or Path(header.filename).stat().st_size != Path(other.filename).stat().st_size:
+        return False
+    return bool(header == other)
+
+
+def _counted(headers: Sequence[pydicom.Dataset]) -> str:
+    told = (f"{len(headers)} images", headers[0].get("Modality"), headers[0].get("SeriesDescription"))
+    return ", ".join(str(part) for part in told if part)
 
 
 def _check_size(header: pydicom.Dataset) -> None:
     """Declared pixels against the bytes of the file; compression is bounded by deflate's."""
-    shape = (_count(header), int(header.Rows), int(header.Columns))
+    shape = (frame_count(header), int(header.Rows), int(header.Columns))
     samples, itemsize, compressed = stored_size(header)
     path = Path(header.filename)
     check_stored(path, shape, samples * itemsize, path.stat().st_size, compressed=compressed)
 
 
-def _count(header: pydicom.Dataset) -> int:
-    return int(getattr(header, "NumberOfFrames", None) or 1)
-
-
-def _directions(path: Path, rotation: Sequence[float]) -> np.ndarray:
-    """ImageOrientationPatient as two unit vectors `(2, 3)`: along a row, along a column; its digits may be few."""
-    vectors = np.asarray(rotation, dtype=np.float64).reshape(2, 3)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not np.allclose(lengths, 1.0, atol=1e-2) or abs(vectors[0] @ vectors[1]) > 1e-2:
-        raise FileError(path, f"ImageOrientationPatient isn't two orthogonal unit vectors: {vectors.ravel().tolist()}")
-    return vectors / lengths
-
-
-def _pixel_spacing(header: pydicom.Dataset) -> tuple[float, float]:
-    """Distance of rows and of columns in mm; that on the detector where nothing better is known."""
-    spacing = functional(header, "PixelMeasuresSequence", "PixelSpacing")
-    for key in ("ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        spacing = spacing or getattr(header, key, None)
-    if not spacing:
-        return 1.0, 1.0
-    rows, columns = (float(step) for step in spacing)
-    if not (rows > 0 and columns > 0):
-        raise FileError(header.filename, f"expected a positive pixel spacing, got {rows}, {columns}")
-    return rows, columns
-
-
-def _frames(header: pydicom.Dataset, orientation: np.ndarray | None) -> list[_Frame]:
-    file, instance = Path(header.filename), int(getattr(header, "InstanceNumber", None) or 0)
-    count = _count(header)
-    offsets = getattr(header, "GridFrameOffsetVector", None)
-    frames = []
-    for number in range(count):
-        position = functional(header, "PlanePositionSequence", "ImagePositionPatient", number)
-        place = None if position is None else np.asarray(position, dtype=np.float64)
-        if place is not None and offsets is not None and orientation is not None and count > 1:
-            shift = float(offsets[number]) - float(offsets[0])
-            place = place + np.cross(orientation[0], orientation[1]) * shift
-        elif count > 1 and getattr(header, "ImagePositionPatient", None) is not None:
-            place = None  # one position for many frames: they are moments, not planes
-        frames.append(_Frame(file, number, instance, place))
-    return frames
-
-
-def _sort(
-    path: Path, frames: list[_Frame], orientation: np.ndarray | None
-) -> tuple[list[list[_Frame]], np.ndarray | None]:
-    """Frames as `[plane][channel]`, and the LPS step from plane to plane if there are two."""
-    if orientation is None or any(frame.position is None for frame in frames):
-        if len({frame.file for frame in frames}) > 1:
-            raise FileError(path, "its slices don't say where they are (ImagePositionPatient, ImageOrientationPatient)")
-        return [frames], None
-    normal = np.cross(orientation[0], orientation[1])
-    heights = [float(normal @ np.asarray(frame.position)) for frame in frames]
-    grid: list[list[_Frame]] = []
-    levels: list[float] = []
-    for i in sorted(range(len(frames)), key=heights.__getitem__):
-        if levels and heights[i] - levels[-1] < 1e-2:
-            grid[-1].append(frames[i])
-        else:
-            grid.append([frames[i]])
-            levels.append(heights[i])
-    grid = [sorted(row, key=lambda frame: (frame.instance, frame.number)) for row in grid]
-    if len({len(row) for row in grid}) > 1:
-        raise FileError(path, "some slice positions occur more often than others: a slice is missing or doubled")
-    if len(grid) == 1:
-        return grid, None
-    gaps = np.diff(levels)
-    usual = float(np.median(gaps))
-    worst = int(np.argmax(np.abs(gaps - usual)))
-    if abs(gaps[worst] - usual) > _TOLERANCE * usual + 1e-2:
+def _check_mosaic(header: pydicom.Dataset) -> None:
+    """Refuse slices tiled into one plane; enhanced objects may keep the word though their frames are whole."""
+    if "MOSAIC" in (header.get("ImageType") or ()) and frame_count(header) == 1 and "Enhanced" not in _kind(header):
+        count = header.get((0x0019, 0x100A))
         raise FileError(
-            path,
-            f"slices {worst} and {worst + 1} (sorted) are {gaps[worst]:.4g} mm apart, the others {usual:.4g}",
-            "a slice is missing, or the spacing is irregular",
+            header.filename,
+            f"is a mosaic of {count.value if count is not None else 'several'} slices tiled in one plane (ImageType)",
+            "convert it to NIfTI first, such as by dcm2niix, which knows where Siemens keeps the slices' places",
         )
-    places = np.array([row[0].position for row in grid])
-    step = (places[-1] - places[0]) / (len(grid) - 1)
-    stray = np.abs(places - places[0] - np.arange(len(grid))[:, None] * step).max()
-    if stray > _TOLERANCE * len(grid) * usual + 1e-2:
-        raise FileError(path, f"slices don't lie in a row: one is {stray:.3g} mm beside it")
-    return grid, step
+
+
+def _kind(header: pydicom.Dataset) -> str:
+    return str(pydicom.uid.UID(str(header.get("SOPClassUID", ""))).name)
 
 
 def _load(

@@ -1,21 +1,21 @@
 """The pixels of DICOM frames: decoded, made RGB where they are colours, and rescaled.
 
-pydicom unpacks uncompressed, deflated and run-length pixels, imagecodecs the JPEG family. Rescale slope and
-intercept (PS3.3, C.11.1) and the dose grid scaling (C.8.8.3) are applied; display windows and MONOCHROME1 are
-left to the viewer.
+pydicom unpacks uncompressed, deflated and run-length pixels, imagecodecs the JPEG family. What lies outside of
+BitsStored is no part of a value (PS3.5, 8.1.1). Rescale slope and intercept, frame by frame, or the modality's table
+(PS3.3, C.11.1), the dose grid scaling (C.8.8.3) and the real-world values of parametric maps (C.7.6.16.2.11) are
+applied; display windows and MONOCHROME1 are left to the viewer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
 import pydicom
 from pydicom.encaps import get_frame
-from pydicom.pixels import apply_color_lut, iter_pixels
+from pydicom.pixels import apply_color_lut, apply_modality_lut, iter_pixels
 from pydicom.uid import (
     JPEG2000TransferSyntaxes,
     JPEGLossless,
@@ -26,23 +26,12 @@ from pydicom.uid import (
 )
 
 from voxelry.core.errors import FileError
+from voxelry.data.io.dicom_values import functional
 
-__all__ = ["components", "functional", "pixel_type", "read_frames", "stored_size"]
+__all__ = ["components", "pixel_type", "read_frames", "stored_size"]
 
 _UNCHANGED = (1.0, 0.0)
-
-
-def functional(header: pydicom.Dataset, sequence: str, key: str, frame: int = 0) -> Any:
-    """An attribute of a frame: of the image, or in the functional groups of a multi-frame one (PS3.3, C.7.6.16)."""
-    if getattr(header, key, None) is not None:
-        return getattr(header, key)
-    groups = list(getattr(header, "SharedFunctionalGroupsSequence", []))
-    groups += list(getattr(header, "PerFrameFunctionalGroupsSequence", []))[frame : frame + 1]
-    for group in groups:
-        for item in getattr(group, sequence, []):
-            if getattr(item, key, None) is not None:
-                return getattr(item, key)
-    return None
+_PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 
 
 def components(header: pydicom.Dataset) -> int:
@@ -66,23 +55,30 @@ def stored_size(header: pydicom.Dataset) -> tuple[int, int, bool]:
     return samples, max(1, int(header.BitsAllocated) // 8), compressed
 
 
-def pixel_type(headers: Sequence[pydicom.Dataset], counts: Sequence[int]) -> np.dtype:
-    """A type that holds the rescaled pixels of all frames: float32 where a scale isn't whole, else integers."""
-    types = set()
-    for header, count in zip(headers, counts, strict=True):
-        stored, bits, signed = _stored_type(header), int(header.BitsStored), header.PixelRepresentation == 1
-        for frame in range(count):
-            slope, intercept = _rescale(header, frame)
-            if (slope, intercept) == _UNCHANGED:
-                types.add(stored)
-                continue
-            low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-            ends = sorted((low * slope + intercept, high * slope + intercept))
-            whole = slope.is_integer() and intercept.is_integer()
-            fitting = [kind for kind in (stored, np.dtype(np.int16), np.dtype(np.int32)) if _fits(ends, kind)]
-            types.add(fitting[0] if whole and fitting and stored.kind != "f" else np.dtype(np.float32))
-    dtype = np.result_type(*types)
+def pixel_type(frames: Sequence[tuple[pydicom.Dataset, int]]) -> np.dtype:
+    """A type that holds the rescaled pixels of all frames: float32 where a scale isn't whole, else integers.
+
+    Args:
+        frames: for each the header of its file and its number there.
+    """
+    dtype = np.result_type(*{_frame_type(header, number) for header, number in frames})
     return dtype if dtype.kind in "iu" else np.dtype(np.float32)
+
+
+def _frame_type(header: pydicom.Dataset, number: int) -> np.dtype:
+    table = header.get("ModalityLUTSequence")
+    if table:
+        return np.dtype(np.uint8 if int(table[0].LUTDescriptor[2]) <= 8 else np.uint16)
+    stored, (slope, intercept) = _stored_type(header), _rescale(header, number)
+    if (slope, intercept) == _UNCHANGED or stored.kind == "f":
+        return stored
+    bits = int(header.BitsStored)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if stored.kind == "i" else (0, 2**bits - 1)
+    ends = sorted((low * slope + intercept, high * slope + intercept))
+    if not (slope.is_integer() and intercept.is_integer()):
+        return np.dtype(np.float32)
+    fitting = [kind for kind in (stored, np.dtype(np.int16), np.dtype(np.int32)) if _fits(ends, kind)]
+    return fitting[0] if fitting else np.dtype(np.float32)
 
 
 def read_frames(path: Path, numbers: Sequence[int], dtype: np.dtype) -> list[np.ndarray]:
@@ -96,7 +92,8 @@ def read_frames(path: Path, numbers: Sequence[int], dtype: np.dtype) -> list[np.
     if syntax is None:
         raise FileError(path, "doesn't say how its pixels are stored (TransferSyntaxUID)")
     if not syntax.is_encapsulated or syntax == RLELossless:
-        frames = list(iter_pixels(data, indices=list(numbers)))
+        raw = iter_pixels(data, indices=list(numbers), correct_unused_bits=False)
+        frames = [_within_bits(frame, data) for frame in raw]
     else:
         total = int(data.get("NumberOfFrames") or 1)
         frames = [_decode(data, syntax, get_frame(data.PixelData, i, number_of_frames=total)) for i in numbers]
@@ -106,7 +103,9 @@ def read_frames(path: Path, numbers: Sequence[int], dtype: np.dtype) -> list[np.
     planes = []
     for number, frame in zip(numbers, frames, strict=True):
         slope, intercept = _rescale(data, number)
-        if (slope, intercept) != _UNCHANGED:
+        if data.get("ModalityLUTSequence"):
+            frame = apply_modality_lut(frame, data)
+        elif (slope, intercept) != _UNCHANGED:
             frame = frame * slope + intercept
         planes.append(frame.reshape(shape).astype(dtype))
     return planes
@@ -137,17 +136,37 @@ def _bytes(frame: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
     return frame >> 8 if frame.dtype.itemsize == 2 and int(data.BitsAllocated) == 8 else frame
 
 
+def _within_bits(frame: np.ndarray, data: pydicom.Dataset) -> np.ndarray:
+    """The bits from HighBit down alone; older files keep overlays and other things in the rest."""
+    if frame.dtype.kind not in "iu" or int(data.BitsAllocated) % 8 or data.PhotometricInterpretation == "PALETTE COLOR":
+        return frame
+    bits, stored = frame.dtype.itemsize * 8, int(data.BitsStored)
+    above = bits - 1 - int(data.get("HighBit", stored - 1))
+    if above < 0 or above + stored > bits:
+        raise FileError(data.filename, f"expected BitsStored {stored} to end at HighBit {data.HighBit} of {bits} bits")
+    return frame if stored == bits else (frame << above) >> (bits - stored)
+
+
 def _stored_type(header: pydicom.Dataset) -> np.dtype:
-    if int(header.BitsAllocated) == 1:
+    bits = int(header.BitsAllocated)
+    if header.get("PixelRepresentation") is None:  # only floating point pixels have no sign to declare
+        return np.dtype(f"f{bits // 8}")
+    if bits == 1:
         return np.dtype(np.uint8)
-    return np.dtype(f"{'i' if header.PixelRepresentation == 1 else 'u'}{int(header.BitsAllocated) // 8}")
+    return np.dtype(f"{'i' if header.PixelRepresentation == 1 else 'u'}{bits // 8}")
 
 
 def _rescale(header: pydicom.Dataset, frame: int) -> tuple[float, float]:
     slope = functional(header, "PixelValueTransformationSequence", "RescaleSlope", frame)
     intercept = functional(header, "PixelValueTransformationSequence", "RescaleIntercept", frame)
+    if slope is None and header.get("SOPClassUID") == _PARAMETRIC_MAP:
+        slope = functional(header, "RealWorldValueMappingSequence", "RealWorldValueSlope", frame)
+        intercept = functional(header, "RealWorldValueMappingSequence", "RealWorldValueIntercept", frame)
     dose = header.get("DoseGridScaling")
-    return float(slope or 1.0) * float(dose or 1.0), float(intercept or 0.0)
+    factor, offset = float(1.0 if slope is None else slope), float(intercept or 0.0)
+    if not (np.isfinite([factor, offset]).all() and factor):
+        raise FileError(header.filename, f"expected a rescale slope other than 0, got {factor:g}, intercept {offset:g}")
+    return factor * float(dose or 1.0), offset
 
 
 def _fits(ends: Sequence[float], kind: np.dtype) -> bool:

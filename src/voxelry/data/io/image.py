@@ -82,7 +82,7 @@ IMAGE_SUFFIXES: tuple[str, ...] = tuple(_READERS)
 """Suffixes of files (and, for `.zarr`, folders) that `open_image` reads, lower case, without data partners."""
 
 
-IMAGE_OPTIONS = ("dataset", "spacing", "channel", "channel_axis", "ndim")
+IMAGE_OPTIONS = ("dataset", "spacing", "channel", "channel_axis", "ndim", "stack")
 """What `open_image` can be told beside the path."""
 
 
@@ -94,6 +94,7 @@ def open_image(
     channel_axis: int | None = None,
     channel: int | None = None,
     ndim: int | None = None,
+    stack: int | None = None,
 ) -> ImageFile:
     """Read the header of an image.
 
@@ -107,6 +108,7 @@ def open_image(
         channel: deliver this one alone, from 0, of an image that has several (time points count as channels).
         ndim: rank that is wanted, 2 or 3. None: the file's own, where an image one voxel thick counts as 2-D.
             A 3-D array without named axes is a volume; `ndim=2` makes its last axis channels.
+        stack: which of several stacks of planes, from 0, where the frames of DICOM files don't share a grid.
 
     Raises:
         FileError: no such file, an unknown format, a broken header, no such channel, an image that can't have that
@@ -116,7 +118,11 @@ def open_image(
     reader = _reader(path)
     with guarded(path):
         image = import_module(f"voxelry.data.io.{reader}").open_file(
-            path, dataset=dataset, channel_axis=channel_axis, ndim=ndim
+            path,
+            dataset=dataset,
+            channel_axis=channel_axis,
+            ndim=ndim,
+            **({"stack": stack} if reader == "dicom" else {}),
         )
         if channel is not None:
             image = _single_channel(image, channel)

@@ -228,7 +228,8 @@ def test_tifffile_agrees(name, shared_data):
 
 @pytest.mark.parametrize("name", DICOM)
 def test_pydicom_or_itk_agrees_on_one_file(name, shared_data):
-    image = open_image(shared_data / name)
+    # two colour pictures without a place: planes or moments, the file doesn't say
+    image = open_image(shared_data / name, ndim=2 if name.endswith("_2frame.dcm") else None)
     found = image.read()
     with oracle():
         data = pydicom.dcmread(shared_data / name)
@@ -245,6 +246,8 @@ def test_pydicom_or_itk_agrees_on_one_file(name, shared_data):
         expected = np.moveaxis(expected, -1, -3)
     np.testing.assert_allclose(found, expected.reshape(found.shape), rtol=1e-6)
     spacing = data.get("PixelSpacing") or data.get("ImagerPixelSpacing") or (1, 1)
+    for region in data.get("SequenceOfUltrasoundRegions", [])[:1]:
+        spacing = (10 * region.PhysicalDeltaY, 10 * region.PhysicalDeltaX)
     assert image.space.spacing[-2:] == pytest.approx([float(step) for step in spacing])
 
 
