@@ -63,6 +63,7 @@ def test_an_entry_fits_what_it_configures(group, entry):
         Degrade(**node.pop("degrade"))
     if (group, entry) == ("data", "pairs"):
         pairs = node.pop("pairs")
+        assert set(node.pop("roots")) == {"validation", "test"}
         assert set(pairs) - {"resample"} <= set(inspect.signature(find_pairs).parameters)
     if group in ("data", "trainer"):
         reference = OmegaConf.to_container(composed()[group], resolve=True)

@@ -31,10 +31,11 @@ from torch import Tensor
 from voxelry.core.errors import DataError, SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.cache import Cache
+from voxelry.data.case_points import read_case_landmarks
 from voxelry.data.context import border_distances
 from voxelry.data.io import Image, open_image, read_image
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
-from voxelry.data.layouts import Case, find_cases, read_case_landmarks
+from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
@@ -84,6 +85,8 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         self.cases = list(cases)
         self._options = {path: case.options for case in self.cases for paths in case.files.values() for path in paths}
         self.preprocess = Preprocess() if preprocess is None else preprocess
+        if self.reads_own():
+            self.preprocess = Preprocess(**{**self.preprocess.settings(), "keep_range": True})
         self.augment = augment
         self.patches = patches
         in_memory = cache == "memory"
@@ -99,18 +102,45 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
 
     @classmethod
     def from_folder(
-        cls, root: str | PathLike[str], *, layout: str = "auto", need_landmarks: bool = False, **settings: Any
+        cls,
+        root: str | PathLike[str],
+        *,
+        layout: str = "auto",
+        need_landmarks: bool = False,
+        suffix: str | None = None,
+        **settings: Any,
     ) -> Self:
-        """All cases under `root` (see `find_cases`); `settings` are those of the class."""
-        return cls(find_cases(root, layout, need_landmarks=need_landmarks), **settings)
+        """All cases under `root` (see `find_cases`), or every file for a class with a `read_volume` of its own."""
+        wanted = "" if suffix is None and cls.reads_own() else suffix
+        return cls(find_cases(root, layout, need_landmarks=need_landmarks, suffix=wanted), **settings)
+
+    @classmethod
+    def reads_own(cls) -> bool:
+        """Whether `read_volume` is somebody's own, so that files may have any format."""
+        return cls.read_volume is not VolumeDataset.read_volume
 
     def read_volume(self, path: Path) -> Tensor | Image:
         """The pixels of a file: the method to override.
 
         Returns:
-            `(C, *spatial)`: a tensor (on a grid of 1 mm then) or an `Image`, any real type and range.
+            `(C, *spatial)`: a tensor (on a grid of 1 mm then) or an `Image`, any real type and range; what is within
+            [0, 1] already isn't normalised again.
         """
         return read_image(path, **self._options.get(path, {}))
+
+    def volume(self, path: Path) -> Tensor | Image:
+        """What `read_volume` answers.
+
+        Raises:
+            FileError: of our reader.
+            DataError: whatever goes wrong in somebody's own; one line naming the file.
+        """
+        try:
+            return self.read_volume(path)
+        except Exception as error:
+            if isinstance(error, VoxelryError) or not self.reads_own():
+                raise
+            raise DataError(f"{path}: {type(self).__name__}.read_volume: {error or type(error).__name__}") from error
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -203,7 +233,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         Raises:
             FileError, DataError: unreadable, or its files don't fit together.
         """
-        volume = self.read_volume(case.image)
+        volume = self.volume(case.image)
         image, space = on_grid(volume, case.image)
         reference = self._reference(case, space, placed=isinstance(volume, Image))
         landmarks: Tensor | None = None
@@ -265,13 +295,13 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
     @property
     def _reads_files(self) -> bool:
         """Whether `read_volume` is ours, and so has a header to look at."""
-        return type(self).read_volume is VolumeDataset.read_volume
+        return not self.reads_own()
 
     def _space(self, case: Case) -> Space:
         """The grid of a case: by its header alone where our own reader reads it."""
         if self._reads_files:
             return open_image(case.image, **case.options).space
-        return on_grid(self.read_volume(case.image), case.image)[1]
+        return on_grid(self.volume(case.image), case.image)[1]
 
     def _named(self, sample: Sample, case: Case) -> Sample:
         """The sample with its landmarks in the order of the dataset."""

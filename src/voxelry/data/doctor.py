@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import FileError, VoxelryError
 from voxelry.core.space import Space
+from voxelry.data.case_points import read_case_landmarks
 from voxelry.data.diagnosis import CaseRow, Diagnosis, Finding, render
 from voxelry.data.io import ImageFile, is_image, open_image
 from voxelry.data.io.landmarks import landmark_format
 from voxelry.data.label_grid import Reference, class_numbers, open_labels, whole_numbers
 from voxelry.data.landmark_checks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
-from voxelry.data.layouts import Case, case_name, find_cases, read_case_landmarks
+from voxelry.data.layouts import Case, case_name, find_cases
 
 __all__ = ["CaseRow", "Diagnosis", "Finding", "compare_images", "inspect", "inspect_case", "render", "without_path"]
 

@@ -34,15 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError, FileError, SettingError
-from voxelry.core.space import Space
 from voxelry.data.case import Case
 from voxelry.data.io import IMAGE_OPTIONS, IMAGE_SUFFIXES, is_image
-from voxelry.data.io.landmark_set import numbered
-from voxelry.data.io.landmarks import LANDMARK_FORMATS, POINT_OPTIONS, read_landmarks
-from voxelry.data.pixel_points import CEPHALOMETRIC_NAMES, observer_points, pixel_row, pixel_table
+from voxelry.data.io.landmarks import LANDMARK_FORMATS, POINT_OPTIONS
+from voxelry.data.pixel_points import observer_points, pixel_row, pixel_table
 
 __all__ = [
     "LAYOUTS",
@@ -54,7 +51,6 @@ __all__ = [
     "find_cases",
     "image_options",
     "images_in",
-    "read_case_landmarks",
     "split_folders",
 ]
 
@@ -79,6 +75,7 @@ def find_cases(
     need_landmarks: bool = False,
     options: Mapping[str, Any] | None = None,
     point_options: Mapping[str, Any] | None = None,
+    suffix: str | None = None,
 ) -> list[Case]:
     """The cases under `root`, sorted by name.
 
@@ -87,6 +84,8 @@ def find_cases(
         layout: one of `LAYOUTS`, or `"auto"` to tell by the subfolders.
         need_landmarks: whether a case without points is an error; otherwise points are taken where there are any.
         options, point_options: for every case, as in `Case`; `options["label_dataset"]` is for `hdf5`.
+        suffix: for a reader of one's own: images are the files that end so, `""` for all of them; None for those of
+            a format that we read. Only the layouts `volumes` and `images` have it.
 
     Raises:
         DataError: no image, two of one name, or an image without its points; the message names the file.
@@ -102,25 +101,47 @@ def find_cases(
             replace(case, split=split)
             for split, folder in subfolders
             for case in find_cases(
-                folder, layout, need_landmarks=need_landmarks, options=options, point_options=point_options
+                folder,
+                layout,
+                need_landmarks=need_landmarks,
+                options=options,
+                point_options=point_options,
+                suffix=suffix,
             )
         ]
     else:
         chosen = _recognise(root) if layout == "auto" else layout
+        if suffix is not None:
+            chosen = _own_layout(chosen)
         given = dict(options or {})
         names = {key: str(given.pop(key, None) or usual) for key, usual in _HDF5_DATASETS.items() if chosen == "hdf5"}
         _check_options("options", given, IMAGE_OPTIONS)
         _check_options("point_options", point_options or {}, POINT_OPTIONS)
-        cases = _hdf5(root, need_landmarks, **names) if names else _FINDERS[chosen](root, need_landmarks)
+        if suffix is not None:
+            cases = (_volumes if chosen == "volumes" else _plain)(root, need_landmarks, suffix)
+        else:
+            cases = _hdf5(root, need_landmarks, **names) if names else _FINDERS[chosen](root, need_landmarks)
         cases = [
             replace(case, options={**case.options, **given}, point_options=dict(point_options or {})) for case in cases
         ]
         cases = _with_subsets(cases, chosen)
     if not cases:
-        raise DataError(f"{root}: no image in a format that can be read (layout {layout})")
+        kind = "no image in a format that can be read" if suffix is None else f"no file *{suffix}"
+        raise DataError(f"{root}: {kind} (layout {layout})")
     cases.sort(key=lambda case: case.name)
     check_names(cases)
     return cases
+
+
+def _own_layout(chosen: str) -> str:
+    """Where a reader of one's own finds its files: in `volumes/`, or in the folder itself.
+
+    Raises:
+        SettingError: a layout that says itself what its files are.
+    """
+    if chosen not in ("volumes", "images", "hdf5"):
+        raise SettingError(f"layout: expected volumes or images with a reader of one's own, got {chosen}")
+    return "volumes" if chosen == "volumes" else "images"
 
 
 def _check_options(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -175,13 +196,13 @@ def _recognise(root: Path) -> str:
     return "images"
 
 
-def _volumes(root: Path, need_landmarks: bool) -> list[Case]:
+def _volumes(root: Path, need_landmarks: bool, suffix: str | None = None) -> list[Case]:
     points = files_by_name(root / "landmarks", LANDMARK_SUFFIXES)
     labels = files_by_name(root / "labels", None)
     instances = files_by_name(root / "instances", None)
     cases = []
-    for image in images_in(_existing(root / "volumes")):
-        name = case_name(image)
+    for image in images_in(_existing(root / "volumes"), suffix):
+        name = case_name(image) if suffix is None else _own_name(image, suffix)
         if need_landmarks and name not in points:
             raise _no_partner(image, root / "landmarks" / f"{name}.txt")
         cases.append(
@@ -272,7 +293,7 @@ def image_options(path: Path, dataset: str | None = None) -> dict[str, Any]:
     return {"dataset": usual} if len(held) > 1 and usual in held else {}
 
 
-def _plain(root: Path, need_landmarks: bool) -> list[Case]:
+def _plain(root: Path, need_landmarks: bool, suffix: str | None = None) -> list[Case]:
     options: dict[str, str] = {}
     if not root.exists() and any(sign in str(root) for sign in "*?["):
         pattern = root.relative_to(root.anchor) if root.anchor else root
@@ -280,13 +301,14 @@ def _plain(root: Path, need_landmarks: bool) -> list[Case]:
     elif not root.exists() and "::" in str(root):  # an image inside of an HDF5 file
         file, _, inside = str(root).partition("::")
         images, options = [_existing(Path(file))], {"dataset": inside}
-    elif _existing(root).is_dir() and not is_image(root):
-        images = images_in(root)
+    elif _existing(root).is_dir() and (suffix is not None or not is_image(root)):
+        images = images_in(root, suffix)
     else:
         images = [root]
     if need_landmarks:
         raise DataError(f"{root}: images alone, without landmarks; expected folders volumes and landmarks")
-    return [Case(case_name(image), image, layout="images", options=options) for image in images]
+    names = [case_name(image) if suffix is None else _own_name(image, suffix) for image in images]
+    return [Case(name, image, layout="images", options=options) for name, image in zip(names, images, strict=True)]
 
 
 _FINDERS: dict[str, Callable[[Path, bool], list[Case]]] = {
@@ -298,9 +320,23 @@ _FINDERS: dict[str, Callable[[Path, bool], list[Case]]] = {
 }
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The images directly in a folder, by name; a DICOM series or a Zarr image is one."""
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and is_image(path)]
+def images_in(folder: Path, suffix: str | None = None) -> list[Path]:
+    """The images directly in a folder, by name; a DICOM series or a Zarr image is one.
+
+    With a `suffix` they are the files that end so, whatever is in them, see `find_cases`.
+    """
+    shown = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    if suffix is None:
+        return [path for path in shown if is_image(path)]
+    return [path for path in shown if path.name.endswith(suffix) and (path.is_file() or is_image(path))]
+
+
+def _own_name(path: Path, suffix: str) -> str:
+    """The name of a file that only a reader of one's own knows: without its suffix, known or not."""
+    name = case_name(path)
+    if name != path.name:
+        return name
+    return path.name.removesuffix(suffix) if suffix else path.stem
 
 
 def files_by_name(folder: Path, suffixes: tuple[str, ...] | None = None) -> dict[str, Path]:
@@ -351,35 +387,3 @@ def _with_subsets(cases: list[Case], layout: str) -> list[Case]:
     ordered = sorted(cases, key=lambda case: case.name)
     splits = ["train"] * train + ["validation"] * validation + ["test"] * (len(ordered) - train - validation)
     return [replace(case, split=split) for case, split in zip(ordered, splits, strict=True)]
-
-
-def read_case_landmarks(case: Case, space: Space) -> tuple[NDArray[np.float64], tuple[str, ...]]:
-    """Points of a case in index coordinates of its image's grid.
-
-    Args:
-        case: with at least one file in `landmarks`.
-        space: the grid of `case.image`.
-
-    Returns:
-        `(N, ndim)` in array order, NaN for an absent point, and one name per point.
-
-    Raises:
-        FileError: a file of points can't be read.
-        DataError: no points for this case, or observers who disagree on their number.
-    """
-    if not case.landmarks:
-        raise DataError(f"{case.image}: no landmarks for this image")
-    if case.layout == "hand":
-        points = pixel_row(pixel_table(case.landmarks[0]), case.name)
-        if points is None:
-            raise DataError(f"{case.landmarks[0]}: no row {case.name}, which {case.image} needs")
-        return points, numbered(len(points))
-    if case.layout == "cephalometric":
-        points = observer_points(case.landmarks)
-        known = len(points) == len(CEPHALOMETRIC_NAMES)
-        return points, CEPHALOMETRIC_NAMES if known else numbered(len(points))
-    sets = [read_landmarks(path, space=space, **case.point_options) for path in case.landmarks]
-    for path, points_of in zip(case.landmarks, sets, strict=True):
-        if points_of.names != sets[0].names:
-            raise DataError(f"{path}: other landmarks than in {case.landmarks[0]}; expected {', '.join(sets[0].names)}")
-    return np.mean([points_of.index(space) for points_of in sets], axis=0), sets[0].names

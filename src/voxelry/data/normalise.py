@@ -15,7 +15,17 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
 
-__all__ = ["METHODS", "check_normalise", "check_values", "find_levels", "finite", "normalise", "physical", "scale"]
+__all__ = [
+    "METHODS",
+    "check_normalise",
+    "check_values",
+    "find_levels",
+    "finite",
+    "is_scaled",
+    "normalise",
+    "physical",
+    "scale",
+]
 
 METHODS = ("minmax", "percentile", "window", "zscore")
 
@@ -97,6 +107,11 @@ def find_levels(
     else:
         ranges = [_range(image, method, window, percentiles, clip)]
     return torch.tensor(ranges, dtype=torch.float64).expand(len(image), 2)
+
+
+def is_scaled(image: Tensor) -> bool:
+    """Whether all values are in [0, 1]."""
+    return bool(image.min() >= 0) and bool(image.max() <= 1)
 
 
 def scale(image: Tensor, levels: Tensor, *, clip: bool = True) -> Tensor:

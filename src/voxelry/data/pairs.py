@@ -25,6 +25,7 @@ from voxelry.data.normalise import check_values
 from voxelry.data.pair_layouts import PAIR_LAYOUTS, PairCase, find_pairs
 from voxelry.data.preprocess import move
 from voxelry.data.sample import Sample
+from voxelry.data.target_grid import TargetGrid
 
 __all__ = ["PAIR_LAYOUTS", "PairCase", "PairDataset", "find_pairs", "grid_fault"]
 
@@ -103,11 +104,33 @@ class PairDataset(VolumeDataset):
                         "(data.options={channel: 0} reads the first one alone)"
                     )
 
+    def target_grid(self) -> TargetGrid | None:
+        """How much finer targets are than their conditions, by the headers; None where they are equally fine."""
+        grids = []
+        for case in self.cases:
+            path = next(filter(None, case.images), None)
+            if path is not None and case.target is not None:
+                target, given = (self._grid(one, case) for one in (case.target, path))
+                oriented = self._oriented(path, case)
+                grids.append((given if oriented else target.resize(given.shape), target))
+        return TargetGrid.between(grids) if grids else None
+
+    def _grid(self, path: Path, case: PairCase) -> Space:
+        if self._reads_files:
+            return open_image(path, **case.options).space
+        return on_grid(self.volume(path), path)[1]
+
+    def _oriented(self, path: Path, case: PairCase) -> bool:
+        """Whether a file and its case's say where they lie; else they are taken to show the same."""
+        if not self._reads_files:
+            return all(isinstance(self.volume(one), Image) for one in (path, case.image))
+        return all(open_image(one, **case.options).has_orientation for one in (path, case.image))
+
     def _condition(self, path: Path, sample: Sample, case: PairCase) -> Tensor:
         """The pixels of a file on the grid of `sample`, which `case.image` has."""
         if path == case.image:
             return sample.image
-        volume = self.read_volume(path)
+        volume = self.volume(path)
         image, space = on_grid(volume, path)
         check_values(image, path)
         placed = isinstance(volume, Image)
@@ -126,7 +149,7 @@ class PairDataset(VolumeDataset):
         """Channels of a condition, by the first case that has it."""
         if place not in self._widths:
             path = next((path for case in self.cases if (path := case.images[place]) is not None), None)
-            self._widths[place] = 1 if path is None else len(on_grid(self.read_volume(path), path)[0])
+            self._widths[place] = 1 if path is None else len(on_grid(self.volume(path), path)[0])
         return self._widths[place]
 
     def _cache_settings(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ and `space` with them, so that `result.space.to_world(result.landmarks)` are the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.frame import filled, find_content, index_map, trimmed, untilted, world_aligned
-from voxelry.data.normalise import check_normalise, find_levels, finite, scale
+from voxelry.data.normalise import check_normalise, find_levels, finite, is_scaled, scale
 from voxelry.data.sample import Sample
 from voxelry.data.speckle import despeckle
 from voxelry.ops.resample import Fill, resample, resample_points
@@ -60,6 +61,7 @@ class Preprocess:
             from the image's method, such as `{"normalise": "window", "window": [-1024, 3000]}`.
         outside: what becomes of values beyond 0 and 1: `"clip"` cuts them off, `"keep"` loses nothing,
             `"error"` refuses the case (of `window`: the other methods find ranges that leave some outside).
+        keep_range: whether an image that is in [0, 1] already stays so; for readers of one's own, see `VolumeDataset`.
         despeckle: whether speckle is removed first, of ultrasound; see `data.speckle.despeckle`.
 
     Images are interpolated linearly, and first smoothed when they shrink (see `move`); labels and masks take
@@ -87,6 +89,7 @@ class Preprocess:
         intensity: Literal["own", "shared"] | Mapping[str, Any] = "own",
         outside: Literal["clip", "keep", "error"] = "clip",
         despeckle: bool = False,
+        keep_range: bool = False,
     ):
         if orientation is not None:
             orientation = _code(orientation)
@@ -128,6 +131,7 @@ class Preprocess:
         self.intensity = intensity
         self.outside = outside
         self.despeckle = despeckle
+        self.keep_range = keep_range
         for settings in (self._method(), self._method(of_target=True)):
             check_normalise(**settings)
             if outside == "error" and settings["method"] != "window":
@@ -150,6 +154,7 @@ class Preprocess:
             "intensity": plain(self.intensity),
             "outside": self.outside,
             "despeckle": bool(self.despeckle),
+            "keep_range": bool(self.keep_range),
         }
 
     def __call__(self, sample: Sample) -> Sample:
@@ -225,7 +230,8 @@ class Preprocess:
         present = torch.ones(len(image), dtype=torch.bool) if sample.present is None else sample.present
         shared = self.intensity == "shared"  # without a target, too: it may be the network that makes it
         levels = torch.tensor([[0.0, 1.0]], dtype=torch.float64).repeat(len(image), 1)
-        levels[present] = find_levels(image[present], **self._method(), per_channel=self.per_channel and not shared)
+        if not (self.keep_range and is_scaled(image)):
+            levels[present] = find_levels(image[present], **self._method(), per_channel=self.per_channel and not shared)
         image = self._at_levels(image, levels, self.normalise, sample, "image")
         if not present.all():
             image = torch.where(present.reshape(-1, *[1] * sample.ndim), image, 0.0)
@@ -233,6 +239,8 @@ class Preprocess:
             method = self._method(of_target=not shared)
             if shared:
                 own = levels[present][:1].expand(len(target), 2)
+            elif self.keep_range and is_scaled(target):
+                own = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(len(target), 2)
             else:
                 own = find_levels(target, **method, per_channel=self.per_channel)
             target = self._at_levels(target, own, method["method"], sample, "target")
@@ -246,7 +254,8 @@ class Preprocess:
         if self.outside == "error" and (image.min() < low or image.max() > high):
             raise DataError(
                 f"{sample.source or sample.name}: the {part} has values from {image.min():g} to {image.max():g}, but "
-                f"the declared window is {low:g} to {high:g} (set outside=clip to cut them off)"
+                f"the declared window is {low:g} to {high:g}; give that of all files, such as "
+                f"data.preprocess.window=[{math.floor(image.min())},{math.ceil(image.max())}], of CT [-1024,3071]"
             )
         return scale(image, levels, clip=self.outside != "keep")
 

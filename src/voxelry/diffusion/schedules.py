@@ -145,11 +145,35 @@ def _cosine(steps: int, start: float, end: float) -> Tensor:
     return (1 - share[1:] / share[:-1]).clamp(1e-4, 0.9999).double()
 
 
+def _alpha_cosine(steps: int, start: float, end: float) -> Tensor:
+    """As `_cosine`, in double precision and with nothing but the largest beta limited (Jiang et al. 2025)."""
+    place = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return _from_shares(torch.cos((place + 0.008) / 1.008 * math.pi * 0.5) ** 2)
+
+
+def _alpha_sigmoid(steps: int, start: float, end: float) -> Tensor:
+    """The share of the image falls along a logistic curve over [-6, 6] (Jiang et al. 2025)."""
+    return _from_shares(torch.sigmoid(-torch.linspace(-6, 6, steps + 1, dtype=torch.float64)))
+
+
+def _alpha_linear(steps: int, start: float, end: float) -> Tensor:
+    """The share of the image falls evenly (Jiang et al. 2025)."""
+    return _from_shares(1 - torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+
+
+def _from_shares(share: Tensor) -> Tensor:
+    """Betas of shares of the image, `(steps + 1,)`, at most 0.999."""
+    return (1 - share[1:] / share[:-1]).clamp(max=0.999)
+
+
 SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
     "linear": _linear,
     "cosine": _cosine,
     "quadratic": _quadratic,
     "sigmoid": _sigmoid,
+    "alpha_cosine": _alpha_cosine,
+    "alpha_sigmoid": _alpha_sigmoid,
+    "alpha_linear": _alpha_linear,
 }
 
 

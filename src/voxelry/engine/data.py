@@ -21,6 +21,7 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.splits import SPLITS, CaseType, few_shot, split_cases
 from voxelry.engine.kinds import Kind
+from voxelry.engine.own_dataset import check_own_rank, dataset_class, own_suffix
 from voxelry.engine.splits import Splits, plain
 
 __all__ = ["Splits", "build_data", "changes", "check_rank", "checked_splits", "choose_cache", "divide", "preprocessing"]
@@ -61,29 +62,35 @@ def build_data(
 
         if reads_prepared(config.root, config.layout):
             return build_prepared_data(config, ndim=ndim, augment=augment, seed=seed)
+    suffix = own_suffix(config, VolumeDataset)
     cases = find_cases(
         config.root,
         config.layout,
         need_landmarks=kind.required == "landmarks",
         options=plain(config.options),
         point_options=plain(config.point_options),
+        suffix=suffix,
     )
     check_annotated(cases, kind.required)
     if config.get("borders") is not None and not kind.bordered:
         raise ConfigError(f"data.borders: task={kind.name} has no use for it; expected null")
-    check_rank(cases, ndim)
+    if suffix is None:
+        check_rank(cases, ndim)
     parts = divide(cases, config, seed)
     common: dict[str, Any] = {
-        "preprocess": preprocessing(config, cases),
+        "preprocess": preprocessing(config, cases if suffix is None else ()),
         "need": kind.needs,
         "seed": seed,
         "borders": config.get("borders") is not None,
     }
-    common["cache"] = choose_cache(config.cache, VolumeDataset(parts["train"][:1], **common), len(cases))
-    train = VolumeDataset(parts["train"], **common)
-    train = VolumeDataset(parts["train"], **common, **changes(config, augment, train))
+    make = dataset_class(config, VolumeDataset)
+    common["cache"] = choose_cache(config.cache, make(parts["train"][:1], **common), len(cases))
+    train = make(parts["train"], **common)
+    if suffix is not None:
+        check_own_rank(train, ndim)
+    train = make(parts["train"], **common, **changes(config, augment, train))
     names = train.landmark_names or None
-    validation, test = (VolumeDataset(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
+    validation, test = (make(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
     splits = checked_splits(train, validation, test, unaltered=train.preprocessed)
     if "slices" in config:
         from voxelry.engine.reconstruct_data import slice_splits
@@ -175,12 +182,15 @@ def check_rank(cases: Sequence[Case], ndim: int) -> None:
 def preprocessing(config: DictConfig, cases: Sequence[Case]) -> Preprocess:
     """`config.preprocess`; with one channel for all where some cases are grey and others in colour.
 
+    Args:
+        cases: those that our readers read.
+
     Raises:
         FileError: a header can't be read.
         DataError: numbers of channels that can't be brought to one.
     """
     settings = plain(config.preprocess)
-    if settings.get("channels") is None:
+    if settings.get("channels") is None and cases:
         counts = {case.image: open_image(case.image, **case.options).channels for case in cases}
         first, *others = counts
         other = next((path for path in others if counts[path] != counts[first]), None)

@@ -92,11 +92,25 @@ def _reason(error: Exception) -> str:
 def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> None:
     """Train from a JSON or YAML file of the original projects; says what was taken over, changed, ignored.
 
+    Args:
+        path: the file; Fast-DDPM's are looked for in `configs/`, too.
+        arguments: overrides of ours, and beside a file of Fast-DDPM its own options.
+        debug: let tracebacks through.
+
     Raises:
         ConfigError, FileError: the file can't be read as one of theirs.
+        CheckpointError: Fast-DDPM's `--sample`, and its run was never trained.
     """
+    from voxelry.interop.fast_ddpm_config import is_theirs
+    from voxelry.interop.fast_ddpm_options import find_config
+    from voxelry.interop.overrides import read_settings
     from voxelry.interop.seed_config import translate
 
+    path = find_config(path)
+    content = read_settings(path)
+    if is_theirs(content):
+        _launch_fast_ddpm(path, content, arguments, debug=debug)
+        return
     for number, translation in enumerate(translate(path)):
         for line in translation.notes:
             print(f"{path}: {line}", file=sys.stderr)
@@ -104,3 +118,20 @@ def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> Non
         if number:
             print(f"{path}: next run", file=sys.stderr)
         launch(overrides, debug=debug)
+
+
+def _launch_fast_ddpm(path: Path, content: dict[str, Any], arguments: list[str], *, debug: bool) -> None:
+    """Train, or with its `--sample` measure, what a file of Fast-DDPM and the options of its command line say."""
+    from voxelry.interop import fast_ddpm_config
+    from voxelry.interop.fast_ddpm_options import read_options
+
+    options, overrides = read_options(arguments)
+    if options.measures:
+        from voxelry.engine.fast_ddpm import sample_run
+
+        sample_run(path, content, options, overrides)
+        return
+    translation = fast_ddpm_config.translate(path, content, options)
+    for line in translation.notes:
+        print(f"{path}: {line}", file=sys.stderr)
+    launch([*translation.overrides, *overrides], debug=debug)

@@ -99,7 +99,10 @@ class Model:
             return task.predict(batch, **own)[0]
 
     def sample(self, image: Readable, space: Space | None = None, **options: Any) -> Sample:
-        """The image as a sample, not yet preprocessed; arguments and errors as `predict`."""
+        """The image as a sample, not yet preprocessed; arguments and errors as `predict`.
+
+        Of a translation from coarse images to fine ones it is as fine as the answer (`data.target_grid`).
+        """
         ndim = int(self.task.network.ndim)  # type: ignore[arg-type]
         if isinstance(image, Sample):
             sample = image
@@ -115,7 +118,7 @@ class Model:
             pixels = torch.as_tensor(np.ascontiguousarray(read.array, dtype=np.float32))
             sample = Sample(pixels, read.space, case_name(path), str(path))
         self.check_image(sample.source, sample.ndim, int(sample.image.shape[0]))
-        return sample
+        return sample if isinstance(image, Sample) else self.kind.on_target_grid(self.task, sample)
 
     def reading(self, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options for a file's reader: those given and, for an HDF5 file of several images, which of them is meant.

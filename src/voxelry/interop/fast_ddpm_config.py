@@ -7,20 +7,36 @@ sampler visits the steps that were trained. Each difference is noted for the use
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from voxelry.core.errors import ConfigError
-from voxelry.data.layouts import SPLIT_NAMES
+import numpy as np
+
+from voxelry.core.errors import ConfigError, VoxelryError
+from voxelry.data.io import open_image
+from voxelry.data.pair_layouts import pair_layout
+from voxelry.data.pairs import find_pairs
+from voxelry.interop.fast_ddpm_options import Options
 from voxelry.interop.overrides import Translation, truth
 
-__all__ = ["is_theirs", "translate"]
+__all__ = ["DataSet", "data_set", "is_theirs", "translate"]
 
 _LAYOUTS = {"BRATS": "ab", "LDFDCT": "ldfdct", "PMUB": "pmub"}
-_WINDOWS = {"BRATS": (-1.0, 1.0), "LDFDCT": (0.0, 255.0), "PMUB": (0.0, 255.0)}
-_SCHEDULES = {"linear": "linear", "quad": "quadratic", "sigmoid": "sigmoid", "alpha_cosine": "cosine"}
+_TWO_CONDITIONS = ("PMUB",)
+_BYTES = (0.0, 255.0)
+_WINDOWS = {"BRATS": (-1.0, 1.0), "LDFDCT": _BYTES, "PMUB": _BYTES}
+_HOUNSFIELD = (-1024.0, 3071.0)  # of CT that isn't stored in bytes: the range of its 12 bits
+_SCHEDULES = {
+    "linear": "linear",
+    "quad": "quadratic",
+    "sigmoid": "sigmoid",
+    "alpha_cosine": "alpha_cosine",
+    "alpha_sigmoid": "alpha_sigmoid",
+    "alpha_linear": "alpha_linear",
+}
 _ROOTS = ("train_dataroot", "val_dataroot", "sample_dataroot")
-_STEPS = 10
+_NEVER = 10**6  # a validation every so many steps is none
 
 # the original's own values, for files that leave a part out
 _MODEL = {"type": "sg", "ch": 128, "ch_mult": [1, 1, 2, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [16]}
@@ -43,12 +59,13 @@ def is_theirs(content: Mapping[str, Any]) -> bool:
     return "data" in content and isinstance(model, Mapping) and "ch_mult" in model
 
 
-def translate(path: Path, content: Mapping[str, Any]) -> Translation:
+def translate(path: Path, content: Mapping[str, Any], options: Options = Options()) -> Translation:  # noqa: B008
     """One run that trains what the file describes.
 
     Args:
         path: the file, for messages and the name of the run.
         content: what it holds; parts that are left out have the original's values.
+        options: of the command line.
 
     Raises:
         ConfigError: it asks for something voxelry doesn't have; names the key.
@@ -63,14 +80,15 @@ def translate(path: Path, content: Mapping[str, Any]) -> Translation:
         raise ConfigError(f"{path}: model.type: expected sg (one condition) or sr (two), got {kind!r}")
     _network(result, model, size=int(data.get("image_size", 256)))
     _diffusion(path, result, parts.pop("diffusion", {}))
-    _data(path, result, data, kind, ndim)
+    options.add_to(result)
+    _data(result, data, data_set(path, data, kind, options), kind)
     _training(path, result, parts.pop("training", {}), parts.pop("optim", {}), model)
     result.leftovers(model, "model")
     for name in ("sampling", "sampling_fid", "sampling_inter"):
         if name in parts:
             parts.pop(name)
             result.ignore(name, "a trained bundle is used by voxelry predict and voxelry evaluate")
-    result.set("output_dir", f"runs/{path.stem}")
+    result.set("output_dir", str(options.folder or f"runs/{path.stem}"), "--exp, --doc" if options.folder else "")
     for name in content:
         if name in parts or not isinstance(content[name], Mapping):
             result.ignore(name, "no such setting")
@@ -112,56 +130,144 @@ def _diffusion(path: Path, result: Translation, diffusion: dict[str, Any]) -> No
         },
     )
     result.leftovers(diffusion, "diffusion")
-    result.set("task.spacing", "fast_ddpm_uniform")
-    result.set("task.steps", _STEPS)
     result.notes += [
-        f"--timesteps {_STEPS} --scheduler_type uniform assumed, which are 11 steps with 0 and 999; for the other list "
-        "task.spacing=fast_ddpm_non_uniform",
         "loss: a mean over the voxels; the original's sum grows with the size of the volume",
         "sampling: estimates are kept in range; task.clip=false leaves them as the original does",
         "task.baseline=true: plain regression is trained beside it, to compare; false halves the work",
     ]
 
 
-def _data(path: Path, result: Translation, data: dict[str, Any], kind: str, ndim: int) -> None:
-    name = str(data.pop("dataset", "BRATS"))
-    if name not in _LAYOUTS:
-        raise ConfigError(f"{path}: data.dataset: expected one of {', '.join(_LAYOUTS)}, got {name!r}")
-    result.set("data", "pairs", "data.dataset")
-    result.set("data.layout", _LAYOUTS[name], "data.dataset")
-    _roots(result, data)
-    low, high = _WINDOWS[name]
+@dataclass(frozen=True)
+class DataSet:
+    """Which of the original's data sets is meant, and where its parts are.
+
+    Attributes:
+        name: BRATS, LDFDCT or PMUB.
+        layout: how its files lie, one of `data.pairs.PAIR_LAYOUTS`.
+        roots: folders by the original's keys, `train_dataroot` and so on.
+        window: values that become the network's ends.
+    """
+
+    name: str
+    layout: str
+    roots: dict[str, Path]
+    window: tuple[float, float]
+
+
+def data_set(path: Path, data: Mapping[str, Any], kind: str, options: Options) -> DataSet:
+    """The data set of a file's `data` part.
+
+    The published files all name PMUB, which the original doesn't look at: its `--dataset` decides, and the key has a
+    say only where its number of conditions is the network's. Else the training folder shows which one it is.
+
+    Raises:
+        ConfigError: an unknown name, one that contradicts the network, or nothing that tells.
+    """
+    volumes = "depth" in data
+    roots = {key: Path(str(data[key])) for key in _ROOTS if data.get(key)}
+    looks = next((found for root in roots.values() if (found := _look(root)) is not None), None)
+    origin, name = ("--dataset", options.dataset) if options.dataset else ("data.dataset", data.get("dataset"))
+    if name is not None and name not in _LAYOUTS:
+        raise ConfigError(f"{path}: {origin}: expected one of {', '.join(_LAYOUTS)}, got {name!r}")
+    fits = name is not None and (volumes or (name in _TWO_CONDITIONS) == (kind == "sr"))
+    if options.dataset and not fits:
+        raise ConfigError(
+            f"{path}: --dataset {name}: has {'two' if kind == 'sg' else 'one'} conditions, but "
+            f"model.type {kind} has {'one' if kind == 'sg' else 'two'}"
+        )
+    if not fits:
+        name = _by_layout(path, name, looks, kind)
+    assert name is not None
+    layout = looks or ("ab" if volumes else _LAYOUTS[name])
+    example = next((file for root in roots.values() if (file := _example(root, layout)) is not None), None)
+    return DataSet(name, layout, roots, _window(name, example))
+
+
+def _by_layout(path: Path, name: Any, looks: str | None, kind: str) -> str:
+    """The data set that the training folder holds, for a file that names none or another."""
+    if kind == "sr":
+        return "PMUB"
+    known = {layout: known for known, layout in _LAYOUTS.items() if known not in _TWO_CONDITIONS}
+    if looks in known:
+        return known[looks]
+    said = "not there" if name is None else f"{name}, which the published files all say and the original ignores"
+    raise ConfigError(f"{path}: data.dataset: {said}; give --dataset BRATS or --dataset LDFDCT")
+
+
+def _look(root: Path) -> str | None:
+    """The layout of a folder that is there."""
+    try:
+        return pair_layout(root) if root.is_dir() else None
+    except VoxelryError:
+        return None
+
+
+def _example(root: Path, layout: str) -> Path | None:
+    """One of a folder's images."""
+    try:
+        return find_pairs(root, layout)[0].image if root.is_dir() else None
+    except VoxelryError:
+        return None
+
+
+def _window(name: str, example: Path | None) -> tuple[float, float]:
+    """The values of a data set's files: CT is in bytes, as published, or in Hounsfield units."""
+    if name == "LDFDCT" and example is not None and open_image(example).dtype != np.uint8:
+        return _HOUNSFIELD
+    return _WINDOWS[name]
+
+
+def _data(result: Translation, data: dict[str, Any], found: DataSet, kind: str) -> None:
+    said = data.pop("dataset", None)
+    result.set("data", "pairs", "data.dataset", "" if said == found.name else f"of {found.name}")
+    result.set("data.layout", found.layout, f"data set {found.name}")
+    _roots(result, data, found)
     result.set("data.preprocess.normalise", "window")
-    result.set("data.preprocess.window", [low, high], "data.dataset", "values beyond it are an error, not clipped")
+    why = "values beyond it are an error, not clipped"
+    if found.window == _HOUNSFIELD:
+        why = f"Hounsfield units, as the files aren't in bytes; {why}"
+    result.set("data.preprocess.window", list(found.window), f"data set {found.name}", why)
     result.set("data.preprocess.outside", "error")
     size, depth = int(data.pop("image_size", 256)), data.pop("depth", None)
     shape = [size, size] if depth is None else [int(depth), size, size]
     result.set("data.preprocess.image_size", shape, "data.image_size" if depth is None else "data.depth, image_size")
-    if kind == "sr" and ndim == 3:
+    if kind == "sr" and depth is not None:
         result.set("data.pairs.resample", True, "model.type=sr", "thick slices in A are brought onto the grid of B")
-    given = "data.random_flip" if "random_flip" in data else ""
-    flips = truth(data.pop("random_flip", False))
-    result.set("augment", "flips" if flips else "none", given, "along every axis" if flips else "")
+    _flips(result, data, found, volumes=depth is not None)
     if "num_workers" in data:
         result.set("data.num_workers", int(data.pop("num_workers")), "data.num_workers")
     _ignore_unused(result, data, "data")
     result.leftovers(data, "data")
 
 
-def _roots(result: Translation, data: dict[str, Any]) -> None:
-    """One root: the parent of folders `train`, `val` and `test`, or the training folder alone."""
-    roots = {key: Path(str(data.pop(key))) for key in _ROOTS if key in data}
-    if "train_dataroot" not in roots:
+def _flips(result: Translation, data: dict[str, Any], found: DataSet, *, volumes: bool) -> None:
+    """Left and right in images, along every axis in volumes, none in BRATS' images, whatever `random_flip` says."""
+    origin = "data.random_flip" if "random_flip" in data else ""
+    wanted = truth(data.pop("random_flip", volumes or found.name != "BRATS"))
+    if not wanted or (found.name == "BRATS" and not volumes):
+        result.set("augment", "none", origin, "the original doesn't flip these images" if wanted else "")
+        return
+    result.set("augment", "flips", origin, "along every axis" if volumes else "left and right, as the original does")
+    if not volumes:
+        result.set("augment.flip", [0.0, 0.5])
+
+
+def _roots(result: Translation, data: dict[str, Any], found: DataSet) -> None:
+    """All of the training folder is trained on; the other folders are the validation and the test."""
+    for key in found.roots:
+        data.pop(key)
+    if "train_dataroot" not in found.roots:
         result.notes.append("data.train_dataroot is not there; give data.root=FOLDER")
         return
-    training = roots.pop("train_dataroot")
-    together = all(root.parent == training.parent and root.name in SPLIT_NAMES for root in (training, *roots.values()))
-    if roots and together:
-        result.set("data.root", str(training.parent), "data.train_dataroot", "its subfolders are the split")
-        return
-    result.set("data.root", str(training), "data.train_dataroot")
-    for key, root in roots.items():
-        result.ignore(f"data.{key}", f"cases are held out of the training folder; then voxelry evaluate ... {root}")
+    result.set("data.root", str(found.roots["train_dataroot"]), "data.train_dataroot")
+    for key, part in (("val_dataroot", "validation"), ("sample_dataroot", "test")):
+        root = found.roots.get(key)
+        if root is None:
+            continue
+        if part == "validation" and _example(root, found.layout) is None:
+            result.ignore(f"data.{key}", f"{root} holds no pairs of this kind, and the original never reads it")
+            continue
+        result.set(f"data.roots.{part}", str(root), f"data.{key}")
 
 
 def _training(
@@ -178,9 +284,14 @@ def _training(
             "n_epochs": ("trainer.max_epochs", int),
             "n_iters": ("trainer.max_steps", int),
             "snapshot_freq": ("trainer.checkpoint_every", int),
-            "validation_freq": ("trainer.validate_every", int),
         },
     )
+    every = int(training.pop("validation_freq", _NEVER))
+    if every < _NEVER:
+        result.set("trainer.validate_every", every, "training.validation_freq")
+    else:
+        result.ignore("training.validation_freq", "the original never validates; trainer.validate_every decides")
+    result.set("learning_rate", "constant")
     result.leftovers(training, "training")
     rate = float(model.pop("ema_rate", 0.999))
     result.set("trainer.ema", rate if truth(model.pop("ema", True)) else None, "model.ema")

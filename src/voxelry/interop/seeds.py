@@ -10,6 +10,7 @@ New code is better off with `voxelry.models.unet.UNet`, `voxelry.tasks.pretrain`
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,9 @@ from voxelry.diffusion.schedules import Schedule
 from voxelry.models.unet import UNet
 
 __all__ = ["DDPM", "Unet", "Volume3DDiffusionDataset"]
+
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_EMA = 0.995
 
 
 def Unet(
@@ -69,54 +73,71 @@ def Unet(
 
 
 class DDPM(nn.Module):
-    """The original's pretraining model: a network and its diffusion.
+    """The original's pretraining model: a network, its diffusion and its optimizer.
 
     Args:
         image_size: voxels along each axis; it also sets the network's width, as it did there.
         channels: of the images.
         device: where the network is put.
+        lr, optimizer: `adam`, `adamw` or `sgd` at that rate, kept as the attribute `optimizer`.
+        timesteps, beta_schedule, beta_start, beta_end: of the noise: `linear`, `cosine`, `quadratic` or `sigmoid`.
+        unet_channels: multipliers of the levels.
+        unet_self_condition: feed an earlier estimate back.
+        unet_att_res, unet_att_heads: channels of an attention head, and heads.
+        unet_res_blocks: groups of the normalisations.
+        use_ema: keep averaged weights (decay 0.995) in `ema_model`, brought up to date by `update_ema`.
         is_3d: volumes instead of images.
-        timesteps, schedule, linear_start, linear_end: of the noise.
-        channel_mults, attn_res, num_head_channels, res_blocks, self_condition: the keys of the original's
-            configuration: multipliers, channels of a head, heads, normalisation groups.
 
     Raises:
-        SettingError: `device` is a GPU that is not there.
+        SettingError: an unknown optimizer or schedule, or `device` is a GPU that is not there.
     """
 
     def __init__(
         self,
         image_size: int = 256,
-        channels: int = 1,
-        device: str | torch.device = "cpu",
+        channels: int = 3,
+        device: str | torch.device = "cuda",
+        lr: float = 1e-4,
+        optimizer: str = "adam",
+        timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        unet_channels: Sequence[int] = (1, 2, 4, 8),
+        unet_self_condition: bool = True,
+        unet_att_res: int = 32,
+        unet_att_heads: int = 4,
+        unet_res_blocks: int = 4,
+        use_ema: bool = False,
         is_3d: bool = False,
-        *,
-        timesteps: int = 500,
-        schedule: str = "linear",
-        linear_start: float = 1e-4,
-        linear_end: float = 0.02,
-        channel_mults: Sequence[int] = (1, 2, 4, 8),
-        attn_res: int = 32,
-        num_head_channels: int = 4,
-        res_blocks: int = 4,
-        self_condition: bool = True,
     ):
         super().__init__()
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise SettingError(f"device: {device} asked for, but there is no GPU; use device='cpu'")
+        if optimizer not in _OPTIMIZERS:
+            raise SettingError(f"optimizer: expected one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}")
         self.image_size, self.channels, self.is_3d = image_size, channels, is_3d
-        self.schedule = Schedule.from_name(schedule, steps=timesteps, start=linear_start, end=linear_end)
+        self.schedule = Schedule.from_name(beta_schedule, steps=timesteps, start=beta_start, end=beta_end)
         self.model = Unet(
             dim=image_size,
-            dim_mults=channel_mults,
+            dim_mults=unet_channels,
             channels=channels,
-            self_condition=self_condition,
-            resnet_block_groups=res_blocks,
-            att_heads=num_head_channels,
-            att_res=attn_res,
+            self_condition=unet_self_condition,
+            resnet_block_groups=unet_res_blocks,
+            att_heads=unet_att_heads,
+            att_res=unet_att_res,
             is_3d=is_3d,
         ).to(self.device)
+        self.optimizer = _OPTIMIZERS[optimizer](self.model.parameters(), lr=lr)
+        self.ema_model = copy.deepcopy(self.model).eval().requires_grad_(False) if use_ema else None
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Bring the averaged weights a step nearer to the network's; nothing without `use_ema`."""
+        if self.ema_model is not None:
+            for averaged, own in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
+                averaged.lerp_(own, 1 - _EMA)
 
     def sample_timesteps(self, n: int) -> Tensor:
         """Random time steps in `[1, timesteps)`, `(n,)`."""
@@ -141,19 +162,33 @@ class DDPM(nn.Module):
         return objective.errors(self.model(noised, t, estimate), noise, t, self.schedule).mean()
 
     @torch.no_grad()
-    def sample(self, n: int = 1) -> Tensor:
-        """New images by ancestral sampling, `(n, C, *spatial)`."""
-        shape = (n, self.channels, *[self.image_size] * self.model.ndim)
+    def sample(
+        self, model: nn.Module, batch_size: int, timesteps: int | None = None, x_cond: Tensor | None = None
+    ) -> Tensor:
+        """New images by ancestral sampling, `(batch_size, C, *spatial)`.
+
+        Args:
+            model: `ddpm.model` or `ddpm.ema_model`.
+            batch_size: how many.
+            timesteps: to begin at; None for all of them.
+            x_cond: images `(batch_size, C, *spatial)` to begin at, with as much noise as that step has; None for noise.
+        """
+        last = len(self.schedule) if timesteps is None else timesteps
+        shape = (batch_size, self.channels, *[self.image_size] * self.model.ndim)
         start = torch.randn(shape, device=self.device)
+        if x_cond is not None:
+            steps = torch.full((len(x_cond),), last - 1, device=self.device)
+            start = self.noise_images(x_cond.to(self.device), steps)[0]
 
         def predict(x: Tensor, t: int, estimate: Tensor | None = None) -> Tensor:
-            return self.model(x, torch.full((n,), t, device=self.device), estimate)
+            return model(x, torch.full((len(x),), t, device=self.device), estimate)
 
         return samplers.ddpm(
             predict,
             start,
             self.schedule,
-            range(len(self.schedule)),
+            range(1, last),  # 0 is never trained
+            variance="large",
             self_condition=bool(self.model.condition_channels),
         )
 
@@ -161,7 +196,7 @@ class DDPM(nn.Module):
 class Volume3DDiffusionDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Volumes for pretraining, as `{"name", "image"}` with `image` `(C, D, H, W)` in [0, 1].
 
-    A subclass may override `read_volume(path)`, which returns such a tensor.
+    A subclass may override `read_volume(path)`, which returns such a tensor; what is in [0, 1] stays as it is.
 
     Args:
         root_dir: folder with `volumes/`.
@@ -169,7 +204,8 @@ class Volume3DDiffusionDataset(torch.utils.data.Dataset[dict[str, Any]]):
         volume_size: voxels along each axis, one number or three.
         transform: called on the image.
         phase: `train` for the first 80 % of the sorted files, `test` for the rest, `all` for all of them.
-        file_extension: only files that end so; None takes every format that is read.
+        file_extension: only files that end so; None takes every format that is read, and every file at all where a
+            subclass reads them itself.
 
     Raises:
         SettingError: an unknown phase.
@@ -186,7 +222,8 @@ class Volume3DDiffusionDataset(torch.utils.data.Dataset[dict[str, Any]]):
     ):
         if phase not in ("train", "test", "all"):
             raise SettingError(f"phase: expected train, test or all, got {phase!r}")
-        cases = find_cases(root_dir, "volumes")
+        reads_own = type(self).read_volume is not Volume3DDiffusionDataset.read_volume
+        cases = find_cases(root_dir, "volumes", suffix=(file_extension or "") if reads_own else None)
         if file_extension is not None:
             cases = [case for case in cases if case.image.name.endswith(file_extension)]
         split = int(len(cases) * 0.8)

@@ -1,7 +1,7 @@
-"""Three formulas of an earlier project, as they were written, for comparison with figures made by them.
+"""Formulas of earlier projects, as they were written, for comparison with figures made by them.
 
-None of them measures what it is called on images in [0, 1] or [-1, 1]; each says so when it is used. Arrays are
-volumes of any rank, without batch and channels.
+Those that begin with `seed_` don't measure what they are called on images in [0, 1] or [-1, 1]; each says so when it
+is used. Their arrays are volumes of any rank, without batch and channels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["seed_dice", "seed_psnr", "seed_ssim"]
+__all__ = ["fast_ddpm_scores", "seed_dice", "seed_metrics", "seed_psnr", "seed_ssim"]
 
 Values = NDArray[np.floating]
 
@@ -48,6 +48,37 @@ def seed_dice(prediction: Values, truth: Values) -> float:
     a, b = np.asarray(prediction, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     total = a.sum() + b.sum()
     return float(2 * (a * b).sum() / total) if total else float("nan")
+
+
+def seed_metrics(pred_volume: Values, gt_volume: Values) -> tuple[float, float, float]:
+    """`seed_psnr`, `seed_ssim` and `seed_dice`, what the document calls `calculate_3d_metrics`."""
+    return seed_psnr(pred_volume, gt_volume), seed_ssim(pred_volume, gt_volume), seed_dice(pred_volume, gt_volume)
+
+
+def fast_ddpm_scores(prediction: Values, truth: Values) -> dict[str, float]:
+    """Fast-DDPM's own figures (Jiang et al. 2025, section IV): means over slices of images times 255.
+
+    Args:
+        prediction, truth: `(C, *spatial)` in [0, 1]; a volume is measured slice by slice along its first axis.
+
+    Returns:
+        `fast_ddpm_psnr`, infinite where one slice is exact, and `fast_ddpm_ssim` with a uniform window of 7 pixels;
+        NaN where slices are smaller than that.
+    """
+    from skimage.metrics import structural_similarity
+
+    _check(prediction, truth)
+    pairs = [
+        (255.0 * np.asarray(one, dtype=np.float64), 255.0 * np.asarray(other, dtype=np.float64))
+        for one, other in zip(
+            prediction.reshape(-1, *prediction.shape[-2:]), truth.reshape(-1, *truth.shape[-2:]), strict=True
+        )
+    ]
+    errors = [np.sqrt(np.mean((one - other) ** 2)) for one, other in pairs]
+    psnr = [20 * np.log10(255.0 / error) if error > 0 else np.inf for error in errors]
+    wide = min(truth.shape[-2:]) >= 7
+    ssim = [structural_similarity(other, one, data_range=255) if wide else np.nan for one, other in pairs]
+    return {"fast_ddpm_psnr": float(np.mean(psnr)), "fast_ddpm_ssim": float(np.mean(ssim))}
 
 
 def _check(prediction: Values, truth: Values) -> None:

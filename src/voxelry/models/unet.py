@@ -56,7 +56,7 @@ class UNet(nn.Module):
         attention_bias: whether queries, keys and values have a bias.
         window: voxels of a window for "window" at most, one number or one per axis.
         down: "space_to_depth", "strided" or "average".
-        up: "nearest_conv" or "nearest".
+        up: "nearest_conv", "nearest", or "linear_conv" and "linear", which interpolate (bilinear, trilinear).
         wiring: "paired": each decoder block takes the skip of its encoder block, resampling changes the
             width, a last block takes the stem. "dense": resampled features are skips too, blocks change the
             width (Ho et al. 2020).

@@ -172,9 +172,47 @@ class NearestConvUp(nn.Module):
         return nd.transposed_convolve(x, weight, self.conv.bias, stride=self.stride, padding=[1] * len(self.stride))
 
 
+class LinearUp(nn.Module):
+    """Bilinear or trilinear upsampling; the number of channels stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, ndim: int, stride: Sequence[int]):
+        super().__init__()
+        if in_channels != out_channels:
+            raise SettingError(f"up: linear keeps the channels, but {in_channels} to {out_channels} were asked for")
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample."""
+        return linear_upsampled(x, self.stride)
+
+
+class LinearConvUp(nn.Module):
+    """Bilinear or trilinear upsampling, then a convolution of width 3, `(B, C, *S) -> (B, C', *(S * stride))`."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, ndim: int, stride: Sequence[int]):
+        super().__init__()
+        self.conv = nd.conv(ndim)(in_channels, out_channels, kernel_size=3, padding=1)
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample and convolve."""
+        return self.conv(linear_upsampled(x, self.stride))
+
+
+def linear_upsampled(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """`(B, C, *S) -> (B, C, *(S * stride))`, corners of the grid not aligned."""
+    size = [length * step for length, step in zip(x.shape[2:], stride, strict=True)]
+    return F.interpolate(x, size=size, mode=nd.interpolation_mode(x.ndim - 2), align_corners=False)
+
+
 DOWN: dict[str, type[nn.Module]] = {
     "space_to_depth": SpaceToDepthDown,
     "strided": StridedDown,
     "average": AverageDown,
 }
-UP: dict[str, type[nn.Module]] = {"nearest_conv": NearestConvUp, "nearest": NearestUp}
+UP: dict[str, type[nn.Module]] = {
+    "nearest_conv": NearestConvUp,
+    "nearest": NearestUp,
+    "linear_conv": LinearConvUp,
+    "linear": LinearUp,
+}

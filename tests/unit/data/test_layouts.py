@@ -5,8 +5,9 @@ import pytest
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.case_points import read_case_landmarks
 from voxelry.data.io import open_image, write_image
-from voxelry.data.layouts import case_name, find_cases, read_case_landmarks
+from voxelry.data.layouts import case_name, find_cases
 
 
 def picture(path, shape=(6, 8)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import voxelry
-from voxelry.core.errors import ConfigError, DataError, SettingError
+from voxelry.core.errors import ConfigError, DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.io import read_image, write_image
 from voxelry.data.phantoms import write_phantoms
@@ -211,3 +211,57 @@ def test_what_does_not_fit_is_refused_before_it_starts(trained, phantoms, monkey
         trained(phantoms, "data.preprocess.image_size=[40,48,48]")
     monkeypatch.setattr("voxelry.engine.memory.available_memory", lambda accelerator: None)
     assert trained(phantoms, "trainer.max_steps=1").bundle is not None
+
+
+def test_thick_slices_become_thin_ones_on_the_targets_grid(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        thin = Space.from_spacing((20, 8, 8), (1.0, 0.9, 0.9), (number, 2.0, -9.0))
+        thick = thin.resize((4, 8, 8)).reorder((2, 0, 1), (True, False, True))
+        for folder, space in (("A", thick), ("B", thin)):
+            write_image(tmp_path / "pairs" / folder / f"{number}.nii.gz", rng.random((1, *space.shape)), space)
+    overrides = ["data=pairs", "data.pairs.resample=true", "data.preprocess.image_size=null", "task.baseline=false"]
+    run = trained(tmp_path / "pairs", *overrides)
+    scan = Space.from_spacing((5, 8, 8), (5.0, 0.9, 0.9), (40.0, 2.0, 7.0)).reorder((1, 2, 0), (False, True, True))
+    write_image(tmp_path / "scan.nii.gz", rng.random((1, *scan.shape)).astype(np.float32), scan)
+    model = load(run.bundle)
+    assert model.task.target_grid.ratio == pytest.approx((5, 1, 1))
+    (written,) = predict_files(model, [tmp_path / "scan.nii.gz"], tmp_path / "out").written
+    # along the patient's z, whatever array axis that is
+    assert voxelry.open_image(written).space.is_close(scan.resize((8, 8, 25)), 1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_answer_on_a_finer_grid_has_its_values_where_they_belong(tmp_path, axis):
+    ratio = [1.0, 1.0, 1.0]
+    ratio[axis] = 4.0
+    model = bundle(tmp_path / "b", target_grid={"ratio": ratio, "spacing": [1.0] * 3})
+    shape = [12, 12, 12]
+    shape[axis] = 3
+    given = Space.from_spacing(shape, [4.0 if one == axis else 1.0 for one in range(3)], (3.0, -2.0, 8.0))
+    ramp = given.to_world(np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)).sum(axis=-1)
+    write_image(tmp_path / "scan.nii.gz", ramp[None].astype(np.float32), given)
+    (written,) = predict_files(model, [tmp_path / "scan.nii.gz"], tmp_path / "out").written
+    found = read_image(written)
+    assert found.space.shape == (12, 12, 12)
+    inner = found.array[0][tuple(slice(2, 10) if one == axis else slice(None) for one in range(3))]
+    index = np.stack(np.meshgrid(*[np.arange(2, 10) if one == axis else np.arange(12) for one in range(3)],
+                                 indexing="ij"), axis=-1)  # fmt: skip
+    np.testing.assert_allclose(inner, found.space.to_world(index).sum(axis=-1), atol=0.2)
+
+
+def test_a_picture_is_written_as_whole_numbers_or_refused(tmp_path):
+    from voxelry.tasks.translate.predict import TranslatePrediction, write_translation
+
+    def prediction(low, high):
+        values = torch.tensor([[[0.0, 0.5], [1.0, 1.2]]])
+        levels = torch.tensor([[low, high]] * 2)
+        return TranslatePrediction("p", values, values, levels, Space.from_spacing((2, 2)))
+
+    (path,) = write_translation(prediction(0.0, 255.0), tmp_path, suffix=".png")
+    assert read_image(path).array.tolist() == [[[0, 128], [255, 255]]]
+    (path,) = write_translation(prediction(0.0, 1000.0), tmp_path, suffix=".png")
+    assert read_image(path).array.tolist() == [[[0, 500], [1000, 1200]]]
+    for low, high in ((-1.0, 1.0), (0.0, 1.0), (-1024.0, 3071.0)):
+        with pytest.raises(FileError, match=r"PNG holds whole numbers from 0 to 65535, .* \(use --format npy\)"):
+            write_translation(prediction(low, high), tmp_path, suffix=".png")

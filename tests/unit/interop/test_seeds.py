@@ -29,7 +29,7 @@ def test_the_network_example():
 
 @pytest.mark.parametrize("is_3d", [False, True])
 def test_the_pretraining_example(is_3d):
-    ddpm = DDPM(image_size=16, channels=1, device="cpu", is_3d=is_3d, channel_mults=[1, 2])
+    ddpm = DDPM(image_size=16, channels=1, device="cpu", is_3d=is_3d, unet_channels=[1, 2])
     batch_size = 2
     x = torch.randn(batch_size, 1, *[16] * (3 if is_3d else 2))
     t = ddpm.sample_timesteps(batch_size)
@@ -42,10 +42,36 @@ def test_the_pretraining_example(is_3d):
 
 
 def test_three_channels_and_self_conditioning_work_together():
-    ddpm = DDPM(image_size=16, channels=3, channel_mults=[1, 2], timesteps=4)
-    assert ddpm.sample(2).shape == (2, 3, 16, 16)
+    ddpm = DDPM(image_size=16, device="cpu", unet_channels=[1, 2], timesteps=4)
+    assert ddpm.sample(ddpm.model, 2).shape == (2, 3, 16, 16)
     for _ in range(4):  # with and without the estimate
         assert ddpm.p_losses(torch.rand(1, 3, 16, 16), ddpm.sample_timesteps(1)).isfinite()
+
+
+def test_every_keyword_of_the_originals_constructor_has_its_effect():
+    torch.manual_seed(0)
+    ddpm = DDPM(
+        image_size=8, channels=1, device="cpu", lr=0.5, optimizer="sgd", timesteps=6, beta_schedule="quadratic",
+        beta_start=1e-3, beta_end=0.1, unet_channels=[1, 2], unet_self_condition=False, unet_att_res=4,
+        unet_att_heads=2, unet_res_blocks=2, use_ema=True,
+    )  # fmt: skip
+    settings = ddpm.model.settings()
+    wanted = {"width": 8, "multipliers": [1, 2], "head_dim": 4, "heads": 2, "groups": 2, "self_condition": False}
+    assert {name: settings[name] for name in wanted} == wanted
+    assert type(ddpm.optimizer) is torch.optim.SGD
+    assert ddpm.optimizer.param_groups[0]["lr"] == 0.5
+    np.testing.assert_allclose(ddpm.schedule.betas[[0, -1]], [1e-3, 0.1], rtol=1e-6)
+    before = ddpm.ema_model.head.bias.clone()
+    ddpm.p_losses(torch.rand(2, 1, 8, 8), ddpm.sample_timesteps(2)).backward()
+    ddpm.optimizer.step()
+    ddpm.update_ema()
+    expected = 0.995 * before + 0.005 * ddpm.model.head.bias.detach()
+    torch.testing.assert_close(ddpm.ema_model.head.bias, expected)
+    image = torch.zeros(1, 1, 8, 8)
+    assert ddpm.sample(ddpm.ema_model, 1, timesteps=2, x_cond=image).abs().max() < 1  # barely noised, and back
+    assert DDPM(image_size=8, device="cpu").ema_model is None
+    with pytest.raises(SettingError, match="optimizer: expected one of adam, adamw, sgd, got 'lion'"):
+        DDPM(image_size=8, device="cpu", optimizer="lion")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -85,6 +111,21 @@ def test_a_subclass_with_a_reader_of_its_own(volumes):
     dataset = MyCustom3DDataset(volumes, volume_size=(6, 5, 4), transform=lambda image: image * 2)
     assert torch.allclose(dataset[0]["image"][0, :, 0, 0], torch.linspace(0, 2, 6))
     assert torch.allclose(dataset[1]["image"][0, :, 0, 0], torch.linspace(2, 0, 6))
+
+
+def test_a_reader_of_ones_own_gets_any_file_and_its_range_is_kept(tmp_path):
+    (tmp_path / "volumes").mkdir()
+    for number in range(2):
+        np.full(27, 0.2 + 0.3 * number, dtype="<f4").tofile(tmp_path / "volumes" / f"v{number}.scanner")
+    (tmp_path / "volumes" / "notes.txt").write_text("about them")
+
+    class Mine(Volume3DDiffusionDataset):
+        def read_volume(self, volume_path):
+            return torch.from_numpy(np.fromfile(volume_path, "<f4").reshape(1, 3, 3, 3))
+
+    dataset = Mine(tmp_path, volume_size=3, phase="all", file_extension=".scanner")
+    assert [item["name"] for item in dataset] == ["v0", "v1"]
+    assert [float(item["image"].mean()) for item in dataset] == pytest.approx([0.2, 0.5])
 
 
 def test_other_channels_and_phases_are_refused(volumes):

@@ -121,6 +121,10 @@ class Kind(ABC):
         """Channels of the images that a trained task takes."""
         return input_channels(task.network)
 
+    def on_target_grid(self, task: Task, sample: Sample) -> Sample:
+        """An image as it was read, on the grid that the task answers on; by default its own."""
+        return sample
+
     def read_contrasts(self, task: Task, files: Mapping[str, Any], options: Mapping[str, Any]) -> Sample:
         """One image from a file for each of its contrasts, by name.
 

@@ -101,6 +101,9 @@ class TranslateKind(DenseKind):
             "context": sample.context is not None,
             "condition_names": list(names) if len(names) == len(sample.image) else None,
         }
+        pairs: Any = dataset
+        grid = pairs.target_grid() if getattr(dataset, "resample", False) else None
+        settings["target_grid"] = None if grid is None else grid.settings()
         if config.task.tile_size is None and getattr(dataset, "patches", None) is not None:
             settings["tile_size"] = list(sample.image.shape[1:])
         return settings
@@ -153,6 +156,12 @@ class TranslateKind(DenseKind):
         paired = named_cases(find_pairs(root, layout, options=options, **pairs), file)
         return PairDataset(paired, resample=resample, **common)
 
+    def on_target_grid(self, task: Any, sample: Sample) -> Sample:
+        """An image as fine as its answer is to be: thick slices as thin ones, where the training had such pairs."""
+        from voxelry.data.preprocess import move
+
+        return sample if task.target_grid is None else move(sample, task.target_grid.of(sample.space))
+
     def read_contrasts(self, task: Task, files: Mapping[str, Path | str | None], options: Mapping[str, Any]) -> Sample:
         """The conditions of one case from a file for each; those that aren't named are absent.
 
@@ -198,7 +207,7 @@ class TranslateKind(DenseKind):
         return self.write(model.predict(sample, **own), sample, folder, format)
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
-        """The translated image, in physical values on the input's own grid, and its spread where there is one."""
+        """The translated image, in physical values on the sample's grid, and its spread where there is one."""
         from voxelry.tasks.translate.predict import write_translation
 
         return write_translation(prediction, make_folder(folder), suffix=f".{format}", space=sample.space)[0]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 from voxelry.data.io import write_image
 from voxelry.data.normalise import physical
@@ -87,5 +90,21 @@ def write_translation(
         if space is not None:
             sample = move(sample, space)
         path = folder / f"{prediction.name}{ending}{suffix}"
-        written.append(write_image(path, sample.image.numpy(), sample.space))
+        array = sample.image.numpy()
+        written.append(write_image(path, _pixels(array, prediction, path) if suffix == ".png" else array, sample.space))
     return written
+
+
+def _pixels(values: NDArray[np.float32], prediction: TranslatePrediction, path: Path) -> NDArray[np.integer]:
+    """Whole numbers for a PNG, of as many bits as the target's levels need.
+
+    Raises:
+        FileError: levels that whole numbers from 0 can't hold.
+    """
+    low, high = float(prediction.target_levels.min()), float(prediction.target_levels.max())
+    if low < 0 or not 1 < high <= 65535:
+        raise FileError(
+            path, f"PNG holds whole numbers from 0 to 65535, the values go from {low:g} to {high:g}", "use --format npy"
+        )
+    kind = np.uint8 if high <= 255 else np.uint16
+    return np.clip(np.round(values), 0, np.iinfo(kind).max).astype(kind)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import plain
 from voxelry.data.sample import Batch, Sample
+from voxelry.data.target_grid import TargetGrid
 from voxelry.diffusion.flow import GOLDEN_RATIO
 from voxelry.diffusion.inputs import Range, fixed_noise
 from voxelry.diffusion.objectives import LOSSES, mean_errors, noise_like
@@ -59,6 +60,8 @@ class TranslateTask(Task):
         spread_samples: how many are drawn in addition to tell the spread of held-out cases; below 2 for none.
         tile_size: voxels per axis of the tiles of larger images; None takes images whole.
         tile_overlap: fraction of a tile shared with its neighbour.
+        target_grid: how much finer targets are than the images they are made of, `data.target_grid.TargetGrid`'s
+            settings; None where both have one grid.
         data_range: lowest and highest physical value that counts for the metrics; None for each case's levels.
         seed: of the noise of predictions, which depends on it and the case's name alone.
 
@@ -106,6 +109,7 @@ class TranslateTask(Task):
         spread_samples: int = 4,
         tile_size: int | Sequence[int] | None = None,
         tile_overlap: float = 0.5,
+        target_grid: Mapping[str, Any] | None = None,
         data_range: Range | None = None,
         seed: int = 0,
     ):
@@ -131,6 +135,7 @@ class TranslateTask(Task):
         self.condition_names = None if condition_names is None else tuple(condition_names)
         self.samples, self.spread_samples = samples, spread_samples
         self.tile_size, self.tile_overlap = tile_size, tile_overlap
+        self.target_grid = None if target_grid is None else TargetGrid(**target_grid)
         self.data_range, self.seed = data_range, seed
         self.progress, self.drawn, self.quick = 0.0, 0, False
         self._settings = settings | {name: value for name, value in self.path.settings().items() if name in settings}
