@@ -152,9 +152,10 @@ class ViT(Backbone):
         mlp_ratio: channels inside the blocks' linear layers as a multiple of `dim`.
         qkv_bias: whether queries, keys and values have a bias.
         drop_path: probability of leaving a branch out in the last block, growing linearly from 0 in the first.
-        window_size: tokens of a window, one number or one per axis.
-        window_blocks: indices of blocks that attend in windows; the others attend to all tokens.
-        residual_blocks: indices of blocks that a `ResidualConv` follows.
+        window_size: tokens of a window, one number or one per axis; 0 for no windows.
+        window_blocks: indices of blocks that attend in windows, or "all"; the others attend to all tokens.
+        residual_blocks: indices of blocks that a `ResidualConv` follows, or a number of them: the last blocks of so
+            many equal parts (section 3, "convolutional propagation").
         relative_positions: whether attention knows them.
         absolute_positions: whether tokens know theirs.
         pretrain_size: voxels per axis for which absolute positions are made; None for `image_size`.
@@ -183,8 +184,8 @@ class ViT(Backbone):
         qkv_bias: bool = True,
         drop_path: float = 0.0,
         window_size: int | Sequence[int] = 14,
-        window_blocks: Sequence[int] = (),
-        residual_blocks: Sequence[int] = (),
+        window_blocks: Sequence[int] | str = (),
+        residual_blocks: Sequence[int] | int = (),
         relative_positions: bool = True,
         absolute_positions: bool = True,
         pretrain_size: int | Sequence[int] | None = None,
@@ -201,16 +202,16 @@ class ViT(Backbone):
         grid = self.grid(per_axis(image_size, ndim, "image_size"))
         pretrained = grid if pretrain_size is None else self.grid(per_axis(pretrain_size, ndim, "pretrain_size"))
         window = per_axis(window_size, ndim, "window_size")
-        for key, blocks in (("window_blocks", window_blocks), ("residual_blocks", residual_blocks)):
-            if any(not 0 <= index < depth for index in blocks):
-                raise SettingError(f"{key}: expected indices from 0 to {depth - 1}, got {list(blocks)}")
-        if window_blocks and min(window) < 1:
+        everywhere = window_blocks == "all" and not max(window)
+        windowed = [] if everywhere else chosen_blocks(window_blocks, depth, "window_blocks")
+        followed = chosen_blocks(residual_blocks, depth, "residual_blocks")
+        if windowed and min(window) < 1:
             raise SettingError(f"window_size: expected at least 1 token, got {window}")
         self.patches = nd.conv(ndim)(in_channels, dim, self.patch_size, stride=self.patch_size)
         self.positions = AbsolutePositions(dim, pretrained) if absolute_positions else None
         self.blocks = nn.ModuleList()
-        for index, rate in enumerate(torch.linspace(0, drop_path, depth).tolist()):
-            own = window if index in window_blocks else None
+        for index, rate in enumerate(torch.linspace(0, drop_path, depth, device="cpu").tolist()):
+            own = window if index in windowed else None
             self.blocks.append(
                 TransformerBlock(
                     dim,
@@ -221,7 +222,7 @@ class ViT(Backbone):
                     window=own,
                     grid=(own or grid) if relative_positions else None,
                     bias=qkv_bias,
-                    residual=index in residual_blocks,
+                    residual=index in followed,
                 )
             )
         level = level_name(self.patch_size)
@@ -252,6 +253,25 @@ class ViT(Backbone):
             else:
                 tokens = block(tokens)
         return tokens.movedim(-1, 1)
+
+
+def chosen_blocks(chosen: Sequence[int] | int | str, depth: int, name: str) -> list[int]:
+    """Indices of blocks: those given, "all" of them, or so many, each the last of an equal part.
+
+    Raises:
+        SettingError: another word, more than there are, or indices of none; names the setting.
+    """
+    if isinstance(chosen, str):
+        if chosen != "all":
+            raise SettingError(f"{name}: expected indices or all, got {chosen!r}")
+        return list(range(depth))
+    if isinstance(chosen, int):
+        if not 0 <= chosen <= depth:
+            raise SettingError(f"{name}: expected up to {depth} blocks, got {chosen}")
+        return [(part + 1) * depth // chosen - 1 for part in range(chosen)]
+    if any(not 0 <= index < depth for index in chosen):
+        raise SettingError(f"{name}: expected indices from 0 to {depth - 1}, got {list(chosen)}")
+    return list(chosen)
 
 
 def whole_windows(x: Tensor, window: Sequence[int]) -> Tensor:

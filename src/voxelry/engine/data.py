@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, overload
 
 import numpy as np
 from omegaconf import DictConfig
+from torch import distributed
+from torch.utils.data import DataLoader
 
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.data.augment import Augment
@@ -21,10 +24,21 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.splits import SPLITS, CaseType, few_shot, split_cases
 from voxelry.engine.kinds import Kind
+from voxelry.engine.loader import evaluation_loader, pass_loader
 from voxelry.engine.own_dataset import check_own_rank, dataset_class, own_suffix
 from voxelry.engine.splits import Splits, plain
 
-__all__ = ["Splits", "build_data", "changes", "check_rank", "checked_splits", "choose_cache", "divide", "preprocessing"]
+__all__ = [
+    "Loaders",
+    "Splits",
+    "build_data",
+    "changes",
+    "check_rank",
+    "checked_splits",
+    "choose_cache",
+    "divide",
+    "preprocessing",
+]
 
 MEMORY_BYTES = 2 * 1024**3
 MOST_VOXELS = 2**20  # of a batch, which the default networks train on within some GB
@@ -33,9 +47,53 @@ MARGIN = 8  # voxels around a window, for its augmentation
 log = logging.getLogger("voxelry")
 
 
+@dataclass(frozen=True)
+class Loaders:
+    """Loaders over the parts of a run's data; one of an empty part has no batches.
+
+    Attributes:
+        train: batches of `data.batch_size`, one pass each time it is gone through, shuffled and augmented anew.
+        validation, test: single samples in order.
+    """
+
+    train: DataLoader[Any]
+    validation: DataLoader[Any]
+    test: DataLoader[Any]
+
+
+@overload
 def build_data(
-    config: DictConfig, *, ndim: int, kind: Kind, augment: DictConfig | None = None, seed: int = 0
-) -> Splits:
+    config: DictConfig,
+    *,
+    ndim: int,
+    kind: Kind,
+    augment: DictConfig | None = None,
+    seed: int = 0,
+    return_dataloaders: Literal[False] = False,
+) -> Splits: ...
+
+
+@overload
+def build_data(
+    config: DictConfig,
+    *,
+    ndim: int,
+    kind: Kind,
+    augment: DictConfig | None = None,
+    seed: int = 0,
+    return_dataloaders: Literal[True],
+) -> Loaders: ...
+
+
+def build_data(
+    config: DictConfig,
+    *,
+    ndim: int,
+    kind: Kind,
+    augment: DictConfig | None = None,
+    seed: int = 0,
+    return_dataloaders: bool = False,
+) -> Splits | Loaders:
     """Find, split and wrap the cases of `config.root`: the one entry point to the data of a run.
 
     Args:
@@ -44,11 +102,31 @@ def build_data(
         augment: settings of `Augment` for the training part; empty or None for none.
         seed: draws the few-shot subset and everything random in the training part.
         kind: of task; decides what is read, and what every case must have.
+        return_dataloaders: hand out loaders over the parts instead of the data sets; of several processes of
+            `torch.distributed` each gets its share.
 
     Raises:
         ConfigError: settings that the task has no use for.
         DataError: no cases, an empty training part, images of another rank.
     """
+    splits = _build_splits(config, ndim=ndim, kind=kind, augment=augment, seed=seed)
+    return _loaders(splits, config, seed) if return_dataloaders else splits
+
+
+def _loaders(splits: Splits, config: DictConfig, seed: int) -> Loaders:
+    known = distributed.is_available() and distributed.is_initialized()
+    common: dict[str, Any] = {"num_workers": config.get("num_workers"), "pin_memory": bool(config.get("pin_memory"))}
+    if known:
+        common |= {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
+    return Loaders(
+        pass_loader(splits.train, batch_size=config.batch_size, seed=seed, **common),
+        evaluation_loader(splits.validation, **common),
+        evaluation_loader(splits.test, **common),
+    )
+
+
+def _build_splits(config: DictConfig, *, ndim: int, kind: Kind, augment: DictConfig | None, seed: int) -> Splits:
+    """The parts of the data, by the kind of its configuration."""
     if "index" in config:
         from voxelry.engine.crop_data import build_crop_data
 

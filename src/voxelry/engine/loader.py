@@ -8,6 +8,7 @@ are closed (`engine.pace`), the same order is cut so that no batch holds cases o
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from voxelry.data.collate import collate
 from voxelry.data.sample import Sample
 from voxelry.engine.splits import SampleSource
 
-__all__ = ["ClosedPasses", "EndlessOrder", "evaluation_loader", "training_loader"]
+__all__ = ["ClosedPasses", "EndlessOrder", "evaluation_loader", "pass_loader", "training_loader"]
 
 
 class EndlessOrder(Sampler[int]):
@@ -137,6 +138,36 @@ def training_loader(
         collate_fn=getattr(dataset, "collate", collate),
         **sampling,
         **_workers(dataset, num_workers, pin_memory),
+    )
+
+
+def pass_loader(
+    dataset: SampleSource,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    num_workers: int | None = None,
+    pin_memory: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Any]:
+    """One pass over the training samples each time it is gone through, every pass shuffled and augmented anew.
+
+    Args:
+        num_workers, rank, world_size: as in `training_loader` with `closed`.
+    """
+    passes = itertools.count()
+    batches = math.ceil(math.ceil(len(dataset) / world_size) / batch_size)
+    return training_loader(
+        dataset,
+        batch_size=batch_size,
+        seed=seed,
+        batches_taken=lambda: next(passes) * batches,
+        closed=True,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        rank=rank,
+        world_size=world_size,
     )
 
 

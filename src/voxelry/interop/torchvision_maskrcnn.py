@@ -177,6 +177,8 @@ def settings(case: Mapping[str, Any], backbone: Backbone, *, rank: int, ndim: in
         raise CheckpointError(f"{NAME}: roi_levels: expected some of {', '.join(levels)}, got {', '.join(regions)}")
     fixed = case.get("fixed_size")
     given = {
+        "min_size": 800,
+        "max_size": 1333,
         "image_mean": [0.485, 0.456, 0.406],
         "image_std": [0.229, 0.224, 0.225],
         "skip_normalize": False,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from voxelry.backbones import ViT, ViTDet
-from voxelry.backbones.vit import Attention, TransformerBlock
+from voxelry.backbones.vit import Attention, ResidualConv, TransformerBlock
 from voxelry.core.errors import SettingError
 
 TINY = {"image_size": 16, "patch_size": 4, "dim": 8, "depth": 2, "heads": 2}
@@ -109,6 +109,22 @@ def test_levels_per_axis():
     assert kernels == [(2, 2, 2), (1, 2, 2)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "windowed", "followed"),
+    [
+        ({}, [], []),
+        ({"window_blocks": "all", "residual_blocks": 2}, [0, 1, 2, 3, 4, 5], [2, 5]),
+        ({"window_blocks": "all", "window_size": 0, "residual_blocks": 4}, [], [0, 2, 3, 5]),
+        ({"window_blocks": [0, 4], "residual_blocks": [1]}, [0, 4], [1]),
+    ],
+)
+def test_blocks_are_chosen_by_number_word_or_count(settings, windowed, followed):
+    network = ViT(ndim=2, **{**TINY, "depth": 6, "window_size": 2, **settings})
+    blocks = list(network.blocks)
+    assert [index for index, block in enumerate(blocks) if block.window is not None] == windowed
+    assert [index for index, block in enumerate(blocks) if isinstance(block.residual, ResidualConv)] == followed
+
+
 @torch.no_grad()
 def test_what_hangs_over_is_kept_or_dropped():
     kept = ViTDet(ndim=2, out_channels=4, scale_factors=[1, 0.5], **TINY).eval()
@@ -127,6 +143,8 @@ def test_what_hangs_over_is_kept_or_dropped():
         ({"window_blocks": [2]}, "window_blocks: expected indices from 0 to 1"),
         ({"residual_blocks": [-1]}, "residual_blocks: expected indices from 0 to 1"),
         ({"window_blocks": [0], "window_size": 0}, "window_size: expected at least 1 token"),
+        ({"window_blocks": "some"}, "window_blocks: expected indices or all, got 'some'"),
+        ({"residual_blocks": 3}, "residual_blocks: expected up to 2 blocks, got 3"),
         ({"patch_size": (4, 4, 4)}, "patch_size: expected 1 or 2 values"),
         ({"scale_factors": [8]}, "scale_factors: expected powers of two up to the patch size"),
         ({"scale_factors": [3]}, "scale_factors: expected powers of two"),

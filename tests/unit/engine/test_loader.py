@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 
-from voxelry.engine.loader import ClosedPasses, EndlessOrder, evaluation_loader
+from voxelry.engine.loader import ClosedPasses, EndlessOrder, evaluation_loader, pass_loader
 
 
 def take(order, count):
@@ -58,3 +58,19 @@ def test_a_closed_pass_holds_every_sample_and_none_of_the_next(world_size):
     second = list(ranks[0])
     assert rest == second[1:]
     assert all(7 <= place < 14 for batch in second for place in batch)
+
+
+def test_a_loader_of_single_passes_goes_through_the_same_passes():
+    class Numbers:
+        def __len__(self):
+            return 7
+
+        def sample(self, index, epoch):
+            return 7 * epoch + index
+
+        collate = staticmethod(list)
+
+    loader = pass_loader(Numbers(), batch_size=3, seed=1, num_workers=0)
+    passes = [list(loader) for _ in range(3)]
+    assert [[len(batch) for batch in batches] for batches in passes] == [[3, 3, 1]] * 3
+    assert [place for batches in passes for batch in batches for place in batch] == take(EndlessOrder(7, seed=1), 21)

@@ -5,12 +5,15 @@ import csv
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import voxelry
 from voxelry.core.errors import CheckpointError, ConfigError, DataError
 from voxelry.core.space import Space
 from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.compose import compose_training
+from voxelry.engine.data import build_data
+from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.predict import gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
@@ -183,6 +186,24 @@ def test_a_backbone_is_swapped_by_one_override(nuclei, tmp_path, backbone):
     assert voxelry.load(run.bundle, "cpu").task.network.ndim == 2
 
 
+def test_images_are_resized_and_normalised_as_configured(flat, nuclei, tmp_path):
+    settings = ("model.min_size=[48,64]", "model.max_size=96", "model.image_mean=[0.1]", "model.image_std=[0.5]")
+    plain = train(flat("trainer.max_steps=1", f"output_dir={tmp_path / 'plain'}"))
+    run = train(flat("trainer.max_steps=1", *settings))
+    networks = [voxelry.load(one.bundle, "cpu").task.network for one in (plain, run)]
+    assert networks[1].transform.min_size == (48, 64)
+    assert not networks[1].transform.skip_normalize
+    sizes = [np.array(network.settings()["anchor_sizes"]) for network in networks]
+    np.testing.assert_allclose(sizes[1], 2 * sizes[0], rtol=0.05)  # patches of 32 are seen at 64
+    evaluate_folder(voxelry.load(run.bundle, "cpu"), nuclei, tmp_path / "scores")
+    image = sorted((nuclei / "volumes").iterdir())[0]
+    prediction = voxelry.load(run.bundle, "cpu", changes={"task.tile_size": 32, "task.score_threshold": 0.0}).predict(
+        image
+    )
+    assert prediction.label_volume.shape == (48, 56)
+    assert (prediction.boxes >= -0.5).all()
+
+
 def test_weights_that_fit_nowhere_are_refused(flat, training, tmp_path):
     other = train(training("landmarks_3d", "trainer.max_steps=1", f"output_dir={tmp_path / 'other'}"))
     with pytest.raises(CheckpointError, match="none of its weights fits"):
@@ -267,14 +288,25 @@ def test_descriptions_that_can_t_be_are_refused(nuclei, tmp_path, override, faul
 
 
 def test_anchors_in_mm_become_voxels(flat):
-    from voxelry.engine.data import build_data
-    from voxelry.engine.kinds import kind_of_config
-
     config = flat("model.anchor_unit=mm", "model.anchor_sizes=[[0.00254],[[0.00254,0.00508]]]", "backbone.extra=null")
     kind = kind_of_config(config)
     splits = build_data(config.data, ndim=2, kind=kind, seed=0)
     network, _ = kind.network(config, splits.train, None)
     np.testing.assert_allclose(network.settings()["anchor_sizes"], [[[20, 20]], [[20, 40]]], rtol=1e-3)
+
+
+def test_data_sets_or_loaders_are_handed_out(flat):
+    config = flat("data.batch_size=2")
+    kind, common = kind_of_config(config), {"ndim": 2, "augment": config.augment, "seed": 1}
+    splits = build_data(config.data, kind=kind, **common)
+    loaders = build_data(config.data, kind=kind, **common, return_dataloaders=True)
+    first, second = (list(loaders.train) for _ in range(2))
+    assert [len(batch) for batch in first] == [2]
+    assert {name for batch in first for name in batch.names} == set(splits.names["train"])
+    assert first[0].image.shape == (2, 1, 32, 32)
+    assert not torch.equal(first[0].image, second[0].image)  # augmented anew
+    for part in ("validation", "test"):
+        assert [batch.names[0] for batch in getattr(loaders, part)] == splits.names[part]
 
 
 def test_a_large_image_is_predicted_piece_by_piece_and_goes_on_where_it_was_stopped(

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_module
 
 from voxelry.data.phantoms import write_phantoms
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "slurm" / "train_ray.sbatch"
+FOLDER = Path(__file__).parents[3] / "scripts" / "slurm"
+SCRIPT, EVALUATION = FOLDER / "train_ray.sbatch", FOLDER / "evaluate.sbatch"
 STANDINS = {
     "scontrol": 'printf "node1\\nnode2\\nnode3\\n"',
     "hostname": 'echo "10.0.0.7 192.168.0.7"',
@@ -26,7 +27,7 @@ STANDINS = {
     """,
     "voxelry": """
         echo "voxelry $*" >> "$RECORD"
-        echo "at $RAY_ADDRESS, $RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$RECORD"
+        echo "at ${RAY_ADDRESS:-no Ray}, ${RAY_AUTH_MODE:-} ${RAY_AUTH_TOKEN:-}, $OMP_NUM_THREADS threads" >> "$RECORD"
         exit ${VOXELRY_FAILS:-0}
     """,
 }
@@ -43,8 +44,9 @@ def submit(tmp_path):
     record = tmp_path / "record"
     record.touch()
 
-    def run(*arguments: str, **variables: str):
+    def run(*arguments: str, script: Path = SCRIPT, **variables: str):
         environment = {
+            "OMP_NUM_THREADS": "1",
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "RECORD": str(record),
             "SLURM_JOB_ID": "4711",
@@ -55,16 +57,31 @@ def submit(tmp_path):
             **variables,
         }
         done = subprocess.run(
-            ["bash", str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=60
+            ["bash", str(script), *arguments], env=environment, capture_output=True, text=True, timeout=60
         )
         return done, record.read_text().splitlines()
 
     return run
 
 
-def test_the_script_is_valid_shell():
-    assert subprocess.run(["bash", "-n", str(SCRIPT)], capture_output=True).returncode == 0
-    assert os.access(SCRIPT, os.X_OK)
+@pytest.mark.parametrize("script", [SCRIPT, EVALUATION], ids=lambda path: path.stem)
+def test_a_script_is_valid_shell(script):
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+    assert os.access(script, os.X_OK)
+
+
+def test_an_evaluation_is_one_process_with_the_processors_of_the_job(submit):
+    done, started = submit("--model", "/runs/my run", "/data", "--out", "/scores", script=EVALUATION)
+    assert done.returncode == 0, done.stderr
+    assert started == [
+        "srun --ntasks=1 voxelry evaluate --model /runs/my run /data --out /scores",
+        "voxelry evaluate --model /runs/my run /data --out /scores",
+        "at no Ray,  , 16 threads",
+    ]
+    assert submit("--model", "x", script=EVALUATION, VOXELRY_FAILS="3")[0].returncode == 3
+    outside, _ = submit(script=EVALUATION, SLURM_JOB_ID="")
+    assert outside.returncode != 0
+    assert "run this with sbatch" in outside.stderr
 
 
 def test_ray_starts_on_every_node_and_the_training_on_one(submit):
@@ -83,7 +100,7 @@ def test_ray_starts_on_every_node_and_the_training_on_one(submit):
         "voxelry train experiment=segment_3d data.root=/data/with space resume=true launcher=ray "
         "launcher.num_workers=12 launcher.cpus_per_worker=4 launcher.gpus_per_worker=1"
     )
-    assert started[-1] == "at 10.0.0.7:24711, token secret"
+    assert started[-1].startswith("at 10.0.0.7:24711, token secret,")
 
 
 def test_nodes_without_gpus_run_as_many_workers_as_asked_for(submit):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from voxelry.backbones import FPN, ResNet
 from voxelry.core.errors import DataError, SettingError
@@ -290,3 +291,26 @@ def test_learns_one_phantom():
     best = [int(torch.where(found.classes == kind)[0][0]) for kind in (1, 2)]
     assert (found.boxes[best] - boxes[0]).abs().max() < 1
     assert (found.masks[best].mean(dim=(1, 2, 3)) > 0.8).all()
+
+
+@pytest.mark.parametrize("shape", [(20, 28), (12, 20, 16)])
+@torch.no_grad()
+def test_resized_and_normalised_images_are_answered_in_their_own_voxels(shape):
+    plain = tiny(len(shape), box_score_thresh=0.0).eval()
+    settings = {"min_size": 2 * min(shape), "max_size": 100, "image_mean": [0.5], "image_std": [0.25]}
+    resizing = tiny(len(shape), box_score_thresh=0.0, **settings).eval()
+    resizing.load_state_dict(plain.state_dict())
+    image = torch.rand(1, 1, *shape)
+    mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
+    seen = F.interpolate((image - 0.5) / 0.25, scale_factor=2.0, mode=mode, align_corners=False)
+    (expected,), (found,) = plain.detect(seen), resizing.detect(image)
+    assert len(found) > 0
+    # a voxel of the image spans two of what is seen: index i of the image is seen at 2 i + 0.5
+    torch.testing.assert_close(found.boxes, (expected.boxes - 0.5) / 2)
+    torch.testing.assert_close(found.masks, expected.masks)
+    assert json.loads(json.dumps(resizing.settings()))["min_size"] == settings["min_size"]
+
+
+def test_means_are_one_per_channel():
+    with pytest.raises(SettingError, match="image_mean, image_std: expected 1 of each, one per channel, got 3"):
+        tiny(2, image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225))

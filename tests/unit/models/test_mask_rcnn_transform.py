@@ -13,7 +13,7 @@ def image(*shape):
 
 
 def test_sizes_are_those_of_a_worked_example():
-    transform = Transform(ndim=2, min_size=64, max_size=96, mean=(0.0,), std=(1.0,), skip_resize=False)
+    transform = Transform(ndim=2, min_size=64, max_size=96, mean=(0.0,), std=(1.0,), size_divisible=32)
     batch = transform([image(60, 80), image(90, 50)])
     assert batch.shapes == [(64, 85), (96, 53)]  # the first by its shortest side, the second by its longest
     assert batch.originals == [(60, 80), (90, 50)]
@@ -22,8 +22,17 @@ def test_sizes_are_those_of_a_worked_example():
     assert batch.image[1, :, :, 53:].abs().sum() == 0
 
 
+def test_a_limit_alone_makes_images_smaller_only_and_keeps_thin_ones():
+    transform = Transform(ndim=3, max_size=16, size_divisible=1)
+    assert transform.resized_shape((8, 12, 10)) == (8, 12, 10)
+    assert transform.resized_shape((2, 64, 32)) == (1, 16, 8)
+    assert transform([image(2, 64, 32)]).shapes == [(1, 16, 8)]
+
+
 def test_a_volume_is_padded_only():
     transform = Transform(ndim=3, size_divisible=(1, 4, 8))
+    assert transform.skip_resize
+    assert transform.skip_normalize
     given = [image(3, 5, 9), image(2, 8, 7)]
     batch = transform(given)
     assert batch.image.shape == (2, 1, 3, 8, 16)
@@ -96,6 +105,9 @@ def test_resizing_is_linear_between_voxel_centres():
     ("settings", "named"),
     [
         ({"min_size": 0}, "expected positive whole numbers"),
+        ({"min_size": []}, "expected positive whole numbers"),
+        ({"max_size": -1}, "expected positive whole numbers"),
+        ({"skip_resize": False}, "min_size: expected a size to resize to"),
         ({"size_divisible": (1, 2)}, "size_divisible: expected 1 or 3 values"),
         ({"fixed_size": (1, 2)}, "fixed_size: expected 1 or 3 values"),
         ({"std": (1.0, 0.0, 1.0)}, "no std of 0"),
@@ -116,6 +128,6 @@ def test_bad_settings_are_named(settings, named):
     ],
 )
 def test_bad_images_are_named(given, named):
-    transform = Transform(ndim=3, skip_normalize=False)
+    transform = Transform(ndim=3, mean=(0.0,) * 3, std=(1.0,) * 3)
     with pytest.raises(DataError, match=named):
         transform([torch.zeros(3, 4, 4, 4), given])

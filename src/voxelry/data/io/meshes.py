@@ -1,7 +1,10 @@
-"""Surface meshes in files: PLY, STL, GLB, OBJ, always world millimetres (RAS+).
+"""Surface meshes in files: PLY, STL, GLB, OBJ, always world millimetres (RAS+) in memory and when written.
 
-None of these formats knows patient coordinates, so the numbers in the file are the numbers in the world and no
-viewer has anything to undo. GLB, whose readers may take metres with y upwards, gets the same numbers.
+PLY, STL and OBJ have no place for patient coordinates, so the header says them in 3D Slicer's words, `SPACE=RAS` or
+`SPACE=LPS`: PLY in a line `comment`, OBJ in a `#` line before the first vertex, STL within its first 80 bytes (a text
+file in its first line). Slicer since 4.11 takes LPS where nothing is said, and so does `read_mesh`. GLB, which should
+hold metres with y upwards, gets RAS millimetres, too, and says so in `asset.extras`; of others the numbers are taken as
+they are.
 
 | suffix | coordinates | vertices shared | values per vertex |
 |---|---|---|---|
@@ -14,6 +17,8 @@ viewer has anything to undo. GLB, whose readers may take metres with y upwards, 
 from __future__ import annotations
 
 import io
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,9 @@ __all__ = ["MESH_SUFFIXES", "read_mesh", "write_mesh"]
 MESH_SUFFIXES = (".ply", ".stl", ".glb", ".obj")
 
 _COORDINATES = ("x", "y", "z")
+_NOTE = "voxelry SPACE=RAS, mm"
+_STL_HEADER = 80
+_TO_RAS = {"RAS": (1.0, 1.0, 1.0), "LPS": (-1.0, -1.0, 1.0)}
 
 
 def write_mesh(path: str | Path, mesh: Mesh) -> Path:
@@ -60,21 +68,41 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
                 raise SettingError(f"values: expected names of letters, digits and underscores, got {name!r}")
             solid.vertex_attributes[name] = np.array(numbers, dtype=np.float32)
         options = {"vertex_normal": False, "include_attributes": True}
+    elif suffix == ".glb":
+        options = {"tree_postprocessor": _note_space}
     with replacing(path) as place:
         content = solid.export(file_type=suffix[1:], **options)
-        place.write_bytes(content.encode("ascii") if isinstance(content, str) else bytes(content))
+        place.write_bytes(_noted(content.encode("ascii") if isinstance(content, str) else bytes(content), suffix))
     return path
 
 
-def read_mesh(path: str | Path) -> Mesh:
-    """Read a mesh as it is in the file: the same vertices and faces in the same order.
+def _note_space(tree: dict[str, Any]) -> None:
+    tree["asset"]["extras"] = {"space": "RAS", "unit": "mm"}
 
-    The triangles of an STL file share no vertices; those at the same place are joined. Materials, textures and
-    files that the mesh refers to are not opened.
+
+def _noted(content: bytes, suffix: str) -> bytes:
+    """A file's content with the note of its space where readers look for it."""
+    note = _NOTE.encode()
+    if suffix == ".ply":
+        start, form, rest = content.split(b"\n", 2)
+        return b"\n".join([start, form, b"comment " + note, rest])
+    if suffix == ".obj":
+        return b"# " + note + b"\n" + content
+    if suffix == ".stl":
+        return note.ljust(_STL_HEADER) + content[_STL_HEADER:]
+    return content
+
+
+def read_mesh(path: str | Path) -> Mesh:
+    """Read a mesh: the vertices and faces of the file in the same order, in RAS mm.
+
+    Coordinates are LPS where a PLY, STL or OBJ file says so or says nothing, as for 3D Slicer. The triangles of an STL
+    file share no vertices; those at the same place are joined. Materials, textures and files that a mesh refers to are
+    not opened.
 
     Raises:
-        FileError: another suffix, a file that can't be read, that holds no triangle, or coordinates that aren't
-            finite.
+        FileError: another suffix, a file that can't be read, that holds no triangle, that names another space than RAS
+            and LPS, or coordinates that aren't finite.
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -91,7 +119,31 @@ def read_mesh(path: str | Path) -> Mesh:
         if suffix == ".stl":
             vertices, joined = np.unique(vertices, axis=0, return_inverse=True)
             faces = joined.reshape(-1)[faces]
+        if suffix != ".glb":
+            vertices = vertices * _TO_RAS[_told_space(path, content, suffix)]
         return Mesh(vertices, faces, _properties(solid, len(vertices)) if suffix == ".ply" else {})
+
+
+def _told_space(path: Path, content: bytes, suffix: str) -> str:
+    """`RAS` or `LPS`, as a file's header says; `LPS` where it doesn't.
+
+    Raises:
+        FileError: it says another one.
+    """
+    if suffix == ".stl":
+        line = content[: content.find(b"\n")] if content.lstrip()[:5] == b"solid" else b""
+        notes = [content[:_STL_HEADER] if len(line) < _STL_HEADER else line]
+    elif suffix == ".ply":
+        header = content[: content.find(b"end_header")].splitlines()
+        notes = [line for line in header if line.startswith(b"comment")]
+    else:
+        lines = (line.strip() for line in io.BytesIO(content))
+        notes = list(takewhile(lambda line: not line or line.startswith(b"#"), lines))
+    found = re.search(rb"SPACE\s*=\s*([A-Za-z]+)", b"\n".join(notes))
+    told = found[1].decode().upper() if found else "LPS"
+    if told not in _TO_RAS:
+        raise FileError(path, f"SPACE={told} in its header: expected RAS or LPS")
+    return told
 
 
 def _properties(solid: Any, count: int) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from voxelry.engine.model import Model
     from voxelry.engine.pretrained import Pretrained
     from voxelry.engine.splits import SampleSource
+    from voxelry.models.mask_rcnn.transform import Transform
     from voxelry.models.transfer import TransferReport
     from voxelry.viz.report import Report
 
@@ -84,6 +85,7 @@ class SegmentKind(Kind):
             ConfigError: no backbone, or sizes of anchors that can't be.
         """
         from voxelry.backbones.fpn import FPN
+        from voxelry.models.mask_rcnn.transform import Transform
         from voxelry.models.transfer import best_transfer
 
         backbone = configured_backbone(config, dataset[0], pretrained)
@@ -91,7 +93,10 @@ class SegmentKind(Kind):
             backbone = FPN(backbone, out_channels=_PYRAMID_CHANNELS, extra=None)
         settings = _plain(config.model)
         detector = get_class(settings.pop("_target_"))
-        settings["anchor_sizes"] = _anchor_sizes(settings, dataset, len(backbone.strides))
+        sizes = ("min_size", "max_size", "fixed_size", "skip_resize")
+        given = {name: settings[name] for name in sizes if name in settings}
+        transform = Transform(ndim=backbone.ndim, **given)
+        settings["anchor_sizes"] = _anchor_sizes(settings, dataset, len(backbone.strides), transform)
         network = detector(backbone, num_classes=1 + len(config.task.class_names), **settings)
         if pretrained is None:
             return network, None
@@ -205,8 +210,11 @@ class SegmentKind(Kind):
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
 
 
-def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int) -> Any:
-    """Anchor sizes in voxels, for each level; takes the settings that only say how to find them out of `settings`."""
+def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, transform: Transform) -> Any:
+    """Anchor sizes for each level, in voxels of what the network sees.
+
+    Takes the settings that only say how to find them out of `settings`.
+    """
     from voxelry.tasks.segment.targets import anchors_for
 
     sizes, unit = settings.pop("anchor_sizes", None), settings.pop("anchor_unit", "voxel")
@@ -218,10 +226,13 @@ def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int) 
         boxes = [case.boxes for case in cases if case.boxes is not None]
         if not any(len(box) for box in boxes):
             raise DataError(f"{cases[0].source}: no instances in the training cases; set model.anchor_sizes")
-        return anchors_for(torch.cat(boxes), levels, per_level)
+        seen = [_as_seen(case.boxes, case.space.shape, transform) for case in cases if case.boxes is not None]
+        return anchors_for(torch.cat(seen), levels, per_level)
     if unit == "voxel" or sizes is None:
         return sizes
-    spacing = dataset[0].space.spacing
+    first = dataset[0].space
+    factors = zip(transform.resized_shape(first.shape), first.shape, strict=True)
+    spacing = [step * size / new for step, (new, size) in zip(first.spacing, factors, strict=True)]
     return [
         [
             [length / step for length, step in zip(per_axis(size, len(spacing), "anchor_sizes"), spacing, strict=True)]
@@ -229,6 +240,13 @@ def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int) 
         ]
         for level in sizes
     ]
+
+
+def _as_seen(boxes: torch.Tensor, shape: Sequence[int], transform: Transform) -> torch.Tensor:
+    """Boxes of an image in voxels of what the network sees of it."""
+    from voxelry.models.mask_rcnn.transform import resize_boxes
+
+    return resize_boxes(boxes, shape, transform.resized_shape(shape), low=transform.low)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -33,7 +33,8 @@ class MaskRCNN(nn.Module):
 
     Boxes are `(K, 2 * ndim)`, all lows then all highs, in index coordinates: voxel `i` spans `i - 0.5` to `i + 0.5`.
     The names of settings and their values are those of torchvision where it has them; the defaults differ where
-    volumes are not photographs (`skip_resize`, `skip_normalize`, `round_anchors`, `box_low`, `torchvision_rules`).
+    volumes are not photographs (`min_size`, `max_size`, `image_mean`, `image_std`: none; `round_anchors`, `box_low`,
+    `torchvision_rules`).
 
     Args:
         backbone: levels with as many channels each, or its description for `build_backbone`.
@@ -69,14 +70,14 @@ class MaskRCNN(nn.Module):
         backbone: Backbone | Mapping[str, Any],
         *,
         num_classes: int = 2,
-        min_size: int | Sequence[int] = 800,
-        max_size: int = 1333,
+        min_size: int | Sequence[int] | None = None,
+        max_size: int | None = None,
         fixed_size: int | Sequence[int] | None = None,
-        image_mean: Sequence[float] = (0.485, 0.456, 0.406),
-        image_std: Sequence[float] = (0.229, 0.224, 0.225),
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
         size_divisible: int | Sequence[int] = 1,
-        skip_resize: bool = True,
-        skip_normalize: bool = True,
+        skip_resize: bool | None = None,
+        skip_normalize: bool | None = None,
         anchor_sizes: Sequence[Sequence[Any]] | None = None,
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         anchor_z_ratios: Sequence[float] = (0.5, 1.0, 2.0),
@@ -150,6 +151,11 @@ class MaskRCNN(nn.Module):
             skip_normalize=skip_normalize,
             low=box_low,
         )
+        if not self.transform.skip_normalize and len(self.transform.mean) != self.backbone.in_channels:
+            raise SettingError(
+                f"image_mean, image_std: expected {self.backbone.in_channels} of each, one per channel, got "
+                f"{len(self.transform.mean)}"
+            )
         if anchor_sizes is None:
             anchor_sizes = [[tuple(8 * step for step in self.backbone.strides[name])] for name in levels]
         if len(anchor_sizes) != len(levels):

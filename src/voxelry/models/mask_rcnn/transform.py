@@ -6,6 +6,7 @@ grid of their own, and are padded only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,12 +47,12 @@ class Transform(nn.Module):
     Args:
         ndim: number of spatial axes.
         min_size: length in voxels that the shortest axis is brought to; of several, one is drawn for each image
-            in training, and the last is taken otherwise.
-        max_size: what the longest axis may not exceed.
+            in training, and the last is taken otherwise. None: images are never made larger.
+        max_size: what the longest axis may not exceed; None for no limit.
         fixed_size: resize every image to this size instead, one number or one per axis.
-        mean, std: per channel, subtracted and divided by.
+        mean, std: per channel, subtracted and divided by; None for neither.
         size_divisible: the batch is padded to a multiple of this, one number or one per axis.
-        skip_resize, skip_normalize: leave the step out.
+        skip_resize, skip_normalize: leave the step out; None does so where there is no size, or no mean.
         low: coordinate of the outer edge of the first voxel, about which boxes are scaled: -0.5 where voxels are
             centred on integers, 0 as torchvision has it.
 
@@ -63,26 +64,32 @@ class Transform(nn.Module):
         self,
         *,
         ndim: int,
-        min_size: int | Sequence[int] = 800,
-        max_size: int = 1333,
+        min_size: int | Sequence[int] | None = None,
+        max_size: int | None = None,
         fixed_size: int | Sequence[int] | None = None,
-        mean: Sequence[float] = (0.485, 0.456, 0.406),
-        std: Sequence[float] = (0.229, 0.224, 0.225),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         size_divisible: int | Sequence[int] = 32,
-        skip_resize: bool = True,
-        skip_normalize: bool = True,
+        skip_resize: bool | None = None,
+        skip_normalize: bool | None = None,
         low: float = -0.5,
     ):
         super().__init__()
         self.ndim = ndim
-        self.min_size = (min_size,) if isinstance(min_size, int) else tuple(min_size)
+        self.min_size = () if min_size is None else (min_size,) if isinstance(min_size, int) else tuple(min_size)
         self.max_size = max_size
         self.fixed_size = None if fixed_size is None else per_axis(fixed_size, ndim, "fixed_size")
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = tuple(mean or ()), tuple(std or ())
         self.size_divisible = per_axis(size_divisible, ndim, "size_divisible")
-        self.skip_resize, self.skip_normalize, self.low = skip_resize, skip_normalize, low
-        if not self.min_size or min((*self.min_size, max_size, *self.size_divisible, *(self.fixed_size or ()))) < 1:
+        sized = bool(self.min_size or max_size or self.fixed_size)
+        self.skip_resize = not sized if skip_resize is None else skip_resize
+        self.skip_normalize = not self.mean if skip_normalize is None else skip_normalize
+        self.low = low
+        sizes = (*self.min_size, *(() if max_size is None else (max_size,)), *(self.fixed_size or ()))
+        if min((*sizes, *self.size_divisible)) < 1 or (min_size is not None and not self.min_size):
             raise SettingError("min_size, max_size, fixed_size, size_divisible: expected positive whole numbers")
+        if not (self.skip_resize or sized):
+            raise SettingError("min_size: expected a size to resize to, or skip_resize, got none")
         if len(self.mean) != len(self.std) or not all(self.std):
             raise SettingError(f"mean, std: expected as many of both and no std of 0, got {self.mean} and {self.std}")
 
@@ -142,20 +149,7 @@ class Transform(nn.Module):
         """Resize one image and its mask; with `draw` one number is taken from torch's generator."""
         if self.skip_resize:
             return image, mask
-        chosen = self.min_size[-1]
-        if draw:
-            chosen = self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item())]
-        shape = torch.tensor(image.shape[1:])
-        factor = None
-        if self.fixed_size is None:  # in float32, as the sizes depend on how the quotient is rounded
-            short, long = shape.min().to(torch.float32), shape.max().to(torch.float32)
-            factor = torch.min(float(chosen) / short, float(self.max_size) / long).item()
-        resize = partial(
-            F.interpolate,
-            size=self.fixed_size,
-            scale_factor=factor,
-            recompute_scale_factor=None if factor is None else True,  # each axis by what whole voxels give
-        )
+        resize = partial(F.interpolate, size=self.resized_shape(image.shape[1:], draw=draw))
         resized = resize(image[None], mode=nd.interpolation_mode(self.ndim), align_corners=False)
         if mask is not None:
             whole = mask.ndim == self.ndim
@@ -166,6 +160,27 @@ class Transform(nn.Module):
                 channels = channels.new_zeros(0, *resized.shape[2:])
             mask = (channels[0] if whole else channels).to(mask.dtype)
         return resized[0], mask
+
+    def resized_shape(self, shape: Sequence[int], *, draw: bool = False) -> tuple[int, ...]:
+        """The shape in which the network sees an image of that shape, without padding; at least 1 along each axis.
+
+        With `draw` a number is taken from torch's generator, as in `forward`.
+        """
+        if self.skip_resize:
+            return tuple(shape)
+        factor = self._factor(shape, draw=draw)
+        return self.fixed_size or tuple(max(1, math.floor(float(size) * factor)) for size in shape)
+
+    def _factor(self, shape: Sequence[int], *, draw: bool) -> float:
+        chosen = None
+        if self.min_size:
+            chosen = self.min_size[int(torch.empty(1).uniform_(0.0, float(len(self.min_size))).item()) if draw else -1]
+        # in float32, as the sizes depend on how the quotient is rounded
+        sizes = torch.tensor(shape)
+        short, long = sizes.min().to(torch.float32), sizes.max().to(torch.float32)
+        wanted = torch.tensor(1.0) if chosen is None else float(chosen) / short
+        limit = torch.tensor(math.inf) if self.max_size is None else float(self.max_size) / long
+        return float(torch.min(wanted, limit).item())
 
     def pad(self, images: Sequence[Tensor]) -> Tensor:
         """Stack images of unlike sizes, zeros at the far end of each axis, `-> (B, C, *S)`."""
