@@ -185,3 +185,19 @@ def test_a_dead_setting_is_found():
         windows = [described(build("backbone", node | {"window_size": size})) for size in (4, 8)]
     assert everywhere[0] == everywhere[1]
     assert windows[0] != windows[1]
+
+
+@pytest.mark.parametrize(("entry", "finest"), [("resnet_fpn", (4, 4, 4)), ("resnet_fpn_fine", (2, 2, 2))])
+def test_the_finest_level_of_a_residual_pyramid(entry, finest):
+    with torch.device("meta"):
+        backbone = build("backbone", read("backbone", entry))
+        thick = build_backbone(resolved(read("backbone", entry), Space.from_spacing((32, 32, 32), (5.0, 1.0, 1.0)), 1))
+    assert backbone.strides["p2"] == finest
+    assert thick.strides["p2"] == (1, *finest[1:])
+
+
+def test_every_block_of_the_shipped_transformer_attends_in_windows():
+    with torch.device("meta"):
+        backbone = build_backbone(resolved(stored("backbone", "vitdet")[0], SPACE, 1))
+    assert {block.window for block in backbone.vit.blocks} == {(4, 4, 4)}
+    assert [isinstance(block.residual, nn.Identity) for block in backbone.vit.blocks] == [True, True, False] * 2
