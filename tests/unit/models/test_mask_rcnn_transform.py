@@ -110,7 +110,7 @@ def test_resizing_is_linear_between_voxel_centres():
         ({"skip_resize": False}, "min_size: expected a size to resize to"),
         ({"size_divisible": (1, 2)}, "size_divisible: expected 1 or 3 values"),
         ({"fixed_size": (1, 2)}, "fixed_size: expected 1 or 3 values"),
-        ({"std": (1.0, 0.0, 1.0)}, "no std of 0"),
+        ({"mean": (0.0,) * 3, "std": (1.0, 0.0, 1.0)}, "no deviation of 0"),
         ({"mean": (1.0,)}, "expected as many of both"),
     ],
 )

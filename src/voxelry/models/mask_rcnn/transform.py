@@ -91,7 +91,10 @@ class Transform(nn.Module):
         if not (self.skip_resize or sized):
             raise SettingError("min_size: expected a size to resize to, or skip_resize, got none")
         if len(self.mean) != len(self.std) or not all(self.std):
-            raise SettingError(f"mean, std: expected as many of both and no std of 0, got {self.mean} and {self.std}")
+            raise SettingError(
+                "image_mean, image_std: expected as many of both, one per channel, and no deviation of 0, got "
+                f"{list(self.mean)} and {list(self.std)}"
+            )
 
     def forward(
         self,
