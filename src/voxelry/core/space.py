@@ -200,11 +200,11 @@ class Space:
         return bool(np.abs(voxels).max() <= tolerance and off_plane.max() <= tolerance)
 
     def is_close(self, other: Space, tolerance: float = 1e-3) -> bool:
-        """Same shape, and every corner of the grid within `tolerance` mm of its counterpart."""
+        """Same shape, and every corner of the grid within `tolerance` shortest sides of a voxel."""
         if self.shape != other.shape:
             return False
         corners = np.stack(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij"), axis=-1)
-        return bool(np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance)
+        return bool(np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance * min(self.spacing))
 
 
 def _like(array: NDArray[np.floating], tensor: torch.Tensor) -> torch.Tensor:

@@ -201,7 +201,7 @@ class ThickSlices:
         _check_axes(self.axis)
         if (self.mm is None) == (self.factor is None):
             raise SettingError("thick_slices: expected one of mm and factor")
-        for name, amount, low in (("mm", self.mm, 1e-6), ("factor", self.factor, 1.0)):
+        for name, amount, low in (("mm", self.mm, float(np.finfo(np.float64).tiny)), ("factor", self.factor, 1.0)):
             if amount is not None:
                 _check(name, amount, low, np.inf)
         _check("gap", self.gap, -0.9, np.inf)

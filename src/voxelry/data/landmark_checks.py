@@ -158,8 +158,9 @@ def cohort_test(cases: Sequence[PlacedPoints]) -> list[Suspicion]:
     median = _median(np.stack([_shifted(points, median) for points in given]))
     residuals = np.stack([_shifted(points, median) for points in given]) - median
     spread = 1.4826 * np.nanmedian(np.abs(residuals), axis=(0, 1))
-    size = np.sqrt(np.mean((median - median.mean(axis=0)) ** 2)) if len(median) > 1 else 1.0
-    spread = np.maximum(spread, max(_FLOOR * size, 1e-6))
+    size = np.sqrt(np.mean((median - median.mean(axis=0)) ** 2)) if len(median) > 1 else 0.0
+    voxel = min(min(case.space.spacing) for case in cases)
+    spread = np.maximum(spread, _FLOOR * max(float(size), voxel))
 
     def distance(points: Floats) -> float:
         scores = (_shifted(points, median) - median) / spread

@@ -159,7 +159,7 @@ class SliceAugment:
         movement = self.draw(np.asarray(middle) if sample.click is None else sample.click_world, generator)
         moved = self.move(sample, movement)
         view = movement.view(moved.space)
-        if not np.allclose(view.affine, moved.space.affine):
+        if not view.is_close(moved.space):
             moved, _ = regrid(moved, view)
         return self.change_intensity(moved, generator), movement.motion
 

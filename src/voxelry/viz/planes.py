@@ -108,7 +108,7 @@ def planes_of(space: Space, *, anatomical: bool | None = None) -> list[Plane]:
             spacing.
     """
     if anatomical is None:
-        anatomical = not np.allclose(space.affine, Space.from_spacing(space.shape, space.spacing).affine)
+        anatomical = not space.is_close(Space.from_spacing(space.shape, space.spacing))
     closest = space.closest_axes()
     # The world axis that is missing orders the planes: axial (lacks z), coronal (y), sagittal (x).
     pairs = sorted(combinations(range(space.ndim), 2), key=lambda pair: [-closest[a][0] for a in _others(pair, space)])

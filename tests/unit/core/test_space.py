@@ -102,6 +102,16 @@ def test_is_close_sees_a_shift():
     assert not space.is_close(space.crop((0.01, 0, 0), space.shape))
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_is_close_means_the_same_at_every_scale(scale, ndim):
+    space = Space.from_spacing((4, 5, 6)[:ndim], [scale * step for step in (2.0, 0.5, 0.7)[:ndim]])
+    shifted = space.crop([0.0] * (ndim - 1) + [0.01], space.shape)  # of the last axis' voxels
+    assert not space.is_close(shifted)
+    assert space.is_close(shifted, tolerance=0.02)
+    assert not space.is_close(space.crop([0.5] * ndim, space.shape), tolerance=0.1)
+
+
 @pytest.mark.parametrize(
     ("shape", "affine", "fault"),
     [

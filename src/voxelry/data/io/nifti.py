@@ -17,15 +17,16 @@ import nibabel
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from voxelry.core.errors import FileError
+from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
+from voxelry.data.io.units import Lengths
 
 __all__ = ["open_file", "write_file"]
 
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # code in xyzt_units: not told, metre, millimetre, micrometre
 _COMPRESSED = (".gz", ".mgz", ".bz2", ".zst")
 
 
@@ -54,7 +55,8 @@ def _describe(path: Path, image: Any, channel_axis: int | None, ndim: int | None
     axes = _axes(image, len(shape))
     order = order_axes(path, shape, axes, ndim=ndim, channel_axis=channel_axis)
     affine = np.asarray(image.affine, dtype=np.float64)
-    units = _units(image.header)
+    lengths = Lengths(path)
+    units = _units(image.header, lengths)
     affine = np.diag([units, units, units, 1.0]) @ affine
     first = axes.index(axes.strip("c")[0])
     steps = {first + column: affine[:3, column] for column in range(min(3, len(shape) - first))}
@@ -67,6 +69,7 @@ def _describe(path: Path, image: Any, channel_axis: int | None, ndim: int | None
         loader=partial(_load, path, order),
         has_orientation=_has_orientation(image.header),
         metadata=_metadata(image.header),
+        spacing_fault=lengths.fault,
     )
 
 
@@ -86,11 +89,15 @@ def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple
     matrix = volume_affine(space)
     data = array.reshape(len(array), *(1,) * (3 - space.ndim), *space.shape).transpose(3, 2, 1, 0)
     kind = nibabel.Nifti2Image if max(data.shape) > 32767 else nibabel.Nifti1Image
-    image = kind(data if len(array) > 1 else data[..., 0], matrix[:, [2, 1, 0, 3]], dtype=array.dtype)
+    affine = matrix[:, [2, 1, 0, 3]]
+    image = kind(data if len(array) > 1 else data[..., 0], affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    image.set_sform(image.affine, code=1)
-    image.set_qform(image.affine, code=1)
-    if not np.allclose(image.get_qform(), image.affine, atol=1e-4):
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    exact, held, quaternion = (Space(data.shape[:3], a) for a in (affine, image.get_sform(), image.get_qform()))
+    if not held.is_close(exact, tolerance=0.1):
+        raise SettingError("NIfTI can't hold voxels so small so far from the origin (write .mha, which can)")
+    if not quaternion.is_close(held, tolerance=1e-2):
         image.header["qform_code"] = 0
     nibabel.save(image, path)
 
@@ -140,10 +147,13 @@ def _check_size(path: Path, image: Any, shape: tuple[int, ...], stored: np.dtype
     check_stored(path, shape, stored.itemsize, data.stat().st_size - offset, compressed=compressed)
 
 
-def _units(header: Any) -> float:
+def _units(header: Any, lengths: Lengths) -> float:
     if not isinstance(header, nibabel.Nifti1Header):  # Nifti2Header is a subclass
         return 1.0
-    return _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    code = int(header["xyzt_units"]) & 7
+    if code not in _MILLIMETRES:
+        lengths.lack(f"xyzt_units: {code} is no unit of length; expected 1 (m), 2 (mm) or 3 (µm)")
+    return _MILLIMETRES.get(code, 1.0)
 
 
 def _has_orientation(header: Any) -> bool:
@@ -155,10 +165,10 @@ def _has_orientation(header: Any) -> bool:
 def _metadata(header: Any) -> dict[str, Any]:
     if not isinstance(header, nibabel.Nifti1Header):
         return {}
-    space, time = header.get_xyzt_units()
+    code = int(header["xyzt_units"])
     return {
-        "units": space,
-        "time_units": time,
+        "units": nibabel.nifti1.unit_codes.label.get(code & 7, str(code & 7)),
+        "time_units": nibabel.nifti1.unit_codes.label.get(code & 56, str(code & 56)),
         "description": bytes(header["descrip"]).rstrip(b"\0").decode("latin-1"),
         "sform_code": int(header["sform_code"]),
         "qform_code": int(header["qform_code"]),

@@ -47,6 +47,8 @@ _TO_RAS = {  # space -> signs of x, y, z
     "las": (-1, 1, 1),
 }
 _LPS = (-1, -1, 1)
+_AS_LPS = ("", "left-posterior-superior", "lps", "scanner-xyz", "3d-right-handed", "3d-left-handed")
+_SPACES = (*_TO_RAS, *_AS_LPS[1:])
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,10 @@ def _data(path: Path, fields: dict[str, Any], end: int) -> _Data:
     dtype = next((np.dtype(name) for name, spellings in _TYPES.items() if kind in spellings.split("|")), None)
     if dtype is None:
         raise FileError(path, f"unknown type {kind!r}")
-    if fields.get("endian", "little").lower() == "big":
-        dtype = dtype.newbyteorder(">")
+    order = fields.get("endian", "").lower()
+    if order not in ("", "little", "big"):
+        raise FileError(path, f"endian: expected little or big, got {order!r}")
+    dtype = dtype.newbyteorder(">" if order == "big" else "<")
     sizes = tuple(int(size) for size in _need(path, fields, "sizes").split())
     rank = int(_need(path, fields, "dimension"))
     if len(sizes) != rank or rank < 2:
@@ -137,9 +141,9 @@ def _data(path: Path, fields: dict[str, Any], end: int) -> _Data:
     if byte_skip < -1 or line_skip < 0:
         raise FileError(path, f"expected a byte skip of -1 or more, got {byte_skip}, and lines {line_skip}")
     name = fields.get("data file") or fields.get("datafile")
-    if name is not None and (name.upper().startswith("LIST") or "%" in name):
-        raise FileError(path, "its pixels are spread over several files", "convert it to one file")
     file = path if name is None else path.parent / name
+    if name is not None and not file.is_file() and (name.upper().startswith("LIST") or "%" in name):
+        raise FileError(path, "its pixels are spread over several files", "convert it to one file")
     start = end if name is None else 0
     if not file.is_file():
         raise FileError(path, f"its data file {name} is missing")
@@ -148,6 +152,8 @@ def _data(path: Path, fields: dict[str, Any], end: int) -> _Data:
     # a text number takes two bytes at least; bzip2 packs constant data far better than deflate
     itemsize = {"text": 2, "bzip2": 1}.get(encoding, dtype.itemsize)
     check_stored(path, shape, itemsize, stored + (encoding == "text"), compressed=encoding in ("gzip", "bzip2"))
+    if not order and dtype.itemsize > 1 and encoding != "text":
+        raise FileError(path, f"its header lacks the field 'endian', needed for {dtype.itemsize}-byte numbers")
     return _Data(file, start, encoding, dtype, shape, line_skip, byte_skip)
 
 
@@ -161,7 +167,10 @@ def _geometry(
 ) -> tuple[dict[int, np.ndarray], np.ndarray, bool]:
     """RAS step in mm by spatial axis (counted from the fastest), RAS origin, and whether directions are given."""
     space = fields.get("space", "").lower()
-    signs = np.array(_TO_RAS.get(space.removesuffix("-time"), _LPS), dtype=np.float64)
+    named = space.removesuffix("-time") if len(space) > 4 else space.removesuffix("t")
+    if named not in _TO_RAS and named not in _AS_LPS:
+        raise FileError(path, f"space: {space!r} isn't known", f"expected one of {', '.join(_SPACES)}")
+    signs = np.array(_TO_RAS.get(named, _LPS), dtype=np.float64)
     origin = np.zeros(3)
     steps: dict[int, np.ndarray] = {}
     if "space directions" in fields:

@@ -66,7 +66,9 @@ class Calibration(nn.Module):
         Raises:
             DataError: no point at all is both predicted and known.
         """
-        scores = np.asarray(error_mm, dtype=np.float64) / np.maximum(np.asarray(spread_mm, dtype=np.float64), 1e-6)
+        errors, spreads = (np.asarray(values, dtype=np.float64) for values in (error_mm, spread_mm))
+        least = max(1e-6 * float(np.nanmax(errors, initial=0.0)), np.finfo(np.float64).tiny)  # no score is endless
+        scores = errors / np.maximum(spreads, least)
         pooled = scores[np.isfinite(scores)]
         if not len(pooled):
             raise DataError("calibration: expected at least one point that is both predicted and annotated")

@@ -27,7 +27,7 @@ from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 __all__ = ["LEVEL", "HypothesisCalibration", "spread_metrics"]
 
 LEVEL = 0.9
-LEAST = 0.1  # mm: where all hypotheses meet, such as on a given contour, they are no surer than that
+LEAST = 0.1  # of a voxel: where all hypotheses meet, such as on a given contour, they are no surer than that
 LIMITS = (0.1, 10.0)  # beyond them differences are none, or make no shapes of that organ any more
 _VERTICES = 2000  # of a case, so that large organs don't count more than small ones
 _PASSES = 2  # a surface doesn't move quite in proportion
@@ -116,7 +116,7 @@ def _errors(prediction: ReconstructPrediction, surface: Mesh) -> Tensor:
     mesh = prediction.mesh
     chosen = slice(None, None, max(1, len(mesh.vertices) // _VERTICES))
     distance = torch.from_numpy(distance_to_surface(mesh.vertices[chosen], surface)[0].copy())
-    spread = torch.from_numpy(mesh.values["spread_mm"][chosen].copy()).clamp(min=LEAST)
+    spread = torch.from_numpy(mesh.values["spread_mm"][chosen].copy()).clamp(min=LEAST * min(prediction.space.spacing))
     return standardised_errors(torch.zeros_like(distance), spread, distance)
 
 

@@ -109,7 +109,7 @@ def mean_shape(shapes: Iterable[OrganShape], edge: float, n: int, truncation: fl
     known = list(shapes)
     if not known:
         raise DataError("shapes: expected at least one to take the mean of")
-    sizes = np.array([np.cbrt(max(shape.volume_ml, 1e-9)) for shape in known])
+    sizes = np.array([np.cbrt(max(shape.volume_ml, np.finfo(np.float64).tiny)) for shape in known])
     total = np.zeros((n,) * 3)
     for shape, size in zip(known, sizes / np.exp(np.log(sizes).mean()), strict=True):
         own = edge * float(size)

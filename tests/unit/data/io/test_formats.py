@@ -5,6 +5,7 @@ import json
 
 import h5py
 import imagecodecs
+import nibabel
 import nrrd
 import numpy as np
 import pytest
@@ -169,6 +170,79 @@ class TestNrrd:
         with pytest.raises(FileError, match="impossible in"):
             open_image(tmp_path / "a.nrrd")
 
+    @pytest.mark.parametrize(
+        ("line", "fault"),
+        [
+            ("endian: little\nspace: left-anterior-superoir", "space: 'left-anterior-superoir' isn't known"),
+            ("endian: middle", "expected little or big, got 'middle'"),
+            ("kinds: domain domain domain", "lacks the field 'endian'"),
+        ],
+    )
+    def test_words_that_are_missing_or_not_understood(self, line, fault, tmp_path):
+        text = f"NRRD0004\ntype: short\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n{line}\n\n"
+        (tmp_path / "a.nrrd").write_bytes(text.encode() + bytes(16))
+        with pytest.raises(FileError, match=fault):
+            open_image(tmp_path / "a.nrrd")
+
+    @pytest.mark.parametrize("name", ["50% iso", "a%d", "LIST x", "Schädel #1"])
+    def test_every_name_is_a_name(self, name, tmp_path):
+        volume = np.arange(60, dtype=np.uint8).reshape(1, 3, 4, 5)
+        (tmp_path / f"{name}.raw").write_bytes(volume.tobytes())
+        header = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 5 4 3\nencoding: raw\ndata file: {name}.raw\n"
+        (tmp_path / f"{name}.nhdr").write_text(header, encoding="utf-8")
+        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.nhdr").array, volume)
+
+
+class TestNiftiAtEveryScale:
+    @staticmethod
+    def space(scale, shear):
+        affine = np.array([[0.3, shear, 1.0, 5], [0, 1.0, 0, 7], [1.0, 0, -0.3, 9], [0, 0, 0, 1.0]])
+        affine[:3] *= scale
+        return Space((3, 4, 5), affine)
+
+    @pytest.mark.parametrize("scale", [1e-6, 1e-4, 1.0, 1e3])
+    @pytest.mark.parametrize("shear", [0.0, 0.2])
+    def test_a_qform_is_told_only_where_it_holds_the_grid(self, scale, shear, tmp_path):
+        space = self.space(scale, shear)
+        path = write_image(tmp_path / "50% ä #1.nii.gz", np.zeros((1, 3, 4, 5), np.int16), space)
+        header = nibabel.load(path).header
+        assert int(header["qform_code"]) == (0 if shear else 1)
+        assert open_image(path).space.is_close(space)
+
+    def test_voxels_that_single_precision_cannot_place_are_refused(self, tmp_path):
+        space = Space.from_spacing((3, 4, 5), 1e-4, origin=(500.000015, 0.0, 0.0))
+        with pytest.raises(FileError, match=r"can't hold voxels so small .*write \.mha"):
+            write_image(tmp_path / "a.nii.gz", np.zeros((1, 3, 4, 5), np.int16), space)
+        assert not list(tmp_path.iterdir())
+        assert open_image(write_image(tmp_path / "a.mha", np.zeros((1, 3, 4, 5), np.int16), space)).space.is_close(
+            space
+        )
+
+    @pytest.mark.parametrize(("code", "factor"), [(0, 1.0), (1, 1e3), (2, 1.0), (3, 1e-3), (3 + 16, 1e-3)])
+    def test_units_that_are_told_or_not(self, code, factor, tmp_path):
+        image = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), np.diag([0.5, 0.6, 2.0, 1.0]))
+        image.header["xyzt_units"] = code
+        nibabel.save(image, tmp_path / "a.nii")
+        assert open_image(tmp_path / "a.nii").space.spacing == pytest.approx((2 * factor, 0.6 * factor, 0.5 * factor))
+
+    def test_a_unit_that_is_not_understood_is_refused(self, tmp_path):
+        image = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), np.eye(4))
+        image.header["xyzt_units"] = 5
+        nibabel.save(image, tmp_path / "a.nii")
+        with pytest.raises(FileError, match="xyzt_units: 5 is no unit of length"):
+            open_image(tmp_path / "a.nii")
+        assert open_image(tmp_path / "a.nii", spacing=2).space.spacing == (2, 2, 2)
+
+    @pytest.mark.parametrize("slope", [0.0, float("nan")])
+    def test_a_slope_of_zero_or_nan_scales_nothing(self, slope, tmp_path):
+        volume = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+        image = nibabel.Nifti1Image(volume, np.eye(4))
+        nibabel.save(image, tmp_path / "a.nii")
+        data = bytearray((tmp_path / "a.nii").read_bytes())
+        data[112:120] = np.array([slope, 7.0], "<f4").tobytes()
+        (tmp_path / "a.nii").write_bytes(bytes(data))
+        np.testing.assert_array_equal(read_image(tmp_path / "a.nii").array[0], volume.T)
+
 
 class TestMetaImage:
     def test_itk_reads_what_we_write_and_we_what_itk_writes(self, tmp_path, rng):
@@ -201,6 +275,112 @@ class TestMetaImage:
         with pytest.raises(FileError, match=fault):
             open_image(tmp_path / "a.mha")
         assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.parametrize("name", ["50% iso", "dose(%Max=5)", "a%d", "%s%n", "Schädel", "a #1;b", "List", "ünï 骨"])
+    @pytest.mark.parametrize("suffix", [".mhd", ".mha"])
+    def test_every_name_is_a_name(self, name, suffix, tmp_path):
+        volume = np.arange(60, dtype=np.int16).reshape(1, 3, 4, 5)
+        path = write_image(tmp_path / f"{name}{suffix}", volume, Space.from_spacing((3, 4, 5), (2, 0.6, 0.5)))
+        np.testing.assert_array_equal(read_image(path).array, volume)
+        (tmp_path / f"{name}.raw").write_bytes(volume.astype("<i2").tobytes())
+        header = "NDims = 3\nDimSize = 5 4 3\nElementType = MET_SHORT\nElementSpacing = 0.5 0.6 2\n"
+        (tmp_path / "other.mhd").write_text(f"{header}ElementDataFile = {name}.raw\n", encoding="utf-8")
+        image = read_image(tmp_path / "other.mhd")
+        np.testing.assert_array_equal(image.array, volume)
+        assert image.space.spacing == (2, 0.6, 0.5)
+
+    @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+    @pytest.mark.parametrize("suffix", [".mhd", ".mha"])
+    def test_types_go_to_itk_and_back(self, dtype, suffix, tmp_path):
+        volume = np.arange(60).reshape(1, 3, 4, 5).astype(dtype)
+        path = write_image(tmp_path / f"a{suffix}", volume, Space.from_spacing((3, 4, 5), (2, 0.6, 0.5)))
+        image = sitk.ReadImage(str(path))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume[0])
+        sitk.WriteImage(image, str(tmp_path / f"b{suffix}"), useCompression=suffix == ".mhd")
+        again = read_image(tmp_path / f"b{suffix}")
+        assert again.array.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(again.array, volume)
+
+    @staticmethod
+    def save(path, *lines, data=b"", shape=(5, 4, 3), kind="MET_UCHAR"):
+        header = [f"NDims = {len(shape)}", f"DimSize = {' '.join(map(str, shape))}", f"ElementType = {kind}", *lines]
+        if not any(line.startswith("ElementDataFile") for line in lines):
+            header.append("ElementDataFile = LOCAL")
+        path.write_bytes("\n".join([*header, ""]).encode() + data)
+        return path
+
+    def test_big_endian_text_and_skipped_bytes(self, tmp_path):
+        volume = np.arange(60, dtype=np.int16).reshape(1, 3, 4, 5) - 7
+        big = self.save(
+            tmp_path / "big.mha", "ElementByteOrderMSB = True", data=volume.astype(">i2").tobytes(), kind="MET_SHORT"
+        )
+        text = self.save(
+            tmp_path / "text.mha",
+            "BinaryData = False",
+            data=" ".join(map(str, volume.ravel())).encode(),
+            kind="MET_SHORT",
+        )
+        (tmp_path / "all.raw").write_bytes(b"12345" + volume.astype("<i2").tobytes())
+        tail = self.save(tmp_path / "a.mhd", "HeaderSize = -1", "ElementDataFile = all.raw", kind="MET_SHORT")
+        skip = self.save(tmp_path / "b.mhd", "HeaderSize = 5", "ElementDataFile = all.raw", kind="MET_SHORT")
+        window = (slice(1, 3), slice(0, 2), slice(2, 5))
+        for path in (big, text, tail, skip):
+            np.testing.assert_array_equal(read_image(path).array, volume)
+            np.testing.assert_array_equal(open_image(path).read(window), volume[(slice(None), *window)])
+
+    @pytest.mark.parametrize("names", ["LIST", "LIST 2D", "s%02d.raw 7 9 1", "100% s%02d.raw 7 9"])
+    def test_one_file_a_slice(self, names, tmp_path):
+        volume = np.arange(60, dtype=np.uint8).reshape(1, 3, 4, 5)
+        start = "100% " if names.startswith("100") else ""
+        for number, plane in enumerate(volume[0]):
+            (tmp_path / f"{start}s{number + 7:02}.raw").write_bytes(plane.tobytes())
+        listed = b"s07.raw\ns08.raw\ns09.raw\n" if names.startswith("LIST") else b""
+        path = self.save(tmp_path / "a.mhd", f"ElementDataFile = {names}", data=listed)
+        np.testing.assert_array_equal(read_image(path).array, volume)
+        (tmp_path / f"{start}s08.raw").unlink()
+        with pytest.raises(FileError, match=r"data file .*s08\.raw is missing"):
+            open_image(path)
+
+    def test_directions_units_and_sizes_as_the_header_means_them(self, tmp_path):
+        path = self.save(
+            tmp_path / "a.mha",
+            "TransformMatrix = 0 1 0 0 0 -1 1 0 0",
+            "Offset = 1 2 3",
+            "DistanceUnits = um",
+            "ElementSize = 2 3 4",  # the spacing where no other is told
+            data=bytes(60),
+        )
+        space = open_image(path).space
+        assert space.spacing == pytest.approx((4e-3, 3e-3, 2e-3))
+        np.testing.assert_allclose(space.to_world(np.array([0, 0, 1])), [-1e-3, -2e-3 - 2e-3, 3e-3])
+        np.testing.assert_allclose(space.to_world(np.array([0, 1, 0])), [-1e-3, -2e-3, 3e-3 - 3e-3])
+        itk = sitk.ReadImage(str(path))
+        np.testing.assert_allclose(
+            np.array(itk.TransformIndexToPhysicalPoint((4, 1, 2))) * [-1e-3, -1e-3, 1e-3],
+            space.to_world(np.array([2, 1, 4])),
+        )
+
+    def test_slope_and_offset_of_the_intensity(self, tmp_path):
+        lines = ("ElementToIntensityFunctionSlope = 0.5", "ElementToIntensityFunctionOffset = -3")
+        path = self.save(tmp_path / "a.mha", *lines, data=bytes(range(60)))
+        np.testing.assert_array_equal(read_image(path).array.ravel(), np.arange(60) * 0.5 - 3)
+
+    @pytest.mark.parametrize(
+        ("line", "fault"),
+        [
+            ("DistanceUnits = furlong", "DistanceUnits: 'furlong' is no unit"),
+            ("AnatomicalOrientation = ASL", "ASL without a TransformMatrix"),
+            ("ElementSpacing = 1 -1 1", "positive numbers in ElementSpacing"),
+            ("ElementSpacing = 1 1", "expected 3 numbers in ElementSpacing"),
+            ("TransformMatrix = 1 0 0 1 0 0 0 0 1", "flatten an axis"),
+            ("ElementType = MET_STRING", "holds MET_STRING"),
+            ("ElementDataFile = x%d.raw", r"x%d\.raw is missing"),
+        ],
+    )
+    def test_what_cannot_be_placed_is_refused(self, line, fault, tmp_path):
+        path = self.save(tmp_path / "a.mha", line, data=bytes(60))
+        with pytest.raises(FileError, match=fault):
+            open_image(path)
 
 
 class TestTiff:

@@ -57,13 +57,13 @@ def test_a_slice_keeps_its_plane(suffix, tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(suffix, tmp_path, monkeypatch):
     path = write_image(tmp_path / f"a{suffix}", counting(OBLIQUE), OBLIQUE)
     before = sorted(item.name for item in tmp_path.iterdir())
-    from voxelry.data.io import array, itk, nifti, tiff, zarr
+    from voxelry.data.io import array, metaimage, nifti, tiff, zarr
 
     def interrupted(place, *_):
         place.with_name("half").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    for module in (array, itk, nifti, tiff, zarr):
+    for module in (array, metaimage, nifti, tiff, zarr):
         monkeypatch.setattr(module, "write_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_image(path, counting(OBLIQUE) + 1, OBLIQUE)
