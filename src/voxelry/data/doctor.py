@@ -375,7 +375,7 @@ def _kind_of_points(case: Case) -> tuple[bool, bool]:
     """Whether the file's coordinates are on the grid, and normalised."""
     system = case.point_options.get("coordinate_system", "auto")
     if system != "auto":
-        return system in ("index", "normalised"), system == "normalised"
+        return system in ("index", "normalised", "scaled"), system == "normalised"
     if case.layout in ("hand", "cephalometric"):
         return True, False
     text = case.landmarks[0].name.lower().endswith(".txt")

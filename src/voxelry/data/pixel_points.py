@@ -82,14 +82,24 @@ def observer_points(paths: Sequence[Path]) -> NDArray[np.float64]:
 def _pixel_table(path: Path, size: int, modified: int) -> Table:
     """`size` and `modified` make a changed file another entry."""
     table: dict[str, NDArray[np.float64]] = {}
+    columns = 0
     for number, cells in enumerate(csv.reader(_text(path).splitlines()), 1):
         if not any(cell.strip() for cell in cells):
             continue
+        columns = columns or len(cells)
+        if len(cells) != columns:
+            raise FileError(
+                path,
+                f"line {number}: {len(cells)} columns, expected {columns} as in the first row",
+                "numbers need decimal points: a decimal comma makes two cells of one",
+            )
         values = _numbers(cells[1:])
         if values is None and number == 1:
             continue
         if values is None or not values or len(values) % 2:
             raise FileError(path, f"line {number}: expected an id and pairs x,y of numbers in pixels")
+        if np.isinf(values).any():
+            raise FileError(path, f"line {number}: expected finite numbers")
         name = _identifier(cells[0])
         if name in table:
             raise FileError(path, f"line {number}: a second row for {cells[0].strip()}")
@@ -98,12 +108,16 @@ def _pixel_table(path: Path, size: int, modified: int) -> Table:
 
 
 def _observer(path: Path) -> NDArray[np.float64]:
-    points = []
+    points: list[list[float]] = []
+    ended = 0
     for number, line in enumerate(_text(path).splitlines(), 1):
         if "," not in line:
-            break
+            ended = ended or number
+            continue
+        if ended and line.strip():
+            raise FileError(path, f"line {number}: points go on after line {ended}, which isn't x,y in pixels")
         values = _numbers(line.split(","))
-        if values is None or len(values) != 2:
+        if values is None or len(values) != 2 or np.isinf(values).any():
             raise FileError(path, f"line {number}: expected x,y in pixels, got {line.strip()!r}")
         points.append(values[::-1])
     if not points:

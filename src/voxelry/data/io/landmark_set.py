@@ -1,8 +1,9 @@
 """Named points, what a file says of them, and the way from one to the other.
 
-Inside the program points are world RAS mm. Files hold them in one of four systems: `RAS` and `LPS` (mm),
-`index` (voxel centres at integers) and `normalised` (index / size, in [0, 1]). In a file the coordinates
-are x, y, z: x runs along the last array axis, as i of a NIfTI file does.
+Inside the program points are world RAS mm. Files hold them in one of five systems: `RAS` and `LPS` (mm),
+`index` (voxel centres at integers), `normalised` (index / size, in [0, 1]) and `scaled` (index * spacing: what a
+viewer without orientation measures, such as Fiji on a calibrated image). In a file the coordinates are x, y, z: x
+runs along the last array axis, as i of a NIfTI file does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.io.units import millimetres
 
 __all__ = [
     "COORDINATE_SYSTEMS",
@@ -25,18 +27,20 @@ __all__ = [
     "LandmarkSet",
     "from_world",
     "numbered",
+    "system_advice",
     "system_named",
     "to_world",
 ]
 
 Floats = NDArray[np.float64]
 
-COORDINATE_SYSTEMS = ("RAS", "LPS", "index", "normalised")
+COORDINATE_SYSTEMS = ("RAS", "LPS", "index", "normalised", "scaled")
 _WORDS = {
     "ras": "RAS", "0": "RAS", "lps": "LPS", "1": "LPS",
-    "index": "index", "ijk": "index", "voxel": "index", "2": "index",
-    "normalised": "normalised", "normalized": "normalised",
+    "index": "index", "ijk": "index", "voxel": "index", "pixel": "index", "2": "index",
+    "normalised": "normalised", "normalized": "normalised", "scaled": "scaled",
 }  # fmt: skip
+_ON_GRID = ("index", "scaled")
 _BREAKS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
 ROUNDING = 1e-9  # of a normalised coordinate: 0.5 nm in 500 mm
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
@@ -103,6 +107,8 @@ class FilePoints:
         system: one of `COORDINATE_SYSTEMS`, or "" where the file does not say.
         where: place of each point in the file ("line 4"), for messages.
         array_order: the axes of index coordinates are named in the file, so `axis_order` has no say.
+        unit: unit of `RAS`, `LPS` and `scaled` coordinates, or "" where the file does not say.
+        planes: the last coordinate is the number of a plane from 0, whatever the system of the others.
         hint: what to set where the system is not known.
     """
 
@@ -112,7 +118,19 @@ class FilePoints:
     extras: dict[str, Floats] = field(default_factory=dict)
     where: tuple[str, ...] = ()
     array_order: bool = False
-    hint: str = 'set coordinate_system="RAS", "LPS", "index" or "normalised"'
+    unit: str = ""
+    planes: bool = False
+    hint: str = ""
+
+
+def system_advice(systems: Sequence[str] = COORDINATE_SYSTEMS) -> str:
+    """How to say the system of a file that doesn't, as each of our commands takes it."""
+    first = "index" if "index" in systems else systems[0]
+    listed = ", ".join(f"{system} (pixels from 0)" if system == "index" else system for system in systems)
+    return (
+        f"say which, one of {listed}: 'data.point_options={{coordinate_system: {first}}}' in a training, "
+        f"--point-option coordinate_system={first} elsewhere"
+    )
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -140,26 +158,33 @@ def to_world(
     space: Space | None,
     coordinate_system: str,
     axis_order: str,
+    unit: str = "mm",
 ) -> LandmarkSet:
-    """What the file says, in world RAS mm.
+    """What the file says, in world RAS mm; `unit` is for lengths of which the file doesn't say it.
 
     Raises:
-        FileError: the system is not known, the image is needed and not given, or a normalised
-            coordinate lies outside [0, 1].
+        FileError: the system is not known, the image is needed and not given, a normalised coordinate lies
+            outside [0, 1], or a plane outside the image.
     """
     if len(found.points) == 0:
         return LandmarkSet((), np.zeros((0, 3)), found.extras)
     system = found.system if coordinate_system == "auto" else coordinate_system
     if not system:
-        raise FileError(path, "it does not say which coordinates it holds", found.hint)
+        raise FileError(path, "it does not say which coordinates it holds", found.hint or system_advice())
     partial = np.isnan(found.points).any(axis=1) & ~np.isnan(found.points).all(axis=1)
     if partial.any():
         place = _place(found, int(np.argmax(partial)))
         raise FileError(path, f"{place}: some coordinates are missing", "an absent point has nan in all of them")
+    lengths = system in ("RAS", "LPS", "scaled")
+    length = millimetres(path, found.unit or unit, "unit", "expected mm, um, nm or the like") if lengths else 1.0
+    if length is None:
+        raise FileError(path, f"holds {system} coordinates in {found.unit or unit}, which is no length")
     if system in ("RAS", "LPS"):
-        world = _patient_mm(path, found.points, space, system)
+        if found.planes:
+            raise FileError(path, f"counts planes, so it can't hold {system} coordinates", system_advice(_ON_GRID))
+        world = _patient_mm(path, found.points * length, space, system)
     else:
-        world = _from_grid(path, found, space, system, axis_order)
+        world = _from_grid(path, found, space, system, axis_order, length)
     return LandmarkSet(found.names or numbered(len(world)), world, found.extras)
 
 
@@ -192,11 +217,11 @@ def _patient_mm(path: str | PathLike[str], points: Floats, space: Space | None, 
 
 
 def _from_grid(
-    path: str | PathLike[str], found: FilePoints, space: Space | None, system: str, axis_order: str
+    path: str | PathLike[str], found: FilePoints, space: Space | None, system: str, axis_order: str, length: float
 ) -> Floats:
     if space is None:
         raise FileError(path, f"holds {system} coordinates, which need the image's grid", "set space=")
-    points = found.points
+    points = _on_planes(path, found, space, system) if found.planes else found.points
     if np.isnan(points).all():  # absent points don't show how many coordinates they would have
         points = np.full((len(points), space.ndim), np.nan)
     if points.shape[1] != space.ndim:
@@ -214,8 +239,32 @@ def _from_grid(
             )
     if axis_order == "xyz" and not found.array_order:
         points = points[:, ::-1]
-    index = points * np.asarray(space.shape) if system == "normalised" else points
+    index = points
+    if system == "normalised":
+        index = points * np.asarray(space.shape)
+    elif system == "scaled":
+        steps = np.asarray(space.spacing) / length
+        if found.planes and space.ndim == 3:
+            steps[0] = 1.0
+        index = points / steps
     return np.asarray(space.to_world(index), dtype=np.float64)
+
+
+def _on_planes(path: str | PathLike[str], found: FilePoints, space: Space, system: str) -> Floats:
+    """Points whose last coordinate counts planes; on an image of one plane it is left out."""
+    if system == "normalised":
+        raise FileError(path, "counts planes, so it can't hold normalised coordinates", system_advice(_ON_GRID))
+    planes = found.points[:, -1]
+    count = space.shape[0] if space.ndim == 3 else 1
+    outside = (planes < 0) | (planes >= count)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise FileError(
+            path,
+            f"{_place(found, row)}: plane {planes[row] + 1:g}, but the image has {count}",
+            "positions in a hyperstack count channels and times, too: save the points of one channel's stack",
+        )
+    return found.points if space.ndim == 3 else found.points[:, :-1]
 
 
 def _place(found: FilePoints, row: int) -> str:

@@ -8,12 +8,14 @@
 | `mrk.json` | Slicer Markups | LPS or RAS mm, the file says | yes |
 | `fcsv` | Slicer fiducials | LPS, RAS or IJK, the file says | yes |
 | `pts` | ITK / elastix, also as .txt | `point` (LPS mm) or `index` | no |
+| `roi`, `zip` | points of ImageJ and Fiji, read only | index | yes |
 
 A file that does not say what its coordinates are is an error that says what to set.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from os import PathLike
 from pathlib import Path
@@ -24,6 +26,7 @@ from voxelry.core.space import Space
 from voxelry.data.io.landmark_set import COORDINATE_SYSTEMS, ROUNDING, FilePoints, LandmarkSet, from_world, to_world
 from voxelry.data.io.point_csv import format_csv, parse_csv
 from voxelry.data.io.point_json import format_json, parse_json
+from voxelry.data.io.point_roi import parse_roi, parse_roi_set
 from voxelry.data.io.point_slicer import format_fcsv, format_markups, parse_fcsv
 from voxelry.data.io.point_text import format_elastix, format_seed, is_elastix, parse_elastix, parse_seed
 
@@ -38,8 +41,9 @@ _SYSTEMS = {
     "txt": ("normalised",),
     "pts": ("LPS", "index"),
 }
-LANDMARK_FORMATS = tuple(_SYSTEMS)
-POINT_OPTIONS = ("axis_order", "coordinate_system")
+_BINARY = {"roi": parse_roi, "zip": parse_roi_set}
+LANDMARK_FORMATS = (*_SYSTEMS, *_BINARY)
+POINT_OPTIONS = ("axis_order", "coordinate_system", "unit")
 """What `read_landmarks` can be told beside the path and the image's grid."""
 
 _MOST_BYTES = 64 << 20  # a million points; anything larger is no landmark file
@@ -59,6 +63,7 @@ def read_landmarks(
     space: Space | None = None,
     axis_order: str = "xyz",
     coordinate_system: str = "auto",
+    unit: str = "mm",
     format: str | None = None,
 ) -> LandmarkSet:
     """Read named points into world RAS mm.
@@ -68,8 +73,9 @@ def read_landmarks(
         space: the grid of the image the points belong to; needed for normalised and index coordinates.
         axis_order: `xyz`: index and normalised coordinates begin with the last array axis, as the seed's
             do; `zyx`: with the first. World coordinates and columns that name their axis don't ask.
-        coordinate_system: `auto` takes what the file says; `RAS`, `LPS` (mm), `index` or `normalised`
-            (index / size) say it for files that don't, and overrule those that do.
+        coordinate_system: `auto` takes what the file says; `RAS`, `LPS` (mm), `index`, `normalised` (index /
+            size) or `scaled` (index * spacing) say it for files that don't, and overrule those that do.
+        unit: unit of `RAS`, `LPS` and `scaled` coordinates where the file doesn't say it, such as `um`.
         format: one of `LANDMARK_FORMATS`, instead of the file's name.
 
     Raises:
@@ -80,8 +86,11 @@ def read_landmarks(
     _check_option("axis_order", axis_order, ("xyz", "zyx"))
     _check_option("coordinate_system", coordinate_system, ("auto", *COORDINATE_SYSTEMS))
     kind = _format_of(path, format)
-    found = _parse(path, _text(path), kind, coordinate_system)
-    return to_world(path, found, space=space, coordinate_system=coordinate_system, axis_order=axis_order)
+    if kind in _BINARY:
+        found = _BINARY[kind](path, _content(path))
+    else:
+        found = _parse(path, _text(path), kind, coordinate_system)
+    return to_world(path, found, space=space, coordinate_system=coordinate_system, axis_order=axis_order, unit=unit)
 
 
 def write_landmarks(
@@ -113,6 +122,8 @@ def write_landmarks(
     path = Path(path)
     _check_option("axis_order", axis_order, ("xyz", "zyx"))
     kind = _format_of(path, format)
+    if kind in _BINARY:
+        raise FileError(path, "ImageJ's regions are read only", f"write one of .{', .'.join(_SYSTEMS)}")
     system = coordinate_system or _SYSTEMS[kind][0]
     _check_option(f"coordinate_system of {kind}", system, _SYSTEMS[kind])
     if kind == "mrk.json":
@@ -169,14 +180,19 @@ def _check_option(name: str, value: str, expected: tuple[str, ...]) -> None:
         raise SettingError(f"{name}: expected one of {', '.join(expected)}, got {value!r}")
 
 
-def _text(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise FileError(path, f"is larger than {_MOST_BYTES >> 20} MiB, so no landmark file")
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes()
     except FileNotFoundError:
         raise FileError(path, "no such file") from None
     except OSError as error:
         raise FileError(path, f"can't be read: {error.strerror or error}") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return io.TextIOWrapper(io.BytesIO(_content(path)), encoding="utf-8-sig").read()
     except UnicodeDecodeError:
         raise FileError(path, "is no UTF-8 text", "save it as UTF-8") from None

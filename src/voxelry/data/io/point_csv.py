@@ -3,11 +3,14 @@
 Columns are found by name, in any order and case:
 
 - `name` (or `label`, `landmark`, `id`);
-- `x, y, z` (also `x_mm`), whose system a column `coordinateSystem` or a comment line
-  `# coordinateSystem = RAS` above the header tells;
+- `x, y, z`, whose system a column `coordinateSystem` or a comment line `# coordinateSystem = RAS` above the header
+  tells, and whose unit may stand beside them: `x_mm`, `X (µm)`, or `X [pixels]` for indices;
 - `r, a, s` (also `x_ras`), `l, p, s` (also `x_lps`): mm that name their system;
 - `i, j, k`, `index_x, index_y, index_z` (also `x_voxel`): voxel indices, i and x along the last array axis;
-- `x_normalised`: index / size.
+- `axis-0, axis-1, axis-2`: voxel indices in array order, as napari writes them;
+- `x_normalised`: index / size;
+- `slice` beside x and y: the number of the plane, from 1, as Fiji counts;
+- `defined` or `positionStatus`, as 3D Slicer exports them: whether the point was placed at all.
 
 Other numeric columns are kept as extras. Tables with commas, semicolons or tabs are read.
 """
@@ -17,23 +20,34 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from os import PathLike
 
 import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_named
+from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_advice, system_named
+from voxelry.data.io.units import UnitError, millimetres
 
 __all__ = ["format_csv", "parse_csv"]
 
+_COMMA = "numbers need decimal points: a decimal comma makes two cells of one"
 _NAME_COLUMNS = ("name", "label", "landmark", "landmark_name", "id")
 _SYSTEM_COLUMNS = ("coordinatesystem", "coordinate_system")
-# what the columns of x, y and z are called in each system; "" is mm in a system told elsewhere
+_PLACED = {"defined": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+# MarkupsNode's PositionStatus: undefined, preview, defined, missing
+_STATUS = {"0": False, "undefined": False, "1": False, "preview": False, "2": True, "defined": True}
+_STATUS |= {"3": False, "missing": False}
+_PLACED_COLUMNS = {"defined": _PLACED, "positionstatus": _STATUS, "position_status": _STATUS}
+_NO_EXTRAS = (*_PLACED_COLUMNS, "selected", "visible", "visibility", "locked", "index", "slice", "")
+# what the columns of x, y and z are called in each system; "" is a length in a system told elsewhere
 _FAMILIES = {
     "RAS": (("r", "x_ras", "ras_x"), ("a", "y_ras", "ras_y"), ("s", "z_ras", "ras_z")),
     "LPS": (("l", "x_lps", "lps_x"), ("p", "y_lps", "lps_y"), ("s", "z_lps", "lps_z")),
-    "": (("x", "x_mm"), ("y", "y_mm"), ("z", "z_mm")),
+    "": (("x",), ("y",), ("z",)),
     "index": (
         ("i", "index_x", "x_index", "voxel_x", "x_voxel"),
         ("j", "index_y", "y_index", "voxel_y", "y_voxel"),
@@ -48,51 +62,57 @@ _FAMILIES = {
 _COORDINATE_COLUMNS = {name for family in _FAMILIES.values() for names in family for name in names}
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A table's columns by plain name, the units that stand in them, its rows and where each is in the file."""
+
+    header: list[str]
+    titles: list[str]
+    units: dict[str, str]
+    body: list[list[str]]
+    where: tuple[str, ...]
+
+    def first(self, names: Iterable[str]) -> int | None:
+        """The column that has one of these names."""
+        return next((self.header.index(name) for name in names if name in self.header), None)
+
+
 def parse_csv(path: str | PathLike[str], text: str, coordinate_system: str = "auto") -> FilePoints:
     """The points of a table; `coordinate_system` picks the columns where it holds several kinds.
 
     Raises:
-        FileError: no header, no coordinate columns, a row of another length, not a number, or rows
+        FileError: no header, no coordinate columns, a column twice, a row of another length, not a number, or rows
             of different coordinate systems.
     """
-    declared, rows, where = _table(path, text)
-    header, body = [re.sub(r"[^a-z0-9]+", "_", cell.lower()).strip("_") for cell in rows[0]], rows[1:]
-    for row, place in zip(body, where, strict=True):
-        if len(row) != len(header):
-            raise FileError(path, f"{place}: {len(row)} columns, expected {len(header)} as in the header")
-    named = next((header.index(name) for name in _NAME_COLUMNS if name in header), None)
-    told = next((header.index(name) for name in _SYSTEM_COLUMNS if name in header), None)
+    declared, table = _table(path, text)
+    told = table.first(_SYSTEM_COLUMNS)
     if told is not None:
-        words = sorted({row[told].strip() for row in body})
+        words = sorted({row[told].strip() for row in table.body})
         if len(words) > 1:
             raise FileError(path, f"rows of different coordinate systems: {', '.join(words)}", "split the file")
         declared = "".join(words) or declared
-    system, columns, own_names = _coordinates(
-        path, header, system_named(path, declared) if declared else "", coordinate_system
-    )
-    points = np.array(
-        [
-            [_number(path, row[column], place, rows[0][column]) for column in columns]
-            for row, place in zip(body, where, strict=True)
-        ],
-        dtype=np.float64,
-    ).reshape(len(body), len(columns))
+    declared = system_named(path, declared) if declared else ""
+    system, columns, own_names = _coordinates(path, table.header, declared, coordinate_system)
+    points = _points(path, table, columns)
     in_array_order = own_names and system in ("index", "normalised")
-    extras = {}
-    for column, name in enumerate(header):
-        if column not in (named, told) and name not in _COORDINATE_COLUMNS:
-            values = _numeric([row[column] for row in body])
-            if values is not None:
-                extras[rows[0][column].strip()] = values
+    planes = table.first(("slice",)) if len(columns) == 2 and not own_names else None
+    if planes is not None:
+        points = np.column_stack([points, _points(path, table, [planes]) - 1])
+    points[~_placed(path, table)] = np.nan
+    used = {table.header[column] for column in columns}
+    units = {table.units.get(name, "") for name in used}
+    if len(units) > 1:
+        raise FileError(path, f"its coordinates are in different units: {', '.join(sorted(units))}")
     return FilePoints(
         points[:, ::-1] if in_array_order else points,
         system,
-        names=() if named is None else tuple(row[named] for row in body),
-        extras=extras,
-        where=where,
+        names=_names(table),
+        extras=_extras(table, told),
+        where=table.where,
         array_order=in_array_order,
-        hint="add a column coordinateSystem or a first line `# coordinateSystem = RAS`, "
-        'or set coordinate_system="RAS", "LPS", "index" or "normalised"',
+        unit="".join(units),
+        planes=planes is not None,
+        hint=f"add a column coordinateSystem or a first line `# coordinateSystem = RAS`, or {system_advice()}",
     )
 
 
@@ -114,8 +134,8 @@ def format_csv(landmarks: LandmarkSet, system: str, *, space: Space | None, axis
     return out.getvalue()
 
 
-def _table(path: str | PathLike[str], text: str) -> tuple[str, list[list[str]], tuple[str, ...]]:
-    """The system that a comment declares or "", header and rows, and the place of each row."""
+def _table(path: str | PathLike[str], text: str) -> tuple[str, _Table]:
+    """The system that a comment declares or "", and the table."""
     declared = ""
     lines = list(io.StringIO(text, newline=""))
     start = 0
@@ -139,7 +159,28 @@ def _table(path: str | PathLike[str], text: str) -> tuple[str, list[list[str]], 
         raise FileError(path, f"line {start + reader.line_num}: not a table: {error}") from None
     if not rows:
         raise FileError(path, "has no header", "expected a first row of column names such as name,x,y,z")
-    return declared, rows, tuple(where[1:])
+    columns = [_column(title) for title in rows[0]]
+    header = [name for name, _ in columns]
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise FileError(path, f"{where[0]}: two columns are called {twice[0]!r}", "leave one of them out")
+    for row, place in zip(rows[1:], where[1:], strict=True):
+        if len(row) != len(header):
+            raise FileError(path, f"{place}: {len(row)} columns, expected {len(header)} as in the header", _COMMA)
+    return declared, _Table(header, rows[0], dict(columns), rows[1:], tuple(where[1:]))
+
+
+def _column(title: str) -> tuple[str, str]:
+    """A column's plain name, and the unit of length that stands in its title."""
+    name = re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+    parts = re.fullmatch(r"([xyz])\s*[_\s\[(]\s*([^\W\d_]+)\s*[\])]?", title.strip(), re.IGNORECASE)
+    if name in _COORDINATE_COLUMNS or parts is None:
+        return name, ""
+    try:
+        length = millimetres("", parts[2], "")
+    except UnitError:
+        return name, ""
+    return (parts[1].lower(), parts[2]) if length is not None else (f"index_{parts[1].lower()}", "")
 
 
 def _coordinates(
@@ -151,6 +192,8 @@ def _coordinates(
         columns = [next((header.index(name) for name in names if name in header), -1) for names in axes]
         if columns[0] >= 0 and columns[1] >= 0:
             families[system] = columns if columns[2] >= 0 else columns[:2]
+    if "index" not in families and "axis_0" in header:
+        families["index"] = _numbered_axes(path, header)
     if wanted != "auto":
         if wanted in families:
             return wanted, families[wanted], True
@@ -169,11 +212,70 @@ def _coordinates(
     return "", families[""], False
 
 
+def _numbered_axes(path: str | PathLike[str], header: list[str]) -> list[int]:
+    """napari's `axis-0`, `axis-1`, ...: the last of them is x."""
+    if "shape_type" in header:
+        raise FileError(path, "holds shapes, expected points", "save napari's points layer")
+    axes = [name for name in header if re.fullmatch(r"axis_\d+", name)]
+    if sorted(axes) != [f"axis_{number}" for number in range(len(axes))] or len(axes) not in (2, 3):
+        raise FileError(path, f"has the axes {', '.join(axes)}, expected 2 or 3 spatial ones, from axis-0 on")
+    return [header.index(f"axis_{number}") for number in reversed(range(len(axes)))]
+
+
+def _points(path: str | PathLike[str], table: _Table, columns: list[int]) -> Floats:
+    return np.array(
+        [
+            [_number(path, row[column], place, table.titles[column]) for column in columns]
+            for row, place in zip(table.body, table.where, strict=True)
+        ],
+        dtype=np.float64,
+    ).reshape(len(table.body), len(columns))
+
+
+def _placed(path: str | PathLike[str], table: _Table) -> np.ndarray:
+    """Which points have a position, by the columns that say so; an empty cell says nothing."""
+    placed = np.ones(len(table.body), dtype=bool)
+    for name, words in _PLACED_COLUMNS.items():
+        column = table.first((name,))
+        if column is None:
+            continue
+        for number, (row, place) in enumerate(zip(table.body, table.where, strict=True)):
+            word = row[column].strip().lower().removesuffix(".0")
+            if word not in words and word:
+                expected = ", ".join(words)
+                raise FileError(path, f"{place}: {table.titles[column]} is {word[:40]!r}, expected one of {expected}")
+            placed[number] &= words.get(word, True)
+    return placed
+
+
+def _names(table: _Table) -> tuple[str, ...]:
+    """The points' names; the `Label` of Fiji's results is the image's title, the same for all of them."""
+    column = table.first(_NAME_COLUMNS)
+    if column is None:
+        return ()
+    names = tuple(row[column] for row in table.body)
+    results = table.header[0] == "" and table.header[column] == "label"
+    return () if results and len(set(names)) < len(names) else names
+
+
+def _extras(table: _Table, told: int | None) -> dict[str, Floats]:
+    extras = {}
+    named = table.first(_NAME_COLUMNS)
+    for column, name in enumerate(table.header):
+        known = name in _COORDINATE_COLUMNS or name in _NO_EXTRAS or name.startswith("axis_")
+        values = None if known or column in (named, told) else _numeric([row[column] for row in table.body])
+        if values is not None:
+            extras[table.titles[column].strip()] = values
+    return extras
+
+
 def _number(path: str | PathLike[str], cell: str, place: str, column: str) -> float:
     try:
         value = float(cell) if cell.strip() else np.nan
     except ValueError:
-        raise FileError(path, f"{place}: expected a number in column {column.strip()!r}, got {cell[:40]!r}") from None
+        hint = _COMMA if "," in cell else ""
+        fault = f"{place}: expected a number in column {column.strip()!r}, got {cell[:40]!r}"
+        raise FileError(path, fault, hint) from None
     if np.isinf(value):
         raise FileError(path, f"{place}: expected a finite number in column {column.strip()!r}, got {cell[:40]!r}")
     return value

@@ -15,16 +15,14 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_named
-from voxelry.data.io.point_slicer import UNITS_MM, parse_markups, position
+from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_advice, system_named
+from voxelry.data.io.point_slicer import parse_markups, position
 
 __all__ = ["format_json", "load_json", "parse_json"]
 
 _NAMES = ("name", "label")
 _POSITIONS = ("position", "point", "coordinates")
-_HINT = (
-    'add "coordinateSystem": "RAS" beside the landmarks, or set coordinate_system="RAS", "LPS", "index" or "normalised"'
-)
+_HINT = f'add "coordinateSystem": "RAS" beside the landmarks, or {system_advice()}'
 
 
 def load_json(path: str | PathLike[str], text: str) -> Any:
@@ -50,15 +48,12 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
     content = load_json(path, text)
     if isinstance(content, dict) and "markups" in content:
         return parse_markups(path, content)
-    system, scale = "", 1.0
+    system, unit = "", ""
     entries = content
     if isinstance(content, dict):
         told = content.get("coordinateSystem", content.get("coordinate_system"))
         system = system_named(path, told) if told is not None else ""
-        unit = str(content.get("unit", content.get("units", "mm")))
-        if unit not in UNITS_MM:
-            raise FileError(path, f"unit: {unit[:40]!r}, expected one of {', '.join(UNITS_MM)}")
-        scale = UNITS_MM[unit] if system in ("RAS", "LPS", "") else 1.0
+        unit = str(content.get("unit", content.get("units", "")))
         entries = content.get("landmarks", content.get("points", content))
     if isinstance(entries, dict):
         skip = ("coordinateSystem", "coordinate_system", "unit", "units") if entries is content else ()
@@ -72,7 +67,7 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
         names.append(name)
         extras.append(extra)
     return FilePoints(
-        _stack(path, points) * scale,
+        _stack(path, points),
         system,
         tuple(names) if any(names) else (),
         {
@@ -80,6 +75,7 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
             for key in dict.fromkeys(k for e in extras for k in e)
         },
         tuple(f"landmark {number}" for number in range(1, len(points) + 1)),
+        unit=unit,
         hint=_HINT,
     )
 

@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 
 from voxelry.core.errors import FileError
-from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_named
+from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_advice, system_named
+from voxelry.data.io.units import millimetres
 
-__all__ = ["UNITS_MM", "format_fcsv", "format_markups", "parse_fcsv", "parse_markups", "position"]
+__all__ = ["format_fcsv", "format_markups", "parse_fcsv", "parse_markups", "position"]
 
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
     "markups-schema-v1.0.3.json#"
 )
 _FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
-_FCSV_STATUS = 14  # after the named columns, Slicer 5 writes the position's status
 _STATUS_DEFINED = "2"
 _SLICER3_COLUMNS = "label,x,y,z,sel,vis"
-UNITS_MM = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "cm": 10.0, "m": 1000.0}
 
 
 def parse_fcsv(path: str | PathLike[str], text: str) -> FilePoints:
@@ -59,8 +58,8 @@ def parse_fcsv(path: str | PathLike[str], text: str) -> FilePoints:
         raise FileError(path, f"the line `# columns` has no {', '.join(missing)}", f"expected {_FCSV_COLUMNS}")
     points, names, descriptions = [], [], []
     for place, row in rows:
-        if len(row) <= max(columns.index(name) for name in "xyz"):
-            raise FileError(path, f"{place}: {len(row)} columns, expected {_FCSV_COLUMNS}")
+        if len(row) != len(columns) and not _has_status(row, columns):
+            raise FileError(path, f"{place}: {len(row)} columns, expected {','.join(columns)}")
         cells = [row[columns.index(name)] for name in "xyz"]
         try:
             point = [float(cell) for cell in cells]
@@ -68,7 +67,7 @@ def parse_fcsv(path: str | PathLike[str], text: str) -> FilePoints:
             raise FileError(path, f"{place}: expected numbers, got {','.join(cells)[:60]!r}") from None
         if not np.isfinite(point).all() and not np.isnan(point).all():
             raise FileError(path, f"{place}: expected finite numbers, got {','.join(cells)[:60]!r}")
-        placed = len(row) <= _FCSV_STATUS or row[_FCSV_STATUS].strip() in ("", _STATUS_DEFINED)
+        placed = len(row) == len(columns) or row[len(columns)].strip() == _STATUS_DEFINED
         points.append(point if placed else [np.nan] * 3)
         names.append(_cell(row, columns, "label"))
         descriptions.append(_cell(row, columns, "desc"))
@@ -78,7 +77,8 @@ def parse_fcsv(path: str | PathLike[str], text: str) -> FilePoints:
         tuple(names),
         _extras(descriptions),
         tuple(place for place, _ in rows),
-        hint='add a line `# CoordinateSystem = LPS` (or RAS), or set coordinate_system="LPS" or "RAS"',
+        unit="mm",
+        hint=f"add a line `# CoordinateSystem = LPS` (or RAS), or {system_advice(('LPS', 'RAS'))}",
     )
 
 
@@ -127,9 +127,10 @@ def parse_markups(path: str | PathLike[str], content: dict[str, Any]) -> FilePoi
         system = system or own
         flip = np.array([1.0, 1.0, 1.0]) if own == system else np.array([-1.0, -1.0, 1.0])
         units = markup.get("coordinateUnits", "mm")
-        units = str(units[0] if isinstance(units, list) and units else units)
-        if units not in UNITS_MM:
-            raise FileError(path, f"coordinateUnits: {units!r}, expected one of {', '.join(UNITS_MM)}")
+        unit = units[0] if isinstance(units, list) and units else units
+        length = millimetres(path, unit, "coordinateUnits", "expected mm, um, nm or the like")
+        if length is None:
+            raise FileError(path, f"coordinateUnits: {str(units)[:40]!r} is no length")
         controls = markup.get("controlPoints", [])
         if not isinstance(controls, list) or not all(isinstance(control, dict) for control in controls):
             raise FileError(path, "`controlPoints` is no list of points", "expected Slicer's Markups schema 1.0")
@@ -137,11 +138,11 @@ def parse_markups(path: str | PathLike[str], content: dict[str, Any]) -> FilePoi
             where.append(f"control point {len(points) + 1}")
             placed = control.get("positionStatus", "defined") == "defined"
             point = position(path, control.get("position") if placed else None, where[-1], sizes=(3,))
-            points.append(point * flip * UNITS_MM[units])
+            points.append(point * flip * length)
             names.append(str(control.get("label", "")))
             descriptions.append(str(control.get("description", "")))
     stacked = np.array(points, dtype=np.float64).reshape(-1, 3)
-    return FilePoints(stacked, system, tuple(names), _extras(descriptions), tuple(where))
+    return FilePoints(stacked, system, tuple(names), _extras(descriptions), tuple(where), unit="mm")
 
 
 def format_markups(landmarks: LandmarkSet, system: str) -> dict[str, Any]:
@@ -169,6 +170,11 @@ def position(path: str | PathLike[str], value: object, place: str, sizes: tuple[
         expected = " or ".join(str(size) for size in sizes)
         raise FileError(path, f"{place}: expected a position of {expected} numbers, got {str(value)[:60]}")
     return np.array(numbers, dtype=np.float64)
+
+
+def _has_status(row: list[str], columns: list[str]) -> bool:
+    """Whether the position's status and a flag follow the named columns: Slicer 5 writes but doesn't name them."""
+    return len(row) == len(columns) + 2 and all(cell.strip().isdigit() for cell in row[len(columns) :])
 
 
 def _cell(row: list[str], columns: list[str], name: str) -> str:

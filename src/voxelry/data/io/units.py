@@ -71,13 +71,14 @@ class UnitError(FileError):
     """A file names a unit of length that isn't known, or doesn't say a spacing that it would have to say."""
 
 
-def millimetres(path: str | PathLike[str], unit: object, field: str) -> float | None:
+def millimetres(path: str | PathLike[str], unit: object, field: str, advice: str = SPACING_ADVICE) -> float | None:
     """Millimetres in one `unit`; None where none is told, or one that is no length (`pixel`, `reference frame`).
 
     Args:
         path: named in the error.
         unit: the file's word for it, None for nothing.
         field: where the word stands.
+        advice: the way out that the error names.
 
     Raises:
         UnitError: another word.
@@ -91,7 +92,7 @@ def millimetres(path: str | PathLike[str], unit: object, field: str) -> float | 
         return None
     length = _WORDS.get(singular, _SYMBOLS.get("Å" if lower == "å" else lower) if lower in _ANY_CASE else None)
     if length is None:
-        raise UnitError(path, f"{field}: {str(unit).strip()[:40]!r} is no unit of length that is known", SPACING_ADVICE)
+        raise UnitError(path, f"{field}: {str(unit).strip()[:40]!r} is no unit of length that is known", advice)
     return length
 
 

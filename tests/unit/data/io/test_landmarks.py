@@ -187,7 +187,7 @@ class TestTable:
 
     def test_ambiguity_says_what_to_set(self, tmp_path):
         message = fault(put(tmp_path, "a.csv", "name,x,y,z\ntip,1,2,3\n"))
-        assert 'coordinate_system="RAS"' in message
+        assert "--point-option coordinate_system=index" in message
         assert "# coordinateSystem = RAS" in message
 
     def test_missing_columns_of_the_wanted_system(self, tmp_path):
@@ -246,7 +246,7 @@ class TestJson:
             ('{"coordinateSystem": "RAS", "landmarks": [[1, "2", 3]]}', "landmark 1: expected a position of 2 or 3"),
             ('{"coordinateSystem": "RAS", "landmarks": [[1, 2, 3], [1, 2]]}', "some positions have two coordinates"),
             ('{"coordinateSystem": "RAS", "landmarks": [[1, null, 3]]}', "landmark 1: some coordinates are missing"),
-            ('{"coordinateSystem": "RAS", "unit": "inch", "landmarks": []}', "unit: 'inch', expected one of mm"),
+            ('{"coordinateSystem": "RAS", "unit": "furlong", "landmarks": [[1, 2, 3]]}', "unit: 'furlong' is no unit"),
             ('{"coordinateSystem": ["RAS"], "landmarks": []}', "coordinate system"),
         ],
     )
@@ -354,7 +354,7 @@ class TestOneDoor:
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 
-    @pytest.mark.parametrize("fmt", LANDMARK_FORMATS)
+    @pytest.mark.parametrize("fmt", [fmt for fmt in LANDMARK_FORMATS if fmt not in ("roi", "zip")])
     def test_no_points_at_all(self, tmp_path, fmt):
         path = write_landmarks(tmp_path / f"a.{fmt}", LandmarkSet((), np.zeros((0, 3))), space=OBLIQUE)
         assert len(read_landmarks(path, space=OBLIQUE)) == 0

@@ -90,8 +90,8 @@ class TestSlicerMarkups:
             ([], "holds no point list (Fiducial), only nothing"),
             ([{"type": "Line"}], "holds no point list (Fiducial), only Line"),
             ([{"type": "Fiducial", "coordinateSystem": "IJK"}], "coordinateSystem: index, expected LPS or RAS"),
-            ([{"type": "Fiducial", "coordinateUnits": "inch"}], "coordinateUnits: 'inch', expected one of mm"),
-            ([{"type": "Fiducial", "coordinateUnits": [[]]}], "coordinateUnits: '[]', expected one of mm"),
+            ([{"type": "Fiducial", "coordinateUnits": "furlong"}], "coordinateUnits: 'furlong' is no unit of length"),
+            ([{"type": "Fiducial", "coordinateUnits": [[]]}], "coordinateUnits: '[]' is no unit of length"),
             ([{"type": "Fiducial", "controlPoints": 3}], "`controlPoints` is no list of points"),
             (
                 [{"type": "Fiducial", "controlPoints": [{"position": [1, 2]}]}],
@@ -133,7 +133,7 @@ class TestSlicerFiducials:
 
     def test_slicer_3(self, tmp_path):
         path = put(tmp_path, "a.fcsv", "# columns = label,x,y,z,sel,vis\ntip,1,2,3,1,1\n")
-        assert 'set coordinate_system="LPS" or "RAS"' in fault(path)
+        assert "say which, one of LPS, RAS: 'data.point_options={coordinate_system: LPS}'" in fault(path)
         found = read_landmarks(path, coordinate_system="RAS")
         assert found.names == ("tip",)
         np.testing.assert_allclose(found.world, [[1.0, 2.0, 3.0]])
@@ -158,6 +158,8 @@ class TestSlicerFiducials:
         ("body", "expected"),
         [
             ("1,2,3\n", "line 2: 3 columns, expected id,x,y,z"),
+            ("1,10,5,20,25,30,0,0,0,1,1,1,0,tip,,\n", "line 2: 16 columns, expected id,x,y,z"),  # decimal commas
+            ("1,2,3,0,0,0,1,1,1,0,tip,,\n", "line 2: 13 columns, expected id,x,y,z"),
             ("1,a,2,3,0,0,0,1,1,1,0,tip,,\n", "line 2: expected numbers, got 'a,2,3'"),
             ("1,inf,2,3,0,0,0,1,1,1,0,tip,,\n", "line 2: expected finite numbers"),
             ("1,1,2,3,0,0,0,1,1,1,0,tip,,\n", "it does not say which coordinates it holds"),
