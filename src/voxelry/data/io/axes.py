@@ -7,6 +7,7 @@ its reader as `(C, z, y, x)` or `(C, y, x)`; several channel axes are flattened 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +19,18 @@ from numpy.typing import ArrayLike
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 
-__all__ = ["AxisOrder", "name_axes", "order_axes"]
+__all__ = ["AxisOrder", "name_axes", "named_axes", "order_axes"]
+
+_NAMES = {
+    "x": ("x", "width", "column", "columns", "col"),
+    "y": ("y", "height", "row", "rows"),
+    "z": ("z", "depth", "plane", "planes", "slice", "slices"),
+    "c": ("c", "channel", "channels", "ch", "band"),
+    "t": ("t", "time", "frame", "frames", "timepoint"),
+    "s": ("s", "sample", "samples", "rgb"),
+}
+_LETTERS = {name: letter for letter, names in _NAMES.items() for name in names}
+_UNNAMED = re.compile(r"|(phony_)?dim_?\d+|axis_?\d+")  # what libraries call an axis that has no name
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,30 @@ def name_axes(path: str | Path, rank: int, *, ndim: int | None, channel_axis: in
     return _spatial(path, rank, rank)
 
 
+def named_axes(path: str | Path, names: Sequence[object], *, ndim: int | None, channel_axis: int | None) -> str:
+    """Letters for an array whose axes have names, such as `z` or `height`; without any as `name_axes`.
+
+    Raises:
+        FileError: names that mean nothing or the same, unless `ndim` or `channel_axis` says what the axes are.
+    """
+    words = ["" if name is None else str(name).strip().lower() for name in names]
+    if all(_UNNAMED.fullmatch(word) for word in words):
+        return name_axes(path, len(words), ndim=ndim, channel_axis=channel_axis)
+    letters = [_LETTERS.get(word, "") for word in words]
+    if channel_axis is not None:
+        letters[_channel(path, len(words), channel_axis)] = "c"
+    spatial = [letter for letter in letters if letter and letter in "zyx"]
+    if all(letters) and len(spatial) == len(set(spatial)) >= 2:
+        return "".join(letters)
+    if ndim is not None or channel_axis is not None:
+        return name_axes(path, len(words), ndim=ndim, channel_axis=channel_axis)
+    raise FileError(
+        path,
+        f"its axes are called {', '.join(word or 'nothing' for word in words)}, of which not all can be placed",
+        "ndim= takes them as z, y, x (and channels) in order, channel_axis= says which one is channels",
+    )
+
+
 def order_axes(
     path: str | Path, shape: Sequence[int], axes: str, *, ndim: int | None = None, channel_axis: int | None = None
 ) -> AxisOrder:
@@ -150,7 +186,11 @@ def order_axes(
 
 def _spatial(path: str | Path, rank: int, count: int) -> str:
     if count not in (2, 3):
-        raise FileError(path, f"an array of {rank} axes; expected 2, 3 or 4 (channels last)", "set channel_axis")
+        raise FileError(
+            path,
+            f"an array of {rank} axes, {count} of them spatial; expected 2 or 3, and one of channels",
+            "save one channel or time point, or name its axes",
+        )
     return "zyx"[3 - count :]
 
 

@@ -1,11 +1,14 @@
 """HDF5: one dataset of a file is the image.
 
 Which one is said by `dataset=` or `file.h5::dataset`; a file with a single dataset of two or more axes
-needs no word. An attribute `element_size_um` (as ilastik and PlantSeg write it, array order) is the spacing.
+needs no word. Its axes are those that an attribute `axistags` (vigra, ilastik) or `DIMENSION_LABELS` (the dimension
+scales of HDF5) names. An attribute `element_size_um` (as ilastik and PlantSeg write it, one number per stored or per
+spatial axis, stored order) is the spacing.
 """
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +17,10 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.guard import guarded
-from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
+from voxelry.data.io.axes import AxisOrder, named_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
+from voxelry.data.io.units import Lengths
 
 __all__ = ["dataset_names", "open_file"]
 
@@ -25,7 +29,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     """Header of an HDF5 dataset; see `open_image` for the keywords.
 
     Raises:
-        FileError: not HDF5, no such dataset, or several to choose from.
+        FileError: not HDF5, no such dataset, several to choose from, or axes whose names can't be placed.
     """
     with h5py.File(path, "r") as file:
         stored, name = _dataset(path, file, dataset)
@@ -36,13 +40,10 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         present = stored.id.get_storage_size() > 0
         check_stored(path, shape, stored.dtype.itemsize if contiguous and present else 0, path.stat().st_size)
         size = stored.attrs.get("element_size_um")
-    axes = name_axes(path, len(shape), ndim=ndim, channel_axis=channel_axis)
+        axes = named_axes(path, _axis_names(path, stored), ndim=ndim, channel_axis=channel_axis)
     order = order_axes(path, shape, axes, ndim=ndim)
-    spacing = {}
-    if size is not None:
-        spatial = [axis for axis, letter in enumerate(axes) if letter in "zyx"]
-        steps = np.asarray(size, dtype=np.float64).ravel()[-len(spatial) :] * 1e-3
-        spacing = dict(zip(spatial, steps.tolist(), strict=False))
+    lengths = Lengths(path)
+    spacing = {} if size is None else _spacing(np.asarray(size, dtype=np.float64).ravel(), axes, lengths)
     return ImageFile(
         path=path,
         space=order.plain_space(spacing),
@@ -52,6 +53,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         loader=partial(_load, path, name, order),
         metadata={"dataset": name},
         order=order,
+        spacing_fault=lengths.fault,
     )
 
 
@@ -63,6 +65,33 @@ def dataset_names(path: Path) -> list[str]:
     """
     with guarded(path), h5py.File(path, "r") as file:
         return [name for name, item in _datasets(file).items() if len(item.shape or ()) >= 2]
+
+
+def _axis_names(path: Path, stored: h5py.Dataset) -> list[str]:
+    """What the file calls each axis, "" where it says nothing."""
+    tags = stored.attrs.get("axistags")
+    if tags is None:
+        labels = [dimension.label for dimension in stored.dims]
+        return [label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label) for label in labels]
+    try:
+        names = [str(axis["key"]) for axis in json.loads(tags)["axes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(path, f"its attribute axistags can't be read: {error!r}") from None
+    if len(names) != len(stored.shape):
+        raise FileError(path, f"its attribute axistags names {len(names)} axes, the dataset has {len(stored.shape)}")
+    return names
+
+
+def _spacing(size: np.ndarray, axes: str, lengths: Lengths) -> dict[int, float]:
+    """mm by stored axis, from µm for each of them or for the spatial ones only."""
+    spatial = [axis for axis, letter in enumerate(axes) if letter in "zyx"]
+    if len(size) == len(axes):
+        size = size[spatial]
+    if len(size) != len(spatial) or not np.all(np.isfinite(size) & (size > 0)):
+        listed = ", ".join(f"{step:g}" for step in size)
+        lengths.lack(f"element_size_um: expected {len(spatial)} positive numbers for the axes {axes}, got {listed}")
+        return {}
+    return dict(zip(spatial, (size * 1e-3).tolist(), strict=True))
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:

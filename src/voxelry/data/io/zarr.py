@@ -19,7 +19,7 @@ import tensorstore
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
+from voxelry.data.io.axes import AxisOrder, named_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
 from voxelry.data.io.units import Lengths
@@ -248,9 +248,8 @@ def _geometry(
     """Axis letters, and mm per voxel and mm of voxel 0 along each stored axis."""
     scale, shift = np.ones(rank), np.zeros(rank)
     if node.multiscale is None:
-        names = [str(name).lower() for name in node.names]
-        known = len(names) == rank and all(len(name) == 1 for name in names) and {"y", "x"} <= set(names)
-        axes = "".join(names) if known else name_axes(path, rank, ndim=ndim, channel_axis=channel_axis)
+        names = node.names if len(node.names) == rank else [None] * rank
+        axes = named_axes(path, names, ndim=ndim, channel_axis=channel_axis)
         size = node.attributes.get("element_size_um")
         if size is not None:
             for axis, step in zip([i for i, letter in enumerate(axes) if letter in "zyx"], size, strict=False):

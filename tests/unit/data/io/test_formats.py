@@ -49,7 +49,7 @@ class TestNpy:
     @pytest.mark.parametrize(("shape", "settings"), [((3,), {}), ((2, 3, 4, 5, 6), {}), ((3, 4), {"channel_axis": 0})])
     def test_too_few_or_too_many_axes(self, shape, settings, tmp_path):
         np.save(tmp_path / "a.npy", np.zeros(shape))
-        with pytest.raises(FileError, match="set channel_axis"):
+        with pytest.raises(FileError, match="spatial; expected 2 or 3, and one of channels"):
             open_image(tmp_path / "a.npy", **settings)
 
     def test_fortran_order_bool_and_big_endian(self, tmp_path):
@@ -471,6 +471,63 @@ class TestHdf5:
         np.testing.assert_array_equal(
             read_image(tmp_path / "a.h5", dataset="labels").array, np.moveaxis(COLOURED, -1, 0)
         )
+
+    @pytest.mark.parametrize(
+        ("axes", "size", "spacing", "channels"),
+        [
+            ("zyx", [2.0, 0.5, 0.4], (2e-3, 5e-4, 4e-4), 1),
+            ("zyxc", [2.0, 0.5, 0.4, 1.0], (2e-3, 5e-4, 4e-4), 2),
+            ("czyx", [1.0, 2.0, 0.5, 0.4], (2e-3, 5e-4, 4e-4), 2),
+            ("czyx", [2.0, 0.5, 0.4], (2e-3, 5e-4, 4e-4), 2),
+            ("xyz", [0.4, 0.5, 2.0], (2e-3, 5e-4, 4e-4), 1),
+            ("tzyxc", None, (1.0, 1.0, 1.0), 2),
+            ("tyx", [1.0, 0.5, 0.4], (5e-4, 4e-4), 2),
+            ("cyx", None, (1.0, 1.0), 2),
+            ("xy", [0.4, 0.5], (5e-4, 4e-4), 1),
+        ],
+    )
+    @pytest.mark.parametrize("how", ["axistags", "labels"])
+    def test_named_axes(self, axes, size, spacing, channels, how, tmp_path):
+        volume = np.arange(2 * 3 * 4 * 5, dtype="u2").reshape(2, 3, 4, 5)  # c, z, y, x
+        expected = volume[:channels] if "z" in axes else volume[:channels, 0]
+        extra = [letter for letter in axes if letter not in "zyx"]
+        stored = expected if "c" in extra or "t" in extra else expected[0]
+        current = ("c" if stored.ndim == expected.ndim else "") + "zyx"[-expected.ndim + 1 :]
+        if "t" in extra and "c" in extra:
+            stored, current = stored[None], "t" + current
+        elif "t" in extra:
+            current = current.replace("c", "t")
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            data = file.create_dataset("raw", data=stored.transpose([current.index(letter) for letter in axes]))
+            if how == "axistags":
+                data.attrs["axistags"] = json.dumps({"axes": [{"key": letter, "typeFlags": 2} for letter in axes]})
+            else:
+                for dimension, letter in zip(data.dims, axes, strict=True):
+                    dimension.label = letter
+            if size is not None:
+                data.attrs["element_size_um"] = size
+        image = open_image(tmp_path / "a.h5")
+        assert image.space.spacing == pytest.approx(spacing)
+        np.testing.assert_array_equal(image.read(), expected)
+
+    def test_axes_that_cannot_be_placed(self, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["raw"] = COLOURED
+            file["raw"].attrs["axistags"] = json.dumps({"axes": [{"key": key} for key in "uvwc"]})
+        with pytest.raises(FileError, match=r"its axes are called u, v, w, c, .*\(ndim= takes them.*channel_axis="):
+            open_image(tmp_path / "a.h5")
+        for settings in ({"ndim": 3}, {"channel_axis": 3}):  # what the refusal advises
+            image = open_image(tmp_path / "a.h5", **settings)
+            np.testing.assert_array_equal(image.read(), np.moveaxis(COLOURED, -1, 0))
+
+    @pytest.mark.parametrize("size", [[1.0, 2.0], [1.0, -2.0, 3.0], [1.0, float("nan"), 3.0]])
+    def test_an_element_size_that_does_not_fit(self, size, tmp_path):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["raw"] = VOLUME
+            file["raw"].attrs["element_size_um"] = size
+        with pytest.raises(FileError, match=r"element_size_um: expected 3 positive numbers .*spacing="):
+            open_image(tmp_path / "a.h5")
+        assert open_image(tmp_path / "a.h5", spacing=2).space.spacing == (2, 2, 2)
 
     def test_a_huge_hollow_dataset_opens_and_gives_windows(self, tmp_path):
         with h5py.File(tmp_path / "a.h5", "w") as file:
