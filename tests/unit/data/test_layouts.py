@@ -172,7 +172,7 @@ def test_hand(tmp_path, header):
         ("id,x0,y0\n", r"0042\.jpg: no row 0042 in .*all\.csv"),
         ("7,1,2\n", r"0042\.jpg: no row 0042"),
         ("42,1,2\n42,1,2\n", "line 2: a second row for 42"),
-        ("42,1,2\n43,1\n", "line 2: expected an id and pairs x,y"),
+        ("42,1,2\n43,1\n", "line 2: 2 columns, expected 3 as in the first row"),
         ("42,1,2\n43,1,b\n", "line 2: expected an id and pairs x,y"),
     ],
 )

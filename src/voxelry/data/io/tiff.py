@@ -1,8 +1,8 @@
 """TIFF in its scientific dialects: OME-TIFF, ImageJ stacks, tifffile's own and plain pages.
 
-The first series at full resolution is the image. Spacing comes from OME's PhysicalSize, from ImageJ's unit
-and spacing, or from the resolution tags (screen defaults of 72 and 96 dots per inch say nothing and are
-passed over), and becomes millimetres. Pages without a name are planes of a volume.
+A file holds one image, or `dataset` says which by number or name; pyramids are read at full resolution. How far apart
+voxels are is read in `tiff_calibration`; a file that says it for some axes only is refused unless it is told the rest.
+Pages without a name are planes of a volume.
 """
 
 from __future__ import annotations
@@ -24,13 +24,23 @@ from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
+from voxelry.data.io.tiff_calibration import NOTE, read_calibration
 from voxelry.data.io.units import Lengths
 
 __all__ = ["open_file", "write_file"]
 
-_NOTE = "voxelry.affine"  # annotation that holds the whole affine, index to world RAS+ mm, row by row
-_SCREEN_DPI = (72.0, 96.0)
-_UNITS = {2: "inch", 3: "cm"}  # ResolutionUnit tag (TIFF 6.0, section 8)
+_SIGNED = (-32768.0, 1.0)  # how ImageJ calibrates signed 16-bit pixels, which it stores as unsigned ones
+_SLIDES = (
+    "svs",
+    "ndpi",
+    "scn",
+    "bif",
+    "philips",
+    "qpi",
+    "lsm",
+    "avs",
+    "ets",
+)  # the first series is the image, others thumbnails
 
 
 def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
@@ -40,7 +50,8 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         FileError: no pages, a size that the bytes can't hold, missing pages of a multi-file OME-TIFF.
     """
     with _complaints() as complaints, tifffile.TiffFile(path) as file:
-        series = _series(path, file)
+        number = _number(path, file, dataset)
+        series = file.series[number].levels[0]
         lost = next((text for text in complaints if "invalid value offset" in text), None)
         if lost is not None:  # tifffile goes on without the tag, and axes or spacing are gone with it
             raise FileError(path, "is cut short: the value of a tag lies beyond its end")
@@ -51,9 +62,15 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         axes = _axes(path, letters, shape, ndim, channel_axis)
         order = order_axes(path, shape, axes, ndim=ndim, channel_axis=channel_axis)
         lengths = Lengths(path)
-        spacing, affine, metadata = _calibration(file, lengths)
-    steps = {axis: spacing.get("xyz"[world], 1.0) for world, axis in enumerate(reversed(order.spatial))}
-    space = order.plain_space(steps)
+        found = read_calibration(file, number, lengths)
+    if found.values:
+        dtype = np.dtype(np.int16 if stored == np.uint16 and found.values == _SIGNED else np.float32)
+    letters = {axis: "xyz"[world] for world, axis in enumerate(reversed(order.spatial))}
+    untold = [letter for axis, letter in letters.items() if letter not in found.spacing and shape[axis] > 1]
+    if found.spacing and untold:
+        lengths.lack(f"says how far apart voxels are along {', '.join(found.spacing)}, not along {', '.join(untold)}")
+    space = order.plain_space({axis: found.spacing.get(letter, 1.0) for axis, letter in letters.items()})
+    affine = found.affine
     if affine is not None:
         axis = [index for index, letter in enumerate(axes) if letter in "zyx"]
         kept = [axis.index(index) for index in order.spatial] if len(axis) == affine.shape[1] - 1 else []
@@ -67,10 +84,10 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         channels=order.channels,
         dtype=dtype,
         format={"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(series.kind, "TIFF"),
-        loader=partial(_load, path, order),
+        loader=partial(_load, path, number, order, found.values, dtype),
         has_orientation=affine is not None,
-        metadata=metadata,
-        order=order,
+        metadata=found.metadata,
+        order=None if found.values or number else order,  # others read the first series as it is stored
         spacing_fault=None if affine is not None else lengths.fault,
     )
 
@@ -89,7 +106,7 @@ def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple
         array = array.astype(np.int32 if fits else np.float64)
     metadata: dict[str, Any] = {
         "axes": "CZYX"[:1] + "ZYX"[-space.ndim :],
-        "MapAnnotation": {"Namespace": _NOTE, _NOTE: json.dumps(space.affine.tolist())},
+        "MapAnnotation": {"Namespace": NOTE, NOTE: json.dumps(space.affine.tolist())},
     }
     for letter, step in zip("ZYX"[-space.ndim :], space.spacing, strict=True):
         metadata[f"PhysicalSize{letter}"] = step
@@ -133,10 +150,26 @@ def _complaints() -> Iterator[list[str]]:
         logger.disabled, logger.propagate = before
 
 
-def _series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+def _number(path: Path, file: tifffile.TiffFile, dataset: str | None) -> int:
+    """Which series is meant: the only one that is no thumbnail, or that of this number or name."""
     if not file.pages or not file.series:
         raise FileError(path, "holds no pages")
-    return file.series[0].levels[0]
+    names = [series.name for series in file.series]
+    if dataset is not None:
+        numbers = [str(number) for number in range(len(names))]
+        found = numbers.index(dataset) if dataset in numbers else names.index(dataset) if dataset in names else None
+        if found is None:
+            raise FileError(path, f"no image {dataset!r}", _choices(file))
+        return found
+    images = [number for number, series in enumerate(file.series) if not series.keyframe.is_reduced]
+    if len(images) > 1 and file.series[0].kind not in _SLIDES:
+        raise FileError(path, f"holds {len(images)} images, expected one to be chosen", _choices(file))
+    return images[0] if images else 0
+
+
+def _choices(file: tifffile.TiffFile) -> str:
+    listed = [f"{number} ({series.name or series.shape})" for number, series in enumerate(file.series[:10])]
+    return f"choose one with dataset=, among {', '.join(listed)}"
 
 
 def _stored_axes(series: tifffile.TiffPageSeries) -> tuple[tuple[int, ...], str]:
@@ -168,75 +201,21 @@ def _check_size(path: Path, file: tifffile.TiffFile, series: tifffile.TiffPageSe
         raise FileError(path, "its first page has no pixels")
 
 
-def _calibration(
-    file: tifffile.TiffFile, lengths: Lengths
-) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
-    """Spacing in mm by axis letter, our own affine if the file carries one, and what else it says."""
-    if file.is_ome:
-        return _from_ome(file, lengths)
-    spacing = {}
-    notes = file.imagej_metadata or {}
-    tags = file.pages.first.tags
-    code = tags.get("ResolutionUnit")
-    unit = notes.get("unit") or (None if file.is_imagej or code is None else _UNITS.get(int(code.value)))
-    factor = lengths.factor(unit, "unit")
-    for letter, name in (("x", "XResolution"), ("y", "YResolution")):
-        tag = tags.get(name)
-        if factor is None or tag is None or not all(tag.value):
-            continue
-        density = tag.value[0] / tag.value[1]
-        if not (unit == "inch" and not file.is_imagej and density in _SCREEN_DPI):
-            spacing[letter] = factor / density
-    if spacing and factor is not None:
-        spacing["z"] = abs(float(notes["spacing"])) * factor if notes.get("spacing") else _depth(spacing, file, factor)
-    metadata = {"units": unit} if unit else {}
-    if notes.get("Labels"):
-        metadata["labels"] = list(notes["Labels"])
-    return {letter: step for letter, step in spacing.items() if np.isfinite(step) and step > 0}, None, metadata
+def _load(
+    path: Path, number: int, order: AxisOrder, values: tuple[float, ...], dtype: np.dtype, window: tuple[slice, ...]
+) -> np.ndarray:
+    pixels = order.arrange(_read(path, number, order, window))
+    return np.polynomial.Polynomial(values)(pixels.astype(np.float64)).astype(dtype) if values else pixels
 
 
-def _depth(spacing: dict[str, float], file: tifffile.TiffFile, factor: float) -> float:
-    """Distance of planes where nothing says: one unit in ImageJ, whose default it is; else as far as rows."""
-    return factor if file.is_imagej else spacing.get("y", spacing.get("x", 1.0))
-
-
-def _from_ome(file: tifffile.TiffFile, lengths: Lengths) -> tuple[dict[str, float], np.ndarray | None, dict[str, Any]]:
-    document = tifffile.xml2dict(file.ome_metadata).get("OME", {})
-    images = document.get("Image", {})
-    pixels = (images[0] if isinstance(images, list) else images).get("Pixels", {})
-    spacing = {}
-    for letter in "xyz":
-        field = f"PhysicalSize{letter.upper()}"
-        size = pixels.get(field)
-        factor = lengths.factor(pixels.get(f"{field}Unit", "um"), f"{field}Unit")  # OME's default
-        if size is not None and factor is not None and float(size) > 0:
-            spacing[letter] = float(size) * factor
-    channels = pixels.get("Channel", [])
-    names = [channel.get("Name") for channel in (channels if isinstance(channels, list) else [channels])]
-    metadata = {"channel_names": names} if any(names) else {}
-    return spacing, _own_affine(document), metadata
-
-
-def _own_affine(document: dict[str, Any]) -> np.ndarray | None:
-    notes = document.get("StructuredAnnotations", {}).get("MapAnnotation", [])
-    for note in notes if isinstance(notes, list) else [notes]:
-        entries = note.get("Value", {}).get("M", [])
-        for entry in entries if isinstance(entries, list) else [entries]:
-            if isinstance(entry, dict) and entry.get("K") == _NOTE:
-                return np.asarray(json.loads(str(entry["value"])), dtype=np.float64)
-    return None
-
-
-def _load(path: Path, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:
+def _read(path: Path, number: int, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:
     index = order.index(window)
     with tifffile.TiffFile(path) as file:
-        series = _series(path, file)
+        series = file.series[number].levels[0]
         if series.dataoffset is not None:
             stored = np.dtype(series.dtype).newbyteorder(file.byteorder)
-            return order.arrange(
-                np.array(np.memmap(path, stored, "r", offset=series.dataoffset, shape=order.shape)[index])
-            )
-        return order.arrange(_read_pages(path, series, order.shape, index))
+            return np.array(np.memmap(path, stored, "r", offset=series.dataoffset, shape=order.shape)[index])
+        return _read_pages(path, series, order.shape, index)
 
 
 def _read_pages(
