@@ -144,7 +144,12 @@ def read_image(path: str | Path, **settings: Any) -> Image:
 
 
 def write_image(
-    path: str | Path, array: np.ndarray, space: Space, *, channel_names: Sequence[str] | None = None
+    path: str | Path,
+    array: np.ndarray,
+    space: Space,
+    *,
+    channel_names: Sequence[str] | None = None,
+    version: str | None = None,
 ) -> Path:
     """Write an image in the format that the suffix names, whole or not at all.
 
@@ -157,6 +162,7 @@ def write_image(
         array: `(C, *space.shape)`, real numbers; bool is written as uint8.
         space: where the array lies.
         channel_names: one per channel, for formats that have a place for them (OME-TIFF, OME-Zarr).
+        version: of OME-Zarr, `0.5` (None) or `0.6`; other formats have none to choose.
 
     Returns:
         The path.
@@ -175,12 +181,15 @@ def write_image(
     suffix = _suffix(path, _WRITERS)
     if suffix is None:
         raise FileError(path, "can't write this format", f"use one of {' '.join(_WRITERS)}")
+    if version is not None and (suffix != ".zarr" or version not in ("0.5", "0.6")):
+        raise SettingError(f"version: expected 0.5 or 0.6 of a .zarr, got {version!r} for {path.name}")
+    chosen = {} if version is None else {"version": version}
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     with replacing(path) as place:
         import_module(f"voxelry.data.io.{_WRITERS[suffix]}").write_file(
-            place, array, space, None if channel_names is None else tuple(channel_names)
+            place, array, space, None if channel_names is None else tuple(channel_names), **chosen
         )
     return path
 

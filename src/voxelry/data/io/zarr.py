@@ -1,8 +1,8 @@
-"""OME-Zarr (0.1 to 0.5) and plain zarr arrays (v2, v3), read and written through TensorStore.
+"""OME-Zarr (0.1 to 0.6) and plain zarr arrays (v2, v3), read and written through TensorStore.
 
-OME-Zarr up to 0.5 has scales and translations but no rotations: the world x, y, z of a foreign file are its
-own axes. Our files carry the whole affine as well, as attribute `voxelry.affine` of the image's group (level
-0 index to world RAS+ mm, row by row), and it wins when they are read. Axes without a unit are taken as mm.
+Axes, units and transforms are read in `zarr_geometry`; the world x, y, z of a foreign file are its own axes unless
+these say their direction. Our files carry the whole affine as well, as attribute `voxelry.affine` of the image's group
+(level 0 index to world RAS+ mm, row by row), and it wins when they are read. Axes without a unit are taken as mm.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,18 @@ from voxelry.data.io.axes import AxisOrder, named_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
 from voxelry.data.io.units import Lengths
+from voxelry.data.io.zarr_geometry import Geometry, check_version, image_document, level_geometry
 
 __all__ = ["open_file", "write_file"]
 
 _CHUNK = 64  # voxels along each spatial axis: 0.5 MiB of uint16, a fair unit for both disk and network
 _PLAIN_CODECS = ("blosc", "zlib", "gzip", "bz2", "lz4", "lzma", "zstd")
-_OLD_AXES = "tczyx"  # OME-Zarr before 0.3 had these five and no names for them
+_MOST_PARAMETERS = 100  # of a linear transform of a few axes
 
 
 @dataclass
 class _Node:
-    """An array or a group on disk: its metadata and attributes, and of an array in a pyramid the transforms."""
+    """An array or a group on disk: its metadata and attributes, and of an array in a pyramid its image's."""
 
     path: Path
     version: int
@@ -42,6 +44,7 @@ class _Node:
     names: list[str | None] = field(default_factory=list)
     multiscale: dict[str, Any] | None = None
     own: dict[str, Any] = field(default_factory=dict)
+    group: Path = Path()
 
 
 def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
@@ -50,44 +53,41 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     `dataset` is the path inside the folder of an array, of a pyramid level or of an image group.
 
     Raises:
-        FileError: no zarr metadata, several images to choose from, transforms that aren't scale or translation.
+        FileError: no zarr metadata, several images to choose from, an unknown version, transforms that aren't
+            linear.
     """
     node = _find(path, dataset)
     shape, stored, _ = _store(node)
     dtype = check_numeric(path, stored)
     check_stored(path, shape, 0, 0)  # chunks may be absent and are then the fill value: any size is possible
     lengths = Lengths(path)
-    axes, scale, shift = _geometry(path, node, len(shape), ndim, channel_axis, lengths)
-    order = order_axes(path, shape, axes, ndim=ndim, channel_axis=channel_axis)
-    affine = _own_affine(path, node, axes, order)
-    steps = {axis: scale[axis] * np.eye(3)["xyz".index(axes[axis])] for axis in order.spatial if axes[axis] in "xyz"}
-    origin = np.zeros(3)
-    for axis, letter in enumerate(axes):
-        if letter in "xyz":
-            origin["xyz".index(letter)] = shift[axis]
-    for axis in order.spatial:  # a stack of channels read as a volume
-        steps.setdefault(axis, np.array([0.0, 0.0, scale[axis]]))
+    place = _geometry(path, node, len(shape), lengths, ndim=ndim, channel_axis=channel_axis)
+    order = order_axes(path, shape, place.letters, ndim=ndim, channel_axis=channel_axis)
+    affine = _own_affine(path, node, place.letters, order)
+    stack = np.array([0.0, 0.0, 1.0])  # of channels read as a volume
+    steps = {axis: place.steps.get(axis, stack) for axis in order.spatial}
     return ImageFile(
         path=path,
-        space=order.space(steps, origin) if affine is None else Space(order.spatial_shape, affine),
+        space=order.space(steps, place.origin) if affine is None else Space(order.spatial_shape, affine),
         channels=order.channels,
         dtype=dtype,
         format="zarr" if node.multiscale is None else "OME-Zarr",
         loader=partial(_load, node, order),
-        has_orientation=affine is not None,
+        has_orientation=affine is not None or place.oriented,
         metadata=_metadata(node) | {"array": node.path.relative_to(path).as_posix()},
         order=order,
-        spacing_fault=lengths.fault,
+        spacing_fault=None if affine is not None else lengths.fault,
     )
 
 
-def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None) -> None:
-    """OME-Zarr 0.5 with one level, axes `czyx` or `cyx` in mm, zstd-compressed chunks of 64 voxels a side.
+def write_file(
+    path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None, version: str = "0.5"
+) -> None:
+    """OME-Zarr with one level, axes `czyx` or `cyx` in mm, zstd-compressed chunks of 64 voxels a side.
 
-    The format keeps spacing and the position of voxel 0; the attribute `voxelry.affine` keeps directions.
+    The format keeps spacing and the position of voxel 0, from 0.6 on the directions of a volume, too; the attribute
+    `voxelry.affine` keeps everything.
     """
-    from yaozarrs import v05
-
     letters = "zyx"[-space.ndim :]
     tensorstore.open(
         {
@@ -111,33 +111,31 @@ def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple
         write=True,
     ).result().write(array).result()
     origin = dict(zip("xyz", space.origin, strict=True))
-    level = v05.Dataset(
-        path="0",
-        coordinateTransformations=[
-            v05.ScaleTransformation(scale=[1.0, *space.spacing]),
-            v05.TranslationTransformation(translation=[0.0, *(float(origin[letter]) for letter in letters)]),
-        ],
-    )
-    axes = [v05.ChannelAxis(name="c", type="channel")]
-    axes += [v05.SpaceAxis(name=letter, type="space", unit="millimeter") for letter in letters]
-    omero = None
+    shift = [0.0, *(float(origin[letter]) for letter in letters)]
+    axes = [{"name": "c", "type": "channel"}]
+    axes += [{"name": letter, "type": "space", "unit": "millimeter"} for letter in letters]
+    document = image_document(version, path.stem, axes, [("0", [1.0, *space.spacing], shift)], _to_ras(space, shift))
     if channel_names is not None:
-        windows = [v05.OmeroWindow(min=low, max=high, start=low, end=high) for low, high in map(_range, array)]
-        omero = v05.Omero(
-            channels=[
-                v05.OmeroChannel(label=name, color="FFFFFF", window=window)
-                for name, window in zip(channel_names, windows, strict=True)
+        document["omero"] = {
+            "channels": [
+                {"label": name, "color": "FFFFFF", "window": {"min": low, "max": high, "start": low, "end": high}}
+                for name, (low, high) in zip(channel_names, map(_range, array), strict=True)
             ]
-        )
-    image = v05.Image(
-        version="0.5", multiscales=[v05.Multiscale(name=path.stem, axes=axes, datasets=[level])], omero=omero
-    )
-    attributes = {
-        "ome": image.model_dump(mode="json", exclude_none=True),
-        "voxelry": {"affine": space.affine.tolist()},
-    }
+        }
+    attributes = {"ome": document, "voxelry": {"affine": space.affine.tolist()}}
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    (path / "zarr.json").write_text(json.dumps(group, indent=2))
+    (path / "zarr.json").write_text(json.dumps(group, indent=2), encoding="utf-8")
+
+
+def _to_ras(space: Space, shift: list[float]) -> np.ndarray | None:
+    """From `c, z, y, x` along the grid's axes to RAS, `(4, 5)`; None where these are the same, and for planes."""
+    turn = space.directions[::-1] if space.ndim == 3 else np.eye(3)
+    if np.array_equal(turn, np.eye(3)):
+        return None
+    world = np.eye(4, 5)
+    world[1:, 1:4] = turn
+    world[1:, 4] = np.asarray(shift[1:]) - turn @ np.asarray(shift[1:])
+    return world
 
 
 def _range(channel: np.ndarray) -> tuple[float, float]:
@@ -164,17 +162,21 @@ def _find(root: Path, dataset: str | None) -> _Node:
                 raise FileError(
                     root, f"the array {multiscale['datasets'][0]['path']!r} that its metadata names is missing"
                 )
-            level.multiscale, level.own = multiscale, node.attributes
+            level.multiscale, level.own, level.group = multiscale, node.attributes, node.path
             return level
-        children = _children(node.path)
+        children = [child for child in _children(node.path) if _holds_image(child)]
         if len(children) != 1:
             raise FileError(root, f"holds {len(children)} images, expected one to be chosen", _choices(root))
         node = children[0]
-    parent = _node(node.path.parent) if node.path != root else None
-    levels = _multiscale(root, parent) if parent is not None and not parent.is_array else None
-    if levels is not None and node.path.name in [str(level.get("path")) for level in levels["datasets"]]:
-        assert parent is not None
-        node.multiscale, node.own = levels, parent.attributes
+    for folder in node.path.parents if node.path != root else ():
+        parent = _node(folder)
+        levels = _multiscale(root, parent) if parent is not None and not parent.is_array else None
+        inside = node.path.relative_to(folder).as_posix()
+        if levels is not None and inside in [str(level.get("path")).strip("/") for level in levels["datasets"]]:
+            assert parent is not None
+            node.multiscale, node.own, node.group = levels, parent.attributes, folder
+        if levels is not None or folder == root:
+            break
     return node
 
 
@@ -199,8 +201,13 @@ def _children(path: Path) -> list[_Node]:
     return [node for node in nodes if node is not None]
 
 
+def _holds_image(node: _Node) -> bool:
+    """Whether there is an array in it: bioformats2raw keeps a group of metadata beside the images."""
+    return node.is_array or any(_holds_image(child) for child in _children(node.path))
+
+
 def _choices(root: Path) -> str:
-    names = [node.path.name for node in _children(root)]
+    names = [node.path.name for node in _children(root) if _holds_image(node)]
     return f"choose one with dataset=, among {', '.join(names[:10])}" if names else ""
 
 
@@ -211,6 +218,7 @@ def _multiscale(root: Path, node: _Node) -> dict[str, Any] | None:
         return None
     if not isinstance(found, list) or not isinstance(found[0], dict) or not found[0].get("datasets"):
         raise FileError(root, "its OME metadata has multiscales without datasets")
+    check_version(root, holder, found[0])
     return found[0]
 
 
@@ -243,59 +251,42 @@ def _is_plain(node: _Node) -> bool:
 
 
 def _geometry(
-    path: Path, node: _Node, rank: int, ndim: int | None, channel_axis: int | None, lengths: Lengths
-) -> tuple[str, list[float], list[float]]:
-    """Axis letters, and mm per voxel and mm of voxel 0 along each stored axis."""
-    scale, shift = np.ones(rank), np.zeros(rank)
-    if node.multiscale is None:
-        names = node.names if len(node.names) == rank else [None] * rank
-        axes = named_axes(path, names, ndim=ndim, channel_axis=channel_axis)
-        size = node.attributes.get("element_size_um")
-        if size is not None:
-            for axis, step in zip([i for i, letter in enumerate(axes) if letter in "zyx"], size, strict=False):
-                scale[axis] = float(step) * 1e-3
-        return axes, scale.tolist(), shift.tolist()
-    entries = node.multiscale.get("axes") or list(_OLD_AXES[-rank:])
-    entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
-    if len(entries) != rank:
-        raise FileError(path, f"{len(entries)} axes are named, the array has {rank}")
-    level = next(
-        item
-        for item in node.multiscale["datasets"]
-        if str(item["path"]) == node.path.name or node.path.as_posix().endswith("/" + str(item["path"]))
-    )
-    for transform in [
-        *level.get("coordinateTransformations", []),
-        *node.multiscale.get("coordinateTransformations", []),
-    ]:
-        kind = transform.get("type")
-        if kind == "identity":
-            continue
-        values = transform.get(kind)
-        if kind not in ("scale", "translation") or not isinstance(values, list) or len(values) != rank:
-            raise FileError(path, f"expected {rank} numbers of scale or translation, got a transform of type {kind!r}")
-        if kind == "scale":
-            scale, shift = scale * values, shift * values
-        else:
-            shift = shift + values
-    letters = _letters(entries)
-    factors = np.ones(rank)
-    for axis, entry in enumerate(entries):
-        if letters[axis] in "zyx":
-            factors[axis] = lengths.factor(entry.get("unit"), f"unit of axis {entry.get('name')!r}") or 1.0
-    return letters, (scale * factors).tolist(), (shift * factors).tolist()
+    path: Path, node: _Node, rank: int, lengths: Lengths, *, ndim: int | None, channel_axis: int | None
+) -> Geometry:
+    if node.multiscale is not None:
+        level = _level(node)
+        arrays = partial(_parameters, path, node.group)
+        return level_geometry(path, node.multiscale, level, rank, arrays=arrays, lengths=lengths)
+    names = node.names if len(node.names) == rank else [None] * rank
+    letters = named_axes(path, names, ndim=ndim, channel_axis=channel_axis)
+    spatial = [axis for axis, letter in enumerate(letters) if letter in "zyx"]
+    size = node.attributes.get("element_size_um")
+    steps = np.ones(len(spatial))
+    if size is not None:
+        steps = np.asarray(size, dtype=np.float64).ravel() * 1e-3
+        if len(steps) != len(spatial) or not np.all(np.isfinite(steps) & (steps > 0)):
+            lengths.lack(f"element_size_um: expected {len(spatial)} positive numbers, got {str(size)[:60]}")
+            steps = np.ones(len(spatial))
+    world = {axis: step * np.eye(3)["xyz".index(letters[axis])] for axis, step in zip(spatial, steps, strict=True)}
+    return Geometry(letters, world, np.zeros(3), oriented=False)
 
 
-def _letters(entries: list[dict[str, Any]]) -> str:
-    """One letter per axis; spatial axes with names of their own are z, y, x in the order they come."""
-    names = [str(entry.get("name", "")).lower() for entry in entries]
-    spatial = [
-        i for i, entry in enumerate(entries) if entry.get("type", "space" if names[i] in "zyx" else "") == "space"
-    ]
-    if not {names[i] for i in spatial} <= set("zyx"):
-        for i, letter in zip(spatial, "zyx"[-len(spatial) :], strict=False):
-            names[i] = letter
-    return "".join(name if i in spatial else "t" if name == "t" else "c" for i, name in enumerate(names))
+def _level(node: _Node) -> dict[str, Any]:
+    assert node.multiscale is not None
+    inside = node.path.relative_to(node.group).as_posix()
+    return next(item for item in node.multiscale["datasets"] if str(item["path"]).strip("/") == inside)
+
+
+def _parameters(path: Path, group: Path, inside: str) -> np.ndarray:
+    """The array that holds a transform's numbers."""
+    place = Path(*[part for part in inside.split("/") if part])
+    node = None if ".." in place.parts else _node(group / place)
+    if node is None or not node.is_array:
+        raise FileError(path, f"the array {inside!r} with a transform's numbers is missing")
+    shape, _, read = _store(node)
+    if prod(shape) > _MOST_PARAMETERS:
+        raise FileError(path, f"a transform's numbers in {inside!r} have shape {shape}, too many for a linear one")
+    return read(tuple(slice(0, size) for size in shape))
 
 
 def _own_affine(path: Path, node: _Node, axes: str, order: AxisOrder) -> np.ndarray | None:

@@ -1,7 +1,8 @@
-"""OME-Zarr 0.5 label images: instance ids over an image, level by level, with a table of what is known of each.
+"""OME-Zarr label images: instance ids over an image, level by level, with a table of what is known of each.
 
-A label image lies inside an OME-Zarr 0.5 image, at `labels/NAME`, where viewers look for it, or by itself. It has
-as many levels as its image, on the same grids; each level asks the nearest voxel of the one above it.
+A label image lies inside an OME-Zarr image of 0.5 or 0.6, in its version, at `labels/NAME`, where viewers look for it,
+or by itself. It has as many levels as its image, on the same grids; each level asks the nearest voxel of the one above
+it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.io.zarr_geometry import coordinate_system, image_document
 
 __all__ = ["BLOCK", "colour_of", "write_labels"]
 
@@ -59,7 +61,7 @@ def write_labels(
         blocks: ids `(*spatial)`, or windows with their ids one by one, so that the volume needn't fit into memory;
             what no block covers is 0. Blocks of `BLOCK` voxels a side from the origin on are quickest.
         space: their grid, that of the image's finest level.
-        image: an OME-Zarr image (0.4 or 0.5) whose levels, axes and units are taken over, and which is named as the
+        image: an OME-Zarr image (0.4 to 0.6) whose levels, axes and units are taken over, and which is named as the
             source; for a path inside an image, that image. None: one level in mm.
         properties: one mapping per id 1, 2, ... of plain values; ids are coloured and named even if they have none.
         dtype: an unsigned integer that holds every id.
@@ -69,45 +71,29 @@ def write_labels(
         FileError: the image isn't OME-Zarr or has another shape, or is too old for labels inside it, or the disk
             refuses.
     """
-    from yaozarrs import v05
-
     path, kind = Path(path), np.dtype(dtype)
     if kind.kind != "u":
         raise SettingError(f"dtype: expected an unsigned integer, got {kind}")
     inside = path.parent.name == "labels"
     if image is None and inside:
         image = path.parent.parent
+    written_version = "0.5"
     if image is None:
         axes, levels = _own_geometry(space)
     else:
         axes, levels, version = _read_geometry(Path(image))
+        if inside and version >= "0.6":
+            written_version = "0.6"
         if levels[0].shape != space.shape:
             raise FileError(image, f"its finest level has shape {levels[0].shape}, the labels {space.shape}")
-        if inside and version != 3:
+        if inside and version < "0.5":
             raise FileError(
                 image, "labels inside it would have to be OME-Zarr 0.4", "write them to a folder of their own"
             )
-    document = v05.Image(
-        version="0.5",
-        multiscales=[
-            v05.Multiscale(
-                name=path.stem,
-                axes=[v05.SpaceAxis(**axis) for axis in axes],
-                datasets=[
-                    v05.Dataset(
-                        path=level.path,
-                        coordinateTransformations=[
-                            v05.ScaleTransformation(scale=list(level.scale)),
-                            v05.TranslationTransformation(translation=list(level.shift)),
-                        ],
-                    )
-                    for level in levels
-                ],
-            )
-        ],
-    ).model_dump(mode="json", exclude_none=True)
+    written = [(level.path, level.scale, level.shift) for level in levels]
+    document = image_document(written_version, path.stem, axes, written)
     document["image-label"] = {
-        "version": "0.5",
+        "version": written_version,
         **_described(properties),
         **({} if image is None else {"source": {"image": f"{Path(os.path.relpath(image, path)).as_posix()}/"}}),
     }
@@ -125,7 +111,7 @@ def write_labels(
             finer = store, level
         _write_group(place, attributes)
     if inside:
-        _list_label(path.parent, path.name)
+        _list_label(path.parent, path.name, written_version)
     return path
 
 
@@ -153,50 +139,62 @@ def _own_geometry(space: Space) -> tuple[list[dict[str, Any]], list[_Level]]:
     return axes, [_Level("0", space.shape, space.spacing, tuple(origin[letter] for letter in letters))]
 
 
-def _read_geometry(image: Path) -> tuple[list[dict[str, Any]], list[_Level], int]:
-    """Spatial axes in the order z, y, x, levels, and the zarr version of an image."""
-    version = 3 if (image / "zarr.json").is_file() else 2
+def _read_geometry(image: Path) -> tuple[list[dict[str, Any]], list[_Level], str]:
+    """Spatial axes in the order z, y, x, levels, and the version of an image."""
+    zarr = 3 if (image / "zarr.json").is_file() else 2
     try:
-        if version == 3:
-            attributes = json.loads((image / "zarr.json").read_text())["attributes"]["ome"]
+        if zarr == 3:
+            attributes = json.loads((image / "zarr.json").read_text(encoding="utf-8"))["attributes"]["ome"]
         else:
-            attributes = json.loads((image / ".zattrs").read_text())
+            attributes = json.loads((image / ".zattrs").read_text(encoding="utf-8"))
         multiscale = attributes["multiscales"][0]
-        names = [str(axis["name"]) for axis in multiscale["axes"]]
-        order = [names.index(letter) for letter in "zyx" if letter in names]
-        axes = [
-            {
-                name: multiscale["axes"][place][name]
-                for name in ("name", "type", "unit")
-                if name in multiscale["axes"][place]
-            }
-            for place in order
-        ]
-        levels = []
-        for level in multiscale["datasets"]:
-            scale, shift = np.ones(len(names)), np.zeros(len(names))
-            for step in [*level["coordinateTransformations"], *multiscale.get("coordinateTransformations", [])]:
-                if step["type"] == "scale":
-                    scale, shift = scale * step["scale"], shift * step["scale"]
-                elif step["type"] == "translation":
-                    shift = shift + step["translation"]
-            shape = _stored_shape(image / str(level["path"]), version)
-            levels.append(
-                _Level(
-                    str(level["path"]),
-                    tuple(shape[place] for place in order),
-                    tuple(float(scale[place]) for place in order),
-                    tuple(float(shift[place]) for place in order),
-                )
-            )
+        systems = multiscale.get("coordinateSystems")
+        output = multiscale["datasets"][0]["coordinateTransformations"][-1].get("output")
+        name = str(output.get("name") if isinstance(output, Mapping) else output or "")
+        found = coordinate_system(image, multiscale, name) if systems else multiscale["axes"]
+        letters = [str(axis["name"]) for axis in found]
+        order = [letters.index(letter) for letter in "zyx" if letter in letters]
+        axes = [{key: found[place][key] for key in ("name", "type", "unit") if key in found[place]} for place in order]
+        shared = [] if systems else multiscale.get("coordinateTransformations", [])
+        levels = [_read_level(image, zarr, level, shared, order) for level in multiscale["datasets"]]
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise FileError(image, f"expected an OME-Zarr image of version 0.4 or 0.5 ({error!r})") from error
+        raise FileError(image, f"expected an OME-Zarr image of version 0.4 to 0.6 ({error!r})") from error
+    version = "0.6" if systems else "0.5" if zarr == 3 else "0.4"
     # an image one voxel thick is read as a plane: so are its labels
-    thin = [place for place, letter in enumerate(names[at] for at in order) if letter == "z"]
+    thin = [place for place, letter in enumerate(letters[at] for at in order) if letter == "z"]
     if thin and all(level.shape[thin[0]] == 1 for level in levels):
         axes = axes[1:]
         levels = [_Level(level.path, level.shape[1:], level.scale[1:], level.shift[1:]) for level in levels]
     return axes, levels, version
+
+
+def _read_level(
+    image: Path, zarr: int, level: Mapping[str, Any], shared: list[dict[str, Any]], order: list[int]
+) -> _Level:
+    shape = _stored_shape(image / str(level["path"]), zarr)
+    scale, shift = np.ones(len(shape)), np.zeros(len(shape))
+    for step in _flat([*level["coordinateTransformations"], *shared]):
+        if step["type"] == "scale":
+            scale, shift = scale * step["scale"], shift * step["scale"]
+        elif step["type"] == "translation":
+            shift = shift + step["translation"]
+        elif step["type"] != "identity":
+            raise ValueError(f"a transform of type {step['type']}")
+    return _Level(
+        str(level["path"]),
+        tuple(shape[place] for place in order),
+        tuple(float(scale[place]) for place in order),
+        tuple(float(shift[place]) for place in order),
+    )
+
+
+def _flat(transforms: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """The steps of sequences, one after the other."""
+    for transform in transforms:
+        if transform["type"] == "sequence":
+            yield from _flat(transform["transformations"])
+        else:
+            yield transform
 
 
 def _stored_shape(array: Path, version: int) -> list[int]:
@@ -264,7 +262,7 @@ def _write_group(path: Path, attributes: Mapping[str, Any]) -> None:
     (path / "zarr.json").write_text(json.dumps(group), encoding="utf-8")
 
 
-def _list_label(folder: Path, name: str) -> None:
+def _list_label(folder: Path, name: str, version: str) -> None:
     """Add a name to the `labels` group of an image."""
     listing = folder / "zarr.json"
     attributes: dict[str, Any] = {}
@@ -274,7 +272,7 @@ def _list_label(folder: Path, name: str) -> None:
         except ValueError as error:
             raise FileError(listing, f"its zarr metadata can't be read: {error}") from error
     known = attributes.get("ome", {}).get("labels", [])
-    attributes["ome"] = {"version": "0.5", "labels": [*known, *([] if name in known else [name])]}
+    attributes["ome"] = {"version": version, "labels": [*known, *([] if name in known else [name])]}
     group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     with replacing(listing) as place:
         place.write_text(json.dumps(group, indent=2), encoding="utf-8")

@@ -187,7 +187,9 @@ def test_a_file_of_unlike_pages_is_refused_unless_told_which(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "b.tif").array[0], VOLUME[0])
 
 
-@pytest.mark.parametrize("name", ["50% Schädel #1.ome.tif", "a b.tif", "Ω.zarr", "x%05d.npy", "ü%20.png", "100%s.zarr"])
+@pytest.mark.parametrize(
+    "name", ["50% Schädel #1.ome.tif", "a b.tif", "Ω.zarr", "x%05d.npy", "ü%20.png", "100%s.zarr", "a &#?~.zarr"]
+)
 def test_any_legal_name_is_written_and_read(name, tmp_path):
     space = Space.from_spacing((4, 5), (0.5, 0.25))
     pixels = VOLUME[:1]
