@@ -65,11 +65,11 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         found = read_calibration(file, number, lengths)
     if found.values:
         dtype = np.dtype(np.int16 if stored == np.uint16 and found.values == _SIGNED else np.float32)
-    letters = {axis: "xyz"[world] for world, axis in enumerate(reversed(order.spatial))}
-    untold = [letter for axis, letter in letters.items() if letter not in found.spacing and shape[axis] > 1]
+    worlds = {axis: "xyz"[world] for world, axis in enumerate(reversed(order.spatial))}
+    untold = [letter for axis, letter in worlds.items() if letter not in found.spacing and shape[axis] > 1]
     if found.spacing and untold:
         lengths.lack(f"says how far apart voxels are along {', '.join(found.spacing)}, not along {', '.join(untold)}")
-    space = order.plain_space({axis: found.spacing.get(letter, 1.0) for axis, letter in letters.items()})
+    space = order.plain_space({axis: found.spacing.get(letter, 1.0) for axis, letter in worlds.items()})
     affine = found.affine
     if affine is not None:
         axis = [index for index, letter in enumerate(axes) if letter in "zyx"]

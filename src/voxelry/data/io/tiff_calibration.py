@@ -90,11 +90,13 @@ def _ome(file: tifffile.TiffFile, number: int, lengths: Lengths) -> Calibration:
 def _ome_planes(planes: list[dict[str, Any]], lengths: Lengths) -> Spacing:
     """The distance of planes by their positions, where these are regular and in a unit of length."""
     first = [plane for plane in planes if plane.get("TheC", 0) == 0 and plane.get("TheT", 0) == 0]
-    positions = {plane.get("TheZ"): plane.get("PositionZ") for plane in first}
-    if len(positions) < 2 or None in positions.values() or sorted(positions) != list(range(len(positions))):
+    told = {
+        int(plane["TheZ"]): float(plane["PositionZ"]) for plane in first if "TheZ" in plane and "PositionZ" in plane
+    }
+    if len(told) < 2 or len(told) != len(first) or sorted(told) != list(range(len(told))):
         return {}
     factor = lengths.factor(first[0].get("PositionZUnit", "reference frame"), "PositionZUnit")
-    steps = np.diff([float(positions[number]) for number in range(len(positions))])
+    steps = np.diff([told[number] for number in range(len(told))])
     if factor is None or np.ptp(steps) > 0.02 * abs(steps.mean()):
         return {}
     return {"z": abs(float(steps.mean())) * factor}
@@ -184,7 +186,7 @@ def _shaped(file: tifffile.TiffFile, lengths: Lengths) -> Spacing:
     tifffile writes inches into the resolution tags of anyone who names no unit there: a `unit` in the JSON is theirs,
     too, unless only the tags' unit goes with the distance of planes.
     """
-    notes = (file.shaped_metadata or ({},))[0]
+    notes: dict[str, Any] = file.shaped_metadata[0] if file.shaped_metadata else {}
     spacing = {}
     for letter in "xyz":
         name = f"PhysicalSize{letter.upper()}"
