@@ -219,6 +219,9 @@ def _table(path: Path, wanted: _Wanted) -> list[PairCase]:
             rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(path, f"can't be read as a table: {error}") from None
+    uneven = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
+    if uneven is not None:
+        raise FileError(path, f"line {uneven}: another number of cells than the header")
     columns = list(rows[0]) if rows else []
     names = [name for name in columns if name.startswith("image")]
     if wanted.conditions is not None:

@@ -114,7 +114,7 @@ def open_image(
         FileError: no such file, an unknown format, a broken header, no such channel, an image that can't have that
             rank, or a unit of length that isn't known where `spacing` isn't given.
     """
-    path, dataset = split_dataset(Path(path), dataset)
+    path, dataset = split_dataset(Path(path), None if dataset is None else str(dataset))
     reader = _reader(path)
     with guarded(path):
         image = import_module(f"voxelry.data.io.{reader}").open_file(

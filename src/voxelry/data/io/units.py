@@ -17,7 +17,10 @@ from voxelry.core.errors import FileError
 
 __all__ = ["SPACING_ADVICE", "Lengths", "UnitError", "millimetres"]
 
-SPACING_ADVICE = "say it yourself: spacing=, in mm and array order"
+SPACING_ADVICE = (
+    "say it, mm in array order: 'data.options={spacing: [2, 1, 1]}' in a training, "
+    "--option 'spacing=[2, 1, 1]' elsewhere"
+)
 """The way out wherever a file doesn't say how far apart its voxels are; `open_image` takes it."""
 
 _PREFIXES = {

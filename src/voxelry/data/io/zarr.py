@@ -171,8 +171,8 @@ def _find(root: Path, dataset: str | None) -> _Node:
     for folder in node.path.parents if node.path != root else ():
         parent = _node(folder)
         levels = _multiscale(root, parent) if parent is not None and not parent.is_array else None
-        inside = node.path.relative_to(folder).as_posix()
-        if levels is not None and inside in [str(level.get("path")).strip("/") for level in levels["datasets"]]:
+        within = node.path.relative_to(folder).as_posix()
+        if levels is not None and within in [str(level.get("path")).strip("/") for level in levels["datasets"]]:
             assert parent is not None
             node.multiscale, node.own, node.group = levels, parent.attributes, folder
         if levels is not None or folder == root:

@@ -258,12 +258,8 @@ def _by_dimension(path: Path, transform: Mapping[str, Any], count: int, arrays: 
     """Transforms of some axes each; every axis of the result comes from exactly one of them."""
     parts = []
     for item in transform.get("transformations", []):
-        sources, targets = (
-            next((item[name] for name in names if name in item), None)
-            for names in (("input_axes", "inputAxes"), ("output_axes", "outputAxes"))
-        )
-        if not _indices(sources) or not _indices(targets):
-            raise FileError(path, "its byDimension names axes in a way that isn't understood", "expected their numbers")
+        sources = _indices(path, item, ("input_axes", "inputAxes"))
+        targets = _indices(path, item, ("output_axes", "outputAxes"))
         part = _matrix(path, item.get("transformation", item), len(sources), arrays)
         if len(part) - 1 != len(targets) or not set(sources) <= set(range(count)):
             raise FileError(path, f"its byDimension takes axes {sources} to {targets}, which doesn't fit")
@@ -278,8 +274,11 @@ def _by_dimension(path: Path, transform: Mapping[str, Any], count: int, arrays: 
     return whole
 
 
-def _indices(axes: object) -> bool:
-    return isinstance(axes, list) and all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes)
+def _indices(path: Path, item: Mapping[str, Any], names: Sequence[str]) -> list[int]:
+    axes = next((item[name] for name in names if name in item), None)
+    if not isinstance(axes, list) or not all(isinstance(axis, int) and not isinstance(axis, bool) for axis in axes):
+        raise FileError(path, "its byDimension names axes in a way that isn't understood", "expected their numbers")
+    return axes
 
 
 def _placed(path: Path, axes: Sequence[Mapping[str, Any]], matrix: Floats, lengths: Lengths) -> Geometry:
@@ -299,7 +298,7 @@ def _placed(path: Path, axes: Sequence[Mapping[str, Any]], matrix: Floats, lengt
         straight = all(len(found) == 1 for found in single)
         letters[axis] = names[rows[single[place][0]]] if straight else "zyx"[-len(stored) :][place]
     for row in others:
-        for axis in np.flatnonzero(matrix[row, :-1]):
+        for axis in np.flatnonzero(matrix[row, :-1]).tolist():
             letters[axis] = names[row]
     return Geometry("".join(letters), steps, world @ matrix[rows, -1], oriented)
 

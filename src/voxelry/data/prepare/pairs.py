@@ -235,6 +235,9 @@ def _dicom(root: Path) -> list[Pair]:
 def _listed(path: Path) -> list[Pair]:
     with path.open(newline="", encoding="utf-8-sig") as table:
         rows = list(csv.DictReader(table))
+    uneven = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
+    if uneven is not None:
+        raise FileError(path, f"line {uneven}: another number of cells than the header")
     if not rows or not {"image", "label"} <= set(rows[0]):
         raise FileError(path, "expected columns image and label (perhaps name and split), and at least one row")
     found = []

@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pytest
 import tifffile
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from voxelry.cli.terminal import read_changes
 from voxelry.core.errors import FileError
 from voxelry.data.io import open_image
 from voxelry.data.io.units import UnitError, millimetres
+from voxelry.data.pair_layouts import find_pairs
 
 OME = {
     "Ym": 1e27, "Zm": 1e24, "Em": 1e21, "Pm": 1e18, "Tm": 1e15, "Gm": 1e12, "Mm": 1e9, "km": 1e6, "hm": 1e5,
@@ -95,3 +98,20 @@ def test_the_spacing_that_a_refusal_asks_for_opens_the_file(name, tmp_path):
     image = open_image(tmp_path / name, spacing=[3, 2, 1])
     np.testing.assert_allclose(image.space.spacing, [3, 2, 1])
     assert image.read().shape == (1, 3, 4, 5)
+
+
+def test_the_advice_is_what_the_command_line_takes(tmp_path):
+    FILES["n.nrrd"](tmp_path / "n.nrrd", "furlong")
+    with pytest.raises(FileError) as refusal:
+        open_image(tmp_path / "n.nrrd")
+    training, option = (str(refusal.value).split(f"{start} '")[1].split("'")[0] for start in ("order:", "--option"))
+    override = OverridesParser.create().parse_override(training)
+    assert override.get_key_element() == "data.options"
+    assert open_image(tmp_path / "n.nrrd", **override.value()).space.spacing == (2, 1, 1)
+    assert open_image(tmp_path / "n.nrrd", **read_changes([option])).space.spacing == (2, 1, 1)
+
+
+def test_a_row_of_pairs_with_another_number_of_cells_is_refused(tmp_path):
+    (tmp_path / "pairs.csv").write_text("name,image,target\na,a.tif,b.tif\nb,a,b.tif,c.tif\n")
+    with pytest.raises(FileError, match=r"line 3: another number of cells than the header"):
+        find_pairs(tmp_path / "pairs.csv")
