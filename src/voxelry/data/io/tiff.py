@@ -162,9 +162,26 @@ def _number(path: Path, file: tifffile.TiffFile, dataset: str | None) -> int:
             raise FileError(path, f"no image {dataset!r}", _choices(file))
         return found
     images = [number for number, series in enumerate(file.series) if not series.keyframe.is_reduced]
+    images = [
+        number for number in images if number == images[0] or not _halved(file.series[images[0]], file.series[number])
+    ]
     if len(images) > 1 and file.series[0].kind not in _SLIDES:
         raise FileError(path, f"holds {len(images)} images, expected one to be chosen", _choices(file))
     return images[0] if images else 0
+
+
+def _halved(series: tifffile.TiffPageSeries, other: tifffile.TiffPageSeries) -> bool:
+    """Whether the other is the series' size halved once or more: a level of a pyramid that isn't marked as one."""
+    if series.axes != other.axes or series.shape == other.shape:
+        return False
+    levels = range(1, 16)
+    return any(
+        all(
+            small in ((size >> level, -(-size >> level)) if letter in "YX" else (size,))
+            for size, small, letter in zip(series.shape, other.shape, series.axes, strict=True)
+        )
+        for level in levels
+    )
 
 
 def _choices(file: tifffile.TiffFile) -> str:

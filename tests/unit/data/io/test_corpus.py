@@ -219,7 +219,7 @@ def test_tifffile_agrees(name, shared_data):
         array, axes = file.series[0].asarray(), file.series[0].axes
     channels = [axis for axis, letter in enumerate(axes) if letter in "CSQ" and (letter != "Q" or axis < len(axes) - 3)]
     array = np.moveaxis(array, channels, range(len(channels)))
-    image = open_image(shared_data / name)
+    image = open_image(shared_data / name, dataset="0", spacing=1.0)  # some hold pages of unlike sizes or no distances
     pixels = image.read()
     np.testing.assert_array_equal(pixels, array.reshape(pixels.shape))
     window = tuple(slice(size // 3, size // 3 + 5) for size in image.space.shape)
