@@ -46,8 +46,8 @@ def sample_run(path: Path, content: Mapping[str, Any], options: Options, overrid
     """
     run = options.folder or Path("runs") / path.stem
     if not (run / "bundle").is_dir():
-        theirs = next((run / name for name in ("ckpt.pth",) if (run / name).is_file()), None)
-        way = f"; {theirs} is the original's: train with pretrained={theirs} first" if theirs else ""
+        theirs = run / "ckpt.pth"
+        way = f"; {theirs} is the original's: train with pretrained={theirs} first" if theirs.is_file() else ""
         raise CheckpointError(f"{run}: no trained run there; give the command without --sample first{way}")
     root, layout = _cases(path, content, options, overrides)
     changes = {f"task.{name}": value for name, value in options.sampling.items()}
