@@ -99,7 +99,7 @@ class Options:
         """The overrides of a training that they ask for, with a note for each."""
         given = "" if self.timesteps is None else "--timesteps"
         result.set("task.spacing", SCHEDULERS[self.scheduler_type or "uniform"], "--scheduler_type")
-        result.set("task.steps", self.timesteps or STEPS, given)
+        result.set("task.steps", STEPS if self.timesteps is None else self.timesteps, given)
         if self.timesteps is None:
             result.notes.append(
                 f"--timesteps {STEPS} assumed, as its readme says (its parser's own default is 100); spaced "
@@ -157,6 +157,8 @@ def read_options(arguments: Sequence[str]) -> tuple[Options, list[str]]:
         parser.add_argument(f"--{name}", action="store_true")
     known, rest = parser.parse_known_args(list(arguments))
     options = Options(**vars(known))
+    if options.timesteps is not None and options.timesteps < 1:
+        raise ConfigError(f"--timesteps: expected at least 1, got {options.timesteps}")
     for name in _UNDEFINED:
         if options.sample and getattr(options, name) and not options.fid:
             raise ConfigError(f"--{name}: the original names this sampler and doesn't define it; expected --fid")

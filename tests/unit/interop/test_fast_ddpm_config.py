@@ -157,6 +157,7 @@ def test_every_option_of_the_command_line_is_accounted_for(read):
         (["--scheduler_type", "cosine"], "--scheduler_type: invalid choice: 'cosine'"),
         (["--timesteps", "many"], "--timesteps: invalid int value: 'many'"),
         (["--sample", "--interpolation"], "--interpolation: the original names this sampler and doesn't define it"),
+        (["--timesteps", "0"], "--timesteps: expected at least 1, got 0"),
         (["--exp"], "--exp: expected one argument"),
     ],
 )
