@@ -100,7 +100,7 @@ def _stack(path: Path, frames: list[Frame], stack: int | None) -> list[Frame]:
     stacks = split_stacks(frames)
     if stack is not None:
         if isinstance(stack, bool) or not isinstance(stack, int) or not 0 <= stack < len(stacks):
-            raise FileError(path, f"has no stack {stack}", f"there are {len(stacks)}, counted from 0")
+            raise FileError(path, f"has no stack {stack!r}", f"there are {len(stacks)}, counted from 0")
         return stacks[stack]
     if len(stacks) == 1:
         return stacks[0]

@@ -28,7 +28,7 @@ from pydicom.datadict import keyword_for_tag
 
 from voxelry.core.errors import FileError
 from voxelry.data.io.dicom_spacing import pixel_spacing
-from voxelry.data.io.dicom_values import first_value, functional
+from voxelry.data.io.dicom_values import directions, first_value, functional, point
 
 __all__ = [
     "Frame",
@@ -283,7 +283,7 @@ def _even_step(path: Path, grid: list[list[Frame]], gap: float) -> np.ndarray:
 
 def _frame(header: pydicom.Dataset, number: int, offset: float, own: bool) -> Frame:
     rotation = _rotation(header, number)
-    orientation = None if rotation is None else _directions(header, rotation)
+    orientation = None if rotation is None else directions(header, rotation)
     position = first_value(
         functional(header, "PlanePositionSequence", "ImagePositionPatient", number),
         functional(header, "PlanePositionVolumeSequence", "ImagePositionVolume", number),
@@ -292,7 +292,7 @@ def _frame(header: pydicom.Dataset, number: int, offset: float, own: bool) -> Fr
     place = height = None
     if orientation is not None and position is not None:
         normal = np.cross(orientation[0], orientation[1])
-        place = np.asarray(position, dtype=np.float64) + offset * normal
+        place = point(header, position) + offset * normal
         height = float(normal @ place)
     elif not own and frame_count(header) > 1:
         height = offset
@@ -379,19 +379,6 @@ def _entry(header: pydicom.Dataset, key: str, number: int) -> Any:
         return None
     values = list(values) if isinstance(values, Sequence | pydicom.multival.MultiValue) else [values]
     return values[number] if number < len(values) else None
-
-
-def _directions(header: pydicom.Dataset, rotation: Sequence[float]) -> np.ndarray:
-    """ImageOrientationPatient as two unit vectors `(2, 3)`: along a row, along a column; its digits may be few."""
-    vectors = np.asarray(rotation, dtype=np.float64)
-    if vectors.size == 6 and np.isfinite(vectors).all():
-        vectors = vectors.reshape(2, 3)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if np.allclose(lengths, 1.0, atol=1e-2) and abs(vectors[0] @ vectors[1]) <= 1e-2:
-            return vectors / lengths
-    raise FileError(
-        header.filename, f"ImageOrientationPatient isn't two orthogonal unit vectors: {vectors.ravel().tolist()}"
-    )
 
 
 def _near(one: Any, other: Any, *, absolute: float = 0.0, relative: float = 0.0) -> bool:

@@ -355,3 +355,10 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path):
     save(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.66.4", ramp(1, 3, 4))
     with pytest.raises(FileError, match="no DICOM images, but 1 x Segmentation Storage"):
         open_image(tmp_path)
+
+
+def test_a_position_of_two_numbers_is_refused(tmp_path):
+    place = {"ImageOrientationPatient": AXIAL, "ImagePositionPatient": [1.0, 2.0]}
+    path = save(tmp_path / "a.dcm", CT, ramp(3, 4), PixelSpacing=[1, 1], **place)
+    with pytest.raises(FileError, match=r"expected three numbers in ImagePositionPatient, got \[1.0, 2.0\]"):
+        open_image(path)
