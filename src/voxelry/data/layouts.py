@@ -5,7 +5,8 @@
     any `labels/NAME.*` (a class per voxel) and `instances/NAME.*` (an id per voxel). Files belong together
     by name, without their suffixes.
 `chest`:
-    `pngs/NAME.png`, `labels/NAME.txt` (first line the count, then `x y` in [0, 1] a line).
+    `pngs/NAME.png`, `labels/NAME.txt` (first line the count, then `x y` in [0, 1] a line). Nine images of the
+    collection are left out, as its authors do.
 `hand`:
     `jpg/NAME.jpg`, `labels/all.csv` (a row `id,x0,y0,x1,y1,...` per image, pixels). Where the rows are at
     hand, the spacing is set so that points 0 and 4, the wrist, are 50 mm apart (Payer et al. 2019, Medical
@@ -64,6 +65,7 @@ LANDMARK_SUFFIXES = (*(f".{name}" for name in LANDMARK_FORMATS), ".tsv")
 
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ORIGINAL_SUBSETS = {"chest": (195, 34), "hand": (550, 59), "cephalometric": (130, 20)}
+_CHEST_LEFT_OUT = {f"CHNCXR_{number:04d}_0" for number in (59, 178, 228, 267, 276, 285, 295, 303, 310)}
 _WRIST_MM = 50.0
 _CEPHALOMETRIC_SPACING = 0.1
 
@@ -220,6 +222,8 @@ def _volumes(root: Path, need_landmarks: bool, suffix: str | None = None) -> lis
 def _chest(root: Path, need_landmarks: bool) -> list[Case]:
     cases = []
     for image in images_in(_existing(root / "pngs")):
+        if case_name(image) in _CHEST_LEFT_OUT:
+            continue
         found = _partners(image, need_landmarks, [root / "labels" / f"{case_name(image)}.txt"])
         cases.append(Case(case_name(image), image, found, layout="chest"))
     return cases

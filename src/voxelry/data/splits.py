@@ -10,6 +10,7 @@ import csv
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -35,7 +36,7 @@ def split_cases(
     fractions: Sequence[float] | Mapping[str, float] | None = None,
     fold: int | None = None,
     folds: int = 5,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Splits[CaseType]:
     """Divide cases into `train`, `validation` and `test`; no case is in two of them.
 
@@ -45,7 +46,8 @@ def split_cases(
         `file`: a list, see `read_split`. Cases it doesn't name are in no split.
         `fold`: `validation` is fold `fold` (from 0) of `folds`, `train` the other folds, `test` is empty.
         `fractions`: shares of train, validation and test (two numbers: no test), shuffled by `seed`; a share
-            above zero gets at least one case.
+            above zero gets at least one case. With `seed=None` in the order of the names: the shares of train and
+            validation are then rounded down.
         None of them: the split that came with the data (subfolders, the originals' subsets), else
             fractions of 0.7, 0.1 and 0.2.
 
@@ -65,8 +67,8 @@ def split_cases(
     return _by_fraction(cases, (0.7, 0.1, 0.2) if fractions is None else fractions, seed)
 
 
-def few_shot(cases: Sequence[CaseType], n: int | str | None, seed: int = 0) -> list[CaseType]:
-    """`n` of the cases, drawn by `seed`; `"all"` or None keeps every one.
+def few_shot(cases: Sequence[CaseType], n: int | str | None, seed: int | None = 0) -> list[CaseType]:
+    """`n` of the cases, drawn by `seed` or, with None, the first by name; `"all"` or None keeps every one.
 
     Subsets of one seed are nested: its 5 shots are among its 10 shots.
 
@@ -172,7 +174,7 @@ def _by_names(cases: Sequence[CaseType], names: Mapping[str, Sequence[str]], whe
 
 
 def _by_fraction(
-    cases: Sequence[CaseType], fractions: Sequence[float] | Mapping[str, float], seed: int
+    cases: Sequence[CaseType], fractions: Sequence[float] | Mapping[str, float], seed: int | None
 ) -> Splits[CaseType]:
     if isinstance(fractions, Mapping):
         unknown = [key for key in fractions if not _canonical(key)]
@@ -189,6 +191,10 @@ def _by_fraction(
     if len(order) < wanted:
         raise DataError(f"fractions: {wanted} splits asked for, but there are only {_number(cases, len(order))}")
     counts = [max(round(share * len(order)), 1) if share else 0 for share in shares]
+    if seed is None:
+        down = [math.floor(share * len(order) + 1e-9) for share in shares[:2]]  # 0.1 * 30 is 2.9999...
+        rest = [*down, len(order) - sum(down)]
+        counts = rest if all(count > 0 or not share for count, share in zip(rest, shares, strict=True)) else counts
     # Rounding and the least of one case are settled by the largest split.
     largest = counts.index(max(counts))
     counts[largest] += len(order) - sum(counts)
@@ -199,7 +205,7 @@ def _by_fraction(
     }
 
 
-def _by_fold(cases: Sequence[CaseType], fold: int, folds: int, seed: int) -> Splits[CaseType]:
+def _by_fold(cases: Sequence[CaseType], fold: int, folds: int, seed: int | None) -> Splits[CaseType]:
     if folds < 2 or not 0 <= fold < folds:
         raise SettingError(f"fold: expected 0 to folds - 1 with folds at least 2, got fold {fold} of {folds}")
     order = _shuffled_groups(cases, seed, "fold")
@@ -213,12 +219,12 @@ def _by_fold(cases: Sequence[CaseType], fold: int, folds: int, seed: int) -> Spl
     }
 
 
-def _shuffled(cases: Iterable[CaseType], seed: int, purpose: str) -> list[CaseType]:
+def _shuffled(cases: Iterable[CaseType], seed: int | None, purpose: str) -> list[CaseType]:
     """By SHA-256; `purpose` keeps the draws of folds, fractions and few-shot subsets independent."""
     return sorted(cases, key=lambda case: _rank(case.name, seed, purpose))
 
 
-def _shuffled_groups(cases: Iterable[CaseType], seed: int, purpose: str) -> list[list[CaseType]]:
+def _shuffled_groups(cases: Iterable[CaseType], seed: int | None, purpose: str) -> list[list[CaseType]]:
     """The cases of each group, a case without one by itself, in the order of `_shuffled`."""
     groups: dict[str, list[CaseType]] = {}
     for case in cases:
@@ -226,7 +232,9 @@ def _shuffled_groups(cases: Iterable[CaseType], seed: int, purpose: str) -> list
     return [groups[name] for name in sorted(groups, key=lambda name: _rank(name, seed, purpose))]
 
 
-def _rank(name: str, seed: int, purpose: str) -> bytes:
+def _rank(name: str, seed: int | None, purpose: str) -> bytes:
+    if seed is None:
+        return name.encode()
     return hashlib.sha256(f"{purpose}\0{seed}\0{name}".encode()).digest()
 
 

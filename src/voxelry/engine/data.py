@@ -33,6 +33,7 @@ __all__ = [
     "Splits",
     "build_data",
     "changes",
+    "check_channels",
     "check_rank",
     "checked_splits",
     "choose_cache",
@@ -43,6 +44,7 @@ __all__ = [
 MEMORY_BYTES = 2 * 1024**3
 MOST_VOXELS = 2**20  # of a batch, which the default networks train on within some GB
 MARGIN = 8  # voxels around a window, for its augmentation
+CHOICES = ("drawn", "first")
 
 log = logging.getLogger("voxelry")
 
@@ -127,6 +129,9 @@ def _loaders(splits: Splits, config: DictConfig, seed: int) -> Loaders:
 
 def _build_splits(config: DictConfig, *, ndim: int, kind: Kind, augment: DictConfig | None, seed: int) -> Splits:
     """The parts of the data, by the kind of its configuration."""
+    apart = config.get("pairs") is not None or config.get("degrade") is not None or "slices" in config
+    if apart and config.get("image_channels") is not None:
+        raise ConfigError(f"data.image_channels: task={kind.name} has no use for it; expected null")
     if "index" in config:
         from voxelry.engine.crop_data import build_crop_data
 
@@ -167,6 +172,7 @@ def _build_splits(config: DictConfig, *, ndim: int, kind: Kind, augment: DictCon
     if suffix is not None:
         check_own_rank(train, ndim)
     train = make(parts["train"], **common, **changes(config, augment, train))
+    check_channels(train, config.get("image_channels"))
     names = train.landmark_names or None
     validation, test = (make(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
     splits = checked_splits(train, validation, test, unaltered=train.preprocessed)
@@ -192,7 +198,10 @@ def divide(cases: Sequence[CaseType], config: DictConfig, seed: int) -> dict[str
         folds=split.folds or 5,
         seed=split.seed,
     )
-    training = few_shot(parts["train"], config.training_samples, seed)
+    choice = config.get("training_choice", CHOICES[0])
+    if choice not in CHOICES:
+        raise ConfigError(f"data.training_choice: expected {' or '.join(CHOICES)}, got {choice!r}")
+    training = few_shot(parts["train"], config.training_samples, seed if choice == "drawn" else None)
     if not training:
         raise DataError(f"{config.root}: no cases are left for training after the split (of {len(cases)} in all)")
     return {**parts, "train": training}
@@ -318,3 +327,17 @@ def check_annotated(cases: Sequence[Case], required: str | None) -> None:
                 f"{case.image}: no instances for this image; expected a label volume instances/{case.name}.* "
                 "beside volumes/, or a dataset label in its HDF5 file"
             )
+
+
+def check_channels(dataset: VolumeDataset, expected: int | None) -> None:
+    """Refuse images of other channels than `data.image_channels` says, where it says anything.
+
+    Raises:
+        DataError: names the first image, both numbers and the way out.
+    """
+    found = len(dataset.preprocessed(0).image)
+    if expected is not None and found != expected:
+        raise DataError(
+            f"{dataset.cases[0].image}: {found} channels, but data.image_channels={expected} "
+            f"(data.preprocess.channels={expected} makes so many of them, data.image_channels=null takes what is there)"
+        )

@@ -94,7 +94,7 @@ def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> Non
 
     Args:
         path: the file; Fast-DDPM's are looked for in `configs/`, too.
-        arguments: overrides of ours, and beside a file of Fast-DDPM its own options.
+        arguments: overrides of ours, and the original's own options.
         debug: let tracebacks through.
 
     Raises:
@@ -105,19 +105,42 @@ def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> Non
     from voxelry.interop.fast_ddpm_options import find_config
     from voxelry.interop.overrides import read_settings
     from voxelry.interop.seed_config import translate
+    from voxelry.interop.seed_options import read_seed_options
 
     path = find_config(path)
     content = read_settings(path)
     if is_theirs(content):
         _launch_fast_ddpm(path, content, arguments, debug=debug)
         return
-    for number, translation in enumerate(translate(path)):
+    options, arguments = read_seed_options(arguments)
+    for number, translation in enumerate(translate(path, options)):
+        if number:
+            print(f"{path}: next run", file=sys.stderr)
         for line in translation.notes:
             print(f"{path}: {line}", file=sys.stderr)
         overrides = [*translation.overrides, *arguments]
-        if number:
-            print(f"{path}: next run", file=sys.stderr)
-        launch(overrides, debug=debug)
+        if translation.measure:
+            _measure(overrides, translation.measure, options.load_path)
+        else:
+            launch(overrides, debug=debug)
+
+
+def _measure(overrides: list[str], part: str, model: Path | None) -> None:
+    """Measure a run's model, or another one, on its held-out cases.
+
+    Raises:
+        ConfigError: an override that names nothing.
+    """
+    from hydra.errors import HydraException
+
+    from voxelry.engine.compose import compose_training
+    from voxelry.engine.held_out import measure_held_out
+
+    try:
+        config = compose_training(overrides)
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+    print(f"report: {measure_held_out(config, part, model)}")
 
 
 def _launch_fast_ddpm(path: Path, content: dict[str, Any], arguments: list[str], *, debug: bool) -> None:

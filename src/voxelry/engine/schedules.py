@@ -62,10 +62,18 @@ class Cosine(LearningRate):
 
 
 class Plateau(LearningRate):
-    """Multiply by `reduce` whenever validation has not improved for `patience` validations."""
+    """Multiply by `reduce` whenever validation has not improved for `patience` validations.
 
-    def __init__(self, reduce: float = 0.5, patience: int = 10, minimum: float = 1e-3):
+    Args:
+        reduce: the factor.
+        patience: validations without an improvement that are let pass.
+        minimum: the factor is never below this.
+        threshold: what counts as an improvement, as a fraction of the best value so far.
+    """
+
+    def __init__(self, reduce: float = 0.5, patience: int = 10, minimum: float = 1e-3, threshold: float = 0.0):
         self.reduce, self.patience, self.minimum = reduce, patience, minimum
+        self.threshold = _fraction(threshold, "threshold")
         self.current, self.best, self.waited = 1.0, math.inf, 0
 
     def factor(self, progress: float) -> float:
@@ -75,7 +83,7 @@ class Plateau(LearningRate):
     def observe(self, metric: float, higher_is_better: bool) -> None:
         """Count a validation."""
         metric = -metric if higher_is_better else metric
-        if metric < self.best:
+        if math.isinf(self.best) or metric < self.best - self.threshold * abs(self.best):
             self.best, self.waited = metric, 0
             return
         self.waited += 1
@@ -96,7 +104,7 @@ def _ramp(progress: float, warmup: float) -> float:
     return 1.0 if progress >= warmup else max(progress / warmup, 1e-3)
 
 
-def _fraction(value: float) -> float:
+def _fraction(value: float, name: str = "warmup") -> float:
     if not 0 <= value < 1:
-        raise SettingError(f"warmup: expected a fraction of the run in [0, 1), got {value}")
+        raise SettingError(f"{name}: expected a fraction in [0, 1), got {value}")
     return value

@@ -35,7 +35,7 @@ from voxelry.tasks.base import Task
 if TYPE_CHECKING:
     from voxelry.models.transfer import TransferReport
 
-__all__ = ["Run", "train", "train_process"]
+__all__ = ["Run", "build_task", "train", "train_process"]
 
 log = logging.getLogger("voxelry")
 
@@ -83,7 +83,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     kind.check_adapter(config)
     with placement.first_one_alone():
         splits = build_data(config.data, ndim=ndim, augment=config.augment, seed=config.seed, kind=kind)
-    task, transferred = _build_task(config, kind, splits)
+    task, transferred = build_task(config, kind, splits)
     if transferred is not None:
         log.info("%s", transferred)
     description = describe(task)
@@ -146,7 +146,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     return _finish(config, task, splits, module, transferred, checkpoints, output)
 
 
-def _build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, TransferReport | None]:
+def build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, TransferReport | None]:
     """The task around a new network, its weights taken from `config.pretrained` where that is set."""
     pretrained = None
     if config.pretrained is not None:

@@ -17,10 +17,18 @@ OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
 
 @dataclass
 class Translation:
-    """One run: Hydra overrides, and notes that say what was taken over, changed or ignored."""
+    """One run: Hydra overrides, and notes that say what was taken over, changed or ignored.
+
+    Attributes:
+        overrides: of the configuration.
+        notes: for the user to read.
+        measure: the held-out part, `validation` or `test`, that a trained model is to be measured on, without any
+            training; empty for a training.
+    """
 
     overrides: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    measure: str = ""
 
     def set(self, key: str, value: Any, origin: str = "", why: str = "") -> None:
         """Add an override; `origin` is the key it came from."""
@@ -31,6 +39,10 @@ class Translation:
     def ignore(self, origin: str, why: str) -> None:
         """Note a key that plays no part."""
         self.notes.append(f"{origin} ignored: {why}")
+
+    def differs(self, what: str) -> None:
+        """Note something of the original that isn't carried over."""
+        self.notes.append(f"not carried over: {what}")
 
     def take(self, source: dict[str, Any], prefix: str, keys: Mapping[str, tuple[str, Callable[[Any], Any]]]) -> None:
         """Move what is there of `keys`, theirs to ours and how to convert it, out of a section called `prefix`."""

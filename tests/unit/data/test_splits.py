@@ -200,3 +200,15 @@ def test_groups_are_never_parted():
     assert [len(parts[0][part]) for part in SPLITS] == [24, 8, 8]
     with pytest.raises(DataError, match="only 10 groups of 40 cases"):
         split_cases(cases, fold=0, folds=11)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(10, [8, 1, 1]), (15, [12, 1, 2]), (30, [24, 3, 3]), (5, [3, 1, 1])])
+def test_without_a_seed_cases_stay_in_the_order_of_their_names(count, sizes):
+    cases = make_cases(count)
+    splits = split_cases(cases[::-1], fractions=(0.8, 0.1, 0.1), seed=None)
+    assert [len(splits[split]) for split in SPLITS] == sizes
+    assert [name for split in SPLITS for name in sorted(names(splits[split]))] == names(cases)
+
+
+def test_without_a_seed_few_shots_are_the_first_by_name():
+    assert names(few_shot(make_cases(9)[::-1], 3, None)) == ["case_000", "case_001", "case_002"]

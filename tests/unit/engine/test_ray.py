@@ -129,6 +129,7 @@ def test_a_run_that_lost_its_first_worker_ends_like_one_that_did_not(settings, u
     (tmp_path / "mortal.py").write_text(dedent(MORTAL))
     lethal = [
         "learning_rate._target_=mortal.Mortal",
+        "~learning_rate.warmup",
         f"+learning_rate.marker={tmp_path / 'killed'}",
         "+learning_rate.rank=0",
         "launcher=ray",

@@ -43,3 +43,10 @@ def test_plateau_knows_that_more_may_be_better():
 def test_a_warm_up_is_a_fraction():
     with pytest.raises(SettingError, match="warmup"):
         Cosine(warmup=100)
+
+
+def test_plateau_wants_more_than_the_threshold():
+    schedule = Plateau(patience=0, threshold=0.1)
+    for metric, factor in ((10.0, 1.0), (9.5, 0.5), (8.9, 0.5), (8.9, 0.25)):
+        schedule.observe(metric, False)
+        assert schedule.factor(0.0) == factor

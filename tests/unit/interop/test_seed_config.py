@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
+from hydra.utils import instantiate
 
 from voxelry.core.errors import ConfigError, FileError
 from voxelry.engine.compose import compose_training
+from voxelry.engine.schedules import Plateau
 from voxelry.interop.seed_config import translate
+from voxelry.interop.seed_options import read_seed_options
 
 PRETRAINING = {
     "gpu": 0,
@@ -90,6 +94,16 @@ def test_the_pretraining_file_composes(write):
     assert any("attn_res" in note and "width of an attention head" in note for note in translation.notes)
 
 
+def test_the_pretraining_protocol_is_the_original_s(write):
+    (translation,) = translate(write(PRETRAINING))
+    config = compose_training(translation.overrides)
+    assert config.learning_rate._target_.endswith("Constant")
+    assert not config.augment
+    assert (config.trainer.gradient_clip_val, config.trainer.gradient_clip_algorithm) == (1.0, "value")
+    assert config.trainer.close_epochs
+    assert any(note.startswith("not carried over: ") for note in translation.notes)
+
+
 def test_the_downstream_file_composes(write):
     (translation,) = translate(write(DOWNSTREAM))
     config = compose_training(translation.overrides)
@@ -98,7 +112,96 @@ def test_the_downstream_file_composes(write):
     assert config.optimizer.lr == pytest.approx(1e-4)
     assert config.data.preprocess.image_size == [64, 64, 64]
     assert config.data.layout == "volumes"
+    assert (config.model.width, config.model.multipliers, config.model.head_dim) == (64, [1, 2, 4, 8], 32)
     assert any("times 10" in note for note in translation.notes)
+
+
+def test_the_downstream_protocol_is_the_original_s(write):
+    config = compose_training(translate(write(DOWNSTREAM))[0].overrides)
+    assert (config.trainer.validate_every, config.trainer.checkpoint_every) == ("epoch", "epoch")
+    assert (config.trainer.ema, config.trainer.gradient_clip_val) == (None, None)
+    schedule = instantiate(config.learning_rate)
+    assert isinstance(schedule, Plateau)
+    assert (schedule.patience, schedule.reduce, schedule.minimum, schedule.threshold) == (21, 0.5, 0.0, 1e-4)
+    assert config.data.training_choice == "first"
+    assert config.task.original_metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "is_3d", "moved", "scale"),
+    [
+        ("chest", False, 0.5, 0.0),
+        ("hand", False, 0.5, 0.02),
+        ("cephalo", False, 0.5, 0.02),
+        ("volume3d", True, None, None),
+    ],
+)
+def test_there_is_no_augmentation_that_the_original_had_not(write, name, is_3d, moved, scale):
+    content = {**changed(DOWNSTREAM, dataset={"name": name}), "is_3d": is_3d}
+    augment = compose_training(translate(write(content))[0].overrides).augment
+    assert (augment.get("movement_probability"), augment.get("scale")) == (moved, scale)
+    assert augment.get("intensity_probability", 0) == 0
+
+
+@pytest.mark.parametrize("is_3d", [True, False])
+def test_pretraining_and_landmarks_have_one_split(write, is_3d):
+    files = [{**content, "is_3d": is_3d} for content in (PRETRAINING, DOWNSTREAM)]
+    first, second = (compose_training(translate(write(content))[0].overrides) for content in files)
+    assert first.data.split == second.data.split
+
+
+def test_volumes_that_are_divided_already_stay_so(write, tmp_path):
+    (tmp_path / "datasets" / "volume3d" / "train" / "volumes").mkdir(parents=True)
+    content = changed(DOWNSTREAM, dataset={"path": str(tmp_path / "datasets")})
+    assert compose_training(translate(write(content))[0].overrides).data.split.fractions is None
+
+
+def test_folders_tell_data_size_samples_and_start(write):
+    contents = [
+        changed(
+            DOWNSTREAM,
+            dataset={"name": name, "training_samples": samples, "image_size": size},
+            training_protocol=protocol,
+        )
+        for name in ("chest", "hand")
+        for samples in (5, "10", "all")
+        for size in ([64, 64], [64, 96])
+        for protocol in (
+            {"scratch": {"apply": True}},
+            {"finetuning": {"apply": True, "path": "runs/chest/linear_500/size64_ch1"}},
+            {"finetuning": {"apply": True, "path": "runs/hand/linear_500/size64_ch1"}},
+        )
+    ]
+    contents += [changed(PRETRAINING, dataset={"name": name}) for name in ("chest", "hand")]
+    found = {folder(translate(write({**content, "is_3d": False}))[0]) for content in contents}
+    assert len(found) == len(contents)
+    start = "downstream_task/landmarks_experiments_3d/chest/size64x96_ch1_samples10/ddpm"
+    assert f"{start}/random" in found
+    assert f"{start}/pretrained/runs-hand-linear_500-size64_ch1" in found
+    assert "ddpm_pretraining/ddpm_pretraining_experiments/hand/linear_500/size64_ch1" in found
+
+
+def folder(translation):
+    """Where a run goes, without composing all of its configuration."""
+    given = dict(override.split("=", 1) for override in translation.overrides)
+    samples = given.get("data.training_samples", "")
+    return given["output_dir"].strip("'").replace("${data.training_samples}", samples)
+
+
+def test_the_number_of_samples_in_a_folder_is_that_of_the_command_line(write):
+    (translation,) = translate(write(DOWNSTREAM))
+    config = compose_training([*translation.overrides, "data.training_samples=7"])
+    assert "size64x64x64_ch1_samples7/" in config.output_dir
+
+
+def test_two_folders_of_volumes_have_two_folders_of_runs(write, tmp_path):
+    folders = []
+    for name in ("spine", "heart"):
+        (tmp_path / name / "sets" / name / "volumes").mkdir(parents=True)
+        content = changed(DOWNSTREAM, dataset={"path": str(tmp_path / name / "sets")})
+        folders.append(folder(translate(write(content))[0]))
+    assert "/spine/" in folders[0]
+    assert "/heart/" in folders[1]
 
 
 def test_fine_tuning_and_scratch_are_two_runs(write):
@@ -111,24 +214,86 @@ def test_fine_tuning_and_scratch_are_two_runs(write):
     assert finetuning.output_dir != scratch.output_dir
 
 
+def test_the_fine_tuning_that_is_advised_keeps_the_learning_rate_and_has_a_folder_of_its_own(write):
+    path = write(DOWNSTREAM)
+    (scratch,) = translate(path)
+    assert any("pretrained=PATH" in note for note in scratch.notes)
+    options, rest = read_seed_options(["pretrained=runs/first", "seed=1"])
+    (tuned,) = translate(path, options)
+    configs = [compose_training(run) for run in (scratch.overrides, [*tuned.overrides, *rest])]
+    assert (configs[1].pretrained, configs[1].seed) == ("runs/first", 1)
+    assert configs[1].optimizer.lr == pytest.approx(1e-5)
+    assert configs[0].output_dir != configs[1].output_dir
+    protocol = {"finetuning": {"apply": True, "path": ""}}
+    assert len(translate(write(changed(DOWNSTREAM, training_protocol=protocol)), options)) == 1
+    with pytest.raises(ConfigError, match="each of them has its own learning rate"):
+        read_seed_options(["pretrained=null,runs/first"])
+
+
+def test_inference_only_trains_nothing(write):
+    protocol = {"apply": "false", "finetuning": {"apply": True, "path": "weights.pt"}}
+    content = changed(DOWNSTREAM, training_protocol=protocol)
+    (measurement,) = translate(write(content))
+    assert measurement.measure == "test"
+    content["inference_protocol"] = {"apply": True, "use_validation_set_for_inference": "true"}
+    (measurement,) = translate(write(content))
+    assert measurement.measure == "validation"
+    (trained, measured) = translate(write({**content, "training_protocol": {"scratch": {"apply": True}}}))
+    assert (trained.measure, measured.measure) == ("", "validation")
+    options, rest = read_seed_options(["-p", "best.pt", "seed=2"])
+    assert (str(options.load_path), rest) == ("best.pt", ["seed=2"])
+    assert [run.measure for run in translate(write(DOWNSTREAM), options)] == ["test"]
+    content["inference_protocol"] = {"apply": False}
+    with pytest.raises(ConfigError, match="both are false"):
+        translate(write(content))
+    with pytest.raises(ConfigError, match=r"--load_path: .* is a file of the pretraining"):
+        translate(write(PRETRAINING), options)
+
+
+def test_a_network_in_a_downstream_file_stays_downstream(write):
+    unet = {"channel_mults": [1, 2], "attn_res": 8, "self_condition": True}
+    (translation,) = translate(write(changed(DOWNSTREAM, model={"unet": unet})))
+    config = compose_training(translation.overrides)
+    assert config.task._target_.endswith("LandmarkTask")
+    assert (config.model.multipliers, config.model.head_dim, config.model.self_condition) == ([1, 2], 8, False)
+    assert any(note.startswith("model.unet.self_condition ignored") for note in translation.notes)
+
+
+def test_a_gpu_is_one_gpu(write, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for content, device in ((DOWNSTREAM, [0]), (PRETRAINING, [0]), ({**DOWNSTREAM, "gpu": "1"}, [1])):
+        assert compose_training(translate(write(content))[0].overrides).trainer.devices == device
+    with pytest.raises(ConfigError, match="gpu: expected 0 to 1, got 2"):
+        translate(write({**DOWNSTREAM, "gpu": 2}))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert compose_training(translate(write(DOWNSTREAM))[0].overrides).trainer.devices == 1
+
+
+def test_schedules_of_the_originals(write):
+    for name, ours in ((None, "Constant"), ("CosineAnnealingLR", "Cosine"), ("ReduceLROnPlateau", "Plateau")):
+        content = changed(DOWNSTREAM, model={"scheduler": name})
+        assert compose_training(translate(write(content))[0].overrides).learning_rate._target_.endswith(ours)
+    with pytest.raises(ConfigError, match="expected ReduceLROnPlateau"):
+        translate(write(changed(DOWNSTREAM, model={"scheduler": "StepLR"})))
+
+
 def test_words_for_true_and_losses_of_the_original(write):
     content = changed(PRETRAINING, model={"use_ema": "false", "continue_training": "true"})
     config = compose_training(translate(write(content))[0].overrides)
     assert config.trainer.ema is None
     assert config.resume is True
-    content = changed(
-        DOWNSTREAM, model={"loss": "MSELoss", "scheduler": "ReduceLROnPlateau"}, dataset={"training_samples": 25}
-    )
+    content = changed(DOWNSTREAM, model={"loss_function": "MSELoss"}, dataset={"training_samples": 25})
     config = compose_training(translate(write(content))[0].overrides)
     assert config.task.loss == "MSELoss"
-    assert config.learning_rate._target_.endswith("Plateau")
     assert config.data.training_samples == 25
 
 
 def test_what_is_not_known_is_told(write):
     (translation,) = translate(write(changed(PRETRAINING, model={"weather": 3})))
     assert "model.weather ignored: no such setting" in translation.notes
-    assert any(note.startswith("gpu=0 ignored") for note in translation.notes)
+    assert any(note.startswith("gpu -> trainer.devices=1") for note in translation.notes)
 
 
 def test_the_only_dataset_of_a_folder_is_found(write, tmp_path):

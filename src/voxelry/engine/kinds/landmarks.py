@@ -42,6 +42,7 @@ class LandmarkKind(DenseKind):
         "task.coarse",
         "task.ensemble_shift",
         "task.ensemble_flips",
+        "task.original_metrics",
     )
 
     def out_channels(self, sample: Sample, config: DictConfig) -> int:

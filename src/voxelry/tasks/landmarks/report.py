@@ -14,7 +14,7 @@ from voxelry.metrics.landmarks import SDR_THRESHOLDS_MM
 from voxelry.tasks.base import Row
 from voxelry.tasks.landmarks.calibration import LEVELS
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
-from voxelry.tasks.landmarks.task import LandmarkTask
+from voxelry.tasks.landmarks.task import ORIGINAL, LandmarkTask
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 
@@ -58,6 +58,9 @@ def add_errors(report: Report, task: LandmarkTask, rows: Sequence[Row]) -> Repor
     report.table([_landmark_row(name, errors[:, i]) for i, name in enumerate(task.names)], caption="Each landmark")
     rates = {f"≤ {limit:g} mm": 100 * summary[f"sdr_{limit:g}mm"] for limit in SDR_THRESHOLDS_MM}
     report.table([rates], caption="SDR (%)")
+    theirs = {name.removeprefix(ORIGINAL): value for name, value in summary.items() if name.startswith(ORIGINAL)}
+    if theirs:
+        report.table([theirs], caption="By the seed's own definitions, in whole pixels of the resized image")
     if np.isfinite(errors).any():
         report.figure(figures.box_by_landmark(errors, task.names), "Radial error of each landmark")
         report.figure(figures.cumulative_error({"all landmarks": errors}), "Share of points within a distance")

@@ -17,6 +17,7 @@ from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.landmarks import MeanPosition, case_row, radial_errors, summarise
+from voxelry.metrics.seed_landmarks import seed_landmark_scores
 from voxelry.ops import peaks
 from voxelry.ops.heatmaps import covariance, expectation
 from voxelry.ops.tiles import predict_tiles
@@ -29,9 +30,11 @@ from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_
 from voxelry.tasks.landmarks.seen import mirrored, shown
 from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
 
-__all__ = ["DECODERS", "LandmarkTask"]
+__all__ = ["DECODERS", "ORIGINAL", "LandmarkTask"]
 
 DECODERS = ("local", "gaussian", "expectation", "centroid", "argmax")
+
+ORIGINAL = "original_"
 
 
 class LandmarkTask(Task):
@@ -70,6 +73,8 @@ class LandmarkTask(Task):
         time_step: the step that a pretrained network is told, such as 0 for a clean image; None tells it none.
         borders: show the network how far each voxel is from the image's borders, in `2 * ndim` more channels in units
             of so many mm; None for not. Batches of windows or moved images then carry `borders` (`VolumeDataset`).
+        original_metrics: add the seed's own scores to the metrics, as `original_mse` and so on
+            (`metrics.seed_landmarks`), which are in pixels of the image as the network sees it.
 
     Raises:
         SettingError: a setting out of its range; the message names it.
@@ -105,6 +110,7 @@ class LandmarkTask(Task):
         label_classes: int = 0,
         label_weight: float = 1.0,
         borders: float | None = None,
+        original_metrics: bool = False,
     ):
         settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
         super().__init__()
@@ -135,6 +141,7 @@ class LandmarkTask(Task):
         if borders is not None and (borders <= 0 or self.refine is not None):
             raise SettingError(f"borders: expected positive mm, and none with refine, got {borders}")
         self.borders = None if borders is None else float(borders)
+        self.original_metrics = original_metrics
         self.order = swap_order(self.names, swap)
         if len(input_range) != 2 or not input_range[0] < input_range[1]:
             raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
@@ -293,18 +300,21 @@ class LandmarkTask(Task):
                 presence=prediction.presence if self.presence else None,
             )
             guess = case_row(prediction.name, self.names, baseline.predict(space), truth)
-            rows.append(row | {"mean_position_mm": guess["mre_mm"]})
+            row |= {"mean_position_mm": guess["mre_mm"]}
+            if self.original_metrics:
+                scores = seed_landmark_scores(prediction.index, points.cpu().numpy(), space.shape)
+                row |= {f"{ORIGINAL}{name}": score for name, score in scores.items()}
+            rows.append(row)
         return rows
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
         """`metrics.landmarks.summarise`: `mre_mm` and its interval, SDR, mAP, coverage, presence AUC.
 
-        And `mean_position_mm`, the error of the baseline, NaN before `fit_baseline`.
+        And the means of `mean_position_mm`, the error of the baseline, NaN before `fit_baseline`, and of the seed's own
+        scores where the rows have them.
         """
-        guesses = np.array([float(row.get("mean_position_mm", math.nan)) for row in rows])
-        known = guesses[np.isfinite(guesses)]
-        baseline = float(known.mean()) if known.size else math.nan
-        return summarise(rows, self.names, levels=LEVELS) | {"mean_position_mm": baseline}
+        further = ["mean_position_mm", *dict.fromkeys(key for row in rows for key in row if key.startswith(ORIGINAL))]
+        return summarise(rows, self.names, levels=LEVELS) | {key: _finite_mean(rows, key) for key in further}
 
     def _logits(self, image: Tensor) -> Tensor:
         return self._maps(image)[:, : self.num_landmarks]
@@ -372,6 +382,12 @@ class LandmarkTask(Task):
             points[:, landmark] = torch.where(better[:, None], found, points[:, landmark])
             spread[:, landmark] = torch.where(better, width[:, 0], spread[:, landmark])
         return points, spread
+
+
+def _finite_mean(rows: Sequence[Mapping[str, float | str]], key: str) -> float:
+    values = np.array([float(row.get(key, math.nan)) for row in rows])
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
 
 
 def _names(names: Sequence[str] | None, count: int | None) -> tuple[str, ...]:

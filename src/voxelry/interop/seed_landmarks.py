@@ -1,0 +1,215 @@
+"""The originals' few-shot landmark studies as runs of ours: their protocol, not their architecture alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from voxelry.core.errors import ConfigError
+from voxelry.interop.overrides import Translation, truth
+from voxelry.interop.seed_data import (
+    add_augmentation,
+    add_data,
+    add_network,
+    add_optimizer,
+    add_rest,
+    data_name,
+    rank,
+    size_name,
+)
+from voxelry.interop.seed_options import SeedOptions
+
+__all__ = ["landmark_runs"]
+
+_SCHEDULERS = ("reducelronplateau", "cosineannealinglr")
+_FROM_SCRATCH, _FINE_TUNED = "scratch", "finetuning"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a file says of one of its runs: from scratch or fine-tuned, and its weights to start from."""
+
+    kind: str
+    settings: Mapping[str, Any]
+    weights: str = ""
+
+
+def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) -> list[Translation]:
+    """The trainings and measurements that a downstream file asks for.
+
+    Raises:
+        ConfigError: the file asks for something voxelry doesn't have, or for nothing at all.
+    """
+    name = content["model"].get("name", "ddpm")
+    if name != "ddpm":
+        raise ConfigError(f"{path}: model.name: expected ddpm, got {name!r}; there are no ResNet baselines here")
+    protocol = content.get("training_protocol", {})
+    inference = content.get("inference_protocol", {})
+    trained = truth(protocol.get("apply", True)) and options.load_path is None
+    measured = truth(inference.get("apply", True))
+    part = "validation" if truth(inference.get("use_validation_set_for_inference", False)) else "test"
+    if not trained and not measured:
+        raise ConfigError(
+            f"{path}: training_protocol.apply and inference_protocol.apply: both are false, so there is nothing to do"
+        )
+    runs = []
+    for run in _runs(path, protocol, options):
+        if trained:
+            runs.append(_training(path, content, run, measured))
+        if not trained or (measured and part == "validation"):
+            runs.append(_measurement(path, content, run, part))
+    return runs
+
+
+def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions) -> list[_Run]:
+    """From scratch, fine-tuned, or both; what the command line says of pretrained weights decides."""
+    scratch, finetuning = dict(protocol.get(_FROM_SCRATCH, {})), dict(protocol.get(_FINE_TUNED, {}))
+    wants_scratch, wants_tuned = truth(scratch.pop("apply", False)), truth(finetuning.pop("apply", False))
+    weights = str(finetuning.pop("path", "") or "")
+    if options.pretrained is not None:
+        wants_scratch, wants_tuned = not options.pretrained, bool(options.pretrained)
+        weights = options.pretrained
+    if not (wants_scratch or wants_tuned):
+        if any("apply" in protocol.get(kind, {}) for kind in (_FROM_SCRATCH, _FINE_TUNED)):
+            raise ConfigError(f"{path}: training_protocol: expected apply: true in scratch or in finetuning")
+        wants_scratch = True
+    runs = []
+    if wants_tuned:
+        if not weights:
+            raise ConfigError(
+                f"{path}: training_protocol.finetuning.path: expected the pretrained weights; give them there, or as "
+                "pretrained=PATH on the command line"
+            )
+        runs.append(_Run(_FINE_TUNED, finetuning, weights))
+    if wants_scratch:
+        runs.append(_Run(_FROM_SCRATCH, scratch))
+    return runs
+
+
+def _measurement(path: Path, content: Mapping[str, Any], run: _Run, part: str) -> Translation:
+    """The run of `_training` without its training."""
+    result = _training(path, content, run, measured=True)
+    result.notes = [f"inference only: the model of {_folder(path, content, run)} on the {part} cases"]
+    result.measure = part
+    return result
+
+
+def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool) -> Translation:
+    result = Translation()
+    model, dataset = dict(content["model"]), dict(content["dataset"])
+    result.set("experiment", f"landmarks_{rank(content)}d", "is_3d")
+    add_augmentation(result, content, scaled=str(dataset.get("name", "")).lower() != "chest")
+    model.pop("name", None)
+    if "encoder" in model:
+        model.pop("encoder")
+        result.ignore("model.encoder", "it was of the ResNet baselines")
+    unet = dict(model.pop("unet", {}))
+    settings = dict(run.settings)
+    if run.weights:
+        result.set("pretrained", run.weights, "training_protocol.finetuning.path", "architecture read from it")
+        for key in unet:
+            result.ignore(f"model.unet.{key}", "the pretrained network is used as it is")
+        if "different_dataset" in settings:
+            settings.pop("different_dataset")
+            result.ignore("training_protocol.finetuning.different_dataset", "whatever weights fit are taken over")
+    else:
+        result.notes.append(
+            "training from scratch; pretrained=PATH beside --config fine-tunes, with the file's own learning rate and "
+            "in a folder of its own"
+        )
+        add_network(result, content, unet)
+        if "self_condition" in unet:
+            unet.pop("self_condition")
+            result.ignore("model.unet.self_condition", "a map of landmarks is no estimate of the image")
+        result.leftovers(unet, "model.unet")
+        if "lr" in model:
+            model["lr"] = float(model["lr"]) * 10
+            result.notes.append("model.lr times 10, as the original did from scratch")
+    if "resume" in settings:
+        result.set("resume", truth(settings.pop("resume")), f"training_protocol.{run.kind}.resume")
+    result.leftovers(settings, f"training_protocol.{run.kind}")
+    _learning(result, path, model, dataset)
+    result.leftovers(model, "model")
+    _targets(result, dataset)
+    add_data(result, path, content, dataset)
+    if not measured:
+        result.ignore("inference_protocol.apply", "every run ends with an evaluation on the held-out cases")
+    result.set("output_dir", _folder(path, content, run))
+    add_rest(result, path, content)
+    return result
+
+
+def _learning(result: Translation, path: Path, model: dict[str, Any], dataset: Mapping[str, Any]) -> None:
+    """Epochs, validation, schedule and loss."""
+    if "epochs" in model:
+        result.set("trainer.max_epochs", int(model.pop("epochs")), "model.epochs")
+    result.set("trainer.validate_every", "epoch")
+    result.set("trainer.checkpoint_every", "epoch")
+    result.set("trainer.ema", None)
+    result.set("trainer.gradient_clip_val", None)
+    result.notes.append(
+        "training: every epoch ends with a step and a validation; no averaged weights, no clipping, as the original"
+    )
+    loss = model.pop("loss_function", model.pop("loss", None))
+    if loss is not None:
+        why = "softmax over the voxels of each landmark" if "entropy" in str(loss).lower() else ""
+        result.set("task.loss", loss, "model.loss_function", why)
+    _scheduler(result, path, model, int(dataset.get("grad_accumulation", 1)))
+    add_optimizer(result, path, model)
+
+
+def _scheduler(result: Translation, path: Path, model: dict[str, Any], accumulation: int) -> None:
+    name = model.pop("scheduler", model.pop("lr_scheduler", "ReduceLROnPlateau"))
+    if name is None:
+        result.set("learning_rate", "constant", "model.scheduler")
+        return
+    if str(name).lower() not in _SCHEDULERS:
+        raise ConfigError(
+            f"{path}: model.scheduler: expected ReduceLROnPlateau, CosineAnnealingLR or null, got {name!r}"
+        )
+    if str(name).lower() == "cosineannealinglr":
+        result.set("learning_rate", "cosine", "model.scheduler")
+        result.set("learning_rate.warmup", 0.0)
+        result.set("learning_rate.final", 0.0)
+        return
+    result.set("learning_rate", "plateau", "model.scheduler")
+    result.set("learning_rate.reduce", 0.5)
+    result.set(
+        "learning_rate.patience", accumulation + 5, "dataset.grad_accumulation", "plus 5 epochs, as the original"
+    )
+    result.set("learning_rate.minimum", 0.0)
+    result.set("learning_rate.threshold", 1e-4)
+
+
+def _targets(result: Translation, dataset: dict[str, Any]) -> None:
+    """The landmarks' heatmaps, and how many cases are learned from."""
+    if "sigma" in dataset:
+        result.set("task.sigma", dataset.pop("sigma"), "dataset.sigma")
+        result.set("task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
+    samples = dataset.pop("training_samples", "all")
+    result.set("data.training_samples", samples if samples == "all" else int(samples), "dataset.training_samples")
+    result.set("data.training_choice", "first", "dataset.training_samples", "by name; drawn: by the seed instead")
+    result.set("task.original_metrics", True)
+    result.differs(
+        "targets are Gaussians at the exact points, not discs (task.target=disc); points are read with "
+        "task.decoder=local, not centroid; the softmax is over the voxels of each landmark, not across landmarks; the "
+        "best epoch is by mre_mm on the validation cases, not by the loss there"
+    )
+
+
+def _folder(path: Path, content: Mapping[str, Any], run: _Run) -> str:
+    """The original's folder for a run, which has data, size, channels and samples; then the weights it started from."""
+    channels = content["dataset"].get("image_channels", 1)
+    start = f"pretrained/{_weights_name(Path(run.weights))}" if run.weights else "random"
+    return (
+        f"{content.get('experiment_path', 'runs')}/{data_name(path, content)}/"
+        f"size{size_name(content, every_axis=True)}_ch{channels}_samples${{data.training_samples}}/ddpm/{start}"
+    )
+
+
+def _weights_name(weights: Path) -> str:
+    """What tells weights from others: the last folders of their path, without those that all runs have."""
+    parts = [part for part in weights.with_suffix("").parts if part not in ("/", ".", "..", "bundle", "models")]
+    return "-".join(parts[-4:])
