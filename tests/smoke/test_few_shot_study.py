@@ -7,8 +7,10 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors import safe_open
 
 from voxelry.core.errors import CheckpointError, DataError
 from voxelry.engine.checkpoints import read_checkpoint
@@ -195,3 +197,24 @@ def test_other_channels_than_the_file_says_are_refused(work):
     path = write(work, "colour.json", content)
     with pytest.raises(DataError, match=r"1 channels, but data\.image_channels=3 \(data\.preprocess\.channels=3"):
         launch_file(path, [*QUICK, f"--load_path={next((work / 'landmarks').glob('**/random'))}"])
+
+
+def test_an_original_checkpoint_is_measured_and_one_of_its_pretraining_is_not(work, golden, tmp_path):
+    with safe_open(golden / "ddpm_unet_2d.safetensors", "pt") as file:
+        names = [name for name in file.keys() if name.startswith("weight.")]  # noqa: SIM118 (no mapping)
+        weights = {name.removeprefix("weight."): file.get_tensor(name) for name in names}
+    torch.save({"model_state_dict": weights, "epoch": 3}, tmp_path / "last_ema_model.pt")
+    heads = {
+        "final_conv.weight": torch.rand(3, *weights["final_conv.weight"].shape[1:]),
+        "final_conv.bias": torch.rand(3),
+    }
+    torch.save({"model_state_dict": weights | heads, "epoch": 3}, tmp_path / "best_checkpoint.pt")
+    content = downstream(work, 8)
+    content["experiment_path"] = str(tmp_path)
+    path = write(tmp_path, "measured.json", content)
+    launch_file(path, [*QUICK, "-p", str(tmp_path / "best_checkpoint.pt")])
+    (written,) = tmp_path.glob("**/summary.json")
+    assert written.parent.name == "inference_test"
+    assert json.loads(written.read_text())["cases"] == 8
+    with pytest.raises(CheckpointError, match=r"no trained model for landmarks; its weights lack head"):
+        launch_file(path, [*QUICK, "-p", str(tmp_path / "last_ema_model.pt")])

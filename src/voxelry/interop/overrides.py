@@ -10,7 +10,7 @@ from typing import Any
 
 from voxelry.core.errors import ConfigError, FileError
 
-__all__ = ["OPTIMIZERS", "Translation", "read_settings", "truth"]
+__all__ = ["OPTIMIZERS", "Translation", "read_settings", "truth", "whole"]
 
 OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
 
@@ -24,11 +24,13 @@ class Translation:
         notes: for the user to read.
         measure: the held-out part, `validation` or `test`, that a trained model is to be measured on, without any
             training; empty for a training.
+        source: the file, for messages.
     """
 
     overrides: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     measure: str = ""
+    source: str = ""
 
     def set(self, key: str, value: Any, origin: str = "", why: str = "") -> None:
         """Add an override; `origin` is the key it came from."""
@@ -48,7 +50,20 @@ class Translation:
         """Move what is there of `keys`, theirs to ours and how to convert it, out of a section called `prefix`."""
         for key, (ours, convert) in keys.items():
             if key in source:
-                self.set(ours, convert(source.pop(key)), f"{prefix}.{key}")
+                self.set(ours, self.read(f"{prefix}.{key}", source.pop(key), convert), f"{prefix}.{key}")
+
+    def read(self, origin: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+        """A value as `convert` makes it.
+
+        Raises:
+            ConfigError: it can't be made; names the file and the key.
+        """
+        try:
+            return convert(value)
+        except (AttributeError, TypeError, ValueError) as error:
+            wanted = {float: "a number", whole: "a whole number", str.lower: "a word"}.get(convert, "another value")
+            place = f"{self.source}: " if self.source else ""
+            raise ConfigError(f"{place}{origin}: expected {wanted}, got {value!r}") from error
 
     def leftovers(self, source: Mapping[str, Any], prefix: str) -> None:
         """Note all that is left of a section as unknown."""
@@ -74,7 +89,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         FileError: missing, not JSON or YAML, or no object.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"can't be read: {getattr(error, 'strerror', None) or 'not text'}") from error
     try:
@@ -93,6 +108,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FileError(path, "expected an object with model and dataset")
     return content
+
+
+def whole(value: Any) -> int:
+    """A whole number, from text as well.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    number = float(value)
+    if isinstance(value, bool) or number != int(number):
+        raise ValueError(value)
+    return int(number)
 
 
 def truth(value: Any) -> bool:

@@ -22,6 +22,13 @@ from voxelry.interop.seed_pretraining import pretraining
 __all__ = ["Translation", "translate"]
 
 _PRETRAINING = ("unet", "beta_schedule", "iterations")
+_SECTIONS = (  # an outer one before those in it
+    "model.unet",
+    "model.beta_schedule.train",
+    "training_protocol.scratch",
+    "training_protocol.finetuning",
+    "inference_protocol",
+)
 
 
 def translate(path: Path, options: SeedOptions = SeedOptions()) -> list[Translation]:  # noqa: B008 it is frozen
@@ -40,6 +47,7 @@ def translate(path: Path, options: SeedOptions = SeedOptions()) -> list[Translat
         return [fast_ddpm_config.translate(path, content)]
     model = _mapping(path, content, "model")
     _mapping(path, content, "dataset")
+    _check_sections(path, content)
     if "name" in model or "training_protocol" in content or "epochs" in model:
         return landmark_runs(path, content, options)
     if any(key in model for key in _PRETRAINING):
@@ -53,3 +61,12 @@ def _mapping(path: Path, content: Mapping[str, Any], key: str) -> Mapping[str, A
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {key}: expected an object, got {value!r}")
     return value
+
+
+def _check_sections(path: Path, content: Mapping[str, Any]) -> None:
+    for section in _SECTIONS:
+        inside: Any = content
+        for key in section.split("."):
+            inside = inside.get(key, {})
+            if not isinstance(inside, dict):
+                raise ConfigError(f"{path}: {section}: expected an object, got {inside!r}")

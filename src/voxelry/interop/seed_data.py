@@ -9,7 +9,7 @@ from typing import Any
 
 from voxelry.core.errors import ConfigError
 from voxelry.data.layouts import split_folders
-from voxelry.interop.overrides import Translation, truth
+from voxelry.interop.overrides import Translation, truth, whole
 
 __all__ = ["add_augmentation", "add_data", "add_network", "add_optimizer", "add_rest", "data_name", "rank", "size_name"]
 
@@ -65,15 +65,15 @@ def add_data(result: Translation, path: Path, content: Mapping[str, Any], datase
         "dataset",
         {
             "image_size": ("data.preprocess.image_size", lambda value: value),
-            "image_channels": ("data.image_channels", int),
-            "batch_size": ("data.batch_size", int),
-            "grad_accumulation": ("trainer.grad_accumulation", int),
+            "image_channels": ("data.image_channels", whole),
+            "batch_size": ("data.batch_size", whole),
+            "grad_accumulation": ("trainer.grad_accumulation", whole),
             "pin_memory": ("data.pin_memory", truth),
         },
     )
     workers = dataset.pop("num_workers", None)
     if workers is not None:
-        result.set("data.num_workers", int(workers), "dataset.num_workers")
+        result.set("data.num_workers", result.read("dataset.num_workers", workers, whole), "dataset.num_workers")
     result.leftovers(dataset, "dataset")
 
 
@@ -127,7 +127,7 @@ def add_network(result: Translation, content: Mapping[str, Any], unet: dict[str,
     """The network's width, depth and attention; what the file doesn't say is as it was in the originals' own files."""
     result.set("model", "unet_seed")
     size = content["dataset"].get("image_size", 256)
-    width = int(size[0] if isinstance(size, list) else size)
+    width = result.read("dataset.image_size", size[0] if isinstance(size, list) and size else size, whole)
     result.set("model.width", width, "dataset.image_size", "the original's width was the image size")
     for key, ours, usual, why in _NETWORK:
         if key in unet:
@@ -142,7 +142,7 @@ def add_optimizer(result: Translation, path: Path, model: dict[str, Any]) -> Non
     if "optimizer" in model:
         result.optimizer(path, model.pop("optimizer"), "model.optimizer")
     if "lr" in model:
-        result.set("optimizer.lr", float(model.pop("lr")), "model.lr")
+        result.set("optimizer.lr", result.read("model.lr", model.pop("lr"), float), "model.lr")
 
 
 def add_rest(result: Translation, path: Path, content: Mapping[str, Any]) -> None:

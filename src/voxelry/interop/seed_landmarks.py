@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import ConfigError
-from voxelry.interop.overrides import Translation, truth
+from voxelry.interop.overrides import Translation, truth, whole
 from voxelry.interop.seed_data import (
     add_augmentation,
     add_data,
@@ -25,6 +25,10 @@ __all__ = ["landmark_runs"]
 
 _SCHEDULERS = ("reducelronplateau", "cosineannealinglr")
 _FROM_SCRATCH, _FINE_TUNED = "scratch", "finetuning"
+_KNOWN = {
+    "training_protocol": ("apply", _FROM_SCRATCH, _FINE_TUNED),
+    "inference_protocol": ("apply", "use_validation_set_for_inference"),
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def _measurement(path: Path, content: Mapping[str, Any], run: _Run, part: str) -
 
 
 def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool) -> Translation:
-    result = Translation()
+    result = Translation(source=str(path))
     model, dataset = dict(content["model"]), dict(content["dataset"])
     result.set("experiment", f"landmarks_{rank(content)}d", "is_3d")
     add_augmentation(result, content, scaled=str(dataset.get("name", "")).lower() != "chest")
@@ -125,7 +129,7 @@ def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool)
             result.ignore("model.unet.self_condition", "a map of landmarks is no estimate of the image")
         result.leftovers(unet, "model.unet")
         if "lr" in model:
-            model["lr"] = float(model["lr"]) * 10
+            model["lr"] = result.read("model.lr", model["lr"], float) * 10
             result.notes.append("model.lr times 10, as the original did from scratch")
     if "resume" in settings:
         result.set("resume", truth(settings.pop("resume")), f"training_protocol.{run.kind}.resume")
@@ -136,6 +140,8 @@ def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool)
     add_data(result, path, content, dataset)
     if not measured:
         result.ignore("inference_protocol.apply", "every run ends with an evaluation on the held-out cases")
+    for section, known in _KNOWN.items():
+        result.leftovers({key: 0 for key in content.get(section, {}) if key not in known}, section)
     result.set("output_dir", _folder(path, content, run))
     add_rest(result, path, content)
     return result
@@ -144,7 +150,8 @@ def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool)
 def _learning(result: Translation, path: Path, model: dict[str, Any], dataset: Mapping[str, Any]) -> None:
     """Epochs, validation, schedule and loss."""
     if "epochs" in model:
-        result.set("trainer.max_epochs", int(model.pop("epochs")), "model.epochs")
+        epochs = result.read("model.epochs", model.pop("epochs"), whole)
+        result.set("trainer.max_epochs", epochs, "model.epochs")
     result.set("trainer.validate_every", "epoch")
     result.set("trainer.checkpoint_every", "epoch")
     result.set("trainer.ema", None)
@@ -156,7 +163,12 @@ def _learning(result: Translation, path: Path, model: dict[str, Any], dataset: M
     if loss is not None:
         why = "softmax over the voxels of each landmark" if "entropy" in str(loss).lower() else ""
         result.set("task.loss", loss, "model.loss_function", why)
-    _scheduler(result, path, model, int(dataset.get("grad_accumulation", 1)))
+    accumulation = result.read("dataset.grad_accumulation", dataset.get("grad_accumulation", 1), whole)
+    _scheduler(result, path, model, accumulation)
+    result.differs(
+        f"all epochs are run and the best one is kept; the original stopped after {2 * (accumulation + 5) + 1} epochs "
+        "without an improvement"
+    )
     add_optimizer(result, path, model)
 
 
@@ -189,7 +201,9 @@ def _targets(result: Translation, dataset: dict[str, Any]) -> None:
         result.set("task.sigma", dataset.pop("sigma"), "dataset.sigma")
         result.set("task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
     samples = dataset.pop("training_samples", "all")
-    result.set("data.training_samples", samples if samples == "all" else int(samples), "dataset.training_samples")
+    if samples != "all":
+        samples = result.read("dataset.training_samples", samples, whole)
+    result.set("data.training_samples", samples, "dataset.training_samples")
     result.set("data.training_choice", "first", "dataset.training_samples", "by name; drawn: by the seed instead")
     result.set("task.original_metrics", True)
     result.differs(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voxelry.interop.overrides import Translation, truth
+from voxelry.interop.overrides import Translation, truth, whole
 from voxelry.interop.seed_data import (
     add_augmentation,
     add_data,
@@ -27,7 +27,7 @@ def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
     Raises:
         ConfigError: the file asks for something voxelry doesn't have.
     """
-    result = Translation()
+    result = Translation(source=str(path))
     model, dataset = dict(content["model"]), dict(content["dataset"])
     result.set("experiment", f"pretrain_{rank(content)}d", "is_3d")
     add_augmentation(result, content)
@@ -43,9 +43,9 @@ def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
         "model",
         {
             "loss_type": ("task.loss_type", str.lower),
-            "iterations": ("trainer.max_steps", int),
-            "freq_metrics": ("trainer.validate_every", int),
-            "freq_checkpoint": ("trainer.checkpoint_every", int),
+            "iterations": ("trainer.max_steps", whole),
+            "freq_metrics": ("trainer.validate_every", whole),
+            "freq_checkpoint": ("trainer.checkpoint_every", whole),
             "continue_training": ("resume", truth),
         },
     )

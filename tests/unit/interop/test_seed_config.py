@@ -296,6 +296,14 @@ def test_what_is_not_known_is_told(write):
     assert any(note.startswith("gpu -> trainer.devices=1") for note in translation.notes)
 
 
+def test_what_is_not_known_of_a_protocol_is_told(write):
+    content = {**DOWNSTREAM, "training_protocol": {"aply": True}, "inference_protocol": {"samples": 3}}
+    notes = translate(write(content))[0].notes
+    assert "training_protocol.aply ignored: no such setting" in notes
+    assert "inference_protocol.samples ignored: no such setting" in notes
+    assert any("stopped after 43 epochs" in note for note in notes)
+
+
 def test_the_only_dataset_of_a_folder_is_found(write, tmp_path):
     (tmp_path / "datasets" / "spine" / "volumes").mkdir(parents=True)
     content = changed(PRETRAINING, dataset={"path": str(tmp_path / "datasets")})
@@ -315,6 +323,25 @@ def test_the_only_dataset_of_a_folder_is_found(write, tmp_path):
         ({"model": {}, "dataset": {}}, ConfigError, "expected unet and beta_schedule"),
         (changed(DOWNSTREAM, model={"name": "mocov3"}), ConfigError, "expected ddpm, got 'mocov3'"),
         (changed(DOWNSTREAM, model={"optimizer": "lion"}), ConfigError, "model.optimizer: expected one of adamw"),
+        (changed(DOWNSTREAM, model={"lr": "fast"}), ConfigError, "model.lr: expected a number, got 'fast'"),
+        (changed(DOWNSTREAM, model={"unet": [1, 2]}), ConfigError, "model.unet: expected an object"),
+        ({**DOWNSTREAM, "training_protocol": True}, ConfigError, "training_protocol.scratch: expected an object"),
+        (
+            changed(PRETRAINING, model={"beta_schedule": {"train": None}}),
+            ConfigError,
+            "beta_schedule.train: expected an",
+        ),
+        (changed(PRETRAINING, model={"loss_type": 2}), ConfigError, "model.loss_type: expected a word, got 2"),
+        (
+            changed(DOWNSTREAM, dataset={"training_samples": 2.5}),
+            ConfigError,
+            "dataset.training_samples: expected a whole number, got 2.5",
+        ),
+        (
+            changed(DOWNSTREAM, training_protocol={"scratch": {"apply": False}, "finetuning": {"apply": False}}),
+            ConfigError,
+            "expected apply: true in scratch or in finetuning",
+        ),
         (changed(DOWNSTREAM, training_protocol={"finetuning": {"apply": True}}), ConfigError, "finetuning.path"),
     ],
 )
