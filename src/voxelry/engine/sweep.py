@@ -46,12 +46,18 @@ def summarise(folder: Path) -> Path | None:
 
 
 def few_shot_table(rows: list[dict[str, Any]], metric: str) -> tuple[list[int], dict[str, np.ndarray]]:
-    """Label counts, and for scratch and pretrained runs the metric, `(seeds, counts)` with NaN where not run."""
+    """Label counts, and for scratch and pretrained runs the metric, `(seeds, counts)` with NaN where not run.
+
+    Runs that started from different weights are methods of their own.
+    """
+    several = len({row.get("pretrained_from") for row in rows if row["pretrained"]}) > 1
     counts = sorted({int(row["training_samples"]) for row in rows})
     seeds = sorted({row["seed"] for row in rows})
     table: dict[str, np.ndarray] = defaultdict(lambda: np.full((len(seeds), len(counts)), np.nan))
     for row in rows:
         method = "pretrained" if row["pretrained"] else "from scratch"
+        if several and row["pretrained"]:
+            method = f"pretrained: {row.get('pretrained_from')}"
         value = row[metric]
         place = seeds.index(row["seed"]), counts.index(int(row["training_samples"]))
         table[method][place] = np.nan if value is None else value
@@ -74,6 +80,6 @@ def _page(folder: Path, rows: list[dict[str, Any]]) -> Path:
             label = "mean radial error (mm)" if metric == "mre_mm" else metric
             figure = figures.few_shot(counts, table, ylabel=label)
             report.section("Few labels").figure(figure, f"{label} on held-out cases against the number of labels")
-    shown = ["run", "training_samples", "seed", "pretrained", metric]
+    shown = ["run", "training_samples", "seed", "pretrained", "pretrained_from", metric]
     report.section("Runs").table([{key: row.get(key, "") for key in shown if key} for row in rows])
     return report.save(folder / "sweep.html")

@@ -268,6 +268,7 @@ def _finish(
         "seed": config.seed,
         "training_samples": len(splits.train),
         "pretrained": config.pretrained is not None,
+        "pretrained_from": None if config.pretrained is None else str(config.pretrained),
         "on": part,
         **{key: float(value) for key, value in evaluation.summary.items()},
     }

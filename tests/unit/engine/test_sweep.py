@@ -18,6 +18,16 @@ def test_runs_are_gathered_by_method_seed_and_count():
     np.testing.assert_array_equal(table["pretrained"], [[1.5, np.nan], [np.nan, np.nan]])
 
 
+def test_runs_from_different_weights_do_not_hide_each_other():
+    rows = [row(5, 0, True, error) | {"pretrained_from": start} for start, error in (("chest", 2.0), ("hand", 3.0))]
+    _, table = few_shot_table([*rows, row(5, 0, False, 4.0)], "mre_mm")
+    assert {method: float(values[0, 0]) for method, values in table.items()} == {
+        "pretrained: chest": 2.0,
+        "pretrained: hand": 3.0,
+        "from scratch": 4.0,
+    }
+
+
 def test_a_metric_that_was_not_defined_is_a_gap():
     _, table = few_shot_table([row(5, 0, False, None)], "mre_mm")
     assert np.isnan(table["from scratch"]).all()
