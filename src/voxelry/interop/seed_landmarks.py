@@ -59,7 +59,7 @@ def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) 
             f"{path}: training_protocol.apply and inference_protocol.apply: both are false, so there is nothing to do"
         )
     runs = []
-    for run in _runs(path, protocol, options):
+    for run in _runs(path, protocol, options, trained):
         if trained:
             runs.append(_training(path, content, run, measured))
         if not trained or (measured and part == "validation"):
@@ -67,7 +67,7 @@ def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) 
     return runs
 
 
-def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions) -> list[_Run]:
+def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions, trained: bool) -> list[_Run]:
     """From scratch, fine-tuned, or both; what the command line says of pretrained weights decides."""
     scratch, finetuning = dict(protocol.get(_FROM_SCRATCH, {})), dict(protocol.get(_FINE_TUNED, {}))
     wants_scratch, wants_tuned = truth(scratch.pop("apply", False)), truth(finetuning.pop("apply", False))
@@ -76,9 +76,9 @@ def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions) -> list
         wants_scratch, wants_tuned = not options.pretrained, bool(options.pretrained)
         weights = options.pretrained
     if not (wants_scratch or wants_tuned):
-        if any("apply" in protocol.get(kind, {}) for kind in (_FROM_SCRATCH, _FINE_TUNED)):
+        if trained and any("apply" in protocol.get(kind, {}) for kind in (_FROM_SCRATCH, _FINE_TUNED)):
             raise ConfigError(f"{path}: training_protocol: expected apply: true in scratch or in finetuning")
-        wants_scratch = True
+        wants_scratch, wants_tuned = trained or not weights, bool(weights) and not trained
     runs = []
     if wants_tuned:
         if not weights:
@@ -95,7 +95,9 @@ def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions) -> list
 def _measurement(path: Path, content: Mapping[str, Any], run: _Run, part: str) -> Translation:
     """The run of `_training` without its training."""
     result = _training(path, content, run, measured=True)
-    result.notes = [f"inference only: the model of {_folder(path, content, run)} on the {part} cases"]
+    samples = str(content["dataset"].get("training_samples", "all"))
+    folder = _folder(path, content, run).replace("${data.training_samples}", samples)
+    result.notes = [f"inference only, on the {part} cases; results go below {folder}"]
     result.measure = part
     return result
 

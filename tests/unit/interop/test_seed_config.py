@@ -243,6 +243,8 @@ def test_inference_only_trains_nothing(write):
     options, rest = read_seed_options(["-p", "best.pt", "seed=2"])
     assert (str(options.load_path), rest) == ("best.pt", ["seed=2"])
     assert [run.measure for run in translate(write(DOWNSTREAM), options)] == ["test"]
+    neither = {"apply": False, "scratch": {"apply": False}, "finetuning": {"apply": False, "path": ""}}
+    assert "/random" in folder(translate(write({**content, "training_protocol": neither}))[0])
     content["inference_protocol"] = {"apply": False}
     with pytest.raises(ConfigError, match="both are false"):
         translate(write(content))
