@@ -14,7 +14,8 @@ from voxelry.metrics.landmarks import SDR_THRESHOLDS_MM
 from voxelry.tasks.base import Row
 from voxelry.tasks.landmarks.calibration import LEVELS
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
-from voxelry.tasks.landmarks.task import ORIGINAL, LandmarkTask
+from voxelry.tasks.landmarks.scores import ORIGINAL
+from voxelry.tasks.landmarks.task import LandmarkTask
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 

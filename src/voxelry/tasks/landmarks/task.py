@@ -16,8 +16,7 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.data.sample import Batch, Sample
-from voxelry.metrics.landmarks import MeanPosition, case_row, radial_errors, summarise
-from voxelry.metrics.seed_landmarks import seed_landmark_scores
+from voxelry.metrics.landmarks import MeanPosition, radial_errors
 from voxelry.ops import peaks
 from voxelry.ops.heatmaps import covariance, expectation
 from voxelry.ops.tiles import predict_tiles
@@ -27,14 +26,13 @@ from voxelry.tasks.landmarks.calibration import LEVELS, Calibration
 from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_fine
+from voxelry.tasks.landmarks.scores import score_rows, summarise_rows
 from voxelry.tasks.landmarks.seen import mirrored, shown
 from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
 
-__all__ = ["DECODERS", "ORIGINAL", "LandmarkTask"]
+__all__ = ["DECODERS", "LandmarkTask"]
 
 DECODERS = ("local", "gaussian", "expectation", "centroid", "argmax")
-
-ORIGINAL = "original_"
 
 
 class LandmarkTask(Task):
@@ -286,26 +284,14 @@ class LandmarkTask(Task):
         """
         if batch.landmarks is None:
             raise DataError(f"{batch.names[0]}: no landmarks; expected {self.num_landmarks} points to compare with")
-        baseline = MeanPosition(self.mean_fractions.double().cpu().numpy())
-        rows = []
-        for prediction, points, space in zip(predictions, batch.landmarks, batch.spaces, strict=True):
-            truth = space.to_world(points.double().cpu().numpy())
-            row = case_row(
-                prediction.name,
-                self.names,
-                prediction.world,
-                truth,
-                radii_mm=prediction.radii_mm,
-                levels=prediction.levels,
-                presence=prediction.presence if self.presence else None,
-            )
-            guess = case_row(prediction.name, self.names, baseline.predict(space), truth)
-            row |= {"mean_position_mm": guess["mre_mm"]}
-            if self.original_metrics:
-                scores = seed_landmark_scores(prediction.index, points.cpu().numpy(), space.shape)
-                row |= {f"{ORIGINAL}{name}": score for name, score in scores.items()}
-            rows.append(row)
-        return rows
+        return score_rows(
+            predictions,
+            batch,
+            batch.landmarks,
+            baseline=MeanPosition(self.mean_fractions.double().cpu().numpy()),
+            presence=self.presence,
+            original=self.original_metrics,
+        )
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
         """`metrics.landmarks.summarise`: `mre_mm` and its interval, SDR, mAP, coverage, presence AUC.
@@ -313,8 +299,7 @@ class LandmarkTask(Task):
         And the means of `mean_position_mm`, the error of the baseline, NaN before `fit_baseline`, and of the seed's own
         scores where the rows have them.
         """
-        further = ["mean_position_mm", *dict.fromkeys(key for row in rows for key in row if key.startswith(ORIGINAL))]
-        return summarise(rows, self.names, levels=LEVELS) | {key: _finite_mean(rows, key) for key in further}
+        return summarise_rows(rows, self.names)
 
     def _logits(self, image: Tensor) -> Tensor:
         return self._maps(image)[:, : self.num_landmarks]
@@ -382,12 +367,6 @@ class LandmarkTask(Task):
             points[:, landmark] = torch.where(better[:, None], found, points[:, landmark])
             spread[:, landmark] = torch.where(better, width[:, 0], spread[:, landmark])
         return points, spread
-
-
-def _finite_mean(rows: Sequence[Mapping[str, float | str]], key: str) -> float:
-    values = np.array([float(row.get(key, math.nan)) for row in rows])
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else math.nan
 
 
 def _names(names: Sequence[str] | None, count: int | None) -> tuple[str, ...]:

@@ -1,0 +1,69 @@
+"""Metrics of predicted landmarks: ours in mm, the baseline's, and the seed's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from voxelry.data.sample import Batch
+from voxelry.metrics.landmarks import MeanPosition, case_row, summarise
+from voxelry.metrics.seed_landmarks import seed_landmark_scores
+from voxelry.tasks.base import Row
+from voxelry.tasks.landmarks.calibration import LEVELS
+from voxelry.tasks.landmarks.predict import LandmarkPrediction
+
+__all__ = ["ORIGINAL", "score_rows", "summarise_rows"]
+
+ORIGINAL = "original_"  # before the names of the seed's own scores
+
+
+def score_rows(
+    predictions: Sequence[LandmarkPrediction],
+    batch: Batch,
+    points: Tensor,
+    *,
+    baseline: MeanPosition,
+    presence: bool = False,
+    original: bool = False,
+) -> list[Row]:
+    """One row per sample: `metrics.landmarks.case_row`, `mean_position_mm` of the baseline, the seed's scores.
+
+    Args:
+        points: the batch's, `(B, N, ndim)` index coordinates.
+        presence: whether the predicted presence is a statement.
+        original: add the seed's scores, by `metrics.seed_landmarks`.
+    """
+    rows = []
+    for prediction, own, space in zip(predictions, points, batch.spaces, strict=True):
+        truth = space.to_world(own.double().cpu().numpy())
+        row = case_row(
+            prediction.name,
+            prediction.names,
+            prediction.world,
+            truth,
+            radii_mm=prediction.radii_mm,
+            levels=prediction.levels,
+            presence=prediction.presence if presence else None,
+        )
+        guess = case_row(prediction.name, prediction.names, baseline.predict(space), truth)
+        row |= {"mean_position_mm": guess["mre_mm"]}
+        if original:
+            scores = seed_landmark_scores(prediction.index, own.cpu().numpy(), space.shape)
+            row |= {f"{ORIGINAL}{name}": score for name, score in scores.items()}
+        rows.append(row)
+    return rows
+
+
+def summarise_rows(rows: Sequence[Mapping[str, float | str]], names: Sequence[str]) -> dict[str, float]:
+    """`metrics.landmarks.summarise`, and the means of the other numbers that `score_rows` adds."""
+    further = ["mean_position_mm", *dict.fromkeys(key for row in rows for key in row if key.startswith(ORIGINAL))]
+    return summarise(rows, names, levels=LEVELS) | {key: _finite_mean(rows, key) for key in further}
+
+
+def _finite_mean(rows: Sequence[Mapping[str, float | str]], key: str) -> float:
+    values = np.array([float(row.get(key, math.nan)) for row in rows])
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
