@@ -35,6 +35,7 @@ class PrepareSummary:
         root: the folder.
         made, kept: cases made now, and found whole.
         faults: one line for each case that couldn't be made.
+        warnings: one line for each class of a case that the new grid loses or changes.
         slices: how many there are.
         classes: name, number of cases that have it, and mean volume in ml, of each class.
         sheet: the contact sheet.
@@ -44,6 +45,7 @@ class PrepareSummary:
     made: int
     kept: int
     faults: tuple[str, ...]
+    warnings: tuple[str, ...]
     slices: int
     classes: tuple[tuple[str, int, float], ...]
     sheet: Path | None = field(default=None)
@@ -54,6 +56,7 @@ class PrepareSummary:
         for name, cases, volume in self.classes:
             lines.append(f"  {name:<16} in {cases} cases" + (f", {volume:.1f} ml on average" if cases else ""))
         lines += [f"  left out {fault}" for fault in self.faults]
+        lines += [f"  warning  {line}" for line in self.warnings]
         if self.sheet is not None:
             lines.append(f"  look at  {self.sheet}")
         return "\n".join(lines)
@@ -103,6 +106,7 @@ def _summary(report: PrepareReport, sheet: Path | None) -> PrepareSummary:
         made=len(report.made),
         kept=len(report.kept),
         faults=tuple(report.faults),
+        warnings=tuple(line for record in report.records for line in record["warnings"]),
         slices=sum(len(record["slices"]) for record in report.records),
         classes=tuple(classes),
         sheet=sheet,

@@ -1,9 +1,4 @@
-"""One case of `prepare`: read, checked, brought to its grid, and written with all that is made of it.
-
-Shapes are made on the grid that the labels were drawn on, where their distances are exact, and read off the
-isotropic grid; the new label map is where they are negative (shape-based interpolation, Raya & Udupa 1990, IEEE TMI
-9(1), 32-42). Between thick slices that is smoother than the nearest voxel, and labels, distances and meshes agree.
-"""
+"""One case of `prepare`: read, checked, brought to its grid, and written with all that is made of it."""
 
 from __future__ import annotations
 
@@ -27,22 +22,21 @@ from voxelry.data.io import open_image, write_image
 from voxelry.data.io.meshes import write_mesh
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts import Case
-from voxelry.data.organ_shape import OrganShape
+from voxelry.data.normalise import finite
 from voxelry.data.pointmaps import masked_pointmap
-from voxelry.data.prepare.files import digest, write_sdf, write_slice_file
-from voxelry.data.prepare.modality import MODALITIES, ct_window, guess_modality, standardise
+from voxelry.data.prepare.files import digest, sdf_codes, write_sdf, write_slice_file
+from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, standardise
 from voxelry.data.prepare.pairs import Pair
-from voxelry.data.preprocess import Preprocess
+from voxelry.data.prepare.shapes import CaseLabels
+from voxelry.data.preprocess import Preprocess, move
 from voxelry.data.sample import Sample
 from voxelry.data.slice_choice import METHODS, choose_cuts
 from voxelry.data.slices import draw_click
 from voxelry.data.speckle import despeckle
-from voxelry.ops.sdf import mask_window
-from voxelry.ops.surface import extract_surface
 
 __all__ = ["PrepareSettings", "is_prepared", "prepare_case"]
 
-_VERSION = 1  # of what is written: raise it when the same settings give other values
+_VERSION = 2  # of what is written: raise it when the same settings give other values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,64 +127,54 @@ class _Reader(VolumeDataset):
         return sample.replace(image=image, labels=torch.from_numpy(labels), name=pair.name)
 
 
-def prepare_case(pair: Pair, root: Path, settings: PrepareSettings) -> dict[str, Any]:
+def prepare_case(
+    pair: Pair, root: Path, settings: PrepareSettings, names: dict[int, str] | None = None
+) -> dict[str, Any]:
     """Make and write everything of one case under `root`, its record `cases/NAME.json` last.
+
+    Args:
+        pair: its files.
+        root: the folder to fill.
+        settings: what is made.
+        names: what the classes are called, for warnings.
 
     Returns:
         The record.
 
     Raises:
-        FileError, DataError: unreadable, labels beyond `classes`, grids that differ, no foreground; one line.
+        FileError, DataError: unreadable, an image without contrast, labels beyond `classes`, grids that differ, no
+            foreground; one line.
     """
     sample = _Reader([Case(pair.name, pair.image)], need=()).pair(pair, settings)
     labels = _checked_labels(sample, pair, settings)
     target = Preprocess(spacing=settings.spacing, normalise=None).target(sample.space)
-    modality = guess_modality(sample.image, _told_modality(pair, settings))
-    image = sample.image
-    if modality == "us":
-        image = torch.from_numpy(despeckle(image.numpy()))
-    moved = Preprocess(spacing=settings.spacing, normalise=None)(sample.replace(image=image, labels=None))
-    image, standard = standardise(moved.image, modality, window=settings.window)
-
+    image, standard = _standard_image(sample, pair, target, settings)
     files = {
         "volume": f"volumes/{pair.name}.nii.gz",
         "labels": f"labels/{pair.name}.nii.gz",
         "sdf": f"sdf/{pair.name}.npz",
     }
-    classes = range(1, (settings.classes or int(labels.max())) + 1)
-    shapes: dict[int, tuple[NDArray[np.float32], Space] | None] = {}
-    volumes: dict[str, float | None] = {}
-    label_map = np.zeros(target.shape, dtype=np.uint8 if len(classes) < 256 else np.uint16)
-    deepest = np.zeros(target.shape, dtype=np.float32)
-    voxel_ml = abs(float(np.linalg.det(sample.space.affine[:3, :3]))) / 1000
-    for label in classes:
-        mask = labels == label
-        shapes[label] = _on_grid(mask, sample.space, target, settings.truncation)
-        volumes[str(label)] = float(mask.sum()) * voxel_ml if shapes[label] is not None else None
-        found = shapes[label]
-        if found is not None:
-            start = np.round(np.asarray(target.to_index(found[1].origin))).astype(int)
-            window = tuple(slice(low, low + size) for low, size in zip(start, found[0].shape, strict=True))
-            deeper = found[0] < deepest[window]
-            label_map[window][deeper] = label
-            deepest[window][deeper] = found[0][deeper]
+    found = CaseLabels(labels, sample.space, target, settings.classes or int(labels.max()))
+    if not found.present:
+        raise DataError(f"{pair.labels[0][0]}: {found.faults(names or {})[0]}")
     write_image(root / files["volume"], image.numpy(), target)
-    write_image(root / files["labels"], label_map[None], target)
-    write_sdf(root / files["sdf"], shapes, space=target, truncation=settings.truncation)
-    meshes = _write_meshes(shapes, pair.name, root, settings)
-    slices = _write_slices(image, label_map, target, pair.name, root, files["sdf"], settings)
+    write_image(root / files["labels"], found.map[None], target)
+    meshes, absent = _write_shapes(found, pair.name, root / files["sdf"], root, settings)
+    slices = _write_slices(image, found.map, target, pair.name, root, files["sdf"], settings)
     written = [*files.values(), *meshes.values(), *(entry["file"] for entry in slices)]
     record = {
         "name": pair.name,
         "split": pair.split,
         "source": str(pair.image),
-        "modality": modality,
+        "modality": standard.modality,
         "shift": standard.shift,
         "scale": standard.scale,
         **files,
         "meshes": meshes,
-        "volumes_ml": volumes,
-        "absent": [label for label, found in shapes.items() if found is None],
+        "volumes_ml": _volumes(found.written_ml),
+        "drawn_volumes_ml": _volumes(found.drawn_ml),
+        "absent": absent,
+        "warnings": [f"{pair.name}: {line}" for line in found.faults(names or {})],
         "slices": slices,
         "identity": identity(pair, settings),
         "written": {name: [(root / name).stat().st_size, digest(root / name)] for name in written},
@@ -251,46 +235,61 @@ def _checked_labels(sample: Sample, pair: Pair, settings: PrepareSettings) -> ND
         labels, values = merged, np.unique(merged)
     if settings.classes is not None and values[-1] > settings.classes:
         raise DataError(
-            f"{where}: label value {values[-1]}, but classes is {settings.classes}; expected 0 to {settings.classes}"
+            f"{where}: label value {values[-1]}, but classes is {settings.classes}; expected 0 to {settings.classes} "
+            f"(leave --classes out for all, or name those that are wanted: --merge 1 --merge {values[-1]})"
         )
     if values[-1] == 0:
         raise DataError(f"{where}: no foreground, every label is 0")
     return labels
 
 
-def _on_grid(
-    mask: NDArray[np.bool_], space: Space, target: Space, truncation: float
-) -> tuple[NDArray[np.float32], Space] | None:
-    """Distances on the part of `target` that the shape and its surroundings reach; None without a voxel there."""
-    shape = OrganShape.of_mask(mask, space, truncation)
-    if shape is None:
-        return None
-    low, high = shape.box
-    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), axis=-1).reshape(-1, 3)
-    index = np.asarray(target.to_index(corners))
-    margin = truncation / np.asarray(target.spacing)
-    start = np.maximum(0, np.floor(index.min(axis=0) - margin)).astype(int)
-    stop = np.minimum(target.shape, np.ceil(index.max(axis=0) + margin) + 1).astype(int)
-    crop = target.crop(start.tolist(), (stop - start).tolist())
-    distances = shape.on(crop, truncation)
-    window = mask_window(distances < 0, margin)  # the box was that of a box: mostly larger than need be
-    if window is None:
-        return None
-    part = crop.crop([side.start for side in window], [side.stop - side.start for side in window])
-    return np.ascontiguousarray(distances[window]), part
+def _standard_image(
+    sample: Sample, pair: Pair, target: Space, settings: PrepareSettings
+) -> tuple[torch.Tensor, Standard]:
+    """The image on the new grid with the intensities of its modality.
+
+    Raises:
+        DataError: there is nothing to see in it.
+    """
+    image = sample.image
+    known = image[torch.isfinite(image)]
+    if not known.numel():
+        raise DataError(f"{pair.image}: no voxel has a number (all are NaN or infinite)")
+    if float(known.min()) == float(known.max()):
+        raise DataError(f"{pair.image}: every voxel is {float(known.min()):g}; expected an image with contrast")
+    image = finite(image)
+    modality = guess_modality(image, _told_modality(pair, settings))
+    if modality == "us":
+        image = torch.from_numpy(despeckle(image.numpy()))
+    plain = Sample(image, sample.space, sample.name)
+    image, standard = standardise(move(plain, target).image, modality, window=settings.window)
+    if float(image.min()) == float(image.max()):
+        low, high = ct_window(settings.window)
+        raise DataError(
+            f"{pair.image}: no contrast from {low:g} to {high:g} Hounsfield units, its values go from "
+            f"{float(known.min()):g} to {float(known.max()):g} (choose another --window, or --modality mr)"
+        )
+    return image, standard
 
 
-def _write_meshes(
-    shapes: dict[int, tuple[NDArray[np.float32], Space] | None], name: str, root: Path, settings: PrepareSettings
-) -> dict[str, str]:
-    files = {}
-    for label, found in shapes.items():
-        if settings.meshes and found is not None:
-            mesh = extract_surface(found[0], found[1], smooth=settings.smooth)
-            if not mesh.is_empty:
-                files[str(label)] = f"meshes/{name}_{label}.ply"
-                write_mesh(root / files[str(label)], mesh)
-    return files
+def _volumes(ml: NDArray[np.floating]) -> dict[str, float | None]:
+    return {str(label): float(volume) if volume > 0 else None for label, volume in enumerate(ml, start=1)}
+
+
+def _write_shapes(
+    labels: CaseLabels, name: str, path: Path, root: Path, settings: PrepareSettings
+) -> tuple[dict[str, str], list[int]]:
+    """Write distances and surfaces; the surfaces' files by class, and the classes that aren't there."""
+    meshes, codes = {}, {}
+    for found in labels.shapes(settings.truncation):
+        codes[found.label] = sdf_codes(found.distances, found.start, settings.truncation)
+        mesh = found.surface(settings.smooth) if settings.meshes else None
+        if mesh is not None and not mesh.is_empty:
+            meshes[str(found.label)] = f"meshes/{name}_{found.label}.ply"
+            write_mesh(root / meshes[str(found.label)], mesh)
+    absent = [label for label in range(1, len(labels.written_ml) + 1) if label not in codes]
+    write_sdf(path, codes, absent=absent, space=labels.target, truncation=settings.truncation)
+    return meshes, absent
 
 
 def _write_slices(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,11 @@ from voxelry.data.organ_shape import OrganShape
 from voxelry.data.slices import SliceSample, array_axis
 from voxelry.ops.sdf import decode_int8, encode_int8
 
-__all__ = ["digest", "nifti_affine", "read_sdf", "read_slice_file", "write_sdf", "write_slice_file"]
+__all__ = ["digest", "nifti_affine", "read_sdf", "read_slice_file", "sdf_codes", "write_sdf", "write_slice_file"]
 
 _SLICE_KEYS = ("image", "mask", "pointmap", "affine", "slice_idx", "gt_sdf_path", "axis", "plane_affine", "label")
+SdfCodes = tuple[NDArray[np.int8], tuple[int, ...]]
+
 _AGAIN = "run voxelry prepare again to make it anew"
 
 
@@ -99,34 +101,41 @@ def read_slice_file(path: Path, *, name: str = "") -> SliceSample:
 
 
 def write_sdf(
-    path: Path, shapes: dict[int, tuple[NDArray[np.float32], Space] | None], *, space: Space, truncation: float
+    path: Path, shapes: Mapping[int, SdfCodes], *, absent: Sequence[int], space: Space, truncation: float
 ) -> Path:
     """The signed distances of a case's classes, one byte a voxel of each class's own box.
 
-    Keys: `present` (class numbers), `absent`, `truncation` (mm), `affine (4, 4)` and `shape` of the volume; of each
-    present class K `sdf_K (d, h, w)` int8, distances times 127 / truncation, and `start_K (3,)`, its first voxel.
+    Arrays are in array order: plane, row, column, which run along z, y, x of the volume (S, A, R). Keys: `present`
+    (class numbers), `absent`, `truncation` (mm), `shape (3,)` of the volume in array order, and its `affine (4, 4)` as
+    NIfTI has it, from (column, row, plane) to world mm; of each present class K `sdf_K (d, h, w)` int8, distances
+    times 127 / truncation, and `start_K (3,)`, the plane, row and column of its first voxel. Voxels below 0 are
+    those that the label map gives the class, and none is 0; beyond the box there is `truncation`.
 
     Args:
-        shapes: for each class its distances in mm on a crop of `space`, or None where it is absent.
+        shapes: what `sdf_codes` made of each class.
+        absent: classes that the case doesn't have.
         space: the volume's grid.
-        truncation: mm beyond which distances are clipped; it is also what lies outside of the crops.
+        truncation: mm beyond which distances are clipped; it is also what lies outside of the boxes.
     """
     arrays: dict[str, Any] = {
-        "present": np.array([label for label, found in shapes.items() if found is not None], dtype=np.int64),
-        "absent": np.array([label for label, found in shapes.items() if found is None], dtype=np.int64),
+        "present": np.array([*shapes], dtype=np.int64),
+        "absent": np.array([*absent], dtype=np.int64),
         "truncation": np.array(float(truncation)),
         "affine": nifti_affine(space),
         "shape": np.array(space.shape),
     }
-    for label, found in shapes.items():
-        if found is not None:
-            codes = encode_int8(found[0], truncation)
-            codes[(codes == 0) & (found[0] < 0)] = -1  # what is inside stays inside
-            arrays[f"sdf_{label}"] = codes
-            arrays[f"start_{label}"] = np.round(np.asarray(space.to_index(found[1].origin))).astype(np.int64)
+    for label, (codes, start) in shapes.items():
+        arrays |= {f"sdf_{label}": codes, f"start_{label}": np.array(start, dtype=np.int64)}
     with replacing(path) as place, place.open("wb") as file:
         np.savez_compressed(file, **arrays)
     return path
+
+
+def sdf_codes(distances: NDArray[np.float32], start: Sequence[int], truncation: float) -> SdfCodes:
+    """Distances in mm as bytes, and the first voxel of their box; none is 0, so a sign tells inside from outside."""
+    codes = encode_int8(distances, truncation)
+    codes = np.where(codes == 0, np.where(distances < 0, -1, 1), codes).astype(np.int8)
+    return codes, tuple(start)
 
 
 def read_sdf(path: str | Path, label: int) -> OrganShape | None:

@@ -93,7 +93,7 @@ def prepare_all(
     with _alone(root):
         _sweep(root)
         try:
-            with closing(_outcomes(pairs.pairs, root, settings, count)) as outcomes:
+            with closing(_outcomes(pairs, root, settings, count)) as outcomes:
                 for name, outcome, made in outcomes:
                     if isinstance(outcome, VoxelryError):
                         if on_error == "raise":
@@ -143,17 +143,18 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
 
 
 def _outcomes(
-    pairs: tuple[Pair, ...], root: Path, settings: PrepareSettings, workers: int
+    pairs: Pairs, root: Path, settings: PrepareSettings, workers: int
 ) -> Generator[tuple[str, dict[str, Any] | VoxelryError, bool]]:
     """Name, record or error, and whether it was made now, as they come."""
+    names = _class_names(pairs, settings)
     if workers < 2:
-        for pair in pairs:
-            yield pair.name, *_one(pair, root, settings)
+        for pair in pairs.pairs:
+            yield pair.name, *_one(pair, root, settings, names)
         return
     # Fresh processes: a fork of one that has used threads can hang.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     try:
-        futures = {pool.submit(_one, pair, root, settings): pair.name for pair in pairs}
+        futures = {pool.submit(_one, pair, root, settings, names): pair.name for pair in pairs.pairs}
         for future in as_completed(futures):
             yield futures[future], *future.result()
     except BrokenProcessPool:
@@ -165,10 +166,17 @@ def _outcomes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one(pair: Pair, root: Path, settings: PrepareSettings) -> tuple[dict[str, Any] | VoxelryError, bool]:
+def _class_names(pairs: Pairs, settings: PrepareSettings) -> dict[int, str]:
+    """Names of the classes that are written, where somebody named them."""
+    return {} if settings.merge is not None else pairs.classes
+
+
+def _one(
+    pair: Pair, root: Path, settings: PrepareSettings, names: dict[int, str]
+) -> tuple[dict[str, Any] | VoxelryError, bool]:
     try:
         record = is_prepared(pair, root, settings)
-        return (record, False) if record is not None else (prepare_case(pair, root, settings), True)
+        return (record, False) if record is not None else (prepare_case(pair, root, settings, names), True)
     except VoxelryError as error:
         return error, True
 
@@ -213,7 +221,7 @@ def _sweep(root: Path) -> None:
 
 def _write_manifest(report: PrepareReport, pairs: Pairs, settings: PrepareSettings, *, complete: bool) -> None:
     numbers = sorted({int(label) for record in report.records for label in record["volumes_ml"]})
-    names = {} if settings.merge is not None else pairs.classes
+    names = _class_names(pairs, settings)
     hidden = ("identity", "written")
     manifest = {
         "version": _VERSION,

@@ -19,6 +19,7 @@ from voxelry.data.prepare.run import prepare_all, read_manifest
 from voxelry.data.prepare.source import PreparedSlices
 from voxelry.data.slice_dataset import SliceDataset
 from voxelry.data.upright import upright
+from voxelry.engine.prepare import prepare
 
 SHAPE, SPACING, CENTRE, RADIUS = (14, 20, 18), (3.0, 1.2, 1.5), np.array([-18.0, 33.0, 60.0]), 9.0
 
@@ -187,7 +188,7 @@ def test_two_runs_do_not_write_at_once(data, tmp_path):
 
 def test_faults_are_one_line_that_names_the_file(data, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(DataError, match=r"a-label\.nii\.gz: label value 3, but classes is 2; expected 0 to 2"):
+    with pytest.raises(DataError, match=r"a-label\.nii\.gz: label value 3, but classes is 2; .*--merge 1 --merge 3\)"):
         run(data, out, classes=2)
     write_pair(data, "c", classes=())
     with pytest.raises(DataError, match=r"c-label\.nii\.gz: no foreground, every label is 0"):
@@ -204,6 +205,71 @@ def test_faults_are_one_line_that_names_the_file(data, tmp_path):
     shutil.copy(tmp_path / "other" / "c-image.nii.gz", data / "c-image.nii.gz")
     with pytest.raises(DataError, match=r"c-label\.nii\.gz: lies elsewhere than its image"):
         run(data, out)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "fault"),
+    [
+        (lambda image: image * np.nan, "a-image.nii.gz: no voxel has a number"),
+        (lambda image: image * 0 + 7, "a-image.nii.gz: every voxel is 7; expected an image with contrast"),
+        (lambda image: image + 9000, "a-image.nii.gz: no contrast from -1000 to 2000 Hounsfield units.*--window"),
+    ],
+)
+def test_an_image_with_nothing_to_see_is_refused(pixels, fault, data, tmp_path):
+    image = read_image(data / "a-image.nii.gz")
+    write_image(data / "a-image.nii.gz", pixels(image.array), image.space)
+    with pytest.raises(DataError, match=fault):
+        run(data, tmp_path / "out", modality="ct")
+    assert not list((tmp_path / "out").glob("[vls]*/*"))
+
+
+def test_what_is_told_of_volumes_is_what_was_written(data, tmp_path):
+    for spacing in (0.8, 2.0, 3.0):
+        out = tmp_path / str(spacing)
+        record = run(data, out, spacing=spacing).records[0]
+        labels = read_image(out / record["labels"])
+        voxel = np.prod(labels.space.spacing) / 1000
+        for label in (1, 3):
+            assert record["volumes_ml"][str(label)] == pytest.approx((labels.array == label).sum() * voxel)
+        assert record["volumes_ml"]["1"] == pytest.approx(record["drawn_volumes_ml"]["1"], rel=0.02)
+        ball = 4 / 3 * np.pi * RADIUS**3 / 1000
+        assert read_mesh(out / record["meshes"]["1"]).volume_ml == pytest.approx(ball, rel=0.05)
+
+
+def test_a_structure_that_the_grid_loses_is_warned_of_by_name(tmp_path):
+    space = Space.from_spacing((20, 20, 20), 1.0)
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[5:15, 5:15, 5:15] = 1
+    labels[2, 2, 2] = 2
+    folder = tmp_path / "data"
+    write_image(folder / "imagesTr" / "a.nii.gz", np.random.default_rng(0).normal(size=(1, 20, 20, 20)), space)
+    write_image(folder / "labelsTr" / "a.nii.gz", labels[None], space)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "air", "1": "liver", "2": "duct"}}))
+    record = run(folder, tmp_path / "out", classes=2, spacing=5.0).records[0]
+    assert [line.split(" ")[:2] for line in record["warnings"]] == [["a:", "duct"]]
+    assert "vanishes on the grid of 5 x 5 x 5 mm" in record["warnings"][0]
+    assert (record["absent"], record["volumes_ml"]["2"]) == ([2], None)
+    summary = prepare(folder, tmp_path / "out", classes=2, spacing=5.0, truncation=10.0, slices_per_class=3)
+    assert record["warnings"][0] in summary.render()
+
+
+def test_blocks_that_touch_go_on_touching(tmp_path):
+    """Their faces lie in the middle of the new voxels: distances of exactly 0, for both."""
+    space = Space.from_spacing((40, 40, 60), 1.0)
+    labels = np.zeros(space.shape, np.uint8)
+    labels[11:27, 11:27, 11:27], labels[11:27, 11:27, 27:43] = 1, 2
+    image = np.random.default_rng(0).normal(size=(1, *space.shape))
+    write_image(tmp_path / "data" / "a-image.nii.gz", image, space)
+    write_image(tmp_path / "data" / "a-label.nii.gz", labels[None], space)
+    record = run(tmp_path / "data", tmp_path / "out", classes=2, spacing=2.0).records[0]
+    found = read_image(tmp_path / "out" / record["labels"]).array[0]
+    for label in (1, 2):
+        assert (found == label).sum() * 8 == pytest.approx(16**3, rel=0.02)
+        inside = read_sdf(tmp_path / "out" / record["sdf"], label).on(
+            open_image(tmp_path / "out" / record["labels"]).space
+        )
+        np.testing.assert_array_equal(inside < 0, found == label)
+    assert ((found[..., :-1] == 1) & (found[..., 1:] == 2)).sum() >= 36
 
 
 @pytest.mark.parametrize(
@@ -234,7 +300,9 @@ def test_masks_of_one_organ_each_are_put_together(tmp_path):
     report = run(tmp_path / "total", tmp_path / "out", classes=None)
     assert report.records[0]["absent"] == []
     assert read_manifest(tmp_path / "out")["classes"] == {"1": "liver", "2": "spleen"}
-    assert report.records[0]["volumes_ml"]["2"] == pytest.approx((labels == 3).sum() * np.prod(SPACING) / 1000)
+    drawn = (labels == 3).sum() * np.prod(SPACING) / 1000
+    assert report.records[0]["drawn_volumes_ml"]["2"] == pytest.approx(drawn)
+    assert report.records[0]["volumes_ml"]["2"] == pytest.approx(drawn, rel=0.015)
 
 
 def test_a_prepared_folder_is_a_source_of_prompts(data, tmp_path):
