@@ -192,10 +192,16 @@ def prepare(
     ] = None,
     modality: Annotated[str, typer.Option(help="auto, ct, mr, us.")] = "auto",
     window: Annotated[str, typer.Option(help="Of CT: default, a preset's name, or LOW,HIGH.")] = "default",
-    slices: Annotated[str, typer.Option(help="random, uniform, central, all, oblique.")] = "random",
+    slices: Annotated[
+        str, typer.Option("--slices", "--slice_sampling_method", help="random_axis, uniform, central, all, oblique.")
+    ] = "random_axis",
+    oblique: Annotated[float, typer.Option(min=0, max=1, help="Share of oblique slices, of random_axis.")] = 0.0,
     slices_per_class: Annotated[int, typer.Option(min=1, help="Slices of each case and class.")] = 8,
     min_pixels: Annotated[int, typer.Option(min=1, help="Slices that show less of the organ are passed over.")] = 9,
     truncation: Annotated[float, typer.Option(help="mm at which signed distances are clipped.")] = 20.0,
+    sdf: Annotated[
+        str, typer.Option(help="boxes: of each class its own box; full: NAME_sdf.npy (C, D, H, W) as well.")
+    ] = "boxes",
     meshes: Annotated[bool, typer.Option(help="Write surfaces as PLY.")] = True,
     smooth: Annotated[int, typer.Option(min=0, help="Rounds of smoothing of the surfaces.")] = 10,
     seed: Annotated[int, typer.Option(help="Of random slices and clicks.")] = 0,
@@ -220,6 +226,8 @@ def prepare(
             window=_window(window),
             slices=slices,
             slices_per_class=slices_per_class,
+            oblique=oblique,
+            sdf=sdf,
             min_pixels=min_pixels,
             truncation=truncation,
             meshes=meshes,

@@ -33,10 +33,11 @@ from voxelry.core.space import Space
 from voxelry.data.cache import Cache
 from voxelry.data.case_points import read_case_landmarks
 from voxelry.data.context import border_distances
-from voxelry.data.io import Image, open_image, read_image
+from voxelry.data.io import Image, open_image
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches
+from voxelry.data.prepare.modality import own_image
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
@@ -126,7 +127,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             `(C, *spatial)`: a tensor (on a grid of 1 mm then) or an `Image`, any real type and range; what is within
             [0, 1] already isn't normalised again.
         """
-        return read_image(path, **self._options.get(path, {}))
+        return own_image(path, **self._options.get(path, {}))
 
     def volume(self, path: Path) -> Tensor | Image:
         """What `read_volume` answers.
@@ -286,7 +287,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
     def _reader(self) -> str:
         method = type(self).read_volume
         if self._reads_files:
-            return "voxelry"
+            return "voxelry 2"
         try:
             return f"{method.__qualname__}\n{inspect.getsource(method)}"
         except OSError:  # typed into an interpreter

@@ -14,9 +14,22 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.slices import SliceSample, array_axis, oblique_plane, take_slice
 
-__all__ = ["METHODS", "Cut", "choose_cuts"]
+__all__ = ["METHODS", "Cut", "choose_cuts", "method_name", "spread_out"]
 
-METHODS = ("random", "uniform", "central", "all", "oblique")
+METHODS = ("random_axis", "uniform", "central", "all", "oblique")
+
+
+def method_name(method: str, setting: str = "method") -> str:
+    """One of `METHODS`; `random` is short for `random_axis`.
+
+    Raises:
+        SettingError: another name.
+    """
+    if method == "random":
+        return "random_axis"
+    if method not in METHODS:
+        raise SettingError(f"{setting}: expected one of {', '.join(METHODS)}, got {method!r}")
+    return method
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +49,7 @@ def choose_cuts(
     mask: NDArray[np.bool_],
     space: Space,
     *,
-    method: str = "random",
+    method: str = "random_axis",
     axes: Sequence[int] = (0, 1, 2),
     count: int = 1,
     generator: np.random.Generator,
@@ -49,14 +62,14 @@ def choose_cuts(
     Args:
         mask: `(D, H, W)` bool.
         space: its grid.
-        method: `random`: `count` planes, an axis at random and any of its planes that show the organ, each once
-            where there are enough; `uniform`: `count` on each axis at even distances; `central`: on each axis
-            the one through the organ's centroid; `all`: every one on each axis; `oblique`: `count` in any
+        method: `random_axis` (or `random`): `count` planes, an axis at random and any of its planes that show the
+            organ, each once where there are enough; `uniform`: `count` on each axis at even distances; `central`:
+            on each axis the one through the organ's centroid; `all`: every one on each axis; `oblique`: `count` in any
             direction through a random voxel of the organ.
         axes: world axes that planes are perpendicular to: 0, 1, 2 for x (sagittal), y (coronal), z (axial).
         count: see `method`.
-        generator: of `random` and `oblique`.
-        oblique: chance that a plane of `random` is oblique.
+        generator: of `random_axis` and `oblique`.
+        oblique: chance that a plane of `random_axis` is oblique.
         min_pixels: planes that show less of the organ are passed over, unless all do.
         reach: half the side of oblique planes in mm; by default they span the volume.
 
@@ -64,8 +77,7 @@ def choose_cuts(
         DataError: an empty mask.
         SettingError: an unknown method or axis, a count below 1.
     """
-    if method not in METHODS:
-        raise SettingError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    method = method_name(method)
     if count < 1 or not axes:
         raise SettingError(f"count, axes: expected at least one slice and one axis, got {count} and {list(axes)}")
     if not mask.any():
@@ -73,18 +85,22 @@ def choose_cuts(
     if method == "oblique":
         return [_oblique(mask, space, generator, reach) for _ in range(count)]
     shown = {array_axis(space, world): _indices(mask, array_axis(space, world), min_pixels) for world in axes}
-    if method == "random":
+    if method == "random_axis":
         return _random(mask, space, shown, count, generator, oblique, reach)
     cuts = []
     for axis, indices in shown.items():
         if method == "uniform":
-            places = np.floor((np.arange(count) + 0.5) / count * len(indices)).astype(int)
-            indices = indices[np.unique(places)]
+            indices = indices[spread_out(len(indices), count)]
         elif method == "central":
             middle = np.average(np.arange(mask.shape[axis]), weights=_pixels(mask, axis))
             indices = indices[[int(np.argmin(np.abs(indices - middle)))]]
         cuts += [Cut(axis, int(index)) for index in indices]
     return cuts
+
+
+def spread_out(available: int, count: int) -> NDArray[np.int64]:
+    """`count` places at even distances among those available, each once."""
+    return np.unique(np.floor((np.arange(count) + 0.5) / count * available).astype(np.int64))
 
 
 def _pixels(mask: NDArray[np.bool_], axis: int) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from voxelry.data.dataset import one_line_errors
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.slice_augment import SliceAugment, SliceMovement
 from voxelry.data.slice_case import SliceCase, build_case, collate_slices
-from voxelry.data.slice_choice import METHODS, Cut
+from voxelry.data.slice_choice import Cut, method_name
 from voxelry.data.slice_sources import Choice, SliceSource
 from voxelry.data.slices import SliceSample, draw_click
 
@@ -36,10 +36,10 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         source: `VolumeSlices`, or `PreparedSlices` for slices on disk.
         organs: label values to learn, each a number or several that count as one organ (the first names it).
         slices: slices of a prompt, one number or (fewest, most).
-        method, axes, oblique, min_pixels: which planes, see `slice_choice.choose_cuts`. `random` and `oblique`
+        method, axes, oblique, min_pixels: which planes, see `slice_choice.choose_cuts`. `random_axis` and `oblique`
             draw anew in every epoch and give `repeats` items a case; the others list their planes, one item each.
         count: planes per axis of `uniform`.
-        repeats: items of a case in an epoch, of `random` and `oblique`.
+        repeats: items of a case in an epoch, of `random_axis` and `oblique`.
         mask: chance that a prompt has its slices' masks.
         field_of_view: chance that a prompt tells where the volume lies that its slices are from.
         image_size: pixels of a view's side.
@@ -70,7 +70,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         *,
         organs: Sequence[int | Sequence[int]] = (1,),
         slices: int | Sequence[int] = 1,
-        method: str = "random",
+        method: str = "random_axis",
         axes: Sequence[int] = (0, 1, 2),
         count: int = 1,
         oblique: float = 0.0,
@@ -95,8 +95,9 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         low, high = (slices, slices) if isinstance(slices, int) else tuple(slices)
         if not 1 <= low <= high:
             raise SettingError(f"slices: expected a positive number, or fewest and most, got {slices}")
-        if method not in METHODS:
-            raise SettingError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+        method = method_name(method)
+        if count < 1:
+            raise SettingError(f"count: expected at least 1, got {count}")
         for name, value in (("mask", mask), ("oblique", oblique), ("field_of_view", field_of_view)):
             if not 0 <= value <= 1:
                 raise SettingError(f"{name}: expected a chance from 0 to 1, got {value}")
@@ -142,7 +143,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         if self._items is None:
             cases = range(len(self.source.names))
             self._items = []
-            if self.choice.method in ("random", "oblique"):
+            if self.choice.method in ("random_axis", "oblique"):
                 self._items = [(case, None, None) for _ in range(self.repeats) for case in cases]
             else:
                 for case in cases:

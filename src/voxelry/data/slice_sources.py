@@ -28,7 +28,7 @@ __all__ = ["Choice", "SliceSource", "VolumeSlices"]
 class Choice:
     """Which slices are taken; see `slice_choice.choose_cuts`."""
 
-    method: str = "random"
+    method: str = "random_axis"
     axes: Sequence[int] = (0, 1, 2)
     count: int = 1
     oblique: float = 0.0
@@ -142,7 +142,7 @@ class VolumeSlices:
         """See `SliceSource`."""
         sample = self._sample(case)
         cuts = [first] if isinstance(first, Cut) else []
-        method = "oblique" if choice.method == "oblique" else "random"
+        method = "oblique" if choice.method == "oblique" else "random_axis"
         drawn = Choice(
             method=method, axes=choice.axes, oblique=choice.oblique, min_pixels=choice.min_pixels, reach=choice.reach
         )

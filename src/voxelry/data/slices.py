@@ -42,6 +42,7 @@ __all__ = [
     "plane_normal",
     "read_slice",
     "regrid",
+    "take_labels",
     "take_slice",
     "view_plane",
 ]
@@ -215,20 +216,16 @@ def take_slice(
     along = None if axis is None or index is None else (axis, index)
     if (plane is None) == (along is None):
         raise SettingError("slice: expected axis and index, or a plane, and not both")
-    organ = None if labels is None else torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))
     if along is not None:
         grid = axis_plane(space, *along)
         cut = image.select(along[0] + 1, along[1])
-        mask = None if organ is None else organ.select(*along)
     elif plane is not None:
         grid = plane
-        # The plane as a volume one voxel thick: its first step is the normal, which is never taken.
-        step = np.column_stack([plane_normal(plane), plane.affine[:3, :2]])
-        matrix = np.linalg.inv(space.affine[:3, :3]) @ step
-        offset = np.asarray(space.to_index(plane.origin), dtype=np.float64)
-        low = float(image.min())
-        cut = resample(image, matrix, offset, (1, *plane.shape), fill=low)[:, 0]
-        mask = None if organ is None else resample(organ[None], matrix, offset, (1, *plane.shape), order=0)[0, 0]
+        cut = resample(image, *_plane_map(space, plane), (1, *plane.shape), fill=float(image.min()))[:, 0]
+    mask = None
+    if labels is not None:
+        seen = take_labels(labels, space, axis=axis, index=index, plane=plane)
+        mask = torch.isin(seen, torch.tensor(classes, dtype=seen.dtype))
     return SliceSample(
         image=cut.to(torch.float32),
         space=grid,
@@ -240,6 +237,22 @@ def take_slice(
         slice_idx=None if along is None else along[1],
         volume_space=space,
     )
+
+
+def take_labels(
+    labels: Tensor, space: Space, *, axis: int | None = None, index: int | None = None, plane: Space | None = None
+) -> Tensor:
+    """The labels `(D, H, W)` on a plane as `take_slice` cuts it, `(H, W)`: each the nearest voxel's."""
+    if axis is not None and index is not None:
+        return labels.select(axis, index)
+    assert plane is not None
+    return resample(labels[None], *_plane_map(space, plane), (1, *plane.shape), order=0)[0, 0]
+
+
+def _plane_map(space: Space, plane: Space) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Matrix and offset from a plane to a volume; as a volume one voxel thick, whose normal is never taken."""
+    step = np.column_stack([plane_normal(plane), plane.affine[:3, :2]])
+    return np.linalg.inv(space.affine[:3, :3]) @ step, np.asarray(space.to_index(plane.origin), dtype=np.float64)
 
 
 def draw_click(mask: Tensor, generator: np.random.Generator) -> Tensor:

@@ -152,7 +152,7 @@ def _check_followed(config: DictConfig, augment: DictConfig | None, source: Prep
 
 def _check_axes(source: PreparedSlices, organs: Organs, settings: Mapping[str, Any]) -> None:
     """Ask for every case's slices once, before a training does."""
-    choice = Choice(**{name: settings[name] for name in ("axes", "oblique", "min_pixels")})
+    choice = Choice(**{name: settings[name] for name in ("method", "axes", "count", "oblique", "min_pixels")})
     for case in range(len(source.names)):
         for place in source.organs_of(case, organs):
             source.listed(case, organs[place], choice)

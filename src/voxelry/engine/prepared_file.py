@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import DataError
 from voxelry.data.io import ImageFile
 from voxelry.data.normalise import finite, normalise
+from voxelry.data.prepare.modality import own_values
 from voxelry.data.preprocess import Preprocess, orientation_steps
 
 __all__ = ["PreparedFile"]
@@ -68,7 +69,7 @@ class PreparedFile:
         for part, axis, flip in zip(window, self.axes, self.flips, strict=True):
             size = self.file.space.shape[axis]
             stored[axis] = slice(size - part.stop, size - part.start) if flip else part
-        pixels = self.file.read(tuple(stored)).astype(np.float32)
+        pixels = own_values(self.file, stored).astype(np.float32)
         pixels = pixels.transpose(0, *(axis + 1 for axis in self.axes))
         reversed_axes = tuple(place + 1 for place, flip in enumerate(self.flips) if flip)
         image = torch.from_numpy(np.ascontiguousarray(np.flip(pixels, reversed_axes)))
@@ -100,7 +101,7 @@ class PreparedFile:
         piece = max(step, _PIECE // prod(shape[1:]) // step * step)
         for start in range(0, shape[0], depth):
             rest = tuple(slice(0, size) for size in shape[1:])
-            slab = self.file.read((slice(start, min(start + depth, shape[0])), *rest))
+            slab = own_values(self.file, (slice(start, min(start + depth, shape[0])), *rest))
             for first in range(0, slab.shape[1], piece):
                 pixels = slab[:, first : first + piece].astype(np.float32)
                 values = finite(torch.from_numpy(pixels)).numpy().reshape(groups, -1)

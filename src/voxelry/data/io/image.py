@@ -150,6 +150,7 @@ def write_image(
     *,
     channel_names: Sequence[str] | None = None,
     version: str | None = None,
+    description: str = "",
 ) -> Path:
     """Write an image in the format that the suffix names, whole or not at all.
 
@@ -163,6 +164,7 @@ def write_image(
         space: where the array lies.
         channel_names: one per channel, for formats that have a place for them (OME-TIFF, OME-Zarr).
         version: of OME-Zarr, `0.5` (None) or `0.6`; other formats have none to choose.
+        description: up to 79 characters for NIfTI's header.
 
     Returns:
         The path.
@@ -183,7 +185,11 @@ def write_image(
         raise FileError(path, "can't write this format", f"use one of {' '.join(_WRITERS)}")
     if version is not None and (suffix != ".zarr" or version not in ("0.5", "0.6")):
         raise SettingError(f"version: expected 0.5 or 0.6 of a .zarr, got {version!r} for {path.name}")
-    chosen = {} if version is None else {"version": version}
+    chosen: dict[str, str] = {} if version is None else {"version": version}
+    if description and _WRITERS[suffix] != "nifti":
+        raise SettingError(f"description: expected none for {suffix}; only NIfTI has a place for it")
+    if description:
+        chosen["description"] = description
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -73,7 +73,9 @@ def _describe(path: Path, image: Any, channel_axis: int | None, ndim: int | None
     )
 
 
-def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None) -> None:
+def write_file(
+    path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None, *, description: str = ""
+) -> None:
     """NIfTI-1, or NIfTI-2 where an axis is longer than 32767; a plane becomes one slice, channels the fourth axis.
 
     The affine is the sform; the qform too, unless it is sheared, which a qform can't hold. NIfTI readers are
@@ -92,6 +94,7 @@ def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple
     affine = matrix[:, [2, 1, 0, 3]]
     image = kind(data if len(array) > 1 else data[..., 0], affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     exact, held, quaternion = (Space(data.shape[:3], a) for a in (affine, image.get_sform(), image.get_qform()))

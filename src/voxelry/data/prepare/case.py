@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts import Case
 from voxelry.data.normalise import finite
 from voxelry.data.pointmaps import masked_pointmap
-from voxelry.data.prepare.files import digest, sdf_codes, write_sdf, write_slice_file
+from voxelry.data.prepare.files import digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
 from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, standardise
 from voxelry.data.prepare.pairs import Pair
 from voxelry.data.prepare.shapes import CaseLabels
 from voxelry.data.preprocess import Preprocess, move
 from voxelry.data.sample import Sample
-from voxelry.data.slice_choice import METHODS, choose_cuts
-from voxelry.data.slices import draw_click
+from voxelry.data.slice_choice import choose_cuts, method_name
+from voxelry.data.slices import draw_click, take_labels
 from voxelry.data.speckle import despeckle
 
 __all__ = ["PrepareSettings", "is_prepared", "prepare_case"]
@@ -52,11 +53,13 @@ class PrepareSettings:
         modality: `ct`, `mr`, `us`, or `auto` (by the layout, DICOM header or values).
         window: of CT, a name in `CT_WINDOWS` or (low, high) in Hounsfield units.
         axes: world axes that slices are perpendicular to: 0, 1, 2 for x, y, z.
-        slices: `random`, `uniform`, `central`, `all` or `oblique`; see `choose_cuts`.
-        slices_per_class: of each case, in all (`random`, `oblique`) or per axis (`uniform`).
+        slices: `random_axis`, `uniform`, `central`, `all` or `oblique`; see `choose_cuts`.
+        slices_per_class: of each case, in all (`random_axis`, `oblique`) or per axis (`uniform`).
+        oblique: share of oblique slices, of `random_axis`.
         min_pixels: slices that show less of the organ are passed over.
         truncation: mm at which distances are clipped.
         meshes: whether PLY files are written.
+        sdf: `boxes`, each class's distances on its own box; `full` writes `(C, D, H, W)` as well.
         smooth: rounds of smoothing of meshes; it keeps their volume.
         channel: of images with several.
         seed: of random slices and clicks.
@@ -71,11 +74,13 @@ class PrepareSettings:
     modality: str = "auto"
     window: str | Sequence[float] = "default"
     axes: Sequence[int] = (0, 1, 2)
-    slices: str = "random"
+    slices: str = "random_axis"
     slices_per_class: int = 8
+    oblique: float = 0.0
     min_pixels: int = 9
     truncation: float = 20.0
     meshes: bool = True
+    sdf: str = "boxes"
     smooth: int = 10
     channel: int = 0
     seed: int = 0
@@ -88,8 +93,11 @@ class PrepareSettings:
             raise SettingError(f"classes: expected at least 1, got {self.classes}")
         if self.modality not in ("auto", *MODALITIES):
             raise SettingError(f"modality: expected auto or one of {', '.join(MODALITIES)}, got {self.modality!r}")
-        if self.slices not in METHODS:
-            raise SettingError(f"slices: expected one of {', '.join(METHODS)}, got {self.slices!r}")
+        object.__setattr__(self, "slices", method_name(self.slices, "slices"))
+        if self.sdf not in ("boxes", "full"):
+            raise SettingError(f"sdf: expected boxes or full, got {self.sdf!r}")
+        if not 0 <= self.oblique <= 1:
+            raise SettingError(f"oblique: expected a share from 0 to 1, got {self.oblique}")
         if not self.axes or not set(self.axes) <= {0, 1, 2}:
             raise SettingError(f"axes: expected some of 0, 1, 2 (x, y, z), got {list(self.axes)}")
         if self.merge is not None and (not self.merge or not all(group and min(group) > 0 for group in self.merge)):
@@ -157,10 +165,12 @@ def prepare_case(
     found = CaseLabels(labels, sample.space, target, settings.classes or int(labels.max()))
     if not found.present:
         raise DataError(f"{pair.labels[0][0]}: {found.faults(names or {})[0]}")
-    write_image(root / files["volume"], image.numpy(), target)
+    write_image(root / files["volume"], image.numpy(), target, description=standard.note)
     write_image(root / files["labels"], found.map[None], target)
-    meshes, absent = _write_shapes(found, pair.name, root / files["sdf"], root, settings)
-    slices = _write_slices(image, found.map, target, pair.name, root, files["sdf"], settings)
+    if settings.sdf == "full":
+        files["sdf_full"] = f"sdf/{pair.name}_sdf.npy"
+    meshes, absent = _write_shapes(found, pair.name, files, root, settings)
+    slices = _write_slices(image, found.map, target, pair.name, root, {**files, **meshes}, settings)
     written = [*files.values(), *meshes.values(), *(entry["file"] for entry in slices)]
     record = {
         "name": pair.name,
@@ -277,18 +287,27 @@ def _volumes(ml: NDArray[np.floating]) -> dict[str, float | None]:
 
 
 def _write_shapes(
-    labels: CaseLabels, name: str, path: Path, root: Path, settings: PrepareSettings
+    labels: CaseLabels, name: str, files: Mapping[str, str], root: Path, settings: PrepareSettings
 ) -> tuple[dict[str, str], list[int]]:
     """Write distances and surfaces; the surfaces' files by class, and the classes that aren't there."""
     meshes, codes = {}, {}
-    for found in labels.shapes(settings.truncation):
-        codes[found.label] = sdf_codes(found.distances, found.start, settings.truncation)
-        mesh = found.surface(settings.smooth) if settings.meshes else None
-        if mesh is not None and not mesh.is_empty:
-            meshes[str(found.label)] = f"meshes/{name}_{found.label}.ply"
-            write_mesh(root / meshes[str(found.label)], mesh)
-    absent = [label for label in range(1, len(labels.written_ml) + 1) if label not in codes]
-    write_sdf(path, codes, absent=absent, space=labels.target, truncation=settings.truncation)
+    count = len(labels.written_ml)
+    with ExitStack() as stack:
+        full = None
+        if "sdf_full" in files:
+            place = stack.enter_context(replacing(root / files["sdf_full"]))
+            full = write_full_sdf(place, labels.target, count, settings.truncation)
+        for found in labels.shapes(settings.truncation):
+            codes[found.label] = sdf_codes(found.distances, found.start, settings.truncation)
+            mesh = found.surface(settings.smooth) if settings.meshes else None
+            if mesh is not None and not mesh.is_empty:
+                meshes[str(found.label)] = f"meshes/{name}_{found.label}.ply"
+                write_mesh(root / meshes[str(found.label)], mesh)
+            if full is not None:
+                window = tuple(slice(a, a + n) for a, n in zip(found.start, found.distances.shape, strict=True))
+                full[found.label - 1][window] = found.distances
+    absent = [label for label in range(1, count + 1) if label not in codes]
+    write_sdf(root / files["sdf"], codes, absent=absent, space=labels.target, truncation=settings.truncation)
     return meshes, absent
 
 
@@ -298,9 +317,10 @@ def _write_slices(
     space: Space,
     name: str,
     root: Path,
-    sdf_path: str,
+    files: Mapping[str, str],
     settings: PrepareSettings,
 ) -> list[dict[str, Any]]:
+    """Write the slices of every class; `files` of the case by what they are, and of meshes by their class."""
     shutil.rmtree(root / "slices" / name, ignore_errors=True)  # of an earlier run with other settings
     entries = []
     whole = torch.from_numpy(labels.astype(np.int64))
@@ -313,6 +333,7 @@ def _write_slices(
             axes=settings.axes,
             count=settings.slices_per_class,
             generator=generator,
+            oblique=settings.oblique,
             min_pixels=settings.min_pixels,
         )
         seen: set[tuple[int | None, int | None]] = set()
@@ -327,9 +348,16 @@ def _write_slices(
             sample = replace(sample, click=draw_click(mask, generator), pointmap=masked_pointmap(sample.space, mask))
             place = f"oblique_{number:03d}" if cut.axis is None else f"{'xyz'[_world(space, cut.axis)]}_{cut.index:04d}"
             file = f"slices/{name}/class{label}_{place}.npz"
-            write_slice_file(root / file, sample, sdf_path=sdf_path)
+            write_slice_file(
+                root / file,
+                sample,
+                sdf_path=files.get("sdf_full", files["sdf"]),
+                mesh_path=files.get(str(label), ""),
+                labels=take_labels(whole, space, axis=cut.axis, index=cut.index, plane=cut.plane),
+            )
             axis = -1 if cut.axis is None else _world(space, cut.axis)
-            entries.append({"file": file, "label": label, "axis": axis, "pixels": int(mask.sum())})
+            index = number if cut.index is None else cut.index
+            entries.append({"file": file, "label": label, "axis": axis, "index": index, "pixels": int(mask.sum())})
     return entries
 
 

@@ -13,16 +13,30 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.core.guard import guarded
 from voxelry.core.space import Space
 from voxelry.data.organ_shape import OrganShape
+from voxelry.data.pointmaps import PointmapNormaliser
 from voxelry.data.slices import SliceSample, array_axis
 from voxelry.ops.sdf import decode_int8, encode_int8
 
-__all__ = ["digest", "nifti_affine", "read_sdf", "read_slice_file", "sdf_codes", "write_sdf", "write_slice_file"]
+__all__ = [
+    "digest",
+    "nifti_affine",
+    "pointmap_range",
+    "read_class_map",
+    "read_full_sdf",
+    "read_sdf",
+    "read_slice_file",
+    "sdf_codes",
+    "write_full_sdf",
+    "write_sdf",
+    "write_slice_file",
+]
 
 _SLICE_KEYS = ("image", "mask", "pointmap", "affine", "slice_idx", "gt_sdf_path", "axis", "plane_affine", "label")
 SdfCodes = tuple[NDArray[np.int8], tuple[int, ...]]
@@ -41,18 +55,24 @@ def nifti_affine(space: Space) -> NDArray[np.float64]:
     return np.vstack([space.affine[:3, [2, 1, 0, 3]], [0.0, 0.0, 0.0, 1.0]])
 
 
-def write_slice_file(path: Path, sample: SliceSample, *, sdf_path: str) -> Path:
+def write_slice_file(
+    path: Path, sample: SliceSample, *, sdf_path: str, mesh_path: str = "", labels: Tensor | None = None
+) -> Path:
     """One slice as npz.
 
     Keys: `image (C, H, W)` float32; `mask (H, W)` bool; `pointmap (3, H, W)` float32 world mm, NaN outside of the
     mask; `affine (4, 4)`, the volume's as NIfTI has it; `axis`, the world axis 0, 1, 2 (x, y, z) that the slice is
     perpendicular to, and `slice_idx`, its voxel on it, both -1 for an oblique slice; `plane_affine (4, 3)`,
     (row, column, 1) to world mm; `click (2,)` row and column, NaN for none; `label`; `volume_shape (3,)` in array
-    order; `gt_sdf_path`, the file of the true distances, relative to the folder that was prepared.
+    order; `pointmap_scale (3,)` and `pointmap_shift (3,)` mm, with which `(pointmap - shift) / scale` has its median
+    at 0 and a mean distance of 1 from it (`PointmapNormaliser.of_points`); `labels (H, W)`, all classes on the plane;
+    `gt_sdf_path` and `gt_mesh_path`, the files of the true distances and surface, relative to the folder that was
+    prepared, empty where there is none.
     """
     volume = sample.volume_space
     if volume is None or sample.mask is None or sample.pointmap is None:
         raise DataError(f"{sample.name}: expected a slice of a volume, with mask and pointmap, to write to {path}")
+    shift, scale = pointmap_range(sample.pointmap, max(sample.space.spacing))
     world = [number for number in range(3) if array_axis(volume, number) == sample.axis]
     with replacing(path) as place, place.open("wb") as file:
         np.savez_compressed(
@@ -67,9 +87,61 @@ def write_slice_file(path: Path, sample: SliceSample, *, sdf_path: str) -> Path:
             click=np.full(2, np.nan, np.float32) if sample.click is None else sample.click.numpy(),
             label=np.array(sample.label),
             volume_shape=np.array(volume.shape),
+            pointmap_scale=scale,
+            pointmap_shift=shift,
+            labels=(sample.mask.int() * sample.label if labels is None else labels).numpy().astype(np.uint16),
             gt_sdf_path=np.array(sdf_path),
+            gt_mesh_path=np.array(mesh_path),
         )
     return path
+
+
+def pointmap_range(points: Tensor, pixel: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Shift and scale of a pointmap's known points in mm, `(3,)` each; the scale of a single point is `pixel`."""
+    known = points[:, torch.isfinite(points).all(dim=0)]
+    if known.shape[1] == 1:
+        return known[:, 0].numpy(), np.full(3, pixel, np.float32)
+    found = PointmapNormaliser.of_points(points)
+    return np.array(found.shift, np.float32), np.full(3, found.scale, np.float32)
+
+
+def read_class_map(path: Path) -> Tensor:
+    """All classes on the plane of a slice that `write_slice_file` wrote, `(H, W)` int64.
+
+    Raises:
+        FileError: as `read_slice_file`.
+    """
+    with _opened(path, ("labels",)) as data:
+        return torch.from_numpy(data["labels"].astype(np.int64))
+
+
+def read_full_sdf(path: Path, classes: Sequence[int]) -> NDArray[np.float32]:
+    """The distances of some classes from a file of `write_sdf`, `(K, D, H, W)` mm on the volume's grid.
+
+    An absent class is as far away everywhere as is told.
+
+    Raises:
+        FileError: as `read_sdf`.
+    """
+    with _opened(path, ("shape", "truncation")) as data:
+        shape, truncation = tuple(int(size) for size in data["shape"]), float(data["truncation"])
+    full = np.full((len(classes), *shape), truncation, dtype=np.float32)
+    for place, label in enumerate(classes):
+        if read_sdf(path, label) is None:
+            continue
+        with _opened(path, (f"sdf_{label}", f"start_{label}")) as data:
+            codes, start = data[f"sdf_{label}"], data[f"start_{label}"].tolist()
+        window = tuple(slice(low, low + size) for low, size in zip(start, codes.shape, strict=True))
+        full[place][window] = decode_int8(codes, truncation)
+    return full
+
+
+def write_full_sdf(path: Path, space: Space, count: int, truncation: float) -> NDArray[np.float32]:
+    """A file to fill, `(C, D, H, W)` float32 mm in array order on the volume's grid: `truncation` everywhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, *space.shape))
+    array[...] = truncation
+    return array
 
 
 def read_slice_file(path: Path, *, name: str = "") -> SliceSample:

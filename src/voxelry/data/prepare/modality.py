@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
+from voxelry.data.io import Image, ImageFile, open_image
 from voxelry.data.normalise import finite
 from voxelry.data.preprocess import Preprocess
 
@@ -19,6 +24,8 @@ __all__ = [
     "Standard",
     "ct_window",
     "guess_modality",
+    "own_image",
+    "own_values",
     "preprocess_like",
     "standardise",
     "to_unit",
@@ -37,6 +44,10 @@ CT_WINDOWS = {
     "lung": (-1350.0, 150.0),
     "mediastinum": (-125.0, 225.0),
 }
+
+_NOTE = "voxelry prepare: "
+_NUMBER = r"(-?[0-9.]+(?:e[-+]?[0-9]+)?)"
+_NOTE_FIELDS = re.compile(f"{_NOTE}(ct|mr|us) shift={_NUMBER} scale={_NUMBER}")
 
 _REACH = 3.0  # standard deviations that become 0 and 1 where a network wants [0, 1]
 
@@ -57,6 +68,41 @@ class Standard:
     def restore(self, image: Tensor) -> Tensor:
         """Back to the file's values, where they weren't clipped."""
         return image * self.scale + self.shift
+
+    @property
+    def note(self) -> str:
+        """What the header of a volume that was written says of it; `of_note` reads it."""
+        return f"{_NOTE}{self.modality} shift={self.shift:.9g} scale={self.scale:.9g}"
+
+    @classmethod
+    def of_note(cls, metadata: Mapping[str, Any]) -> Self | None:
+        """What a file's header says was done, by `ImageFile.metadata`; None where it is no volume of `prepare`."""
+        found = _NOTE_FIELDS.fullmatch(str(metadata.get("description", "")))
+        return None if found is None else cls(found[1], float(found[2]), float(found[3]))
+
+
+def own_values(file: ImageFile, window: Sequence[slice] | None = None) -> NDArray[Any]:
+    """Pixels of a file `(C, *window)` in the values of its scanner.
+
+    A volume that `prepare` wrote is brought back from the scale of its modality, which its header tells, so that a
+    window in Hounsfield units, or any other scaling, is never applied to what is already scaled.
+
+    Raises:
+        FileError: as `ImageFile.read`.
+    """
+    standard = Standard.of_note(file.metadata)
+    pixels = file.read(window)
+    return pixels if standard is None else standard.restore(torch.from_numpy(pixels.astype(np.float32))).numpy()
+
+
+def own_image(path: Path, **settings: Any) -> Image:
+    """A whole image in the values of its scanner, see `own_values`; keywords are those of `open_image`.
+
+    Raises:
+        FileError: as `open_image` and `ImageFile.read`.
+    """
+    file = open_image(path, **settings)
+    return Image(own_values(file), file.space, Path(path))
 
 
 def ct_window(window: str | Sequence[float]) -> tuple[float, float]:

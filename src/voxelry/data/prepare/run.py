@@ -30,7 +30,7 @@ from voxelry.data.prepare.pairs import Pair, Pairs
 __all__ = ["AGAIN", "PrepareReport", "is_prepared_folder", "prepare_all", "read_manifest"]
 
 _MANIFEST = "manifest.json"
-_VERSION = 1
+_VERSION = 2
 AGAIN = "run voxelry prepare again"
 
 Progress = Callable[[int, int, str], None]

@@ -20,9 +20,9 @@ from voxelry.data.prepare.modality import preprocess_like, to_unit
 from voxelry.data.prepare.run import AGAIN, read_manifest
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slice_augment import move_slice
-from voxelry.data.slice_choice import Cut
+from voxelry.data.slice_choice import Cut, spread_out
 from voxelry.data.slice_sources import Choice
-from voxelry.data.slices import SliceSample
+from voxelry.data.slices import SliceSample, array_axis
 from voxelry.data.upright import upright
 
 __all__ = ["PreparedSlices", "prepared_cases"]
@@ -55,7 +55,9 @@ class PreparedSlices:
             if split is None or cases[name]["split"] == split
         ]
         if not self.cases and names is None:
-            raise DataError(f"{self.root}: no case of split {split!r} in its manifest")
+            known = sorted({case["split"] for case in cases.values()} - {""})
+            told = f"its cases are of {', '.join(known)}" if known else "none has one; leave split out"
+            raise DataError(f"{self.root}: no case of split {split!r}, {told}")
         self._shapes: dict[tuple[int, int], OrganShape] = {}
         self._motions: dict[int, NDArray[np.float64]] = {}
 
@@ -121,7 +123,8 @@ class PreparedSlices:
     def listed(self, case: int, organ: tuple[int, ...], choice: Choice) -> list[Cut | str]:
         """Files of the slices of an organ on the axes of the choice, oblique ones among them if it has a chance of any.
 
-        Those that show less than `min_pixels` of it are passed over, unless all do.
+        Those that show less than `min_pixels` of it are passed over, unless all do. `uniform` takes up to `count` of
+        each axis at even distances, `central` of each the one nearest to the organ's centroid.
 
         Raises:
             DataError: none is across any of these axes.
@@ -137,7 +140,26 @@ class PreparedSlices:
                 "others"
             )
         least = min(choice.min_pixels, max(entry["pixels"] for entry in chosen))
-        return cast("list[Cut | str]", [entry["file"] for entry in chosen if entry["pixels"] >= least])
+        shown = [entry for entry in chosen if entry["pixels"] >= least]
+        if choice.method in ("uniform", "central"):
+            groups = [[entry for entry in shown if entry["axis"] == axis] for axis in sorted(axes)]
+            shown = [entry for group in groups for entry in self._of_axis(case, organ, group, choice)]
+        return cast("list[Cut | str]", [entry["file"] for entry in shown])
+
+    def _of_axis(
+        self, case: int, organ: tuple[int, ...], entries: list[dict[str, Any]], choice: Choice
+    ) -> list[dict[str, Any]]:
+        """Those of one axis that `uniform` or `central` takes."""
+        if not entries:
+            return []
+        entries = sorted(entries, key=lambda entry: int(entry["index"]))
+        if choice.method == "uniform" or entries[0]["axis"] == _OBLIQUE:
+            return [entries[place] for place in spread_out(len(entries), choice.count)]
+        space = open_image(self.root / self.cases[case]["labels"]).space
+        shape = read_sdf(self.root / self.cases[case]["sdf"], organ[0])
+        assert shape is not None  # it has slices
+        middle = float(np.asarray(space.to_index(shape.centroid))[array_axis(space, entries[0]["axis"])])
+        return [min(entries, key=lambda entry: abs(int(entry["index"]) - middle))]
 
     def slices(
         self,

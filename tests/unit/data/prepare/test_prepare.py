@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.io import open_image, read_image, write_image
 from voxelry.data.io.meshes import read_mesh
+from voxelry.data.layouts import Case
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.files import read_sdf, read_slice_file
+from voxelry.data.prepare.modality import own_values, preprocess_like
 from voxelry.data.prepare.pairs import find_pairs
+from voxelry.data.prepare.planes import PreparedPlanes
 from voxelry.data.prepare.run import prepare_all, read_manifest
 from voxelry.data.prepare.source import PreparedSlices
 from voxelry.data.slice_dataset import SliceDataset
@@ -346,3 +350,121 @@ def test_labels_in_another_order_of_axes_are_brought_to_the_image(data, tmp_path
             again.records[0]["written"][again.records[0][part]]
             == straight.records[0]["written"][straight.records[0][part]]
         )
+
+
+def test_slices_name_surface_and_scale_and_show_every_class(data, tmp_path):
+    out = tmp_path / "out"
+    record = run(data, out, sdf="full", oblique=0.5, slices_per_class=6).records[0]
+    assert {entry["axis"] for entry in record["slices"]} > {-1}
+    whole = read_image(out / record["labels"])
+    full = np.load(out / record["sdf_full"], mmap_mode="r", allow_pickle=False)
+    assert (full.shape, full.dtype, record["sdf_full"]) == ((3, *whole.space.shape), np.float32, "sdf/a_sdf.npy")
+    for label in (1, 2, 3):
+        np.testing.assert_array_equal(full[label - 1] < 0, whole.array[0] == label)
+    np.testing.assert_allclose(full[0], read_sdf(out / record["sdf"], 1).on(whole.space), atol=0.17)
+    assert (full[1] == 10.0).all()
+    for entry in record["slices"]:
+        with np.load(out / entry["file"], allow_pickle=False) as found:
+            assert str(found["gt_sdf_path"]) == record["sdf_full"]
+            assert str(found["gt_mesh_path"]) == record["meshes"][str(entry["label"])]
+            assert read_mesh(out / str(found["gt_mesh_path"])).is_watertight
+            np.testing.assert_array_equal(found["labels"] == entry["label"], found["mask"])
+            shift, scale = found["pointmap_shift"], found["pointmap_scale"]
+            assert shift.shape == scale.shape == (3,)
+            normal = (found["pointmap"][:, found["mask"]] - shift[:, None]) / scale[:, None]
+            np.testing.assert_allclose(np.median(normal, axis=1), 0, atol=1e-4)
+            assert np.linalg.norm(normal, axis=0).mean() == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_slice_shows_several_organs(cached, data, tmp_path):
+    out = tmp_path / "out"
+    run(data, out, slices="all")
+    planes = PreparedPlanes(out, classes=[1, 3], method="central", axes=(2,), cache_slices=cached, distances=True)
+    assert [(planes[place]["name"], planes[place]["label"]) for place in range(4)] == [
+        ("a", 1), ("a", 3), ("b", 1), ("b", 3),
+    ]  # fmt: skip
+    both = planes[0]
+    labels = read_image(out / "labels" / "a.nii.gz")
+    wanted = labels.array[0][both["slice_idx"]]
+    np.testing.assert_array_equal(both["masks"].numpy(), np.stack([wanted == 1, wanted == 3]))
+    assert both["masks"][1].any()
+    np.testing.assert_array_equal(both["mask"][0], both["masks"][0])
+    assert both["mask_sdf"].shape == (2, *labels.space.shape)
+    np.testing.assert_array_equal(both["mask_sdf"][1] < 0, labels.array[0] == 3)
+    middle = labels.space.to_index(CENTRE)[0]
+    assert abs(both["slice_idx"] - middle) <= 1
+    row, column = both["click"].long().tolist()
+    assert both["mask"][0, row, column] == 1
+    square = PreparedPlanes(out, cache_slices=cached, image_size=48)
+    first, again = square[1], square[1]
+    assert first["image"].shape == (1, 48, 48)
+    assert first["masks"].shape == (3, 48, 48)
+    assert torch.equal(first["image"], again["image"])
+    points = first["pointmap"][:, first["mask"][0] > 0]
+    seen = torch.nonzero(first["mask"][0]).double()
+    world = torch.cat([seen, torch.ones(len(seen), 1)], dim=1) @ first["plane_affine"].T
+    np.testing.assert_allclose(points.T.numpy(), world[:, :3].numpy(), atol=1e-3)
+    with pytest.raises(SettingError, match=r"classes: expected some of \[1, 2, 3\], got 9"):
+        PreparedPlanes(out, classes=[9])
+    with pytest.raises(DataError, match="no case of split 'train', none has one; leave split out"):
+        PreparedPlanes(out, split="train")
+
+
+def test_slices_on_disk_are_chosen_as_prepare_chooses_them(data, tmp_path):
+    out = tmp_path / "out"
+    run(data, out, slices="all")
+    source, made = PreparedSlices(out), {}
+    for method, count in (("all", 1), ("uniform", 2), ("central", 1), ("random_axis", 1)):
+        dataset = SliceDataset(source, organs=[1], method=method, count=count, edge=40.0, grid=None, image_size=16)
+        made[method] = [dataset[place].slices[0] for place in range(len(dataset))]
+    assert len(made["uniform"]) == 2 * 3 * 2
+    assert len(made["central"]) == 2 * 3
+    assert len(made["random_axis"]) == 2
+    assert len(made["all"]) > 60
+    middle = open_image(out / "labels" / "a.nii.gz").space.to_index(CENTRE)
+    for sample in made["central"][:3]:
+        assert abs(sample.slice_idx - middle[sample.axis]) <= 1
+
+
+@pytest.mark.parametrize("modality", ["ct", "mr"])
+def test_a_volume_that_was_prepared_is_not_scaled_again(modality, data, tmp_path):
+    out = tmp_path / "out"
+    record = run(data, out, modality=modality).records[0]
+    scanner = read_image(data / "a-image.nii.gz")
+    like = preprocess_like(modality, 1.5)
+    cases = [Case("a", path) for path in (out / record["volume"], data / "a-image.nii.gz")]
+    found = [VolumeDataset([case], preprocess=like).preprocessed(0).image for case in cases]
+    assert float(found[0].max() - found[0].min()) > 0.15
+    assert found[0].shape == found[1].shape
+    assert float((found[0] - found[1]).abs().mean()) < 0.01
+    values = own_values(open_image(out / record["volume"]))
+    assert values.min() == pytest.approx(scanner.array.min(), abs=15)
+    raw = open_image(data / "a-image.nii.gz")
+    np.testing.assert_array_equal(own_values(raw), raw.read())
+    again = run_again(out, tmp_path / "again", modality)
+    np.testing.assert_allclose(again, read_image(out / record["volume"]).array, atol=0.02)
+
+
+def run_again(source, out, modality):
+    """The volumes of a prepared folder prepared once more, on their own grid."""
+    settings = PrepareSettings(spacing=1.5, classes=3, slices_per_class=1, truncation=10.0, modality=modality)
+    record = prepare_all(find_pairs(source), out, settings).records[0]
+    return read_image(out / record["volume"]).array
+
+
+def test_the_example_in_the_documentation_runs_on_data_without_a_split(data, tmp_path, monkeypatch, capsys):
+    labels = read_image(data / "a-label.nii.gz")
+    for name in ("a", "b"):
+        write_image(data / f"{name}-label.nii.gz", np.minimum(labels.array, 2), labels.space)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").mkdir()
+    data.rename(tmp_path / "datasets" / "organs")
+    page = (Path(__file__).parents[4] / "docs" / "prepare.md").read_text(encoding="utf-8")
+    lines = page.split("## From Python")[1].splitlines()
+    found: dict[str, object] = {}
+    exec("\n".join(line[4:] for line in lines if line.startswith("    ")), found)
+    assert "2 cases prepared" in capsys.readouterr().out
+    assert found["case"].sdf.shape == (1, 64, 64, 64)
+    assert found["plane"]["masks"].shape == (5, 256, 256)
+    assert len(found["plane"]["mask_sdf"]) == 5
