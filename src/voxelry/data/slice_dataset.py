@@ -40,6 +40,9 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             draw anew in every epoch and give `repeats` items a case; the others list their planes, one item each.
         count: planes per axis of `uniform`.
         repeats: items of a case in an epoch, of `random_axis` and `oblique`.
+        every_organ: items of `random_axis` and `oblique` are `repeats` of each organ of each case, with other slices
+            each where there are enough, instead of one organ at random.
+        clicks: items that differ in nothing but the place of the click, next to each other.
         mask: chance that a prompt has its slices' masks.
         field_of_view: chance that a prompt tells where the volume lies that its slices are from.
         image_size: pixels of a view's side.
@@ -76,6 +79,8 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         oblique: float = 0.0,
         min_pixels: int = 9,
         repeats: int = 1,
+        every_organ: bool = False,
+        clicks: int = 1,
         mask: float = 0.5,
         field_of_view: float = 1.0,
         image_size: int = 128,
@@ -101,7 +106,13 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         for name, value in (("mask", mask), ("oblique", oblique), ("field_of_view", field_of_view)):
             if not 0 <= value <= 1:
                 raise SettingError(f"{name}: expected a chance from 0 to 1, got {value}")
-        for name, value in (("repeats", repeats), ("image_size", image_size), ("view", view), ("margin", margin)):
+        for name, value in (
+            ("repeats", repeats),
+            ("clicks", clicks),
+            ("image_size", image_size),
+            ("view", view),
+            ("margin", margin),
+        ):
             if not value > 0:
                 raise SettingError(f"{name}: expected a positive number, got {value}")
         if not self.organs or not all(self.organs):
@@ -109,6 +120,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         self.slices = (int(low), int(high))
         self.choice = Choice(method=method, axes=tuple(axes), count=count, oblique=oblique, min_pixels=min_pixels)
         self.repeats, self.augment, self.truth, self.seed = repeats, augment, truth, seed
+        self.every_organ, self.clicks = every_organ, clicks
         self.mask, self.field_of_view = mask, field_of_view
         self.centre_jitter, self.edge_jitter = centre_jitter, edge_jitter
         self.build = {
@@ -144,13 +156,25 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             cases = range(len(self.source.names))
             self._items = []
             if self.choice.method in ("random_axis", "oblique"):
-                self._items = [(case, None, None) for _ in range(self.repeats) for case in cases]
+                self._items = [
+                    (case, organ, None)
+                    for case, organ in self._drawn_organs()
+                    for _ in range(self.repeats if self.every_organ else 1)
+                ]
             else:
                 for case in cases:
                     for organ in self.source.organs_of(case, self.organs):
                         cuts = self.source.listed(case, self.organs[organ], self.choice)
                         self._items += [(case, organ, cut) for cut in cuts]
+            self._items = [item for item in self._items for _ in range(self.clicks)]
         return self._items
+
+    def _drawn_organs(self) -> list[tuple[int, int | None]]:
+        """Cases with an organ, or with None where it is drawn, too."""
+        cases = range(len(self.source.names))
+        if self.every_organ:
+            return [(case, organ) for case in cases for organ in self.source.organs_of(case, self.organs)]
+        return [(case, None) for _ in range(self.repeats) for case in cases]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -172,7 +196,8 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             return self._drawn(index % len(self), epoch)
 
     def _drawn(self, index: int, epoch: int) -> SliceCase:
-        generator = np.random.default_rng([self.seed, epoch, index])
+        prompt, clicked = divmod(index, self.clicks)
+        generator = np.random.default_rng([self.seed, epoch, prompt])
         case, place, first = self.items[index]
         if place is None:
             present = self.source.organs_of(case, self.organs)
@@ -182,10 +207,10 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         low, high = self.slices
         count = int(generator.integers(low, high + 1))
         choice = Choice(**{**vars(self.choice), "reach": 0.75 * edge * float(self.build["view"] or 1)})
-        samples = [
-            sample.replace(click=draw_click(_mask(sample), generator))
-            for sample in self.source.slices(case, organ, first, count, choice, generator)
-        ]
+        slices = self._slices(prompt, case, organ, first, count, choice, generator)
+        if self.clicks > 1:
+            generator = np.random.default_rng([self.seed, epoch, prompt, 1 + clicked])
+        samples = [sample.replace(click=draw_click(_mask(sample), generator)) for sample in slices]
         shape: OrganShape = self.source.shape(case, organ, self.truncation)
         give = bool(generator.random() < self.mask)
         give_field = bool(generator.random() < self.field_of_view)
@@ -211,6 +236,23 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             truth=self.source.truth(case, organ) if self.truth else None,
             **settings,
         )
+
+    def _slices(
+        self,
+        prompt: int,
+        case: int,
+        organ: tuple[int, ...],
+        first: Cut | str | None,
+        count: int,
+        choice: Choice,
+        generator: np.random.Generator,
+    ) -> list[SliceSample]:
+        """The slices of a prompt; with `every_organ` those that the organ's other prompts don't have."""
+        if not self.every_organ or first is not None:
+            return self.source.slices(case, organ, first, count, choice, generator)
+        turn = prompt % self.repeats
+        shared = np.random.default_rng([self.seed, self.epoch, prompt - turn])
+        return self.source.slices(case, organ, None, count * self.repeats, choice, shared)[turn * count :][:count]
 
 
 def usual_edges(

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from voxelry.core.errors import DataError
+from voxelry.core.errors import DataError, SettingError
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.slice_augment import SliceAugment
 from voxelry.data.slice_case import SliceCase
@@ -17,7 +17,7 @@ from voxelry.data.slice_sources import SliceSource, VolumeSlices
 from voxelry.data.splits import SPLITS
 from voxelry.engine.splits import Splits, plain
 
-__all__ = ["prompts", "slice_splits", "still_slices"]
+__all__ = ["evaluation_items", "prompts", "slice_splits", "still_slices"]
 
 
 def slice_splits(splits: Splits, config: DictConfig, seed: int) -> Splits:
@@ -37,9 +37,7 @@ def slice_splits(splits: Splits, config: DictConfig, seed: int) -> Splits:
     return replace(splits, **prompts(sources, settings, seed))
 
 
-def still_slices(
-    source: SliceSource, like: SliceDataset, *, slices: int, mask: float, repeats: int = 1
-) -> SliceDataset:
+def still_slices(source: SliceSource, like: SliceDataset, *, slices: int, mask: float, **items: Any) -> SliceDataset:
     """Prompts of held-out cases, in the frame of the training, with the truth to measure on.
 
     Args:
@@ -47,7 +45,7 @@ def still_slices(
         like: the training's.
         slices: slices of a prompt.
         mask: chance that a prompt has its slices' masks.
-        repeats: prompts of each case.
+        items: of `SliceDataset`: `repeats`, `every_organ`, `clicks`, `seed`.
     """
     return SliceDataset(
         source,
@@ -57,11 +55,9 @@ def still_slices(
         oblique=float(like.choice.oblique == 1),
         min_pixels=like.choice.min_pixels,
         mask=mask,
-        repeats=repeats,
         edge=like.edges,
         truth=True,
-        seed=1000,
-        **like.build,  # type: ignore[arg-type]
+        **{"seed": 1000, **like.build, **items},
     )
 
 
@@ -75,14 +71,35 @@ def prompts(sources: Mapping[str, SliceSource], settings: Mapping[str, Any], see
     """
     settings = dict(settings)
     augment = settings.pop("augment", None)
+    measured = {"every_organ": True, **evaluation_items(settings.pop("evaluation", None) or {})}
     train = SliceDataset(
         sources["train"],
         augment=None if augment is None else SliceAugment(**augment),
         seed=seed,
         **settings,
     )
-    held_out = {part: still_slices(sources[part], train, slices=1, mask=0.0) for part in SPLITS[1:]}
+    seed = measured["seed"]
+    held_out = {
+        "validation": still_slices(sources["validation"], train, slices=1, mask=0.0, every_organ=True, seed=seed),
+        "test": still_slices(sources["test"], train, slices=1, mask=0.0, **measured),
+    }
     return {"train": train, **held_out, "unaltered": _Unaltered(sources["train"], train)}
+
+
+def evaluation_items(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Settings of an evaluation (`slices` of each organ, `clicks` on each, `seed`) as `SliceDataset` calls them.
+
+    Raises:
+        SettingError: another setting, or a number that isn't whole and positive.
+    """
+    known = {"slices": 3, "clicks": 2, "seed": 1000}
+    for name, value in settings.items():
+        if name not in known:
+            raise SettingError(f"data.slices.evaluation: expected {', '.join(known)}, got {name!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "seed" else 1):
+            raise SettingError(f"data.slices.evaluation.{name}: expected a positive whole number, got {value!r}")
+    chosen = {**known, **settings}
+    return {"repeats": chosen["slices"], "clicks": chosen["clicks"], "seed": chosen["seed"]}
 
 
 def _source(volumes: VolumeDataset) -> VolumeSlices:

@@ -221,3 +221,24 @@ def test_faults_are_named_in_one_line(tmp_path, source):
     )
     with pytest.raises(DataError, match=r"x\.nii: no labels"):
         VolumeSlices(VolumeDataset.from_folder(tmp_path / "bare"))
+
+
+def test_every_organ_of_every_case_is_asked_for_with_several_slices_and_clicks(source, tmp_path):
+    settings = {"organs": [1, 2], "every_organ": True, "repeats": 3, "clicks": 2, "seed": 5, "truth": True}
+    dataset = small(source, **settings)
+    assert len(dataset) == 3 * 2 * 3 * 2
+    cases = [dataset[place] for place in range(len(dataset))]
+    assert [(case.name, int(case.label)) for case in cases[::6]] == [
+        (name, label) for name in "abc" for label in (1, 2)
+    ]  # fmt: skip
+    for block in range(0, len(cases), 6):
+        cuts = [(case.slices[0].axis, case.slices[0].slice_idx) for case in cases[block : block + 6]]
+        assert cuts[::2] == cuts[1::2]  # two clicks on each
+        assert len(set(cuts)) == 3
+        clicks = [tuple(case.slices[0].click.tolist()) for case in cases[block : block + 6]]
+        assert any(first != second for first, second in zip(clicks[::2], clicks[1::2], strict=True))
+    again, other = small(source, **settings), small(source, **{**settings, "seed": 6})
+    assert torch.equal(again[7].click, cases[7].click)
+    assert any(not torch.equal(other[place].click, cases[place].click) for place in range(6))
+    with pytest.raises(SettingError, match="clicks: expected a positive number, got 0"):
+        small(source, clicks=0)

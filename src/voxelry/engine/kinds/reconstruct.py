@@ -48,6 +48,7 @@ class ReconstructKind(Kind):
     truth = ("labels",)
     formats = ("ply", "stl", "glb", "obj")
     prompted = True
+    adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")
     adaptable = True
     starts: tuple[str, ...] = ("shape_net",)
 
@@ -101,6 +102,7 @@ class ReconstructKind(Kind):
             "image_size": dataset.build["image_size"],
             "view": dataset.build["view"],
             "slices": dataset.slices[1],
+            "evaluation": dict(config.data.slices.get("evaluation") or {}),
         }
 
     def prepare(self, task: Any, config: DictConfig, dataset: SliceDataset) -> None:
@@ -151,7 +153,7 @@ class ReconstructKind(Kind):
         return self._still(task, source, **held_out_axes(source))
 
     def held_out(self, task: Any, volumes: VolumeDataset) -> SliceDataset:
-        """One click on one slice of each case, always the same."""
+        """Every organ of every case, with several slices and clicks (`evaluation`), always the same."""
         from voxelry.data.slice_sources import VolumeSlices
 
         return self._still(task, VolumeSlices(volumes))
@@ -159,6 +161,7 @@ class ReconstructKind(Kind):
     @staticmethod
     def _still(task: Any, source: SliceSource, **settings: Any) -> SliceDataset:
         from voxelry.data.slice_dataset import SliceDataset
+        from voxelry.engine.reconstruct_data import evaluation_items
 
         return SliceDataset(
             source,
@@ -170,7 +173,8 @@ class ReconstructKind(Kind):
             view=task.view,
             grid=int(task.network.grid),
             truth=True,
-            seed=1000,
+            every_organ=True,
+            **evaluation_items(task.evaluation),
             **settings,
         )
 
@@ -208,7 +212,7 @@ class ReconstructKind(Kind):
         """Scores beside the baselines', and the cases to look at."""
         from voxelry.tasks.reconstruct import report as pages
 
-        cases: Any = [held_out[index] for index in range(len(held_out))]
+        cases: Any = held_out  # only those that are shown are read again
         pages.add_results(report, task, evaluation.predictions, cases, evaluation.rows)
 
 

@@ -25,7 +25,7 @@ class ReconstructFlowKind(ReconstructKind):
     target = "voxelry.tasks.reconstruct.ReconstructFlowTask"
     starts = ("shape_net", "shape_flow")
     options = ("samples", "steps", "sampler")
-    adjustable = tuple(f"task.{name}" for name in (*options, "shift", "noise_seed", "contour", "recentre", "mirror"))
+    adjustable = tuple(f"task.{name}" for name in (*options, "shift", "noise_seed")) + ReconstructKind.adjustable
 
     def network(
         self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None

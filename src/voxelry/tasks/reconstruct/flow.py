@@ -63,6 +63,8 @@ class ReconstructFlowTask(ReconstructTask):
         SettingError: a setting out of its range; the message names it.
     """
 
+    draws_hypotheses = True
+
     def __init__(
         self,
         network: nn.Module,

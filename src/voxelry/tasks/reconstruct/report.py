@@ -81,11 +81,10 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
     methods = [{"method": "ours", "Dice": summary["dice"]}]
     methods += [{"method": title, "Dice": summary[name]} for name, title in _BASELINES.items() if name in summary]
     report.table(methods, caption="Beside shapes that don't look at the image")
-    groups = []
-    for plane in sorted({str(row["plane"]) for row in rows}):
-        own = [row for row in rows if row["plane"] == plane]
-        groups.append({"plane": plane, "prompts": len(own)} | _means(own, ("dice", "hd95_mm", "assd_mm")))
-    report.table(groups, caption="By the plane of the slice")
+    organs = _by(rows, "organ")
+    if len(organs) > 1:
+        report.table(organs, caption="By organ")
+    report.table(_by(rows, "plane"), caption="By the plane of the slice")
     slabs = [name for name in summary if name.startswith("dice_") and "_mm" in name]
     return report.table(
         [{"distance from the slice": name[5:].replace("_", " "), "Dice": summary[name]} for name in slabs],
@@ -156,7 +155,18 @@ def add_cases(
                 surfaces(mesh, values="spread_mm", label="spread (mm)", planes=prediction.planes, title=title),
                 f"{title}; how far {len(prediction.hypotheses)} hypotheses are from each vertex",
             )
-    columns = ["name", "plane", "dice", "hd95_mm", "assd_mm", "volume_error", "on_slice_contour_mm", "mask_iou"]
+    columns = [
+        "name",
+        "organ",
+        "slice",
+        "click",
+        "dice",
+        "hd95_mm",
+        "assd_mm",
+        "volume_error",
+        "on_slice_contour_mm",
+        "mask_iou",
+    ]
     return report.table([rows[index] for index in order], columns=columns, caption="Every held-out prompt")
 
 
@@ -191,6 +201,15 @@ def prompt_figure(prediction: ReconstructPrediction, case: SliceCase) -> Figure:
         axes.set_title(f"{ends[0]} up, {ends[1]} left; {size[0]:.0f} mm across", fontsize=8, color=QUIET, loc="left")
     headline(fig, prediction.name)
     return fig
+
+
+def _by(rows: Sequence[Row], column: str) -> list[dict[str, float | str]]:
+    """Means of the rows that share a word in a column."""
+    found: list[dict[str, float | str]] = []
+    for word in sorted({str(row.get(column, "")) for row in rows}):
+        own = [row for row in rows if str(row.get(column, "")) == word]
+        found.append({column: word, "prompts": len(own), **_means(own, ("dice", "hd95_mm", "assd_mm"))})
+    return found
 
 
 def _means(rows: Sequence[Row], names: Sequence[str]) -> dict[str, float]:

@@ -61,6 +61,7 @@ class ReconstructTask(Task):
         image_size: pixels of a slice's view; by default the network's.
         view: a view's side in edges.
         slices: the most slices of a prompt.
+        evaluation: how a trained model is measured: `slices` of each organ of each case, `clicks` on each, `seed`.
         weights: of the losses, by name; those that aren't named keep their value in `WEIGHTS`.
         curriculum_batches: batches over which the dense losses come in: first masks, occupancy, place and size, then
             distances and meshes. 0 starts with everything.
@@ -70,7 +71,8 @@ class ReconstructTask(Task):
             `contour_predicted`, else the predicted one where cut and mask agree (intersection over union 0.5); 0
             leaves it as it is.
         contour_predicted: see `contour`.
-        recentre: look again with the frame around the first answer, and average; the looks are kept as hypotheses.
+        recentre: look again with the frame around the first answer, and average. Looks of one network are no
+            hypotheses: how far they differ says nothing of what is possible.
         mirror: look also at the mirror image, and average.
         baseline_shapes: training shapes that are kept to compare with; see `baselines`.
 
@@ -78,6 +80,7 @@ class ReconstructTask(Task):
         SettingError: a setting out of its range; the message names it.
     """
 
+    draws_hypotheses = False
     monitor = "dice"
     higher_is_better = True
     seen: Tensor
@@ -92,6 +95,7 @@ class ReconstructTask(Task):
         image_size: int | None = None,
         view: float = 1.0,
         slices: int = 3,
+        evaluation: Mapping[str, int] | None = None,
         weights: Mapping[str, float] | None = None,
         curriculum_batches: int = 0,
         tau: float = 1.0,
@@ -126,6 +130,7 @@ class ReconstructTask(Task):
         if contour < 0 or curriculum_batches < 0 or baseline_shapes < 0:
             raise SettingError("contour, curriculum_batches, baseline_shapes: expected 0 or more")
         self.image_size = int(network.image_size if image_size is None else image_size)  # type: ignore[arg-type]
+        self.evaluation = dict(evaluation or {})
         self.view, self.slices, self.tau, self.band = float(view), int(slices), float(tau), float(band)
         self.contour, self.contour_predicted = float(contour), contour_predicted
         self.recentre, self.mirror, self.curriculum_batches = recentre, mirror, int(curriculum_batches)
@@ -292,7 +297,7 @@ class ReconstructTask(Task):
             views=batch.views[place],
             probability=probability[:count].float().cpu().numpy(),
             given=(batch.mask[place, :count] > 0.5).cpu().numpy() if bool(given.all()) else None,
-            hypotheses=tuple(others) if len(others) > 1 else (),
+            hypotheses=tuple(others) if self.draws_hypotheses and len(others) > 1 else (),
         )
 
     def _outlines(self, batch: SliceBatch, prompt: Prompt, probability: Tensor, look: Tensor) -> Tensor:
@@ -337,6 +342,8 @@ class ReconstructTask(Task):
                 "name": prediction.name,
                 "organ": self.names[int(class_of(batch.label[place : place + 1], self.organs))],
                 "plane": batch.slices[place][0].plane,
+                "slice": _slice_name(batch, place),
+                "click": ", ".join(f"{value:.2f}" for value in batch.slices[place][0].click_world),
                 "slices": float(count),
                 "mask_given": float(bool(batch.has_mask[place].any())),
             }
@@ -357,7 +364,11 @@ class ReconstructTask(Task):
         return rows
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
-        """Means over the rows of every number, leaving out NaN; `dice_low` and `dice_high` bound its mean at 95 %."""
+        """Means over the rows of every number, leaving out NaN; and of each organ, where rows have several.
+
+        `dice_low` and `dice_high` bound its mean at 95 %, by drawing cases anew: prompts of one case aren't
+        independent. Of an organ they are `ORGAN/dice` and so on, and `ORGAN/prompts`.
+        """
         columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, str)))
         result = {}
         for name in columns:
@@ -367,6 +378,28 @@ class ReconstructTask(Task):
         dice = np.array([float(row["dice"]) for row in rows])
         if not dice.size:
             return {"dice": math.nan}
-        means = np.random.default_rng(0).choice(dice, (2000, dice.size)).mean(axis=1)
+        cases, place = np.unique([str(row["name"]) for row in rows], return_inverse=True)
+        drawn = np.random.default_rng(0).integers(len(cases), size=(2000, len(cases)))
+        counts = np.bincount(place)[drawn].sum(axis=1)
+        means = np.bincount(place, weights=dice)[drawn].sum(axis=1) / counts
         low, high = np.quantile(means, (0.025, 0.975))
-        return result | {"dice_low": float(low), "dice_high": float(high)}
+        return result | {"dice_low": float(low), "dice_high": float(high)} | _by_organ(rows)
+
+
+def _slice_name(batch: SliceBatch, place: int) -> str:
+    """Axis and voxel of a prompt's first slice, such as `axial 41`."""
+    first = batch.slices[place][0]
+    return first.plane if first.slice_idx is None else f"{first.plane} {first.slice_idx}"
+
+
+def _by_organ(rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
+    """Means of every number over the rows of each organ; nothing where there is one organ only."""
+    organs = list(dict.fromkeys(str(row["organ"]) for row in rows if "organ" in row))
+    result: dict[str, float] = {}
+    for organ in organs if len(organs) > 1 else []:
+        own = [row for row in rows if row["organ"] == organ]
+        result[f"{organ}/prompts"] = float(len(own))
+        for name in dict.fromkeys(key for row in own for key, value in row.items() if not isinstance(value, str)):
+            known = [value for row in own if math.isfinite(value := float(row.get(name, math.nan)))]
+            result[f"{organ}/{name}"] = float(np.mean(known)) if known else math.nan
+    return result
