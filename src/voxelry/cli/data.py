@@ -202,6 +202,10 @@ def prepare(
     sdf: Annotated[
         str, typer.Option(help="boxes: of each class its own box; full: NAME_sdf.npy (C, D, H, W) as well.")
     ] = "boxes",
+    register: Annotated[
+        Path | None, typer.Option(help="A template that every scan is brought onto; shapes and slices lie on its grid.")
+    ] = None,
+    transform: Annotated[str, typer.Option(help="How it is brought there: rigid or affine.")] = "rigid",
     meshes: Annotated[bool, typer.Option(help="Write surfaces as PLY.")] = True,
     smooth: Annotated[int, typer.Option(min=0, help="Rounds of smoothing of the surfaces.")] = 10,
     seed: Annotated[int, typer.Option(help="Of random slices and clicks.")] = 0,
@@ -228,6 +232,8 @@ def prepare(
             slices_per_class=slices_per_class,
             oblique=oblique,
             sdf=sdf,
+            register=None if register is None else str(register),
+            transform=transform,
             min_pixels=min_pixels,
             truncation=truncation,
             meshes=meshes,

@@ -24,6 +24,7 @@ from voxelry.data.io import write_image
 from voxelry.data.io.meshes import write_mesh
 from voxelry.data.label_grid import Reference, open_labels, whole_numbers
 from voxelry.data.layouts import case_name
+from voxelry.data.prepare.source import patient_frame
 from voxelry.data.sample import Sample
 from voxelry.data.slice_augment import move_slice
 from voxelry.data.slice_case import build_case, collate_slices
@@ -81,7 +82,9 @@ def reconstruct(
 
     Args:
         model: a bundle of the reconstruction task.
-        image: a volume: file, array `(C, D, H, W)` or sample. With `slice` the file of a single image.
+        image: a volume: file, array `(C, D, H, W)` or sample. With `slice` the file of a single image. For a volume
+            that was registered when it was prepared, clicks and mask are in its own frame, and the answer is in the
+            patient's.
         click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
         plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
             x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
@@ -134,8 +137,12 @@ def reconstruct(
     batch = collate_slices([case]).to(model.device)
     with torch.inference_mode():
         found: ReconstructPrediction = task.predict(batch, **own)[0]
+    if grid is None:
+        return found
     # what is written goes onto the grid of the file, not onto that of the network
-    return found if grid is None else found.moved(np.asarray(np.linalg.inv(turned), dtype=np.float64), grid)
+    found = found.moved(np.asarray(np.linalg.inv(turned), dtype=np.float64), grid)
+    home = patient_frame(Path(image)) if isinstance(image, str | PathLike) else None
+    return found if home is None else found.moved(*home)
 
 
 def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format: str = "ply") -> Path:

@@ -26,11 +26,13 @@ from voxelry.data.layouts import Case
 from voxelry.data.normalise import finite
 from voxelry.data.pointmaps import masked_pointmap
 from voxelry.data.prepare.files import digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
-from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, standardise
+from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, own_values, standardise
 from voxelry.data.prepare.pairs import Pair
+from voxelry.data.prepare.register import KINDS, register, write_transform
 from voxelry.data.prepare.shapes import CaseLabels
 from voxelry.data.preprocess import Preprocess, move
 from voxelry.data.sample import Sample
+from voxelry.data.slice_augment import move_space
 from voxelry.data.slice_choice import choose_cuts, method_name
 from voxelry.data.slices import draw_click, take_labels
 from voxelry.data.speckle import despeckle
@@ -60,6 +62,9 @@ class PrepareSettings:
         truncation: mm at which distances are clipped.
         meshes: whether PLY files are written.
         sdf: `boxes`, each class's distances on its own box; `full` writes `(C, D, H, W)` as well.
+        register: file of a template that every scan is brought onto; volumes, labels, shapes and slices then lie on
+            its grid, at `spacing`.
+        transform: `rigid` or `affine`, see `prepare.register`.
         smooth: rounds of smoothing of meshes; it keeps their volume.
         channel: of images with several.
         seed: of random slices and clicks.
@@ -81,6 +86,8 @@ class PrepareSettings:
     truncation: float = 20.0
     meshes: bool = True
     sdf: str = "boxes"
+    register: str | None = None
+    transform: str = "rigid"
     smooth: int = 10
     channel: int = 0
     seed: int = 0
@@ -96,6 +103,8 @@ class PrepareSettings:
         object.__setattr__(self, "slices", method_name(self.slices, "slices"))
         if self.sdf not in ("boxes", "full"):
             raise SettingError(f"sdf: expected boxes or full, got {self.sdf!r}")
+        if self.transform not in KINDS:
+            raise SettingError(f"transform: expected one of {', '.join(KINDS)}, got {self.transform!r}")
         if not 0 <= self.oblique <= 1:
             raise SettingError(f"oblique: expected a share from 0 to 1, got {self.oblique}")
         if not self.axes or not set(self.axes) <= {0, 1, 2}:
@@ -155,7 +164,8 @@ def prepare_case(
     """
     sample = _Reader([Case(pair.name, pair.image)], need=()).pair(pair, settings)
     labels = _checked_labels(sample, pair, settings)
-    target = Preprocess(spacing=settings.spacing, normalise=None).target(sample.space)
+    sample, frame, home = _in_frame(sample, settings)
+    target = Preprocess(spacing=settings.spacing, normalise=None).target(frame)
     image, standard = _standard_image(sample, pair, target, settings)
     files = {
         "volume": f"volumes/{pair.name}.nii.gz",
@@ -167,6 +177,9 @@ def prepare_case(
         raise DataError(f"{pair.labels[0][0]}: {found.faults(names or {})[0]}")
     write_image(root / files["volume"], image.numpy(), target, description=standard.note)
     write_image(root / files["labels"], found.map[None], target)
+    if home is not None:
+        files["transform"] = f"transforms/{pair.name}.tfm"
+        write_transform(root / files["transform"], np.asarray(home["matrix"]))
     if settings.sdf == "full":
         files["sdf_full"] = f"sdf/{pair.name}_sdf.npy"
     meshes, absent = _write_shapes(found, pair.name, files, root, settings)
@@ -180,6 +193,7 @@ def prepare_case(
         "shift": standard.shift,
         "scale": standard.scale,
         **files,
+        "register": home,
         "meshes": meshes,
         "volumes_ml": _volumes(found.written_ml),
         "drawn_volumes_ml": _volumes(found.drawn_ml),
@@ -215,7 +229,8 @@ def is_prepared(pair: Pair, root: Path, settings: PrepareSettings) -> dict[str, 
 def identity(pair: Pair, settings: PrepareSettings) -> dict[str, Any]:
     """What a case's files depend on: settings, version, and size and time of change of the sources."""
     stamps = []
-    for path in pair.files:
+    template = [] if settings.register is None else [Path(settings.register)]
+    for path in [*pair.files, *template]:
         parts = sorted(path.iterdir()) if path.is_dir() else [path]
         stamps += [[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in parts if part.is_file()]
     labels = [[path.name, label] for path, label in pair.labels]
@@ -251,6 +266,23 @@ def _checked_labels(sample: Sample, pair: Pair, settings: PrepareSettings) -> ND
     if values[-1] == 0:
         raise DataError(f"{where}: no foreground, every label is 0")
     return labels
+
+
+def _in_frame(sample: Sample, settings: PrepareSettings) -> tuple[Sample, Space, dict[str, Any] | None]:
+    """The case in the frame of the template, the grid of that frame, and how it came there; unchanged without one."""
+    if settings.register is None:
+        return sample, sample.space, None
+    file = open_image(settings.register, ndim=3)
+    template = Sample(torch.from_numpy(own_values(file)[:1].astype(np.float32)), file.space, "", settings.register)
+    motion = register(sample.replace(labels=None), template, settings.transform)
+    home = {
+        "template": settings.register,
+        "transform": settings.transform,
+        "matrix": motion.tolist(),
+        "shape": list(sample.space.shape),
+        "affine": sample.space.affine.tolist(),
+    }
+    return sample.replace(space=move_space(sample.space, motion)), template.space, home
 
 
 def _standard_image(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.space import Space
 from voxelry.data.io import open_image, read_image
-from voxelry.data.layouts import Case
+from voxelry.data.layouts import Case, case_name
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.prepare.files import read_sdf, read_slice_file
 from voxelry.data.prepare.modality import preprocess_like, to_unit
@@ -25,7 +27,7 @@ from voxelry.data.slice_sources import Choice
 from voxelry.data.slices import SliceSample, array_axis
 from voxelry.data.upright import upright
 
-__all__ = ["PreparedSlices", "prepared_cases"]
+__all__ = ["PreparedSlices", "patient_frame", "prepared_cases"]
 
 _OBLIQUE = -1  # the axis of oblique slices in a manifest
 
@@ -211,6 +213,31 @@ class PreparedSlices:
         if case not in self._motions:
             self._motions[case] = upright(open_image(self.root / self.cases[case]["labels"]).space)
         return self._motions[case]
+
+
+def patient_frame(path: Path) -> tuple[NDArray[np.float64], Space] | None:
+    """How a volume that was registered when it was prepared goes back to its patient.
+
+    Args:
+        path: `volumes/NAME.nii.gz` of a prepared folder; any other file is in its own frame.
+
+    Returns:
+        `(4, 4)` from the template's world to the patient's, and the grid of the patient's scan; else None.
+
+    Raises:
+        FileError: the case's record is damaged.
+    """
+    record = path.parent.parent / "cases" / f"{case_name(path)}.json"
+    if path.parent.name != "volumes" or not record.is_file():
+        return None
+    try:
+        home = json.loads(record.read_text(encoding="utf-8"))["register"]
+        if home is None:
+            return None
+        back = np.linalg.inv(np.asarray(home["matrix"], dtype=np.float64))
+        return back, Space(tuple(home["shape"]), np.asarray(home["affine"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(record, f"is damaged: {error}", AGAIN) from None
 
 
 def prepared_cases(root: str | Path) -> list[Case]:

@@ -73,10 +73,17 @@ class ReconstructPrediction:
         return self.mesh.volume_ml
 
     def moved(self, motion: NDArray[np.float64], space: Space) -> Self:
-        """The same shape after a motion `(4, 4)` of the world, in a volume whose grid is `space` then."""
+        """The same shape after an affine motion `(4, 4)` of the world, in a volume whose grid is `space` then.
+
+        Surfaces move exactly; distances are in mm again afterwards, to first order where the motion is no similarity.
+        """
+        frame = move_space(self.frame, motion)
+        sdf, *others = (_in_millimetres(one, self.frame, frame) for one in (self.sdf, *self.hypotheses))
         return replace(
             self,
-            frame=move_space(self.frame, motion),
+            sdf=sdf,
+            hypotheses=tuple(others),
+            frame=frame,
             space=space,
             clicks=self.clicks @ motion[:3, :3].T + motion[:3, 3],
             planes=tuple(move_space(one, motion) for one in self.planes),
@@ -101,6 +108,17 @@ class ReconstructPrediction:
             wanted = np.ones(view.shape, dtype=np.float32) if outline is None else outline
             errors.append(contour_error(self.distances(view), wanted, view))
         return float(np.mean(errors))
+
+
+def _in_millimetres(sdf: NDArray[np.float32], before: Space, after: Space) -> NDArray[np.float32]:
+    """Distances on a grid that was moved: divided by how much steeper or flatter they have become there."""
+    stretch = after.affine[:3, :3] @ np.linalg.inv(before.affine[:3, :3])
+    scale = float(np.cbrt(abs(np.linalg.det(stretch))))
+    if np.allclose(stretch.T @ stretch, scale**2 * np.eye(3), atol=1e-9 * scale**2):
+        return sdf if np.isclose(scale, 1, atol=1e-9) else sdf * np.float32(scale)
+    slopes = np.stack(np.gradient(sdf.astype(np.float64)), axis=-1)
+    old, new = (np.linalg.norm(slopes @ np.linalg.inv(grid.affine[:3, :3]), axis=-1) for grid in (before, after))
+    return (sdf * np.where(new > 1e-6, old / np.maximum(new, 1e-6), scale)).astype(np.float32)
 
 
 def one_part(sdf: NDArray[np.float32]) -> NDArray[np.float32]:

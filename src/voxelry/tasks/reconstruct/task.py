@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from voxelry.tasks.reconstruct.predict import (
     one_part,
     plane_distances,
 )
+from voxelry.tasks.reconstruct.summary import summarise
 from voxelry.tasks.reconstruct.targets import Targets, class_of, make_targets
 from voxelry.tasks.reconstruct.views import Views, frame_space
 
@@ -364,42 +364,11 @@ class ReconstructTask(Task):
         return rows
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
-        """Means over the rows of every number, leaving out NaN; and of each organ, where rows have several.
-
-        `dice_low` and `dice_high` bound its mean at 95 %, by drawing cases anew: prompts of one case aren't
-        independent. Of an organ they are `ORGAN/dice` and so on, and `ORGAN/prompts`.
-        """
-        columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, str)))
-        result = {}
-        for name in columns:
-            values = np.array([float(row.get(name, math.nan)) for row in rows])
-            known = values[np.isfinite(values)]
-            result[name] = float(known.mean()) if known.size else math.nan
-        dice = np.array([float(row["dice"]) for row in rows])
-        if not dice.size:
-            return {"dice": math.nan}
-        cases, place = np.unique([str(row["name"]) for row in rows], return_inverse=True)
-        drawn = np.random.default_rng(0).integers(len(cases), size=(2000, len(cases)))
-        counts = np.bincount(place)[drawn].sum(axis=1)
-        means = np.bincount(place, weights=dice)[drawn].sum(axis=1) / counts
-        low, high = np.quantile(means, (0.025, 0.975))
-        return result | {"dice_low": float(low), "dice_high": float(high)} | _by_organ(rows)
+        """Means over the rows of every number, and of each organ; see `summary.summarise`."""
+        return summarise(rows)
 
 
 def _slice_name(batch: SliceBatch, place: int) -> str:
     """Axis and voxel of a prompt's first slice, such as `axial 41`."""
     first = batch.slices[place][0]
     return first.plane if first.slice_idx is None else f"{first.plane} {first.slice_idx}"
-
-
-def _by_organ(rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
-    """Means of every number over the rows of each organ; nothing where there is one organ only."""
-    organs = list(dict.fromkeys(str(row["organ"]) for row in rows if "organ" in row))
-    result: dict[str, float] = {}
-    for organ in organs if len(organs) > 1 else []:
-        own = [row for row in rows if row["organ"] == organ]
-        result[f"{organ}/prompts"] = float(len(own))
-        for name in dict.fromkeys(key for row in own for key, value in row.items() if not isinstance(value, str)):
-            known = [value for row in own if math.isfinite(value := float(row.get(name, math.nan)))]
-            result[f"{organ}/{name}"] = float(np.mean(known)) if known else math.nan
-    return result
