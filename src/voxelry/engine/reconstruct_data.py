@@ -86,7 +86,7 @@ def prompts(sources: Mapping[str, SliceSource], settings: Mapping[str, Any], see
     return {"train": train, **held_out, "unaltered": _Unaltered(sources["train"], train)}
 
 
-def evaluation_items(settings: Mapping[str, Any]) -> dict[str, int]:
+def evaluation_items(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of an evaluation (`slices` of each organ, `clicks` on each, `seed`) as `SliceDataset` calls them.
 
     Raises:

@@ -54,7 +54,7 @@ def register(scan: Sample, template: Sample, kind: str = "rigid") -> NDArray[np.
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{scan.source}: can't be registered to {template.source}: {reason}") from error
-    motion: NDArray[np.float64] = np.linalg.inv(_matrix(found))
+    motion = np.asarray(np.linalg.inv(_matrix(found)), dtype=np.float64)
     if _reach(scan.space, template.space, motion) < _LEAST:
         raise DataError(
             f"{scan.source}: registered to {template.source} it reaches less than a quarter of it; expected scans of "

@@ -174,8 +174,7 @@ class ReconstructKind(Kind):
             grid=int(task.network.grid),
             truth=True,
             every_organ=True,
-            **evaluation_items(task.evaluation),
-            **settings,
+            **{**evaluation_items(task.evaluation), **settings},
         )
 
     def predict_file(

@@ -116,7 +116,7 @@ def _in_millimetres(sdf: NDArray[np.float32], before: Space, after: Space) -> ND
     scale = float(np.cbrt(abs(np.linalg.det(stretch))))
     if np.allclose(stretch.T @ stretch, scale**2 * np.eye(3), atol=1e-9 * scale**2):
         return sdf if np.isclose(scale, 1, atol=1e-9) else sdf * np.float32(scale)
-    slopes = np.stack(np.gradient(sdf.astype(np.float64)), axis=-1)
+    slopes = np.stack([np.gradient(sdf.astype(np.float64), axis=axis) for axis in range(sdf.ndim)], axis=-1)
     old, new = (np.linalg.norm(slopes @ np.linalg.inv(grid.affine[:3, :3]), axis=-1) for grid in (before, after))
     return (sdf * np.where(new > 1e-6, old / np.maximum(new, 1e-6), scale)).astype(np.float32)
 
