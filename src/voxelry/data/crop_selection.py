@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from voxelry.core.errors import SettingError
 
 __all__ = ["Criterion", "parse_selection"]
@@ -17,9 +19,6 @@ OBJECT_KEYS = ("volume", "class")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
-    "!=": operator.ne,
-    "==": operator.eq,
-    "=": operator.eq,
     ">": operator.gt,
     "<": operator.lt,
 }
@@ -43,33 +42,30 @@ class Criterion:
         return self.key in OBJECT_KEYS
 
     def holds(self, value: Any) -> Any:
-        """Whether a value, or each of a numeric array, meets the condition; an absent one only meets `=null`.
+        """Whether a value, or each of an array, meets the condition, as Python compares them.
+
+        A number and its text are the same, as folders and databases differ in types. An absent value equals `null`
+        alone, and is neither more nor less than anything.
 
         Raises:
             SettingError: text where a number is compared.
         """
+        if hasattr(value, "dtype"):
+            return np.array([self._holds(one) for one in value.tolist()], dtype=bool)
+        return self._holds(value)
+
+    def _holds(self, value: Any) -> bool:
         if self.sign in ("=", "==", "!="):
-            met: Any = False
-            for wanted in self.values:
-                same = value is None if wanted is None else _equal(value, wanted)
-                met = met | same
-            return ~met if hasattr(met, "dtype") else bool(met) != (self.sign == "!=")
+            return any(_equal(value, wanted) for wanted in self.values) != (self.sign == "!=")
         if value is None:
             return False
+        wanted = self.values[0]
         try:
-            return _OPERATORS[self.sign](value, self.values[0])
-        except TypeError:
+            if isinstance(value, str) != isinstance(wanted, str):
+                value, wanted = float(value), float(wanted)  # type: ignore[arg-type]  # never None beside this sign
+            return bool(_OPERATORS[self.sign](value, wanted))
+        except (TypeError, ValueError):
             raise SettingError(f"selection: {self} compares a number with {value!r}") from None
-
-    def clause(self, column: Any) -> Any:
-        """The condition on a column of a database, with bound values."""
-        if self.sign in ("=", "==", "!="):
-            found = [value for value in self.values if value is not None]
-            met = column.in_(found)
-            if None in self.values:
-                met = met | column.is_(None)
-            return ~met if self.sign == "!=" else met
-        return _OPERATORS[self.sign](column, self.values[0])
 
 
 def parse_selection(selection: Mapping[str, Any] | Sequence[str] | None) -> tuple[Criterion, ...]:
@@ -124,8 +120,7 @@ def _value(value: Any) -> str | float | None:
     return int(value) if isinstance(value, bool) else value
 
 
-def _equal(value: Any, wanted: Any) -> Any:
-    """Equality that takes a number and its text for the same: folders and databases differ in types."""
-    if hasattr(value, "dtype") or isinstance(value, str) == isinstance(wanted, str):
-        return value == wanted
-    return value is not None and str(value) == str(wanted)
+def _equal(value: Any, wanted: Any) -> bool:
+    if value is None or wanted is None:
+        return value is wanted
+    return bool(value == wanted if isinstance(value, str) == isinstance(wanted, str) else str(value) == str(wanted))

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,9 @@ def open_table(
             if criterion.key not in images.c:
                 known = ", ".join(column.name for column in images.c)
                 raise SettingError(f"selection: {title} has no column {criterion.key!r} (columns: {known})")
-            query = query.where(criterion.clause(images.c[criterion.key]))
         with engine.connect() as connection:
-            found = [dict(row) for row in connection.execute(query).mappings()]
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+            found = [row for row in rows if all(one.holds(_plain(row[one.key])) for one in criteria)]
             boxes = None
             if boxes_table in names:
                 known_boxes = sql.Table(boxes_table, sql.MetaData(), autoload_with=engine)
@@ -212,6 +213,8 @@ def _rows(found: Sequence[Mapping[str, Any]], boxes: _BoxStream | None, root: Pa
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return float(value)
     return value if isinstance(value, str | int | float | None) else str(value)
 
 

@@ -2,8 +2,8 @@
 
 A file of labels is taken as it is where it lies on the grid of its image, to a tenth of a voxel. Where it holds the
 same voxels of the world along other axes, or in reverse, it is turned, which is exact. Anything else is an error:
-labels are never interpolated. A file that doesn't say where it lies, or beside an image that doesn't, is taken to lie
-where the image does, if it has its shape.
+labels are never interpolated. A file of segments (Slicer's, DICOM's) may cover a part of the image. A file that
+doesn't say where it lies, or beside an image that doesn't, is taken to lie where the image does, if it has its shape.
 
 Values are classes or ids: 0 and -1 are background. Numbers within 0.001 of whole ones are rounded, as a scale in
 the header or a conversion leaves them. Ids may be as large as 64 bits hold.
@@ -71,29 +71,32 @@ class Reference:
 
 @dataclass(frozen=True)
 class Placement:
-    """How stored labels lie on the grid of their image: transposed, then reversed along some axes.
+    """How stored labels lie on the grid of their image: transposed, reversed along some axes, background around.
 
     Attributes:
         axes: the stored axis that runs along each axis of the image.
         flips: whether it runs against it.
-        shape: of the labels, turned.
+        shape: of the image's grid.
+        start: where the turned labels begin on it.
+        size: of the turned labels; less than `shape` where only a part is stored.
     """
 
     axes: tuple[int, ...]
     flips: tuple[bool, ...]
     shape: tuple[int, ...]
+    start: tuple[int, ...]
+    size: tuple[int, ...]
 
     @classmethod
     def as_is(cls, shape: Sequence[int]) -> Self:
         """Of labels that are stored as their image is."""
-        return cls(tuple(range(len(shape))), (False,) * len(shape), tuple(shape))
+        ndim, whole = len(shape), tuple(shape)
+        return cls(tuple(range(ndim)), (False,) * ndim, whole, (0,) * ndim, whole)
 
-    def stored(self, window: Window) -> Window:
-        """The part of the stored labels that belongs to a window of the image (slices with start and stop)."""
-        found = [slice(0)] * len(self.axes)
-        for axis, flip, part, size in zip(self.axes, self.flips, window, self.shape, strict=True):
-            found[axis] = slice(size - part.stop, size - part.start) if flip else part
-        return tuple(found)
+    @property
+    def is_whole(self) -> bool:
+        """Whether the stored labels cover the image."""
+        return self.size == self.shape
 
     def turn(self, array: NDArray[Any]) -> NDArray[Any]:
         """Stored pixels `(..., *stored)` along the axes of the image."""
@@ -104,7 +107,15 @@ class Placement:
 
     def read(self, load: Callable[[Window], NDArray[Any]], window: Window) -> NDArray[Any]:
         """A window of the image's grid, by a function that reads a window of the stored pixels, `(..., *window)`."""
-        return self.turn(load(self.stored(window)))
+        stored, around = [slice(0)] * len(self.axes), []
+        parts = zip(self.axes, self.flips, window, self.start, self.size, strict=True)
+        for axis, flip, part, start, size in parts:
+            low, high = (min(max(end - start, 0), size) for end in (part.start, part.stop))
+            before = min(max(start - part.start, 0), part.stop - part.start)
+            around.append((before, part.stop - part.start - before - (high - low)))
+            stored[axis] = slice(size - high, size - low) if flip else slice(low, high)
+        turned = self.turn(load(tuple(stored)))
+        return np.pad(turned, [(0, 0)] * (turned.ndim - len(around)) + around) if np.any(around) else turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +164,7 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
             "colour as its own number in a single channel)"
         )
     placement = fit(file.space, file.has_orientation, image)
-    if placement is None:
+    if placement is None or not (placement.is_whole or "segments" in file.metadata):
         raise DataError(f"{path}: {difference(file.space, image)} {_way_out(file.space, image)}")
     return LabelFile(file, placement, chosen)
 
@@ -175,6 +186,8 @@ def fit(grid: Space, oriented: bool, image: Reference) -> Placement | None:
         grid: as its file has it.
         oriented: whether the file says where it lies in the world.
         image: what they are to lie on.
+
+    The pixels may cover a part of the image only; see `Placement.is_whole`.
     """
     if not (oriented and image.oriented):
         return Placement.as_is(grid.shape) if grid.shape == image.space.shape else None
@@ -186,8 +199,8 @@ def fit(grid: Space, oriented: bool, image: Reference) -> Placement | None:
 
 
 def place(grid: Space, onto: Space) -> Placement | None:
-    """How an array on `grid` is turned to lie on `onto`; None where their voxels aren't the same ones."""
-    if sorted(grid.shape) != sorted(onto.shape):
+    """How an array on `grid` is turned to lie on `onto` or inside of it; None where they don't share their voxels."""
+    if grid.ndim != onto.ndim:
         return None
     ndim = onto.ndim
     steps = np.linalg.pinv(onto.affine[:3, :ndim]) @ grid.affine[:3, :ndim]  # of `onto`, for one of `grid`
@@ -195,9 +208,12 @@ def place(grid: Space, onto: Space) -> Placement | None:
     if len(set(axes)) < ndim:
         return None
     flips = [bool(row[axis] < 0) for row, axis in zip(steps, axes, strict=True)]
-    if not onto.matches(grid.reorder(axes, flips)):
+    turned = grid.reorder(axes, flips)
+    start = np.rint(np.asarray(onto.to_index(turned.origin))).astype(int)
+    inside = (start >= 0).all() and (start + turned.shape <= onto.shape).all()
+    if not inside or not onto.crop(start.tolist(), turned.shape).matches(turned):
         return None
-    return Placement(tuple(axes), tuple(flips), onto.shape)
+    return Placement(tuple(axes), tuple(flips), onto.shape, tuple(start.tolist()), turned.shape)
 
 
 def difference(grid: Space, image: Reference) -> str:

@@ -85,7 +85,8 @@ def find_cases(
         root: a folder in one of the layouts above, an image, or a pattern of images.
         layout: one of `LAYOUTS`, or `"auto"` to tell by the subfolders.
         need_landmarks: whether a case without points is an error; otherwise points are taken where there are any.
-        options, point_options: for every case, as in `Case`; `options["label_dataset"]` is for `hdf5`.
+        options, point_options: for every case, as in `Case`; `options["label_dataset"]` names the labels' dataset in
+            HDF5 files, or segments (a list, or between commas), which are numbered in that order.
         suffix: for a reader of one's own: images are the files that end so, `""` for all of them; None for those of
             a format that we read. Only the layouts `volumes` and `images` have it.
 
@@ -117,6 +118,7 @@ def find_cases(
             chosen = _own_layout(chosen)
         given = dict(options or {})
         names = {key: str(given.pop(key, None) or usual) for key, usual in _HDF5_DATASETS.items() if chosen == "hdf5"}
+        segments = given.pop("label_dataset", None)
         _check_options("options", given, IMAGE_OPTIONS)
         _check_options("point_options", point_options or {}, POINT_OPTIONS)
         if suffix is not None:
@@ -126,6 +128,7 @@ def find_cases(
         cases = [
             replace(case, options={**case.options, **given}, point_options=dict(point_options or {})) for case in cases
         ]
+        cases = [_of_segments(case, segments) for case in cases] if segments is not None else cases
         cases = _with_subsets(cases, chosen)
     if not cases:
         kind = "no image in a format that can be read" if suffix is None else f"no file *{suffix}"
@@ -144,6 +147,13 @@ def _own_layout(chosen: str) -> str:
     if chosen not in ("volumes", "images", "hdf5"):
         raise SettingError(f"layout: expected volumes or images with a reader of one's own, got {chosen}")
     return "volumes" if chosen == "volumes" else "images"
+
+
+def _of_segments(case: Case, segments: Any) -> Case:
+    """A case with some of the datasets or segments of its files of labels, named as `open_image` takes them."""
+    names = segments if isinstance(segments, str) else ",".join(map(str, segments))
+    chosen = {use: Path(f"{path}::{names}") for use in ("labels", "instances") if (path := getattr(case, use))}
+    return replace(case, **chosen)  # type: ignore[arg-type]  # both are paths
 
 
 def _check_options(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -137,7 +137,7 @@ class PairDataset(VolumeDataset):
         target = self._reference(case, sample.space, placed=placed)
         own = Reference.of_file(path, case.options) if self._reads_files else Reference(path, space, placed)
         placement = fit(own.space, own.oriented, target)
-        if placement is not None:
+        if placement is not None and placement.is_whole:
             return torch.from_numpy(placement.turn(image.numpy()))
         if not self.resample or space.ndim != sample.ndim:
             raise DataError(f"{path}: {other_grid(own.space, target)}")
@@ -166,7 +166,8 @@ def grid_fault(path: Path, case: PairCase) -> str | None:
         FileError: one of them can't be read.
     """
     file, image = (Reference.of_file(one, case.options) for one in (path, case.image))
-    return None if fit(file.space, file.oriented, image) is not None else other_grid(file.space, image)
+    placement = fit(file.space, file.oriented, image)
+    return None if placement is not None and placement.is_whole else other_grid(file.space, image)
 
 
 def other_grid(grid: Space, image: Reference) -> str:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,37 @@ def test_of_arrays_element_by_element():
     (volume,), (kind,) = parse_selection(["volume>=5"]), parse_selection(["class!=1,3"])
     assert volume.holds(np.array([4.0, 5.0])).tolist() == [False, True]
     assert kind.holds(np.array([1, 2, 3])).tolist() == [False, True, False]
+
+
+SIGNS = {">=": operator.ge, "<=": operator.le, "!=": operator.ne, "=": operator.eq, "==": operator.eq,
+         ">": operator.gt, "<": operator.lt}  # fmt: skip
+COLUMNS = [[1, 2, 3, None], [1.0, 2.0, 2.5, float("nan")], ["b", "2", "a", None], [True, False]]
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize(("column", "wanted"), [(COLUMNS[0], 2), (COLUMNS[1], 2.0), (COLUMNS[2], "b"), (COLUMNS[3], 1)])
+def test_every_operator_on_every_kind_of_column_is_that_of_python(sign, column, wanted):
+    (criterion,) = parse_selection([f"key{sign}{wanted}"])
+    absent = sign == "!="
+    expected = [absent if value is None else SIGNS[sign](value, wanted) for value in column]
+    assert [criterion.holds(value) for value in column] == expected
+    assert criterion.holds(np.array(column, dtype=object)).tolist() == expected
+    if None not in column:
+        assert criterion.holds(np.array(column)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("class=2", [False, True, False]), ("class=1,3", [True, False, True]), ("class!=2", [True, False, True])],
+)
+def test_classes_of_an_index_are_those_asked_for(text, expected):
+    (criterion,) = parse_selection([text])
+    assert criterion.holds(np.array([1, 2, 3], np.int64)).tolist() == expected
+
+
+def test_a_number_kept_as_text_is_compared_as_a_number():
+    (criterion,) = parse_selection(["quality>=5"])
+    assert criterion.holds("10") is True
 
 
 @pytest.mark.parametrize("text", ["split", "=train", "a>=1,2", "a>null", "volume=big", "1; DROP TABLE annotations"])

@@ -46,6 +46,7 @@ _READERS = {  # suffix -> file of this package
     ".mha": "metaimage",
     ".mhd": "metaimage",
     ".nrrd": "nrrd",
+    ".seg.nrrd": "seg_nrrd",
     ".nhdr": "nrrd",
     ".dcm": "dicom",
     ".dicom": "dicom",
@@ -101,7 +102,7 @@ def open_image(
     Args:
         path: a file, a DICOM series folder, a zarr folder, or `file.h5::dataset`.
         dataset: which of several images a container holds: the path of an HDF5 dataset, of a zarr array or
-            group, or the SeriesInstanceUID of one DICOM series in a folder.
+            group, the SeriesInstanceUID of one DICOM series in a folder, or names of segments between commas.
         spacing: mm per voxel in array order, one number or one per spatial axis, instead of the file's own;
             directions and origin stay.
         channel_axis: stored axis that holds channels, for files that don't say (npy, zarr, HDF5, TIFF).
@@ -240,16 +241,23 @@ def _reader(path: Path) -> str:
         if _is_zarr(path):
             return "zarr"
         if _has_dicom(path):
-            return "dicom"
+            return _dicom_reader(path)
         raise FileError(path, "expected an image, got a folder without zarr metadata or DICOM files")
     suffix = _suffix(path, _READERS | _DATA_PARTNERS)
     if suffix == ".zarr":
         raise FileError(path, "expected a zarr folder, got a file")
     if suffix is not None:
-        return (_READERS | _DATA_PARTNERS)[suffix]
+        reader = (_READERS | _DATA_PARTNERS)[suffix]
+        return _dicom_reader(path) if reader == "dicom" else reader
     if _is_dicom(path):
-        return "dicom"
+        return _dicom_reader(path)
     raise FileError(path, "unknown image format", f"known: {' '.join(IMAGE_SUFFIXES)}, DICOM and zarr folders")
+
+
+def _dicom_reader(path: Path) -> str:
+    """Segmentations are made of frames in another way than images are."""
+    segmentation: Path | None = import_module("voxelry.data.io.dicom_seg").segmentation_file(path)
+    return "dicom" if segmentation is None else "dicom_seg"
 
 
 def _suffix(path: Path, table: dict[str, str]) -> str | None:
