@@ -191,12 +191,12 @@ def test_inference_alone_measures_what_is_there_and_trains_nothing(series, work)
     assert len(list((work / "landmarks" / "chest").glob("*samples7/**/inference_test/report.html"))) == 1
 
 
-def test_other_channels_than_the_file_says_are_refused(work):
+def test_other_channels_than_the_file_says_are_refused(series, work):
     content = downstream(work, 5, apply=False)
     content["dataset"]["image_channels"] = 3
     path = write(work, "colour.json", content)
     with pytest.raises(DataError, match=r"1 channels, but data\.image_channels=3 \(data\.preprocess\.channels=3"):
-        launch_file(path, [*QUICK, f"--load_path={next((work / 'landmarks').glob('**/random'))}"])
+        launch_file(path, [*QUICK, f"--load_path={series[5, False]}"])
 
 
 def test_an_original_checkpoint_is_measured_and_one_of_its_pretraining_is_not(work, golden, tmp_path):
