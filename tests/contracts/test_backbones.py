@@ -76,8 +76,8 @@ def check_levels(backbone: Backbone, x: torch.Tensor) -> None:
 
 
 def test_every_backbone_is_tried():
-    assert {case["name"] for case in CASES.values()} == set(BACKBONES)
-    assert set(ANISOTROPIC) == set(BACKBONES)
+    # the U-Net has parts that a detector leaves alone, and tests of its own (models/test_unet_backbone.py)
+    assert {case["name"] for case in CASES.values()} == set(ANISOTROPIC) == set(BACKBONES) - {"unet"}
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

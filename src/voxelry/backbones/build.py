@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from inspect import signature
 from typing import Any
 
 from voxelry.backbones.base import Backbone
 from voxelry.core.errors import SettingError
+from voxelry.core.registry import Registry
 
-__all__ = ["BACKBONES", "backbone_class", "build_backbone"]
+__all__ = ["BACKBONES", "build_backbone"]
 
-BACKBONES = {"resnet": "ResNet", "vit": "ViT", "vitdet": "ViTDet", "hiera": "Hiera", "fpn": "FPN"}
-# built on whole networks, of a higher layer, and so imported by name alone
-_OF_NETWORKS = {"unet": "voxelry.models.unet_backbone.UNetBackbone"}
-
-
-def backbone_class(name: str) -> type[Backbone]:
-    """The class that a description's `name` stands for.
-
-    Raises:
-        SettingError: an unknown name.
-    """
-    if name in _OF_NETWORKS:
-        module, _, attribute = _OF_NETWORKS[name].rpartition(".")
-        outer: type[Backbone] = getattr(import_module(module), attribute)
-        return outer
-    if name not in BACKBONES:
-        raise SettingError(f"backbone: expected one of {', '.join([*BACKBONES, *_OF_NETWORKS])}, got {name!r}")
-    found: type[Backbone] = getattr(import_module(f"voxelry.backbones.{name}"), BACKBONES[name])
-    return found
+BACKBONES: Registry[type[Backbone]] = Registry(
+    "backbones",
+    "backbone",
+    {
+        "resnet": "voxelry.backbones.resnet:ResNet",
+        "vit": "voxelry.backbones.vit:ViT",
+        "vitdet": "voxelry.backbones.vitdet:ViTDet",
+        "hiera": "voxelry.backbones.hiera:Hiera",
+        "fpn": "voxelry.backbones.fpn:FPN",
+        # built on a whole network, of a higher layer, and so known by its place alone
+        "unet": "voxelry.models.unet_backbone:UNetBackbone",
+    },
+)
+"""Backbones by the name that a description or a bundle has for them."""
 
 
 def build_backbone(
@@ -46,7 +41,7 @@ def build_backbone(
         SettingError: no or an unknown name, or settings that the class doesn't have.
     """
     settings = dict(description)
-    kind = backbone_class(settings.pop("name", ""))
+    kind = BACKBONES[settings.pop("name", "")]
     if isinstance(settings.get("backbone"), Mapping):
         settings["backbone"] = build_backbone(settings["backbone"], ndim=ndim, in_channels=in_channels)
     elif "backbone" not in settings:

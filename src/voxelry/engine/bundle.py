@@ -23,7 +23,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.kinds import KINDS, kind_of
-from voxelry.engine.networks import NETWORKS, build_network, network_name
+from voxelry.engine.networks import NETWORKS, build_network
 from voxelry.tasks.base import Task
 
 __all__ = ["Bundle", "describe", "read_bundle", "write_bundle"]
@@ -56,7 +56,7 @@ def describe(task: Task) -> dict[str, Any]:
     """
     return {
         "task": {"name": kind_of(task).name, **task.settings()},
-        "network": {"name": network_name(task.network), **task.network.settings()},  # type: ignore[operator]
+        "network": {"name": NETWORKS.name_of(type(task.network)), **task.network.settings()},  # type: ignore[operator]
     }
 
 

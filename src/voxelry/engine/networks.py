@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from voxelry.core.errors import SettingError
+from voxelry.core.registry import Registry
 
-__all__ = ["NETWORKS", "build_network", "input_channels", "network_class", "network_name"]
+__all__ = ["NETWORKS", "build_network", "input_channels"]
 
-NETWORKS = {
-    "unet": "voxelry.models.unet.UNet",
-    "folded_unet": "voxelry.models.folded_unet.FoldedUNet",
-    "haar_unet": "voxelry.models.haar_unet.HaarUNet",
-    "masked_autoencoder": "voxelry.models.mae.MaskedAutoencoder",
-    "backbone_heatmaps": "voxelry.models.backbone_heatmaps.BackboneHeatmaps",
-    "mask_rcnn": "voxelry.models.mask_rcnn.MaskRCNN",
-    "shape_net": "voxelry.models.shape.ShapeNet",
-    "shape_flow": "voxelry.models.shape.ShapeFlow",
-}
-
-
-def network_class(name: str) -> type[nn.Module]:
-    """The class of a network, by its name in `NETWORKS`."""
-    module, _, attribute = NETWORKS[name].rpartition(".")
-    found: type[nn.Module] = getattr(import_module(module), attribute)
-    return found
-
-
-def network_name(network: nn.Module) -> str:
-    """The name of a network at hand.
-
-    Raises:
-        SettingError: it is none of `NETWORKS`.
-    """
-    for name in NETWORKS:
-        if type(network) is network_class(name):
-            return name
-    raise SettingError(f"{type(network).__name__}: expected one of {', '.join(NETWORKS)}")
+NETWORKS: Registry[type[nn.Module]] = Registry(
+    "networks",
+    "network",
+    {
+        "unet": "voxelry.models.unet:UNet",
+        "folded_unet": "voxelry.models.folded_unet:FoldedUNet",
+        "haar_unet": "voxelry.models.haar_unet:HaarUNet",
+        "masked_autoencoder": "voxelry.models.mae:MaskedAutoencoder",
+        "backbone_heatmaps": "voxelry.models.backbone_heatmaps:BackboneHeatmaps",
+        "mask_rcnn": "voxelry.models.mask_rcnn:MaskRCNN",
+        "shape_net": "voxelry.models.shape:ShapeNet",
+        "shape_flow": "voxelry.models.shape:ShapeFlow",
+    },
+)
+"""Networks by the name that a bundle has for them."""
 
 
 def build_network(name: str, settings: Mapping[str, Any]) -> nn.Module:
     """A new network from what its `settings()` gave."""
-    return network_class(name)(**settings)
+    return NETWORKS[name](**settings)
 
 
 def input_channels(network: nn.Module) -> int:

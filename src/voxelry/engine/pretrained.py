@@ -16,7 +16,7 @@ from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.engine.bundle import read_bundle
 from voxelry.engine.checkpoints import read_checkpoint
-from voxelry.engine.networks import NETWORKS, build_network, network_name
+from voxelry.engine.networks import NETWORKS, build_network
 from voxelry.interop.reference import SOURCES, from_reference, load_reference_file, source_of
 
 __all__ = ["Pretrained", "read_pretrained"]
@@ -150,7 +150,7 @@ def _published_task(source: str, settings: Mapping[str, Any]) -> str:
 
 def _of(network: Any, input_range: tuple[float, float], path: Path) -> Pretrained:
     try:
-        kind = network.name if isinstance(network, Backbone) else network_name(network)
+        kind = network.name if isinstance(network, Backbone) else NETWORKS.name_of(type(network))
     except SettingError as error:
         raise CheckpointError(f"{path}: holds {error}") from error
     return Pretrained(kind, network.settings(), dict(network.state_dict()), input_range, str(path))

@@ -14,7 +14,7 @@ from voxelry.data.sample import Sample
 from voxelry.engine.bundle import write_bundle
 from voxelry.engine.compose import compose_training
 from voxelry.engine.kinds import kind_of_config
-from voxelry.engine.networks import network_name
+from voxelry.engine.networks import NETWORKS
 from voxelry.engine.pretrained import read_pretrained
 from voxelry.engine.train import train
 from voxelry.models.mae import MaskedAutoencoder
@@ -53,7 +53,7 @@ def test_a_run_leaves_a_bundle_that_answers_as_its_network(configured, torsos, t
     run = train(configured(*RESNET))
     model = voxelry.load(run.bundle, "cpu")
     network = model.task.network
-    assert network_name(network) == "backbone_heatmaps"
+    assert NETWORKS.name_of(type(network)) == "backbone_heatmaps"
     assert network.backbone.backbone.name == "resnet"
     found = model.predict(sorted((torsos / "volumes").iterdir())[0])
     assert found.world.shape == (network.out_channels, 3)

@@ -10,7 +10,7 @@ from torch import nn
 import voxelry.configs
 from voxelry.core.errors import ConfigError, SettingError
 from voxelry.engine.kinds import KINDS, kind_of, kind_of_config
-from voxelry.engine.networks import NETWORKS, network_class, network_name
+from voxelry.engine.networks import NETWORKS
 from voxelry.tasks.base import Task
 
 CONFIGS = sorted((Path(voxelry.configs.__file__).parent / "task").glob("*.yaml"))
@@ -40,14 +40,14 @@ def test_an_unknown_task_is_refused():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_a_module_with_settings(name):
-    found = network_class(name)
+    found = NETWORKS[name]
     assert issubclass(found, nn.Module)
     assert callable(found.settings)
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(SettingError, match="Linear: expected one of unet"):
-        network_name(nn.Linear(1, 1))
+    with pytest.raises(SettingError, match="network Linear: expected one of unet"):
+        NETWORKS.name_of(nn.Linear)
 
 
 @pytest.mark.parametrize("name", KINDS)

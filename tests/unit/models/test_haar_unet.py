@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
-from voxelry.engine.networks import build_network, input_channels, network_name
+from voxelry.engine.networks import NETWORKS, build_network, input_channels
 from voxelry.models.haar_unet import HaarUNet
 
 SMALL = {"width": 8, "multipliers": (1, 2), "groups": 4, "heads": 2, "head_dim": 4}
@@ -37,7 +37,7 @@ def test_settings_build_it_again():
     network = HaarUNet(ndim=3, axes=(1, 2), levels=2, out_channels=4, **SMALL).eval()
     settings = json.loads(json.dumps(network.settings()))
     assert "fold" not in settings
-    again = build_network(network_name(network), settings).eval()
+    again = build_network(NETWORKS.name_of(type(network)), settings).eval()
     again.load_state_dict(network.state_dict())
     x = torch.randn(1, 1, 5, 8, 6)
     assert_close(again(x), network(x))

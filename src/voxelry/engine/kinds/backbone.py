@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxelry.backbones.build import BACKBONES, build_backbone
 from voxelry.core.errors import ConfigError
+from voxelry.engine.networks import NETWORKS
 
 if TYPE_CHECKING:
     from voxelry.backbones.base import Backbone
@@ -40,7 +41,7 @@ def configured_backbone(config: DictConfig, sample: Sample, pretrained: Pretrain
 def taken_over(described: dict[str, Any], pretrained: Pretrained, ndim: int) -> dict[str, Any]:
     """A description with the architecture of the pretrained network, where they are of one kind."""
     theirs = {**pretrained.settings, "name": pretrained.kind}
-    if pretrained.kind not in BACKBONES:
+    if pretrained.kind in NETWORKS:
         theirs = dict(theirs.get("backbone") or {})
     if pretrained.ndim == ndim and theirs.get("name") in BACKBONES and _names(described) == _names(theirs):
         # nothing is classified, so no head is needed
