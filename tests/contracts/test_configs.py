@@ -21,9 +21,21 @@ from voxelry.data.slice_augment import SliceAugment
 from voxelry.data.slice_dataset import SliceDataset
 from voxelry.engine.kinds.backbone import resolved
 from voxelry.models.mask_rcnn import MaskRCNN
+from voxelry.tasks.metric_choice import MetricChoice
 
 FOLDER = Path(voxelry.configs.__file__).parent
-GROUPS = ("task", "model", "backbone", "data", "augment", "optimizer", "learning_rate", "trainer", "launcher")
+GROUPS = (
+    "task",
+    "model",
+    "backbone",
+    "data",
+    "augment",
+    "optimizer",
+    "learning_rate",
+    "trainer",
+    "metrics",
+    "launcher",
+)
 EXPERIMENTS = sorted(path.stem for path in (FOLDER / "experiment").glob("*.yaml"))
 ENTRIES = [(group, path.stem) for group in GROUPS for path in sorted((FOLDER / group).glob("*.yaml"))]
 
@@ -47,6 +59,9 @@ def test_an_entry_fits_what_it_configures(group, entry):
     node = OmegaConf.to_container(composed(f"{group}={entry}", *more)[group], resolve=True)
     if group == "augment":
         Augment(**node)
+        return
+    if group == "metrics":
+        MetricChoice(**node)
         return
     if group == "backbone":
         assert build_backbone(resolved(node, Space.from_spacing((32, 32, 32)), 1)).ndim == 3

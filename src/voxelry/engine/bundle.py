@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.engine.kinds import KINDS, kind_of
 from voxelry.engine.networks import NETWORKS, build_network
 from voxelry.tasks.base import Task
+from voxelry.tasks.metric_choice import MetricChoice
 
 __all__ = ["Bundle", "describe", "read_bundle", "write_bundle"]
 
 FORMAT = 1
+_METRICS = "metrics."  # before the names of changes of what an evaluation tells
 _FILES = ("weights.safetensors", "config.yaml", "card.md")
 
 
@@ -136,7 +138,8 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     Args:
         folder: where it is; its files stay as they are.
         changes: other values of settings that only say how a trained model is used, such as
-            `{"task.tile_size": 192}`; `engine.kinds.Kind.adjustable` lists them for each task.
+            `{"task.tile_size": 192}`; `engine.kinds.Kind.adjustable` lists them for each task. Those that begin with
+            `metrics.` say what an evaluation tells, see `tasks.metric_choice`.
 
     Raises:
         CheckpointError: not a bundle, settings changed since it was written, weights that don't fit.
@@ -163,8 +166,11 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
         raise CheckpointError(f"{config_path}: not plain YAML") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ConfigError(f"{config_path}: format: expected {FORMAT}")
-    task = build(_changed(config, changes or {}, config_path), config_path)
+    changes = dict(changes or {})
+    choice = {name.removeprefix(_METRICS): changes.pop(name) for name in list(changes) if name.startswith(_METRICS)}
+    task = build(_changed(config, changes, config_path), config_path)
     load_weights(task, state, weights)
+    task.choose(MetricChoice.from_settings(((config.get("training") or {}).get("metrics") or {}) | choice))
     try:
         preprocess = Preprocess(**config.get("preprocess", {}))
     except (TypeError, ValueError) as error:
@@ -182,7 +188,7 @@ def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -
     for name, value in changes.items():
         part, _, key = name.partition(".")
         if name not in allowed or key not in parts[part]:
-            known = ", ".join(allowed) or "none"
+            known = ", ".join([*allowed, *(f"{_METRICS}{choice.name}" for choice in fields(MetricChoice))])
             raise SettingError(f"{name}: not a setting of {source} that can be changed; expected one of {known}")
         parts[part][key] = value
     return {**config, **parts}

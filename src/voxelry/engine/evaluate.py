@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from voxelry.core.errors import FileError
 from voxelry.engine.loader import evaluation_loader
 from voxelry.engine.splits import SampleSource
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.metric_choice import Wanted
 
 __all__ = ["Evaluation", "evaluate_task", "write_summary"]
 
@@ -38,6 +39,10 @@ class Evaluation:
     def empty(cls) -> Self:
         """Nothing held out, nothing measured."""
         return cls()
+
+    def told(self, task: Task) -> Self:
+        """The same with those metrics alone in the summary that the task is to tell."""
+        return replace(self, summary=task.chosen.when_done().of(self.summary))
 
     def write(self, folder: Path) -> None:
         """Write `cases.csv` and `summary.json`.
@@ -71,12 +76,12 @@ def evaluate_task(
     """Predict and measure every case of a dataset, one at a time, on the device the task is on."""
     task.eval()
     device = next(task.parameters()).device
-    evaluation = Evaluation()
+    evaluation, wanted = Evaluation(), Wanted()
     for loaded in evaluation_loader(dataset, num_workers=0):
         batch = loaded.to(device)
         with torch.inference_mode():
-            predictions = task.predict(batch)
-        evaluation.rows += task.metrics(predictions, batch)
+            predictions = task.predict_to_measure(batch, wanted)
+        evaluation.rows += task.metrics(predictions, batch, wanted)
         evaluation.predictions += predictions
         if progress is not None:
             progress(batch.names)

@@ -136,12 +136,13 @@ class TaskModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict and measure one batch."""
-        self.rows += self.task.metrics(self.task.predict(batch), batch)
+        wanted = self.task.while_learning()
+        self.rows += self.task.metrics(self.task.predict_to_measure(batch, wanted), batch, wanted)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the summary of all rows."""
+        """Log what is wanted of the summary of all rows."""
         self.rows = self._all_rows()
-        summary = self.task.summary(self.rows)
+        summary = self.task.while_learning().of(self.task.summary(self.rows))
         self.log_dict({f"val/{name}": float(value) for name, value in summary.items()}, sync_dist=True)
         monitored = float(summary[self.task.monitor])
         self.log("val", monitored, prog_bar=True, logger=False, sync_dist=True)

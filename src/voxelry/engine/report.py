@@ -123,6 +123,7 @@ def evaluate_folder(
     evaluation = evaluate_task(
         model.task, dataset, progress=None if progress is None else lambda names: progress(count)
     )
+    evaluation = evaluation.told(model.task)
     evaluation.write(out)
     report = Report(f"Evaluation of {model.task_name}", subtitle=f"{count} cases of {root}")
     add_results(report, model.task, evaluation, dataset)
@@ -157,7 +158,7 @@ def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, tr
         dataset: cases it has not seen.
         trainings: heading to the folder of a run.
     """
-    evaluation = evaluate_task(model.task, dataset)
+    evaluation = evaluate_task(model.task, dataset).told(model.task)
     evaluation.write(out / "evaluation")
     add_results(report, model.task, evaluation, dataset)
     for heading, run in trainings.items():

@@ -31,6 +31,7 @@ from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
 from voxelry.engine.splits import Splits
 from voxelry.tasks.base import Task
+from voxelry.tasks.metric_choice import MetricChoice
 
 if TYPE_CHECKING:
     from voxelry.models.transfer import TransferReport
@@ -156,6 +157,8 @@ def build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, Tr
     network, report = kind.network(config, splits.train, pretrained)
     settings = kind.settings(config, splits.train, pretrained)
     task: Task = instantiate(config.task, network=network, **settings, _convert_="all")
+    chosen: Any = OmegaConf.to_container(config.metrics, resolve=True)
+    task.choose(MetricChoice.from_settings(chosen))
     kind.prepare(task, config, splits.train)
     return task, report
 
@@ -237,7 +240,7 @@ def _finish(
         task.calibrate(validated.predictions, [splits.validation[index] for index in range(len(splits.validation))])
     kind_of_config(config).finish(task, splits.preprocess, output)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
-    evaluation = evaluate_task(task, held_out) if len(held_out) else Evaluation.empty()
+    evaluation = evaluate_task(task, held_out).told(task) if len(held_out) else Evaluation.empty()
     record = {
         "data": {
             "root": str(config.data.get("index") or config.data.root),

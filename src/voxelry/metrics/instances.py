@@ -37,16 +37,21 @@ from voxelry.metrics.overlap import Overlaps, Source, box_overlaps, label_boxes,
 from voxelry.ops.instances import Instances, disjoint
 
 __all__ = [
+    "RANKED",
     "THRESHOLDS",
     "InstanceRecord",
     "accuracy_by_score",
     "instance_metrics",
     "instance_row",
+    "metric_names",
     "records_of",
     "summarise",
 ]
 
 Row = dict[str, float | str]
+
+RANKED = ("coco_map_box", "coco_map_mask", *(f"froc_{rate:g}" for rate in FROC_RATES), "froc_mean")
+"""The metrics that rank detections by score."""
 
 _HIDDEN = {ap_name(threshold) for threshold in THRESHOLDS if threshold not in (0.5, 0.75, 0.9)}  # of a single image
 
@@ -117,6 +122,7 @@ def instance_row(
     max_detections: int | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
     ranked: bool = True,
+    counted: Sequence[int] | None = None,
 ) -> Row:
     """The metrics of one image, and in `record` what `summarise` needs of it.
 
@@ -129,24 +135,31 @@ def instance_row(
             volume may well hold more objects than that.
         thresholds: IoU of further `ap_...`.
         ranked: whether detections are ranked by score; masks are compared once more for it.
+        counted: classes whose objects count, predicted and true ones; None: all.
 
     Raises:
         SettingError: shapes that differ, no integers, or fewer classes than ids.
     """
     boxes, classes, scores = _described(prediction, None)
     true_boxes, true_classes, _ = _described(truth, truth_classes)
+    ours, theirs = (
+        np.ones(len(found), dtype=bool) if counted is None else np.isin(found, counted)
+        for found in (classes, true_classes)
+    )
+    true_classes = true_classes[theirs]
     detections = None
     if ranked:
+        overlaps = {"mask": mask_overlaps(prediction, truth), "box": box_overlaps(boxes, true_boxes)}
         detections = Detections.match(
-            {"mask": mask_overlaps(prediction, truth), "box": box_overlaps(boxes, true_boxes)},
-            scores,
-            classes,
+            {kind: found.keep(predicted=ours, truth=theirs) for kind, found in overlaps.items()},
+            scores[ours],
+            classes[ours],
             true_classes,
             max_detections=max_detections,
         )
     seen, shown = _shown(prediction, truth)
-    sure = scores[shown] >= score_threshold
-    seen, kinds = seen.keep(predicted=sure), classes[shown][sure]
+    sure = (scores[shown] >= score_threshold) & ours[shown]
+    seen, kinds = seen.keep(predicted=sure, truth=theirs), classes[shown][sure]
     numbers = sorted({*kinds.tolist(), *true_classes.tolist()})
     record = InstanceRecord(
         {
@@ -240,6 +253,21 @@ def summarise(
         objects = {"predicted": sum(part.predicted for part in parts), "truth": sum(part.truth for part in parts)}
         found |= {f"{name}.{named}": float(value) for name, value in (scores_of(parts) | objects).items()}
     return found
+
+
+def metric_names(class_names: Sequence[str], thresholds: Sequence[float] = ()) -> list[str]:
+    """Names of everything that `summarise` may give of such classes.
+
+    Args:
+        thresholds: IoU of further `ap_...`.
+    """
+    further = [ap_name(threshold) for threshold in thresholds]
+    names = list(dict.fromkeys([*summarise(()), *further]))
+    if len(class_names) < 2:
+        return names
+    scores = [*scores_of(()), *further]
+    names += [f"{name}_class_blind" for name in (*scores, "count_error")]
+    return names + [f"{name}.{one}" for one in class_names for name in (*scores, "predicted", "truth")]
 
 
 def records_of(rows: Sequence[Mapping[str, float | str]]) -> list[InstanceRecord]:

@@ -173,6 +173,7 @@ def case_row(
     radii_mm: Floats | None = None,
     levels: Sequence[float] = (),
     presence: Floats | None = None,
+    counted: Sequence[str] | None = None,
 ) -> Row:
     """One case's metrics.
 
@@ -181,6 +182,7 @@ def case_row(
         predicted, truth: `(N, 3)` world mm.
         radii_mm: `(N, levels)` calibrated radii.
         presence: `(N,)` scores.
+        counted: names of the landmarks that the numbers of the whole case are of; None: all.
 
     Returns:
         `name`, `mre_mm`, `worst_mm`, `missed` (present, but not found), and for each landmark
@@ -189,12 +191,13 @@ def case_row(
     """
     errors = radial_errors(predicted, truth)
     present = np.atleast_1d(~np.isnan(truth).any(axis=-1))
-    found = errors[~np.isnan(errors)]
+    counts = np.array([counted is None or name in counted for name in names], dtype=bool)
+    found = errors[~np.isnan(errors) & counts]
     row: Row = {
         "name": name,
         "mre_mm": float(found.mean()) if found.size else math.nan,
         "worst_mm": float(found.max()) if found.size else math.nan,
-        "missed": float((present & np.isnan(errors)).sum()),
+        "missed": float((present & np.isnan(errors) & counts).sum()),
     }
     for index, landmark in enumerate(names):
         row[f"error_mm.{landmark}"] = float(errors[index])

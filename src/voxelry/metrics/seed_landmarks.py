@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SDR_THRESHOLDS", "seed_landmark_scores"]
+__all__ = ["SDR_THRESHOLDS", "score_names", "seed_landmark_scores"]
 
 Pixels = NDArray[np.int64]
 
@@ -51,8 +51,7 @@ def seed_landmark_scores(
     """
     known = ~np.isnan(truth).any(axis=-1)
     if not known.any():
-        names = ("mse", "map_keypoints", "map_heatmaps", "iou", "mre", *(_sdr_name(limit) for limit in SDR_THRESHOLDS))
-        return dict.fromkeys(names, math.nan)
+        return dict.fromkeys(score_names(), math.nan)
     own = _pixels(np.where(np.isnan(predicted), -0.5, predicted)[known])
     true = _pixels(truth[known])
     squared = np.square(own - true).astype(np.float64)
@@ -67,6 +66,11 @@ def seed_landmark_scores(
         "mre": float(distances.mean()),
         **{_sdr_name(limit): float((distances <= limit).mean()) for limit in SDR_THRESHOLDS},
     }
+
+
+def score_names() -> list[str]:
+    """The names of these scores."""
+    return ["mse", "map_keypoints", "map_heatmaps", "iou", "mre", *(_sdr_name(limit) for limit in SDR_THRESHOLDS)]
 
 
 def _sdr_name(limit: float) -> str:

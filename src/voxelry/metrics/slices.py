@@ -118,13 +118,20 @@ def dice_by_distance(
         away = np.minimum(away, np.abs(height))
     first, second = prediction[tuple(index.T)], truth[tuple(index.T)]
     result = {}
-    for low, high in pairwise([*distances, np.inf]):
+    for name, (low, high) in zip(slab_names(distances), pairwise([*distances, np.inf]), strict=True):
         slab = (away >= low) & (away < high)
         shared = int(np.count_nonzero(first & second & slab))
         total = int(np.count_nonzero(first & slab) + np.count_nonzero(second & slab))
-        name = f"dice_{low:g}_{high:g}_mm" if np.isfinite(high) else f"dice_{low:g}_mm_on"
         result[name] = 2 * shared / total if total else float("nan")
     return result
+
+
+def slab_names(distances: Sequence[float] = DISTANCES_MM) -> list[str]:
+    """The names of `dice_by_distance`."""
+    return [
+        *(f"dice_{low:g}_{high:g}_mm" for low, high in pairwise(distances)),
+        f"dice_{distances[-1]:g}_mm_on",
+    ]
 
 
 def _outline(field: Field, plane: Space) -> Field:

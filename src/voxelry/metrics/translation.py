@@ -21,7 +21,7 @@ from voxelry.metrics.images import mae, masked_mean, mse, nmse, psnr, ssim
 from voxelry.metrics.landmarks import bootstrap_interval
 from voxelry.metrics.perception import detail_ratio, gmsd, spectral_distance
 
-__all__ = ["summarise", "translate_metrics"]
+__all__ = ["figure_names", "summarise", "translate_metrics"]
 
 _AXES = "zyx"  # plane, row, column
 
@@ -90,6 +90,12 @@ def translate_metrics(
             "mae_outside": width * mae(ours, theirs, mask=~inside),
         }
     return {name: float(value.mean()) for name, value in scores.items()}
+
+
+def figure_names(ndim: int) -> list[str]:
+    """The names of `translate_metrics` without a mask."""
+    plain = ("psnr", "ssim", "nmse", "mae", "rmse", "bias", "gmsd", "spectral_distance", "detail_ratio")
+    return [*plain, *(f"gradient_error_{axis}" for axis in _AXES[-ndim:])]
 
 
 def summarise(rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:

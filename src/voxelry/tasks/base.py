@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from voxelry.data.sample import Batch, Sample
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 
 __all__ = ["Row", "Task"]
 
@@ -26,11 +27,17 @@ class Task(nn.Module, ABC):
         network: the module whose weights a bundle holds.
         monitor: the summary metric that decides which checkpoint is best.
         higher_is_better: the sense of `monitor`.
+        slow: patterns of metrics that take long, so that validations leave them out.
+        highest_threshold: the largest of `MetricChoice.thresholds` that makes sense; None where there are none.
+        chosen: which metrics are computed and told, see `choose`.
     """
 
     network: nn.Module
     monitor: str
     higher_is_better: bool = False
+    slow: Sequence[str] = ()
+    highest_threshold: float | None = None
+    chosen: MetricChoice = MetricChoice()
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -44,13 +51,42 @@ class Task(nn.Module, ABC):
     def predict(self, batch: Batch) -> list[Any]:
         """One prediction per sample, in the sample's own space; no gradients are needed."""
 
+    def predict_to_measure(self, batch: Batch, wanted: Wanted) -> list[Any]:
+        """Predictions for `metrics`; a task may leave out what only other metrics than the wanted need."""
+        return self.predict(batch)
+
     @abstractmethod
-    def metrics(self, predictions: Sequence[Any], batch: Batch) -> list[Row]:
-        """One row per sample: `name` and plain numbers, NaN where undefined."""
+    def metrics(self, predictions: Sequence[Any], batch: Batch, wanted: Wanted = Wanted()) -> list[Row]:  # noqa: B008 it is frozen
+        """One row per sample: `name` and plain numbers, NaN where undefined.
+
+        Args:
+            wanted: of the summary; what costs time and isn't wanted may be left out.
+        """
 
     @abstractmethod
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
         """All rows in a few numbers; holds `monitor`."""
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold with that choice; by default what it holds without any row."""
+        return list(self.summary(()))
+
+    def measured_classes(self) -> Sequence[str]:
+        """Names of the classes, landmarks or organs that are measured each by itself; none by default."""
+        return ()
+
+    def choose(self, metrics: MetricChoice) -> None:
+        """Compute and tell those metrics from now on.
+
+        Raises:
+            SettingError: a metric, class or threshold that the task doesn't have; names the nearest.
+        """
+        metrics.check(self.metric_names(metrics), self.measured_classes(), self.highest_threshold)
+        self.chosen = metrics
+
+    def while_learning(self) -> Wanted:
+        """Which metrics a validation computes."""
+        return self.chosen.while_learning(self.monitor, self.slow)
 
     def parameter_groups(self) -> Iterable[Any]:
         """What an optimizer trains: parameters, or groups of them with settings of their own."""

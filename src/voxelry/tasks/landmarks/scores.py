@@ -9,13 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from voxelry.data.sample import Batch
-from voxelry.metrics.landmarks import MeanPosition, case_row, summarise
-from voxelry.metrics.seed_landmarks import seed_landmark_scores
+from voxelry.metrics.landmarks import SDR_THRESHOLDS_MM, MeanPosition, case_row, summarise
+from voxelry.metrics.seed_landmarks import score_names, seed_landmark_scores
 from voxelry.tasks.base import Row
 from voxelry.tasks.landmarks.calibration import LEVELS
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 
-__all__ = ["ORIGINAL", "score_rows", "summarise_rows"]
+__all__ = ["ORIGINAL", "metric_names", "score_rows", "summarise_rows"]
 
 ORIGINAL = "original_"  # before the names of the seed's own scores
 
@@ -28,6 +28,7 @@ def score_rows(
     baseline: MeanPosition,
     presence: bool = False,
     original: bool = False,
+    counted: Sequence[str] | None = None,
 ) -> list[Row]:
     """One row per sample: `metrics.landmarks.case_row`, `mean_position_mm` of the baseline, the seed's scores.
 
@@ -35,6 +36,7 @@ def score_rows(
         points: the batch's, `(B, N, ndim)` index coordinates.
         presence: whether the predicted presence is a statement.
         original: add the seed's scores, by `metrics.seed_landmarks`.
+        counted: names of the landmarks that the numbers of a whole case are of; None: all.
     """
     rows = []
     for prediction, own, space in zip(predictions, points, batch.spaces, strict=True):
@@ -47,8 +49,9 @@ def score_rows(
             radii_mm=prediction.radii_mm,
             levels=prediction.levels,
             presence=prediction.presence if presence else None,
+            counted=counted,
         )
-        guess = case_row(prediction.name, prediction.names, baseline.predict(space), truth)
+        guess = case_row(prediction.name, prediction.names, baseline.predict(space), truth, counted=counted)
         row |= {"mean_position_mm": guess["mre_mm"]}
         if original:
             scores = seed_landmark_scores(prediction.index, own.cpu().numpy(), space.shape)
@@ -57,10 +60,25 @@ def score_rows(
     return rows
 
 
-def summarise_rows(rows: Sequence[Mapping[str, float | str]], names: Sequence[str]) -> dict[str, float]:
-    """`metrics.landmarks.summarise`, and the means of the other numbers that `score_rows` adds."""
+def summarise_rows(
+    rows: Sequence[Mapping[str, float | str]], names: Sequence[str], thresholds: Sequence[float] = ()
+) -> dict[str, float]:
+    """`metrics.landmarks.summarise`, and the means of the other numbers that `score_rows` adds.
+
+    Args:
+        names: of the landmarks that count.
+        thresholds: mm of further success rates.
+    """
     further = ["mean_position_mm", *dict.fromkeys(key for row in rows for key in row if key.startswith(ORIGINAL))]
-    return summarise(rows, names, levels=LEVELS) | {key: _finite_mean(rows, key) for key in further}
+    limits = sorted({*SDR_THRESHOLDS_MM, *thresholds})
+    found = summarise(rows, names, levels=LEVELS, thresholds_mm=limits)
+    return found | {key: _finite_mean(rows, key) for key in further}
+
+
+def metric_names(names: Sequence[str], thresholds: Sequence[float] = (), *, original: bool = False) -> list[str]:
+    """Names of everything that `summarise_rows` may give."""
+    seeds = [f"{ORIGINAL}{name}" for name in score_names()] if original else []
+    return [*summarise_rows((), names, thresholds), *seeds]
 
 
 def _finite_mean(rows: Sequence[Mapping[str, float | str]], key: str) -> float:

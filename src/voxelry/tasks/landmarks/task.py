@@ -25,9 +25,10 @@ from voxelry.tasks.landmarks.calibration import LEVELS, Calibration
 from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_fine
-from voxelry.tasks.landmarks.scores import score_rows, summarise_rows
+from voxelry.tasks.landmarks.scores import metric_names, score_rows, summarise_rows
 from voxelry.tasks.landmarks.seen import mirrored, shown
 from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 
 __all__ = ["DECODERS", "LandmarkTask"]
 
@@ -78,6 +79,7 @@ class LandmarkTask(Task):
     """
 
     monitor = "mre_mm"
+    highest_threshold = math.inf
     mean_fractions: Tensor
 
     def __init__(
@@ -273,10 +275,16 @@ class LandmarkTask(Task):
         mean = MeanPosition.fit([points for points, _ in known], [space for _, space in known])
         self.mean_fractions.copy_(torch.from_numpy(mean.fractions))
 
-    def metrics(self, predictions: Sequence[LandmarkPrediction], batch: Batch) -> list[Row]:
+    def metrics(
+        self,
+        predictions: Sequence[LandmarkPrediction],
+        batch: Batch,
+        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    ) -> list[Row]:
         """One row per sample (`metrics.landmarks.case_row`), against the batch's points.
 
-        The points were moved with the image without rounding, so these are the original ones.
+        The points were moved with the image without rounding, so these are the original ones. Means of a row are over
+        the landmarks that count (`MetricChoice.classes`).
 
         Raises:
             DataError: the batch has no landmarks.
@@ -290,6 +298,7 @@ class LandmarkTask(Task):
             baseline=MeanPosition(self.mean_fractions.double().cpu().numpy()),
             presence=self.presence,
             original=self.original_metrics,
+            counted=self._counted(),
         )
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
@@ -298,7 +307,19 @@ class LandmarkTask(Task):
         And the means of `mean_position_mm`, the error of the baseline, NaN before `fit_baseline`, and of the seed's own
         scores where the rows have them.
         """
-        return summarise_rows(rows, self.names)
+        return summarise_rows(rows, self._counted(), self.chosen.thresholds)
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold with that choice."""
+        names = [name for name in self.names if chosen.counts(name)]
+        return metric_names(names, chosen.thresholds, original=self.original_metrics)
+
+    def measured_classes(self) -> Sequence[str]:
+        """The names of the landmarks."""
+        return self.names
+
+    def _counted(self) -> list[str]:
+        return [name for name in self.names if self.chosen.counts(name)]
 
     def _logits(self, image: Tensor) -> Tensor:
         return self._maps(image)[:, : self.num_landmarks]

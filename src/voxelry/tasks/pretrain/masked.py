@@ -19,6 +19,7 @@ from voxelry.data.sample import Batch
 from voxelry.metrics import images as image_metrics
 from voxelry.models.mae import MaskedAutoencoder, PatchTargets, unpatchify
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.pretrain.targets import Range
 
 __all__ = ["MaskedPrediction", "MaskedPretrainTask", "write_completion"]
@@ -136,7 +137,12 @@ class MaskedPretrainTask(Task):
             for index, name in enumerate(batch.names)
         ]
 
-    def metrics(self, predictions: Sequence[MaskedPrediction], batch: Batch) -> list[Row]:
+    def metrics(
+        self,
+        predictions: Sequence[MaskedPrediction],
+        batch: Batch,
+        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    ) -> list[Row]:
         """Held-out loss; PSNR (dB), MSE and MAE of the hidden voxels, SSIM around them, and the share hidden."""
         span = self.data_range[1] - self.data_range[0]
         rows: list[Row] = []
@@ -163,6 +169,10 @@ class MaskedPretrainTask(Task):
             finite = [float(row[name]) for row in rows if math.isfinite(float(row[name]))]
             means[name] = float(np.mean(finite)) if finite else math.nan
         return means or {self.monitor: math.nan}
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold."""
+        return [self.monitor, "ssim", "psnr", "mse", "mae", "hidden"]
 
     @property
     def _patch(self) -> tuple[int, ...]:

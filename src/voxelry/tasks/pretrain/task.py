@@ -19,6 +19,7 @@ from voxelry.diffusion.schedules import Schedule, timesteps
 from voxelry.metrics import images as image_metrics
 from voxelry.metrics.distribution import sliced_wasserstein
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.pretrain.predict import PretrainPrediction
 from voxelry.tasks.pretrain.targets import Noised, Range, Rescale, band_edges, band_of, fixed_noise, noised
 
@@ -178,7 +179,12 @@ class PretrainTask(Task):
             for index, name in enumerate(batch.names)
         ]
 
-    def metrics(self, predictions: Sequence[PretrainPrediction], batch: Batch) -> list[Row]:
+    def metrics(
+        self,
+        predictions: Sequence[PretrainPrediction],
+        batch: Batch,
+        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    ) -> list[Row]:
         """Held-out loss, whole and per band, and SSIM, PSNR (dB), MSE and MAE of the reconstruction, per case."""
         low, high = self.rescale.data
         rows: list[Row] = []
@@ -204,6 +210,17 @@ class PretrainTask(Task):
             finite = [value for value in values if math.isfinite(value)]
             means[name] = float(np.mean(finite)) if finite else math.nan
         return means or {self.monitor: math.nan}
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold."""
+        return [
+            self.monitor,
+            *(f"val_loss_band_{band}" for band in range(len(self.edges) - 1)),
+            "ssim",
+            "psnr",
+            "mse",
+            "mae",
+        ]
 
     @torch.no_grad()
     def sample(

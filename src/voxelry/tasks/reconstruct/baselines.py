@@ -26,7 +26,9 @@ from voxelry.data.slices import plane_normal
 from voxelry.ops.sdf import canonical_space, decode_int8, encode_int8, resample_sdf, voxelise_sdf
 from voxelry.tasks.base import Row
 
-__all__ = ["Baselines", "dice_of", "ellipsoid", "nearest_shape"]
+__all__ = ["BASELINE_METRICS", "Baselines", "dice_of", "ellipsoid", "nearest_shape"]
+
+BASELINE_METRICS = ("mean_shape_dice", "ellipsoid_dice", "nearest_shape_dice")
 
 GRID = 32
 TRUNCATION = 8.0  # mm, of the kept shapes

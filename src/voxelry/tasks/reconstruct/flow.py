@@ -24,9 +24,10 @@ from voxelry.diffusion.flow import (
 )
 from voxelry.models.shape import Prompt, ShapeFlow, ShapeOutput
 from voxelry.tasks.base import Row
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.reconstruct.baselines import dice_of
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
-from voxelry.tasks.reconstruct.spread import HypothesisCalibration, spread_metrics
+from voxelry.tasks.reconstruct.spread import SPREAD_METRICS, HypothesisCalibration, spread_metrics
 from voxelry.tasks.reconstruct.targets import Targets, make_targets
 from voxelry.tasks.reconstruct.task import ReconstructTask
 
@@ -34,6 +35,8 @@ __all__ = ["ReconstructFlowTask"]
 
 CODED = ("occupancy", "overlap", "sdf", "eikonal")
 """Losses of a shape that came through the autoencoder; their weights are those of the answer's."""
+
+_WITHOUT_FLOW = "without_flow_dice"
 
 
 class ReconstructFlowTask(ReconstructTask):
@@ -244,20 +247,31 @@ class ReconstructFlowTask(ReconstructTask):
         truths = [None if case.truth is None else case.truth.cpu().numpy().astype(bool) for case in cases]
         self.calibration.fit(predictions, truths)
 
-    def metrics(self, predictions: Sequence[ReconstructPrediction], batch: SliceBatch) -> list[Row]:  # type: ignore[override]
+    def metrics(  # type: ignore[override]
+        self,
+        predictions: Sequence[ReconstructPrediction],
+        batch: SliceBatch,
+        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    ) -> list[Row]:
         """As `ReconstructTask.metrics`, `spread.spread_metrics`, and the Dice of the answer `without_flow`.
 
         Raises:
             DataError: the batch has no voxels to compare with.
         """
-        rows = super().metrics(predictions, batch)
-        plain_answers = self.without_flow().predict(batch)
-        for row, prediction, answer, given in zip(rows, predictions, plain_answers, batch.truths, strict=True):
-            assert given is not None
-            truth = given.cpu().numpy().astype(bool)
-            row |= spread_metrics(prediction, truth)
-            row["without_flow_dice"] = dice_of(answer.mask(), truth)
+        rows = super().metrics(predictions, batch, wanted)
+        truths = [given.cpu().numpy().astype(bool) for given in batch.truths if given is not None]
+        if wanted(*SPREAD_METRICS, *self._by_organ(SPREAD_METRICS)):
+            for row, prediction, truth in zip(rows, predictions, truths, strict=True):
+                row |= spread_metrics(prediction, truth)
+        if wanted(_WITHOUT_FLOW, *self._by_organ([_WITHOUT_FLOW])):
+            for row, answer, truth in zip(rows, self.without_flow().predict(batch), truths, strict=True):
+                row[_WITHOUT_FLOW] = dice_of(answer.mask(), truth)
         return rows
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold."""
+        further = [*SPREAD_METRICS, _WITHOUT_FLOW]
+        return [*super().metric_names(chosen), *further, *self._by_organ(further)]
 
 
 def _check_counts(**counts: int) -> None:

@@ -24,11 +24,13 @@ from voxelry.ops.surface import Mesh, distance_to_surface, extract_surface
 from voxelry.tasks.reconstruct.baselines import dice_of
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 
-__all__ = ["LEVEL", "HypothesisCalibration", "spread_metrics"]
+__all__ = ["LEVEL", "SPREAD_METRICS", "HypothesisCalibration", "spread_metrics"]
 
 LEVEL = 0.9
 LEAST = 0.1  # of a voxel: where all hypotheses meet, such as on a given contour, they are no surer than that
 LIMITS = (0.1, 10.0)  # beyond them differences are none, or make no shapes of that organ any more
+_COVERAGES = tuple(f"coverage_{100 * level:.0f}" for level in LEVELS)
+SPREAD_METRICS = ("hypothesis_dice", "best_hypothesis_dice", "spread_mm", *_COVERAGES)
 _VERTICES = 2000  # of a case, so that large organs don't count more than small ones
 _PASSES = 2  # a surface doesn't move quite in proportion
 
@@ -98,10 +100,11 @@ def spread_metrics(prediction: ReconstructPrediction, truth: NDArray[np.bool_]) 
     found = {"hypothesis_dice": float(np.mean(overlaps)), "best_hypothesis_dice": max(overlaps)}
     surface = true_surface(truth, prediction.space)
     if prediction.mesh.is_empty or surface.is_empty:
-        return found | dict.fromkeys(("spread_mm", *(_name(level) for level in LEVELS)), float("nan"))
+        return found | dict.fromkeys(("spread_mm", *_COVERAGES), float("nan"))
     errors = _errors(prediction, surface)
     found["spread_mm"] = float(prediction.mesh.values["spread_mm"].mean())
-    return found | {_name(level): interval_coverage(errors, level=level) for level in LEVELS}
+    shares = [interval_coverage(errors, level=level) for level in LEVELS]
+    return found | dict(zip(_COVERAGES, shares, strict=True))
 
 
 def true_surface(truth: NDArray[np.bool_], space: Space) -> Mesh:
@@ -126,7 +129,3 @@ def _changed(prediction: ReconstructPrediction, factor: float) -> ReconstructPre
         return prediction
     others = tuple(prediction.sdf + np.float32(factor) * (one - prediction.sdf) for one in prediction.hypotheses)
     return replace(prediction, hypotheses=others)
-
-
-def _name(level: float) -> str:
-    return f"coverage_{100 * level:.0f}"

@@ -14,12 +14,13 @@ from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.slice_case import SliceBatch, SliceCase
 from voxelry.metrics.slices import mask_metrics
-from voxelry.metrics.surfaces import reconstruction_metrics
+from voxelry.metrics.surfaces import METRICS, SURFACE_METRICS, reconstruction_metrics
 from voxelry.models.adapters import Adapters, AdapterSettings
 from voxelry.models.shape import Prompt, ShapeOutput
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.reconstruct import losses
-from voxelry.tasks.reconstruct.baselines import Baselines
+from voxelry.tasks.reconstruct.baselines import BASELINE_METRICS, Baselines
 from voxelry.tasks.reconstruct.predict import (
     ReconstructPrediction,
     cut_iou,
@@ -83,6 +84,7 @@ class ReconstructTask(Task):
     draws_hypotheses = False
     monitor = "dice"
     higher_is_better = True
+    slow = (*SURFACE_METRICS, *BASELINE_METRICS)
     seen: Tensor
 
     def __init__(
@@ -325,13 +327,19 @@ class ReconstructTask(Task):
         cases: Iterable[SliceCase] = samples
         self.baselines.fit(cases, self.organs, self.edges)
 
-    def metrics(self, predictions: Sequence[ReconstructPrediction], batch: SliceBatch) -> list[Row]:  # type: ignore[override]
+    def metrics(  # type: ignore[override]
+        self,
+        predictions: Sequence[ReconstructPrediction],
+        batch: SliceBatch,
+        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    ) -> list[Row]:
         """One row per prompt: `metrics.surfaces`, the 2-D masks, and the baselines' Dice.
 
         Raises:
             DataError: the batch has no voxels to compare with.
         """
         rows: list[Row] = []
+        surfaces, baselines = (wanted(*names, *self._by_organ(names)) for names in (SURFACE_METRICS, BASELINE_METRICS))
         for place, prediction in enumerate(predictions):
             given = batch.truths[place]
             if given is None:
@@ -352,7 +360,8 @@ class ReconstructTask(Task):
                 truth,
                 prediction.space,
                 planes=prediction.planes,
-                prediction_mesh=prediction.mesh,
+                prediction_mesh=prediction.mesh if surfaces else None,
+                surfaces=surfaces,
             )
             masks = [
                 mask_metrics(prediction.probability[one], batch.mask_target[place, one].cpu().numpy() > 0.5)
@@ -360,12 +369,29 @@ class ReconstructTask(Task):
             ]
             row |= {name: float(np.mean([mask[name] for mask in masks])) for name in masks[0]}
             row["answer_on_slice_mm"] = prediction.on_slice_mm
-            rows.append(row | self.baselines.dice(self, batch, place, truth))
+            rows.append(row | (self.baselines.dice(self, batch, place, truth) if baselines else {}))
         return rows
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
-        """Means over the rows of every number, and of each organ; see `summary.summarise`."""
-        return summarise(rows)
+        """Means over the rows of every number, and of each organ; see `summary.summarise`.
+
+        Rows of organs that don't count (`MetricChoice.classes`) are left out.
+        """
+        return summarise([row for row in rows if self.chosen.counts(str(row.get("organ")))])
+
+    def measured_classes(self) -> Sequence[str]:
+        """The names of the organs."""
+        return self.names
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold."""
+        own = ("slices", "mask_given", "mask_iou", "mask_mse", "answer_on_slice_mm")
+        names = [*METRICS, *own, *BASELINE_METRICS]
+        return [*names, "dice_low", "dice_high", *self._by_organ(["prompts", *names])]
+
+    def _by_organ(self, names: Sequence[str]) -> list[str]:
+        organs = self.names if len(self.names) > 1 else ()
+        return [f"{organ}/{name}" for organ in organs for name in names]
 
 
 def _slice_name(batch: SliceBatch, place: int) -> str:

@@ -16,10 +16,18 @@ from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch, Sample
-from voxelry.metrics.instances import accuracy_by_score, instance_row, summarise
+from voxelry.metrics.instances import (
+    RANKED,
+    THRESHOLDS,
+    accuracy_by_score,
+    instance_row,
+    metric_names,
+    summarise,
+)
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.ops.instances import Instances, LabelVolume
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
 from voxelry.tasks.segment.predict import InstancePrediction
@@ -32,6 +40,7 @@ __all__ = ["SegmentTask"]
 _FLOOR = 0.05  # detections below are never looked at
 _LEVELS = tuple(level / 20 for level in range(2, 20))  # scores that are tried as threshold
 _BASELINE_VOXELS = 1 << 25  # of images that the baseline is worked out for
+_BASELINE_METRICS = ("ap_50", "ap_75", "pq")
 _TUNED_VOXELS = 1 << 20  # of an image that it is tuned on
 
 
@@ -63,6 +72,8 @@ class SegmentTask(Task):
     network: MaskRCNN
     monitor = "ap_50"
     higher_is_better = True
+    slow = RANKED
+    highest_threshold = 1.0
     threshold: Tensor
     watershed: Tensor
 
@@ -289,10 +300,16 @@ class SegmentTask(Task):
             tuned = Watershed.tuned(known)
             self.watershed.copy_(torch.tensor([tuned.smoothing, tuned.distance]))
 
-    def metrics(self, predictions: Sequence[InstancePrediction], batch: Batch) -> list[Row]:
+    def metrics(
+        self,
+        predictions: Sequence[InstancePrediction],
+        batch: Batch,
+        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    ) -> list[Row]:
         """One row per sample (`metrics.instances.instance_row`), and after `fit_baseline` the baseline's sums.
 
-        Whatever isn't ranked by score is measured on the label volume, as it is written.
+        Whatever isn't ranked by score is measured on the label volume, as it is written. Objects of classes that don't
+        count (`MetricChoice.classes`) are left out on both sides.
 
         Raises:
             DataError: the batch has no instances, or some of an unknown class.
@@ -300,6 +317,7 @@ class SegmentTask(Task):
         if batch.masks is None:
             raise DataError(f"{batch.names[0]}: no instances; expected a label volume to compare with")
         rows = []
+        counted = [number for number, name in enumerate(self.class_names, start=1) if self.chosen.counts(name)]
         for place, prediction in enumerate(predictions):
             truth = _truth(batch.masks[place], prediction.name)
             boxes, kinds = (None if field is None else field[place] for field in (batch.boxes, batch.classes))
@@ -310,6 +328,9 @@ class SegmentTask(Task):
                     name=prediction.name,
                     truth_classes=self._true_classes(prediction.name, boxes, kinds),
                     score_threshold=self.operating_threshold,
+                    thresholds=self.chosen.thresholds or THRESHOLDS,
+                    ranked=wanted(*RANKED),
+                    counted=counted,
                 )
             )
             if not bool(self.watershed.isnan().any()) and truth.size <= _BASELINE_VOXELS:
@@ -330,8 +351,18 @@ class SegmentTask(Task):
         others = [{"record": row["watershed_record"]} for row in rows if "watershed_record" in row]
         if others:
             baseline, blind = summarise(others), "_class_blind" if len(names) > 1 else ""
-            result |= {f"watershed_{name}{blind}": baseline[name] for name in ("ap_50", "ap_75", "pq")}
+            result |= {f"watershed_{name}{blind}": baseline[name] for name in _BASELINE_METRICS}
         return result | {"score_threshold": self.operating_threshold}
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold with that choice."""
+        blind = "_class_blind" if len(self.class_names) > 1 else ""
+        baseline = [f"watershed_{name}{blind}" for name in _BASELINE_METRICS]
+        return [*metric_names(self.class_names, chosen.thresholds), *baseline, "score_threshold"]
+
+    def measured_classes(self) -> Sequence[str]:
+        """The names of the classes."""
+        return self.class_names
 
     def _true_classes(self, name: str, boxes: Tensor | None, kinds: Tensor | None) -> NDArray[np.int64] | None:
         """The classes of an image's annotated objects; None where there is only one class."""

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from voxelry.metrics.intervals import LEVELS
 from voxelry.metrics.landmarks import bootstrap_interval
-from voxelry.metrics.translation import translate_metrics
+from voxelry.metrics.translation import figure_names, translate_metrics
 from voxelry.tasks.base import Row
+from voxelry.tasks.metric_choice import Wanted
 from voxelry.tasks.translate.calibration import SpreadCalibration
 from voxelry.tasks.translate.predict import TranslatePrediction
 
-__all__ = ["BETTER", "METHODS", "duel", "score", "untranslated"]
+__all__ = ["BETTER", "COVERAGES", "METHODS", "duel", "metric_names", "score", "untranslated"]
+
+COVERAGES = tuple(f"coverage_{level * 100:.0f}" for level in LEVELS)
+"""Shares of the truth inside the intervals of a spread."""
 
 METHODS = {"input_": "the input itself", "baseline_": "regression", "": "translation"}
 """What the names of a row's figures begin with, and what is measured."""
@@ -23,7 +28,11 @@ BETTER = {"psnr": 1, "ssim": 1, "mae": -1, "gmsd": -1, "spectral_distance": -1}
 
 
 def score(
-    prediction: TranslatePrediction, *, data_range: Sequence[float] | None = None, mask: Tensor | None = None
+    prediction: TranslatePrediction,
+    *,
+    data_range: Sequence[float] | None = None,
+    mask: Tensor | None = None,
+    wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
 ) -> Row:
     """One row of figures, see `metrics.translation.translate_metrics`.
 
@@ -31,6 +40,7 @@ def score(
         prediction: with its target.
         data_range: lowest and highest physical value that counts, by default the target's levels.
         mask: `(*spatial)` bool, where it matters.
+        wanted: a method of which no figure is wanted isn't measured.
 
     Returns:
         `name`, `calls`, `seconds`, the figures of the translation, those of its input under `input_...` and of the
@@ -41,7 +51,7 @@ def score(
     row: Row = {"name": prediction.name, "calls": float(prediction.calls), "seconds": prediction.seconds}
     images = {"": prediction.translated, "input_": untranslated(prediction), "baseline_": prediction.baseline}
     for prefix, image in images.items():
-        if image is not None:
+        if image is not None and wanted(*(f"{prefix}{name}" for name in figure_names(prediction.space.ndim))):
             figures = translate_metrics(
                 image,
                 target,
@@ -53,6 +63,16 @@ def score(
             row.update({f"{prefix}{name}": value for name, value in figures.items()})
     row.update(SpreadCalibration.coverage(prediction))
     return row
+
+
+def metric_names(ndim: int) -> list[str]:
+    """Names of everything that a summary of rows may hold."""
+    figures = figure_names(ndim)
+    return [
+        *("psnr", "psnr_low", "psnr_high", "ssim", "ssim_low", "ssim_high", "calls", "seconds", "exact"),
+        *(f"{prefix}{name}" for prefix in METHODS for name in figures),
+        *COVERAGES,
+    ]
 
 
 def untranslated(prediction: TranslatePrediction) -> Tensor:

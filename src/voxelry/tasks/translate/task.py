@@ -22,10 +22,11 @@ from voxelry.diffusion.inputs import Range, fixed_noise
 from voxelry.diffusion.objectives import LOSSES, mean_errors, noise_like
 from voxelry.metrics.translation import summarise
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.translate.calibration import SpreadCalibration
 from voxelry.tasks.translate.paths import Path, Predict, make_path
 from voxelry.tasks.translate.predict import TranslatePrediction
-from voxelry.tasks.translate.scores import score
+from voxelry.tasks.translate.scores import COVERAGES, metric_names, score
 from voxelry.tasks.translate.targets import RANGE, Given, given, reduced, withheld
 from voxelry.tasks.translate.tiled import whole_or_tiled
 
@@ -77,6 +78,7 @@ class TranslateTask(Task):
 
     monitor = "psnr"
     higher_is_better = True
+    slow = (*COVERAGES, "input_*")
 
     def __init__(
         self,
@@ -233,18 +235,35 @@ class TranslateTask(Task):
             for index, name in enumerate(batch.names)
         ]
 
-    def metrics(self, predictions: Sequence[TranslatePrediction], batch: Batch) -> list[Row]:
+    def metrics(
+        self,
+        predictions: Sequence[TranslatePrediction],
+        batch: Batch,
+        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    ) -> list[Row]:
         """See `scores.score`; only names, calls and seconds where no truth is known."""
         return [
             {"name": case.name, "calls": case.calls, "seconds": case.seconds}
             if case.target is None
-            else score(case, data_range=self.data_range)
+            else score(case, data_range=self.data_range, wanted=wanted)
             for case in predictions
         ]
 
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
         """See `metrics.translation.summarise`."""
         return {self.monitor: math.nan} | summarise(rows)
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold."""
+        return metric_names(int(self.network.ndim))  # type: ignore[arg-type]
+
+    def predict_to_measure(self, batch: Batch, wanted: Wanted) -> list[TranslatePrediction]:
+        """As `predict`, with a spread only where `coverage_...` are wanted: it takes several samples."""
+        quick, self.quick = self.quick, self.quick or not wanted(*COVERAGES)
+        try:
+            return self.predict(batch)
+        finally:
+            self.quick = quick
 
     def on_progress(self, share: float) -> None:
         """Remember it, for `growing`."""
