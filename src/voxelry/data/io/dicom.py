@@ -2,7 +2,7 @@
 
 Where its frames lie, and which of them share a grid, `dicom_geometry` finds out: slices are sorted by their position
 along the normal, their distance comes from the positions, not from the thickness. A series that visits every position
-equally often has that many channels, in order of instance number. Frames that can't lie on one grid are stacks, of
+equally often has that many channels (`dicom_channels`). Frames that can't lie on one grid are stacks, of
 which one is chosen. DICOM's world is LPS; x and y change sign here.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ _NOT_IMAGES = {
     "1.2.840.10008.1.3.10": "a DICOMDIR index; open the folder of one series",
     "1.2.840.10008.5.1.4.1.1.66.4": "a DICOM segmentation object, whose frames are segments",
     "1.2.840.10008.5.1.4.1.1.66.7": "a DICOM label map object",
-    "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole-slide image, whose frames are tiles",
+    "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole-slide image, whose frames are tiles; export the region as OME-TIFF,"
+    " such as by QuPath",
 }
 
 
@@ -218,10 +220,12 @@ def _counted(headers: Sequence[pydicom.Dataset]) -> str:
 
 def _check_size(header: pydicom.Dataset) -> None:
     """Declared pixels against the bytes of the file; compression is bounded by deflate's."""
-    shape = (frame_count(header), int(header.Rows), int(header.Columns))
-    samples, itemsize, compressed = stored_size(header)
+    samples, bits, compressed = stored_size(header)
+    shape = (frame_count(header), int(header.Rows), int(header.Columns), samples)
     path = Path(header.filename)
-    check_stored(path, shape, samples * itemsize, path.stat().st_size, compressed=compressed)
+    if bits < 8 and 0 not in shape:  # single bits are packed, across rows and frames
+        shape, bits = ((prod(shape) * bits + 7) // 8,), 8
+    check_stored(path, shape, bits // 8, path.stat().st_size, compressed=compressed)
 
 
 def _check_mosaic(header: pydicom.Dataset) -> None:

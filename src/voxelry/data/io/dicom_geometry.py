@@ -27,6 +27,7 @@ import pydicom
 from pydicom.datadict import keyword_for_tag
 
 from voxelry.core.errors import FileError
+from voxelry.data.io.dicom_channels import channel_order
 from voxelry.data.io.dicom_spacing import pixel_spacing
 from voxelry.data.io.dicom_values import directions, first_value, functional, point
 
@@ -122,7 +123,8 @@ class Grid:
     """Frames of one stack in order.
 
     Args:
-        frames: `[plane][channel]`, planes along the normal, channels by instance number.
+        frames: `[plane][channel]`, planes along the normal, channels by instance number where that gives the same
+            channels in all planes, else by what the headers say of them.
         step: LPS mm from plane to plane, `(3,)`; None for a single plane and where nothing is placed.
         gap: mm from plane to plane; None for a single plane.
     """
@@ -209,7 +211,7 @@ def arrange(path: Path, frames: Sequence[Frame]) -> Grid:
 
     Raises:
         FileError: a slice that is missing or doubled, uneven distances, planes that don't lie in a row,
-            several files that don't say where they are.
+            several files that don't say where they are, or which channel they are.
     """
     if any(frame.position is None for frame in frames) and len({frame.file for frame in frames}) > 1:
         raise FileError(path, "its slices don't say where they are (ImagePositionPatient, ImageOrientationPatient)")
@@ -227,6 +229,9 @@ def arrange(path: Path, frames: Sequence[Frame]) -> Grid:
         )
     if len(grid) == 1:
         return Grid(grid)
+    if counts[0] > 1:
+        orders = channel_order(path, [[(frame.header, frame.number) for frame in row] for row in grid])
+        grid = [[row[place] for place in order] for row, order in zip(grid, orders, strict=True)]
     gap = _even_gap(path, heights)
     if grid[0][0].position is None:
         return Grid(grid, None, gap)

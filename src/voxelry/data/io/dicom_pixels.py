@@ -40,7 +40,7 @@ def components(header: pydicom.Dataset) -> int:
 
 
 def stored_size(header: pydicom.Dataset) -> tuple[int, int, bool]:
-    """Samples per pixel and bytes per sample on disk, and whether they are compressed.
+    """Samples per pixel and bits per sample on disk, and whether they are compressed.
 
     Raises:
         FileError: a transfer syntax of somebody's own.
@@ -52,16 +52,21 @@ def stored_size(header: pydicom.Dataset) -> tuple[int, int, bool]:
     if str(header.get("PhotometricInterpretation", "")).endswith("422"):
         samples = 2  # colour is stored for every second pixel only
     compressed = syntax is not None and (syntax.is_compressed or syntax.is_deflated)
-    return samples, max(1, int(header.BitsAllocated) // 8), compressed
+    return samples, int(header.BitsAllocated), compressed
 
 
 def pixel_type(frames: Sequence[tuple[pydicom.Dataset, int]]) -> np.dtype:
     """A type that holds the rescaled pixels of all frames: float32 where a scale isn't whole, else integers.
 
+    Pixels of double precision (DoubleFloatPixelData) stay float64.
+
     Args:
         frames: for each the header of its file and its number there.
     """
-    dtype = np.result_type(*{_frame_type(header, number) for header, number in frames})
+    kinds = {_frame_type(header, number) for header, number in frames}
+    if np.dtype(np.float64) in kinds:
+        return np.dtype(np.float64)
+    dtype = np.result_type(*kinds)
     return dtype if dtype.kind in "iu" else np.dtype(np.float32)
 
 
