@@ -27,6 +27,7 @@ __all__ = [
     "LandmarkSet",
     "from_world",
     "numbered",
+    "parse_number",
     "system_advice",
     "system_named",
     "to_world",
@@ -40,6 +41,7 @@ _WORDS = {
     "index": "index", "ijk": "index", "voxel": "index", "pixel": "index", "2": "index",
     "normalised": "normalised", "normalized": "normalised", "scaled": "scaled",
 }  # fmt: skip
+_UNIT_ADVICE = "expected mm, um, nm or the like"
 _ON_GRID = ("index", "scaled")
 _BREAKS = re.compile("[\x00-\x1f\x7f\x85\u2028\u2029]")
 ROUNDING = 1e-9  # of a normalised coordinate: 0.5 nm in 500 mm
@@ -138,6 +140,17 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(f"point_{number}" for number in range(1, count + 1))
 
 
+def parse_number(text: str) -> float:
+    """A number as it stands in a file; Python's own underscores between digits are none.
+
+    Raises:
+        ValueError: something else.
+    """
+    if "_" in text:
+        raise ValueError(f"no number: {text}")
+    return float(text)
+
+
 def system_named(path: str | PathLike[str], word: object) -> str:
     """One of `COORDINATE_SYSTEMS` from a file's word for it; 0, 1 and 2 are Slicer's RAS, LPS and IJK.
 
@@ -163,8 +176,8 @@ def to_world(
     """What the file says, in world RAS mm; `unit` is for lengths of which the file doesn't say it.
 
     Raises:
-        FileError: the system is not known, the image is needed and not given, a normalised coordinate lies
-            outside [0, 1], or a plane outside the image.
+        FileError: the system is not known or contradicts the unit, the image is needed and not given, a normalised
+            coordinate lies outside [0, 1], or a plane outside the image.
     """
     if len(found.points) == 0:
         return LandmarkSet((), np.zeros((0, 3)), found.extras)
@@ -176,7 +189,13 @@ def to_world(
         place = _place(found, int(np.argmax(partial)))
         raise FileError(path, f"{place}: some coordinates are missing", "an absent point has nan in all of them")
     lengths = system in ("RAS", "LPS", "scaled")
-    length = millimetres(path, found.unit or unit, "unit", "expected mm, um, nm or the like") if lengths else 1.0
+    if found.unit and not lengths and millimetres(path, found.unit, "unit", _UNIT_ADVICE) is not None:
+        raise FileError(
+            path,
+            f"its coordinates are in {found.unit}, so they can't be {system}",
+            system_advice([one for one in COORDINATE_SYSTEMS if one not in ("index", "normalised")]),
+        )
+    length = millimetres(path, found.unit or unit, "unit", _UNIT_ADVICE) if lengths else 1.0
     if length is None:
         raise FileError(path, f"holds {system} coordinates in {found.unit or unit}, which is no length")
     if system in ("RAS", "LPS"):

@@ -2,9 +2,10 @@
 
 Columns are found by name, in any order and case:
 
-- `name` (or `label`, `landmark`, `id`);
+- `name` (or `label`, `landmark`, `point`, `id`, ...), else the one column of text that differs in every row;
 - `x, y, z`, whose system a column `coordinateSystem` or a comment line `# coordinateSystem = RAS` above the header
-  tells, and whose unit may stand beside them: `x_mm`, `X (µm)`, or `X [pixels]` for indices;
+  tells, and whose unit may stand beside them: `x_mm`, `X (µm)`, or `X [pixels]` for indices, or in a column `unit` or
+  a comment `# unit = um`;
 - `r, a, s` (also `x_ras`), `l, p, s` (also `x_lps`): mm that name their system;
 - `i, j, k`, `index_x, index_y, index_z` (also `x_voxel`): voxel indices, i and x along the last array axis;
 - `axis-0, axis-1, axis-2`: voxel indices in array order, as napari writes them;
@@ -12,7 +13,7 @@ Columns are found by name, in any order and case:
 - `slice` beside x and y: the number of the plane, from 1, as Fiji counts;
 - `defined` or `positionStatus`, as 3D Slicer exports them: whether the point was placed at all.
 
-Other numeric columns are kept as extras. Tables with commas, semicolons or tabs are read.
+Other numeric columns are kept as extras. A table holds the points of one image. Tables with commas, semicolons or tabs are read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
@@ -29,14 +30,27 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_advice, system_named
+from voxelry.data.io.landmark_set import (
+    FilePoints,
+    Floats,
+    LandmarkSet,
+    from_world,
+    parse_number,
+    system_advice,
+    system_named,
+)
 from voxelry.data.io.units import UnitError, millimetres
 
 __all__ = ["format_csv", "parse_csv"]
 
+_SEPARATOR = re.compile("sep=.?", re.IGNORECASE)  # a line that spreadsheets put above the header
 _COMMA = "numbers need decimal points: a decimal comma makes two cells of one"
-_NAME_COLUMNS = ("name", "label", "landmark", "landmark_name", "id")
+_NAME_COLUMNS = ("name", "label", "landmark", "landmark_name", "point", "point_name", "fiducial", "structure", "id")
 _SYSTEM_COLUMNS = ("coordinatesystem", "coordinate_system")
+_UNIT_COLUMNS = ("unit", "units")
+_IMAGE_COLUMNS = (
+    "image", "image_name", "file", "filename", "file_name", "case", "subject", "patient", "scan", "frame",
+)  # fmt: skip
 _PLACED = {"defined": True, "1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 # MarkupsNode's PositionStatus: undefined, preview, defined, missing
 _STATUS = {"0": False, "undefined": False, "1": False, "preview": False, "2": True, "defined": True}
@@ -82,15 +96,12 @@ def parse_csv(path: str | PathLike[str], text: str, coordinate_system: str = "au
 
     Raises:
         FileError: no header, no coordinate columns, a column twice, a row of another length, not a number, or rows
-            of different coordinate systems.
+            of different coordinate systems, units or images.
     """
-    declared, table = _table(path, text)
-    told = table.first(_SYSTEM_COLUMNS)
-    if told is not None:
-        words = sorted({row[told].strip() for row in table.body})
-        if len(words) > 1:
-            raise FileError(path, f"rows of different coordinate systems: {', '.join(words)}", "split the file")
-        declared = "".join(words) or declared
+    comments, table = _table(path, text)
+    _check_one_image(path, table)
+    declared = _told(path, table, _SYSTEM_COLUMNS, comments, "of different coordinate systems")
+    unit = _told(path, table, _UNIT_COLUMNS, comments, "in different units")
     declared = system_named(path, declared) if declared else ""
     system, columns, own_names = _coordinates(path, table.header, declared, coordinate_system)
     points = _points(path, table, columns)
@@ -100,14 +111,14 @@ def parse_csv(path: str | PathLike[str], text: str, coordinate_system: str = "au
         points = np.column_stack([points, _points(path, table, [planes]) - 1])
     points[~_placed(path, table)] = np.nan
     used = {table.header[column] for column in columns}
-    units = {table.units.get(name, "") for name in used}
+    units = {table.units.get(name, "") or unit for name in used}
     if len(units) > 1:
         raise FileError(path, f"its coordinates are in different units: {', '.join(sorted(units))}")
     return FilePoints(
         points[:, ::-1] if in_array_order else points,
         system,
         names=_names(table),
-        extras=_extras(table, told),
+        extras=_extras(table),
         where=table.where,
         array_order=in_array_order,
         unit="".join(units),
@@ -134,18 +145,39 @@ def format_csv(landmarks: LandmarkSet, system: str, *, space: Space | None, axis
     return out.getvalue()
 
 
-def _table(path: str | PathLike[str], text: str) -> tuple[str, _Table]:
-    """The system that a comment declares or "", and the table."""
-    declared = ""
+def _check_one_image(path: str | PathLike[str], table: _Table) -> None:
+    for name in _IMAGE_COLUMNS:
+        column = table.first((name,))
+        values = {row[column].strip() for row in table.body} if column is not None else set()
+        if len(values) > 1:
+            listed = ", ".join(sorted(values)[:3])
+            raise FileError(
+                path, f"holds points of {len(values)} different {name}s ({listed})", "write a table for each image"
+            )
+
+
+def _told(
+    path: str | PathLike[str], table: _Table, names: Sequence[str], comments: dict[str, str], fault: str
+) -> str:
+    """The one word of a column, else of a comment line above the table, or ""."""
+    column = table.first(names)
+    words = sorted({row[column].strip() for row in table.body}) if column is not None else []
+    if len(words) > 1:
+        raise FileError(path, f"rows {fault}: {', '.join(words)}", "split the file")
+    return "".join(words) or next((comments[name] for name in names if name in comments), "")
+
+
+def _table(path: str | PathLike[str], text: str) -> tuple[dict[str, str], _Table]:
+    """What comments above the table say, by lower-case name, and the table."""
+    comments: dict[str, str] = {}
     lines = list(io.StringIO(text, newline=""))
     start = 0
     for line in lines:
         content = line.strip()
-        if content and not content.startswith("#"):
+        if content and not content.startswith("#") and not _SEPARATOR.fullmatch(content):
             break
         key, _, value = content.lstrip("# ").partition("=")
-        if key.strip().lower() in _SYSTEM_COLUMNS:
-            declared = value.strip().strip(",;")
+        comments[key.strip().lower()] = value.strip().strip(",;")
         start += 1
     delimiter = max(",;\t", key=lines[start].count) if start < len(lines) else ","
     reader = csv.reader(lines[start:], delimiter=delimiter)
@@ -167,7 +199,7 @@ def _table(path: str | PathLike[str], text: str) -> tuple[str, _Table]:
     for row, place in zip(rows[1:], where[1:], strict=True):
         if len(row) != len(header):
             raise FileError(path, f"{place}: {len(row)} columns, expected {len(header)} as in the header", _COMMA)
-    return declared, _Table(header, rows[0], dict(columns), rows[1:], tuple(where[1:]))
+    return comments, _Table(header, rows[0], dict(columns), rows[1:], tuple(where[1:]))
 
 
 def _column(title: str) -> tuple[str, str]:
@@ -252,18 +284,27 @@ def _names(table: _Table) -> tuple[str, ...]:
     """The points' names; the `Label` of Fiji's results is the image's title, the same for all of them."""
     column = table.first(_NAME_COLUMNS)
     if column is None:
-        return ()
+        texts = [tuple(row[place] for row in table.body) for place in _texts(table)]
+        distinct = [names for names in texts if all(names) and len(set(names)) == len(names)]
+        return distinct[0] if len(distinct) == 1 else ()
     names = tuple(row[column] for row in table.body)
     results = table.header[0] == "" and table.header[column] == "label"
     return () if results and len(set(names)) < len(names) else names
 
 
-def _extras(table: _Table, told: int | None) -> dict[str, Floats]:
+def _texts(table: _Table) -> list[int]:
+    """The columns of text that have no meaning of their own."""
+    known = (*_NO_EXTRAS, *_SYSTEM_COLUMNS, *_UNIT_COLUMNS, *_IMAGE_COLUMNS, *_COORDINATE_COLUMNS, "description")
+    plain = [place for place, name in enumerate(table.header) if name not in known]
+    return [place for place in plain if _numeric([row[place] for row in table.body]) is None]
+
+
+def _extras(table: _Table) -> dict[str, Floats]:
     extras = {}
-    named = table.first(_NAME_COLUMNS)
+    told = (table.first(_NAME_COLUMNS), table.first(_SYSTEM_COLUMNS), table.first(_UNIT_COLUMNS))
     for column, name in enumerate(table.header):
         known = name in _COORDINATE_COLUMNS or name in _NO_EXTRAS or name.startswith("axis_")
-        values = None if known or column in (named, told) else _numeric([row[column] for row in table.body])
+        values = None if known or column in told else _numeric([row[column] for row in table.body])
         if values is not None:
             extras[table.titles[column].strip()] = values
     return extras
@@ -271,7 +312,7 @@ def _extras(table: _Table, told: int | None) -> dict[str, Floats]:
 
 def _number(path: str | PathLike[str], cell: str, place: str, column: str) -> float:
     try:
-        value = float(cell) if cell.strip() else np.nan
+        value = parse_number(cell) if cell.strip() else np.nan
     except ValueError:
         hint = _COMMA if "," in cell else ""
         fault = f"{place}: expected a number in column {column.strip()!r}, got {cell[:40]!r}"
@@ -284,6 +325,6 @@ def _number(path: str | PathLike[str], cell: str, place: str, column: str) -> fl
 def _numeric(cells: list[str]) -> Floats | None:
     """A column of numbers (empty is NaN), or None where it holds something else."""
     try:
-        return np.array([float(cell) if cell.strip() else np.nan for cell in cells], dtype=np.float64)
+        return np.array([parse_number(cell) if cell.strip() else np.nan for cell in cells], dtype=np.float64)
     except ValueError:
         return None

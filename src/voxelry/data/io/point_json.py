@@ -20,6 +20,8 @@ from voxelry.data.io.point_slicer import parse_markups, position
 
 __all__ = ["format_json", "load_json", "parse_json"]
 
+_SYSTEMS = ("coordinateSystem", "coordinate_system")
+_UNITS = ("unit", "units")
 _NAMES = ("name", "label")
 _POSITIONS = ("position", "point", "coordinates")
 _HINT = f'add "coordinateSystem": "RAS" beside the landmarks, or {system_advice()}'
@@ -48,18 +50,16 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
     content = load_json(path, text)
     if isinstance(content, dict) and "markups" in content:
         return parse_markups(path, content)
-    system, unit = "", ""
     entries = content
     if isinstance(content, dict):
-        told = content.get("coordinateSystem", content.get("coordinate_system"))
-        system = system_named(path, told) if told is not None else ""
-        unit = str(content.get("unit", content.get("units", "")))
         entries = content.get("landmarks", content.get("points", content))
     if isinstance(entries, dict):
-        skip = ("coordinateSystem", "coordinate_system", "unit", "units") if entries is content else ()
+        skip = (*_SYSTEMS, *_UNITS) if entries is content else ()
         entries = [{"name": name, "position": value} for name, value in entries.items() if name not in skip]
     if not isinstance(entries, list):
         raise FileError(path, "holds no list of landmarks", 'expected {"coordinateSystem": ..., "landmarks": [...]}')
+    told = _told(path, content, entries, _SYSTEMS)
+    system = system_named(path, told) if told else ""
     points, names, extras = [], [], []
     for number, entry in enumerate(entries, start=1):
         point, name, extra = _entry(path, entry, f"landmark {number}")
@@ -75,7 +75,7 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
             for key in dict.fromkeys(k for e in extras for k in e)
         },
         tuple(f"landmark {number}" for number in range(1, len(points) + 1)),
-        unit=unit,
+        unit=_told(path, content, entries, _UNITS),
         hint=_HINT,
     )
 
@@ -91,6 +91,15 @@ def format_json(landmarks: LandmarkSet, system: str, *, space: Space | None, axi
             entry[key] = float(values[row]) if np.isfinite(values[row]) else None
         entries.append(entry)
     return {"coordinateSystem": system, **({"unit": "mm"} if system in ("RAS", "LPS") else {}), "landmarks": entries}
+
+
+def _told(path: str | PathLike[str], content: object, entries: list[Any], keys: tuple[str, ...]) -> str:
+    """The one word that the file and its landmarks give for their coordinate system or unit, or ""."""
+    holders = [holder for holder in (content, *entries) if isinstance(holder, dict)]
+    words = {str(holder[key]) for holder in holders for key in keys if holder.get(key) is not None}
+    if len(words) > 1:
+        raise FileError(path, f"{keys[0]}: {', '.join(sorted(words))} in one file, expected one of them")
+    return words.pop() if words else ""
 
 
 def _entry(path: str | PathLike[str], entry: object, place: str) -> tuple[Floats, str, dict[str, float]]:

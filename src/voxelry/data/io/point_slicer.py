@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from voxelry.core.errors import FileError
-from voxelry.data.io.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_advice, system_named
+from voxelry.data.io.landmark_set import (
+    FilePoints,
+    Floats,
+    LandmarkSet,
+    from_world,
+    parse_number,
+    system_advice,
+    system_named,
+)
 from voxelry.data.io.units import millimetres
 
 __all__ = ["format_fcsv", "format_markups", "parse_fcsv", "parse_markups", "position"]
@@ -62,7 +70,7 @@ def parse_fcsv(path: str | PathLike[str], text: str) -> FilePoints:
             raise FileError(path, f"{place}: {len(row)} columns, expected {','.join(columns)}")
         cells = [row[columns.index(name)] for name in "xyz"]
         try:
-            point = [float(cell) for cell in cells]
+            point = [parse_number(cell) for cell in cells]
         except ValueError:
             raise FileError(path, f"{place}: expected numbers, got {','.join(cells)[:60]!r}") from None
         if not np.isfinite(point).all() and not np.isnan(point).all():
@@ -77,7 +85,7 @@ def parse_fcsv(path: str | PathLike[str], text: str) -> FilePoints:
         tuple(names),
         _extras(descriptions),
         tuple(place for place, _ in rows),
-        unit="mm",
+        unit="" if system == "index" else "mm",
         hint=f"add a line `# CoordinateSystem = LPS` (or RAS), or {system_advice(('LPS', 'RAS'))}",
     )
 

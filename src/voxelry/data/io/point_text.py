@@ -7,7 +7,7 @@ from os import PathLike
 import numpy as np
 
 from voxelry.core.errors import FileError
-from voxelry.data.io.landmark_set import FilePoints, Floats
+from voxelry.data.io.landmark_set import FilePoints, Floats, parse_number
 
 __all__ = ["format_elastix", "format_seed", "is_elastix", "parse_elastix", "parse_seed"]
 
@@ -49,8 +49,10 @@ def parse_elastix(path: str | PathLike[str], text: str) -> FilePoints:
     hint = "expected `point` or `index`, the number of points, then a line `x y z` for each"
     system = ""
     if lines and is_elastix(lines[0][1]):
-        system = {"point": "LPS", "index": "index"}[lines[0][1].lower()]
-        lines = lines[1:]
+        number, first = lines[0]
+        word, *rest = first.split(maxsplit=1)
+        system = {"point": "LPS", "index": "index"}[word.lower()]
+        lines = [*((number, text) for text in rest), *lines[1:]]  # the count may stand on the same line
     if not lines:
         raise FileError(path, "has no count of points", hint)
     count = _count(path, lines[0], hint)
@@ -96,7 +98,7 @@ def _points(path: str | PathLike[str], lines: Lines) -> tuple[Floats, tuple[str,
             expected = len(rows[0]) if rows else "2 or 3"
             raise FileError(path, f"line {number}: {len(words)} columns, expected {expected} coordinates")
         try:
-            rows.append([float(word) for word in words])
+            rows.append([parse_number(word) for word in words])
         except ValueError:
             raise FileError(path, f"line {number}: expected numbers, got {content[:40]!r}") from None
         if any(np.isinf(value) for value in rows[-1]):

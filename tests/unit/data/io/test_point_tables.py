@@ -223,3 +223,55 @@ def test_tables_of_pixels_keep_one_count_of_numbers(tmp_path):
     np.testing.assert_array_equal(
         observer_points([put(tmp_path, "b.txt", "10,20\n30,40\n1\n2\n")]), [[20, 10], [40, 30]]
     )
+
+
+class TestWhatIsToldBesideThePoints:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "name,x,y,z,coordinateSystem,unit\nA,1000,2000,3000,LPS,um\n",
+            "# coordinateSystem = LPS\n# unit = µm\nname,x,y,z\nA,1000,2000,3000\n",
+            "sep=;\nname;x;y;z;coordinate_system;units\nA;0.1;0.2;0.3;LPS;cm\n",
+        ],
+    )
+    def test_a_unit_in_a_column_or_a_comment_counts(self, tmp_path, text):
+        np.testing.assert_allclose(read_landmarks(put(tmp_path, "a.csv", text)).world, [[-1, -2, 3]])
+
+    def test_units_that_differ_are_refused(self, tmp_path):
+        path = put(tmp_path, "a.csv", "name,r,a,s,unit\nA,1,2,3,mm\nB,1,2,3,um\n")
+        with pytest.raises(FileError, match="rows in different units: mm, um"):
+            read_landmarks(path)
+
+    @pytest.mark.parametrize("header", ["name,X (mm),Y (mm)", "# coordinateSystem = index\nname,x_mm,y_mm"])
+    def test_lengths_are_no_pixels(self, tmp_path, header):
+        path = put(tmp_path, "a.csv", f"{header}\nA,1,2\n")
+        with pytest.raises(FileError, match="coordinates are in mm, so they can't be index .*one of RAS, LPS, scaled"):
+            read_landmarks(path, space=PLANE, coordinate_system="index")
+
+    @pytest.mark.parametrize("column", ["point", "fiducial", "bone"])
+    def test_names_are_found_whatever_their_column_is_called(self, tmp_path, column):
+        path = put(tmp_path, "a.csv", f"observer,{column},r,a,s\nme,nasion,1,2,3\nme,inion,4,5,6\n")
+        assert read_landmarks(path).names == ("nasion", "inion")
+
+    def test_points_of_several_images_are_refused(self, tmp_path):
+        path = put(tmp_path, "a.csv", "image,name,r,a,s\na.nii,A,1,2,3\nb.nii,A,4,5,6\n")
+        with pytest.raises(FileError, match=r"points of 2 different images \(a.nii, b.nii\) \(write a table for each"):
+            read_landmarks(path)
+
+    @pytest.mark.parametrize("name, text", [("a.csv", "name,r,a,s\nA,1_5,2,3\n"), ("a.txt", "1\n0.5 0_1 0.5\n")])
+    def test_an_underscore_is_no_digit(self, tmp_path, name, text):
+        with pytest.raises(FileError, match="line 2: expected"):
+            read_landmarks(put(tmp_path, name, text), space=STACK)
+
+    def test_json_may_say_it_with_each_point(self, tmp_path):
+        entry = '{"name": "A", "position": [1000, 2000, 3000], "coordinateSystem": "LPS", "unit": "um"}'
+        np.testing.assert_allclose(read_landmarks(put(tmp_path, "a.json", f"[{entry}]")).world, [[-1, -2, 3]])
+        path = put(tmp_path, "b.json", f'{{"coordinateSystem": "RAS", "landmarks": [{entry}]}}')
+        with pytest.raises(FileError, match="coordinateSystem: LPS, RAS in one file"):
+            read_landmarks(path)
+
+    def test_the_count_of_an_elastix_file_may_follow_its_first_word(self, tmp_path):
+        np.testing.assert_array_equal(read_landmarks(put(tmp_path, "a.txt", "point 1\n1 2 3\n")).world, [[-1, -2, 3]])
+        listed = put(tmp_path, "outputpoints.txt", "Point\t0\t; InputIndex = [ 1 2 3 ]\t; OutputPoint = [ 1 2 3 ]\n")
+        with pytest.raises(FileError, match="line 1: .* is no count of points"):
+            read_landmarks(listed)
