@@ -221,7 +221,7 @@ def _counted(headers: Sequence[pydicom.Dataset]) -> str:
 def _check_size(header: pydicom.Dataset) -> None:
     """Declared pixels against the bytes of the file; compression is bounded by deflate's."""
     samples, bits, compressed = stored_size(header)
-    shape = (frame_count(header), int(header.Rows), int(header.Columns), samples)
+    shape: tuple[int, ...] = (frame_count(header), int(header.Rows), int(header.Columns), samples)
     path = Path(header.filename)
     if bits < 8 and 0 not in shape:  # single bits are packed, across rows and frames
         shape, bits = ((prod(shape) * bits + 7) // 8,), 8

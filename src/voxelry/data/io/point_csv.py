@@ -156,9 +156,7 @@ def _check_one_image(path: str | PathLike[str], table: _Table) -> None:
             )
 
 
-def _told(
-    path: str | PathLike[str], table: _Table, names: Sequence[str], comments: dict[str, str], fault: str
-) -> str:
+def _told(path: str | PathLike[str], table: _Table, names: Sequence[str], comments: dict[str, str], fault: str) -> str:
     """The one word of a column, else of a comment line above the table, or ""."""
     column = table.first(names)
     words = sorted({row[column].strip() for row in table.body}) if column is not None else []
