@@ -13,7 +13,8 @@ Columns are found by name, in any order and case:
 - `slice` beside x and y: the number of the plane, from 1, as Fiji counts;
 - `defined` or `positionStatus`, as 3D Slicer exports them: whether the point was placed at all.
 
-Other numeric columns are kept as extras. A table holds the points of one image. Tables with commas, semicolons or tabs are read.
+Other numeric columns are kept as extras. A table holds the points of one image. Tables with
+commas, semicolons or tabs are read.
 """
 
 from __future__ import annotations

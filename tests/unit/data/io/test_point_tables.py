@@ -245,7 +245,7 @@ class TestWhatIsToldBesideThePoints:
     @pytest.mark.parametrize("header", ["name,X (mm),Y (mm)", "# coordinateSystem = index\nname,x_mm,y_mm"])
     def test_lengths_are_no_pixels(self, tmp_path, header):
         path = put(tmp_path, "a.csv", f"{header}\nA,1,2\n")
-        with pytest.raises(FileError, match="coordinates are in mm, so they can't be index .*one of RAS, LPS, scaled"):
+        with pytest.raises(FileError, match=r"coordinates are in mm, so they can't be index .*one of RAS, LPS, scaled"):
             read_landmarks(path, space=PLANE, coordinate_system="index")
 
     @pytest.mark.parametrize("column", ["point", "fiducial", "bone"])
@@ -258,7 +258,7 @@ class TestWhatIsToldBesideThePoints:
         with pytest.raises(FileError, match=r"points of 2 different images \(a.nii, b.nii\) \(write a table for each"):
             read_landmarks(path)
 
-    @pytest.mark.parametrize("name, text", [("a.csv", "name,r,a,s\nA,1_5,2,3\n"), ("a.txt", "1\n0.5 0_1 0.5\n")])
+    @pytest.mark.parametrize(("name", "text"), [("a.csv", "name,r,a,s\nA,1_5,2,3\n"), ("a.txt", "1\n0.5 0_1 0.5\n")])
     def test_an_underscore_is_no_digit(self, tmp_path, name, text):
         with pytest.raises(FileError, match="line 2: expected"):
             read_landmarks(put(tmp_path, name, text), space=STACK)
@@ -273,5 +273,5 @@ class TestWhatIsToldBesideThePoints:
     def test_the_count_of_an_elastix_file_may_follow_its_first_word(self, tmp_path):
         np.testing.assert_array_equal(read_landmarks(put(tmp_path, "a.txt", "point 1\n1 2 3\n")).world, [[-1, -2, 3]])
         listed = put(tmp_path, "outputpoints.txt", "Point\t0\t; InputIndex = [ 1 2 3 ]\t; OutputPoint = [ 1 2 3 ]\n")
-        with pytest.raises(FileError, match="line 1: .* is no count of points"):
+        with pytest.raises(FileError, match=r"line 1: .* is no count of points"):
             read_landmarks(listed)
