@@ -83,8 +83,8 @@ def test_metrics_are_chosen_for_validations_for_the_end_and_for_an_evaluation(fl
     assert set(summary) == {"coco_map_mask", "pq"}
     with pytest.raises(SettingError, match=r"metrics.at_end: no 'map' here"):
         voxelry.load(run.bundle, "cpu", changes={"metrics.at_end": ["map"]})
-    with pytest.raises(SettingError, match=r"metrics.at_end: no 'ap_51' here; the nearest is 'ap_5"):
-        train(flat("metrics.at_end=[ap_51]"))
+    with pytest.raises(SettingError, match=r"metrics.at_end: no 'ap_mea' here; the nearest is 'ap_mean'"):
+        train(flat("metrics.at_end=[ap_mea]"))
 
 
 def test_files_of_other_kinds_than_in_training_are_predicted(flat, nuclei, tmp_path, caplog):
