@@ -269,7 +269,7 @@ def chosen_blocks(chosen: Sequence[int] | int | str, depth: int, name: str) -> l
         if not 0 <= chosen <= depth:
             raise SettingError(f"{name}: expected up to {depth} blocks, got {chosen}")
         return [(part + 1) * depth // chosen - 1 for part in range(chosen)]
-    if any(not 0 <= index < depth for index in chosen):
+    if any(not isinstance(index, int) or not 0 <= index < depth for index in chosen):
         raise SettingError(f"{name}: expected indices from 0 to {depth - 1}, got {list(chosen)}")
     return list(chosen)
 

@@ -141,6 +141,7 @@ def test_what_hangs_over_is_kept_or_dropped():
     [
         ({"heads": 3}, "heads: 3 heads can't share 8 channels"),
         ({"window_blocks": [2]}, "window_blocks: expected indices from 0 to 1"),
+        ({"window_blocks": ["a"]}, "window_blocks: expected indices from 0 to 1"),
         ({"residual_blocks": [-1]}, "residual_blocks: expected indices from 0 to 1"),
         ({"window_blocks": [0], "window_size": 0}, "window_size: expected at least 1 token"),
         ({"window_blocks": "some"}, "window_blocks: expected indices or all, got 'some'"),

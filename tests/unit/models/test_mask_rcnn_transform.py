@@ -104,7 +104,10 @@ def test_resizing_is_linear_between_voxel_centres():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"min_size": 0}, "expected positive whole numbers"),
+        ({"min_size": 0}, "^min_size: expected positive whole numbers, got 0"),
+        ({"min_size": "abc"}, "^min_size: expected positive whole numbers, got 'abc'"),
+        ({"min_size": [16, 2.5]}, "^min_size: expected positive whole numbers, got"),
+        ({"max_size": 40.5}, "^max_size: expected positive whole numbers, got 40.5"),
         ({"min_size": []}, "expected positive whole numbers"),
         ({"max_size": -1}, "expected positive whole numbers"),
         ({"skip_resize": False}, "min_size: expected a size to resize to"),

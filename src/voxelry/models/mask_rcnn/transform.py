@@ -76,7 +76,7 @@ class Transform(nn.Module):
     ):
         super().__init__()
         self.ndim = ndim
-        self.min_size = () if min_size is None else (min_size,) if isinstance(min_size, int) else tuple(min_size)
+        self.min_size = () if min_size is None else _listed(min_size)
         self.max_size = max_size
         self.fixed_size = None if fixed_size is None else per_axis(fixed_size, ndim, "fixed_size")
         self.mean, self.std = tuple(mean or ()), tuple(std or ())
@@ -85,9 +85,14 @@ class Transform(nn.Module):
         self.skip_resize = not sized if skip_resize is None else skip_resize
         self.skip_normalize = not self.mean if skip_normalize is None else skip_normalize
         self.low = low
-        sizes = (*self.min_size, *(() if max_size is None else (max_size,)), *(self.fixed_size or ()))
-        if min((*sizes, *self.size_divisible)) < 1 or (min_size is not None and not self.min_size):
-            raise SettingError("min_size, max_size, fixed_size, size_divisible: expected positive whole numbers")
+        for name, given in (
+            ("min_size", min_size),
+            ("max_size", max_size),
+            ("fixed_size", fixed_size),
+            ("size_divisible", size_divisible),
+        ):
+            if given is not None and not (_listed(given) and all(map(_is_size, _listed(given)))):
+                raise SettingError(f"{name}: expected positive whole numbers, got {given!r}")
         if not (self.skip_resize or sized):
             raise SettingError("min_size: expected a size to resize to, or skip_resize, got none")
         if len(self.mean) != len(self.std) or not all(self.std):
@@ -207,3 +212,11 @@ def resize_boxes(boxes: Tensor, old: Sequence[int], new: Sequence[int], *, low: 
     ratio = torch.tensor(new, dtype=torch.float32) / torch.tensor(old, dtype=torch.float32)
     ratio = ratio.to(boxes.device).repeat(2)
     return (boxes - low) * ratio + low if low else boxes * ratio
+
+
+def _listed(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(sizes) if isinstance(sizes, Sequence) and not isinstance(sizes, str) else (sizes,)
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size > 0
