@@ -3,7 +3,8 @@
 Which one is said by `dataset=` or `file.h5::dataset`; a file with a single dataset of two or more axes
 needs no word. Its axes are those that an attribute `axistags` (vigra, ilastik) or `DIMENSION_LABELS` (the dimension
 scales of HDF5) names. An attribute `element_size_um` (as ilastik and PlantSeg write it, one number per stored or per
-spatial axis, stored order) is the spacing.
+spatial axis, stored order) is the spacing; one that seems to say it in another way (`resolution`, `voxel_size`, ...) is
+refused unless the spacing is told.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         present = stored.id.get_storage_size() > 0
         check_stored(path, shape, stored.dtype.itemsize if contiguous and present else 0, path.stat().st_size)
         size = stored.attrs.get("element_size_um")
+        said = {} if size is not None else {name: stored.attrs[name] for name in stored.attrs if name != "axistags"}
         axes = named_axes(path, _axis_names(path, stored), ndim=ndim, channel_axis=channel_axis)
     order = order_axes(path, shape, axes, ndim=ndim)
     lengths = Lengths(path)
+    lengths.overlook(said)
     spacing = {} if size is None else _spacing(np.asarray(size, dtype=np.float64).ravel(), axes, lengths)
     return ImageFile(
         path=path,

@@ -51,6 +51,7 @@ _READERS = {  # suffix -> file of this package
     ".dcm": "dicom",
     ".dicom": "dicom",
     ".npy": "array",
+    ".npz": "array",
     ".tif": "tiff",
     ".tiff": "tiff",
     ".btf": "tiff",
@@ -102,10 +103,11 @@ def open_image(
     Args:
         path: a file, a DICOM series folder, a zarr folder, or `file.h5::dataset`.
         dataset: which of several images a container holds: the path of an HDF5 dataset, of a zarr array or
-            group, the SeriesInstanceUID of one DICOM series in a folder, or names of segments between commas.
+            group, the name of an array in an npz, the SeriesInstanceUID of one DICOM series in a folder, or names of
+            segments between commas.
         spacing: mm per voxel in array order, one number or one per spatial axis, instead of the file's own;
             directions and origin stay.
-        channel_axis: stored axis that holds channels, for files that don't say (npy, zarr, HDF5, TIFF).
+        channel_axis: stored axis that holds channels, for files that don't say (npy, npz, zarr, HDF5, TIFF).
         channel: deliver this one alone, from 0, of an image that has several (time points count as channels).
         ndim: rank that is wanted, 2 or 3. None: the file's own, where an image one voxel thick counts as 2-D.
             A 3-D array without named axes is a volume; `ndim=2` makes its last axis channels.

@@ -182,7 +182,8 @@ def _geometry(
         factor = np.ones(3)
         factor[: min(3, len(factors))] = factors[:3]
         for axis, vector in enumerate(vectors):
-            if vector is not None and np.isfinite(vector).all():
+            # of four numbers the fourth is time
+            if vector is not None and np.isfinite(vector).all() and (len(vector) <= 3 or vector[:3].any()):
                 steps[axis] = signs * factor * np.pad(vector, (0, max(0, 3 - len(vector))))[:3]
         start = _vector(fields.get("space origin", "none"))
         if start is not None:
@@ -192,6 +193,12 @@ def _geometry(
         spatial = [axis for axis, kind in enumerate(kinds[:rank]) if kind in ("domain", "space", "none", "???")][:3]
         spacings = [float(step) for step in fields.get("spacings", "").split()] or [1.0] * rank
         units = re.findall(r'"([^"]*)"', fields.get("units", ""))
+        sizes = fields["sizes"].split()
+        told = [bool(np.isfinite(spacings[axis]) and spacings[axis]) for axis in spatial if int(sizes[axis]) > 1]
+        if any(told) and not all(told):
+            lengths.lack(f"says how far apart voxels are along some axes only: spacings {fields['spacings']}")
+        if "spacings" not in fields and {"axis mins", "axismins", "axis maxs", "axismaxs"} & set(fields):
+            lengths.lack("says the ends of its axes (axis mins, axis maxs), not how far apart voxels are")
         for world, axis in enumerate(spatial):
             step = abs(spacings[axis]) if np.isfinite(spacings[axis]) and spacings[axis] else 1.0
             length = (lengths.factor(units[axis], "units") if axis < len(units) else None) or 1.0

@@ -1,8 +1,8 @@
 """PNG, JPEG and BMP: planes without a place in the world.
 
 Pixels are 1 mm apart unless the user says otherwise: the dots per inch of such files are a printing hint.
-Palettes and CMYK become RGB; one-bit images become 0 and 1. Camera rotation tags are left alone, since
-annotations are made on stored pixels as often as on shown ones.
+Palettes and CMYK become RGB; greys of 1, 2 and 4 bits keep their stored values (0 and 1, to 3, to 15). Camera
+rotation tags are left alone, since annotations are made on stored pixels as often as on shown ones.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     """Header of a PNG, JPEG or BMP file; see `open_image` for the keywords.
 
     Raises:
-        FileError: not such a file, or a size that its bytes can't hold.
+        FileError: not such a file, an animation, or a size that its bytes can't hold.
     """
     with Pillow.open(path, formats=("PNG", "JPEG", "BMP")) as image:
         mode = _DECODED.get(image.mode, image.mode)
         width, height = image.size
         kind = image.format or ""
+        frames = int(getattr(image, "n_frames", 1)) if kind == "PNG" else 1
+    if frames > 1:
+        raise FileError(path, f"is an animation of {frames} frames", "save them as a TIFF, or one PNG each")
     if mode not in _CHANNELS:
         raise FileError(path, f"unknown colour model {mode}")
     depth, colour = _png_samples(path) if kind == "PNG" else (8, 0)
@@ -96,10 +99,18 @@ def _load(path: Path, order: AxisOrder, mode: str | None, window: tuple[slice, .
         array = imagecodecs.png_decode(path.read_bytes())
     else:
         with Pillow.open(path, formats=("PNG", "JPEG", "BMP")) as image:
-            one_bit = image.mode == "1"
+            depth = _grey_bits(path, image)
             array = np.asarray(image if image.mode == mode else image.convert(mode))
-        array = array // 255 if one_bit else array
+        array = array // (255 // (2**depth - 1))  # Pillow spreads few greys over 0 to 255
     return order.arrange(array.reshape(order.shape)[order.index(window)])
+
+
+def _grey_bits(path: Path, image: Pillow.Image) -> int:
+    """Bits of a stored grey value; 8 for all else."""
+    if image.mode == "1":
+        return 1
+    depth, colour = _png_samples(path) if image.format == "PNG" else (8, 0)
+    return depth if colour == 0 else 8
 
 
 def _png_samples(path: Path) -> tuple[int, int]:

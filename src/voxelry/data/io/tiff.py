@@ -30,6 +30,7 @@ from voxelry.data.io.units import Lengths
 __all__ = ["open_file", "write_file"]
 
 _SIGNED = (-32768.0, 1.0)  # how ImageJ calibrates signed 16-bit pixels, which it stores as unsigned ones
+_EXACT = 2**53  # the largest whole number up to which float64 holds all of them
 _SLIDES = (
     "svs",
     "ndpi",
@@ -93,17 +94,24 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
 
 
 def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None) -> None:
-    """OME-TIFF, axes `czyx` or `cyx`, zlib-compressed; float16 becomes float32, 64-bit integers float64.
+    """OME-TIFF, axes `czyx` or `cyx`, zlib-compressed; float16 becomes float32, 64-bit integers int32 or float64.
 
     OME has no place for directions: the spacing is its PhysicalSize in mm, and the whole affine is kept in
     an annotation named `voxelry.affine`, which our reader uses.
+
+    Raises:
+        FileError: integers that no float64 holds.
     """
     if array.dtype == np.float16:
         array = array.astype(np.float32)
     if array.dtype.kind in "iu" and array.dtype.itemsize == 8:  # OME knows no 64-bit integers
+        low, high = int(array.min()), int(array.max())
+        if max(-low, high) > _EXACT:
+            raise FileError(
+                path.name, f"OME-TIFF can't hold whole numbers beyond {_EXACT}", "write .nii.gz, .mha or .zarr"
+            )
         limits = np.iinfo(np.int32)
-        fits = limits.min <= array.min() and array.max() <= limits.max
-        array = array.astype(np.int32 if fits else np.float64)
+        array = array.astype(np.int32 if limits.min <= low and high <= limits.max else np.float64)
     metadata: dict[str, Any] = {
         "axes": "CZYX"[:1] + "ZYX"[-space.ndim :],
         "MapAnnotation": {"Namespace": NOTE, NOTE: json.dumps(space.affine.tolist())},

@@ -115,12 +115,18 @@ def _own_affine(document: dict[str, Any]) -> np.ndarray | None:
 
 
 def _imagej(file: tifffile.TiffFile, lengths: Lengths) -> Calibration:
-    """ImageJ keeps `yunit` and `zunit` where they differ, and no `spacing` where planes are one unit apart."""
+    """ImageJ keeps `yunit` and `zunit` where they differ, and no `spacing` where planes are one unit apart.
+
+    Without any unit it takes that of the resolution tags; what it saves itself always names one then, so that planes
+    without `spacing` aren't told.
+    """
     notes = file.imagej_metadata or {}
     unit = notes.get("unit")
     densities = _densities(file)
-    spacing = {}
-    for letter in "xyz":
+    spacing = {} if unit else _tags(file, lengths)
+    if spacing and notes.get("spacing"):
+        spacing["z"] = abs(float(notes["spacing"])) * (lengths.factor(_resolution_unit(file), "ResolutionUnit") or 1.0)
+    for letter in "xyz" if unit or not spacing else "":
         factor = lengths.factor(
             notes.get(f"{letter}unit", unit), f"{letter}unit" if f"{letter}unit" in notes else "unit"
         )

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
+
+import numpy as np
 
 from voxelry.core.errors import FileError
 
@@ -67,6 +70,7 @@ _WORDS = {
     "parsec": _ASTRONOMICAL_UNIT * 648000 / math.pi,
 }
 _NO_LENGTHS = ("", "pixel", "voxel", "px", "reference frame", "none", "unitless", "dimensionless")
+_SPACINGS = ("spacing", "resolution", "voxelsize", "voxelspacing", "pixelsize", "pixelspacing", "pixdim", "elementsize")
 _ANY_CASE = ("m", "km", "cm", "um", "μm", "nm", "in", "ft", "å")  # no other symbol differs from these in case alone
 
 
@@ -122,6 +126,24 @@ class Lengths:
     def lack(self, fault: str) -> None:
         """The file doesn't say how far apart its voxels are, or says it in a way that isn't understood."""
         self.fault = self.fault or UnitError(self.path, fault, SPACING_ADVICE)
+
+    def overlook(self, said: Mapping[str, object]) -> None:
+        """Notes beside an array that seem to say its spacing, but in no unit and order that is known.
+
+        Args:
+            said: all notes by name; those that hold nothing but ones change nothing.
+        """
+        for name, value in said.items():
+            if name.lower().replace("_", "").replace(" ", "") in _SPACINGS and not _is_one(value):
+                shown = " ".join(str(value).split())[:60]
+                self.lack(f"says {name} = {shown}, of which neither unit nor order of axes is known")
+
+
+def _is_one(value: object) -> bool:
+    try:
+        return bool((np.asarray(value, dtype=np.float64) == 1.0).all())
+    except (TypeError, ValueError):
+        return False
 
 
 def _plain(word: str) -> str:

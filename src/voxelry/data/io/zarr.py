@@ -262,7 +262,9 @@ def _geometry(
     spatial = [axis for axis, letter in enumerate(letters) if letter in "zyx"]
     size = node.attributes.get("element_size_um")
     steps = np.ones(len(spatial))
-    if size is not None:
+    if size is None:
+        lengths.overlook(node.attributes)
+    else:
         steps = np.asarray(size, dtype=np.float64).ravel() * 1e-3
         if len(steps) != len(spatial) or not np.all(np.isfinite(steps) & (steps > 0)):
             lengths.lack(f"element_size_um: expected {len(spatial)} positive numbers, got {str(size)[:60]}")
