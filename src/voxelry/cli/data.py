@@ -36,6 +36,9 @@ class LandmarkFormat(StrEnum):
 @app.command()
 def doctor(
     path: Annotated[Path, typer.Argument(help="A file, a folder of images or a dataset.")],
+    task: Annotated[
+        str | None, typer.Option(help="Look for what keeps it from being trained: landmarks, segment, reconstruct, ...")
+    ] = None,
     layout: Annotated[str, typer.Option(help="auto, volumes and others; of pairs: ab, contrasts, csv, ...")] = "auto",
     target: Annotated[str | None, typer.Option(help="Of pairs: the folder that the others are to become.")] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
@@ -44,25 +47,20 @@ def doctor(
     """Show what is in a dataset and what is wrong with it; exit status 1 when something is."""
     from rich.console import Console
 
-    from voxelry.data.doctor import inspect, render
-    from voxelry.data.pair_doctor import holds_pairs, inspect_pairs
+    from voxelry.data.doctor import render
+    from voxelry.engine.doctor import diagnose
 
     reading = read_file_options(option, point_option)
     with progress("reading", None) as (bar, job):
-
-        def advance(done: int, total: int) -> None:
-            bar.update(job, total=total, completed=done)
-
-        if holds_pairs(path, layout):
-            diagnosis = inspect_pairs(path, layout=layout, target=target, options=reading["options"], progress=advance)
-        else:
-            diagnosis = inspect(
-                path,
-                layout=layout,
-                options=reading["options"],
-                point_options=reading["point_options"],
-                progress=advance,
-            )
+        diagnosis = diagnose(
+            path,
+            task=task,
+            layout=layout,
+            target=target,
+            options=reading["options"],
+            point_options=reading["point_options"],
+            progress=lambda done, total: bar.update(job, total=total, completed=done),
+        )
     Console(soft_wrap=not sys.stdout.isatty()).print(render(diagnosis))
     if diagnosis.wrong:
         raise typer.Exit(1)

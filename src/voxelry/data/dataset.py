@@ -42,7 +42,7 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.ops.masks import mask_boxes
 
-__all__ = ["VolumeDataset", "WorkerError", "on_grid", "one_line_errors"]
+__all__ = ["NEEDS", "VolumeDataset", "WorkerError", "on_grid", "one_line_errors"]
 
 NEEDS = ("landmarks", "labels", "masks")
 
@@ -236,6 +236,8 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         """
         volume = self.volume(case.image)
         image, space = on_grid(volume, case.image)
+        if not torch.isfinite(image).any():
+            raise DataError(f"{case.image}: {image.numel()} of {image.numel()} voxels are NaN or infinite")
         reference = self._reference(case, space, placed=isinstance(volume, Image))
         landmarks: Tensor | None = None
         names: tuple[str, ...] = ()

@@ -1,14 +1,15 @@
 """What is in a folder of images and points, and what is wrong with it.
 
 `inspect` reads every image once, one at a time, and never raises for a file's fault: that is a finding.
-Severities: `error`, training would stop or learn something false; `warning`, it would run, but something
-is probably not meant so; `info`, worth knowing and handled by the program.
+Severities: `error`, training would stop, or learn from points that lie elsewhere than they were meant to; `warning`,
+it would run, but something is probably not meant so; `info`, worth knowing and handled by the program. What a task
+asks of its cases are its `Demands`; without them the folder is held to what it has.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike
@@ -21,14 +22,27 @@ from numpy.typing import NDArray
 from voxelry.core.errors import FileError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.case_points import read_case_landmarks
+from voxelry.data.dataset import NEEDS
+from voxelry.data.demands import GREY_AND_COLOUR, Demands, lacking, no_foreground
 from voxelry.data.diagnosis import CaseRow, Diagnosis, Finding, render
 from voxelry.data.io import ImageFile, is_image, open_image
 from voxelry.data.io.landmarks import landmark_format
 from voxelry.data.label_grid import Reference, class_numbers, open_labels, whole_numbers
 from voxelry.data.landmark_checks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
 from voxelry.data.layouts import Case, case_name, find_cases
+from voxelry.data.splits import split_cases
 
-__all__ = ["CaseRow", "Diagnosis", "Finding", "compare_images", "inspect", "inspect_case", "render", "without_path"]
+__all__ = [
+    "CaseRow",
+    "Diagnosis",
+    "Finding",
+    "compare_images",
+    "find_unsplit",
+    "inspect",
+    "inspect_case",
+    "render",
+    "without_path",
+]
 
 _SLAB_BYTES = 256 << 20  # pixels of an image that are in memory at one time
 _SPACING_TOLERANCE = 0.01  # relative
@@ -57,6 +71,7 @@ def inspect(
     path: str | PathLike[str],
     *,
     need_landmarks: bool | None = None,
+    demands: Demands | None = None,
     layout: str = "auto",
     options: dict[str, Any] | None = None,
     point_options: dict[str, Any] | None = None,
@@ -67,6 +82,7 @@ def inspect(
     Args:
         path: an image, a folder of images, or a dataset in one of the layouts of `voxelry.data.layouts`.
         need_landmarks: whether an image without points is an error; None: if any image has some.
+        demands: of the task that is to be trained on it, which decide about landmarks, too; None: of none.
         layout, options, point_options: as in `find_cases`.
         progress: called with the number of cases done and of all, before each and at the end.
 
@@ -87,26 +103,30 @@ def inspect(
         return found
     _find_orphans(found, cases)
     expected = any(case.landmarks for case in cases) if need_landmarks is None else need_landmarks
+    if demands is not None:
+        expected = demands.required == "landmarks"
+        find_unsplit(found, cases, demands.fractions)
     reads = []
     for number, case in enumerate(cases):
         if progress is not None:
             progress(number, len(cases))
         if expected and not case.landmarks:
             found.add("error", case.image, "has no landmarks")
-        read = inspect_case(found, case)
+        read = inspect_case(found, case, demands)
         if read is not None:
             reads.append(read)
     if progress is not None:
         progress(len(cases), len(cases))
-    _find_gaps(found, cases)
+    _find_gaps(found, cases, demands)
     compare_images(found, reads)
     _compare_points(found, [read for read in reads if read.placed is not None])
     found.sort()
     return found
 
 
-def inspect_case(found: Diagnosis, case: Case) -> CaseRead | None:
+def inspect_case(found: Diagnosis, case: Case, demands: Demands | None = None) -> CaseRead | None:
     """Read one case, add its row and what is wrong with it; None if its header can't be read."""
+    needs = NEEDS if demands is None else demands.needs
     row = CaseRow(case.name, str(case.image))
     found.rows.append(row)
     try:
@@ -117,9 +137,9 @@ def inspect_case(found: Diagnosis, case: Case) -> CaseRead | None:
     space = image.space
     row.channels, row.shape, row.spacing = image.channels, space.shape, space.spacing
     row.axes, row.dtype = space.orientation, str(image.dtype)
-    _inspect_labels(found, case)
+    _inspect_labels(found, case, needs, () if demands is None else demands.shown)
     read = CaseRead(case, space, row)
-    if case.landmarks:
+    if case.landmarks and "landmarks" in needs:
         try:
             index, read.names = read_case_landmarks(case, space)
         except VoxelryError as error:
@@ -131,59 +151,105 @@ def inspect_case(found: Diagnosis, case: Case) -> CaseRead | None:
             file = f"{case.landmarks[0]}" + (f", row {case.name}" if case.layout == "hand" else "")
             read.placed = PlacedPoints(file, index, space, on_grid, normalised)
     probes = {} if read.placed is None else readings(read.placed)
-    read.intensities = _inspect_pixels(found, image, row, probes)
+    pixels = _inspect_pixels(found, image, row, probes)
+    read.intensities = _judged(found, image, row, pixels, strict=demands is not None and demands.contrast)
     return read
+
+
+@dataclass
+class _Pixels:
+    """What was seen of an image's pixels.
+
+    Attributes:
+        not_finite: how many are NaN or infinite, as the networks' float32.
+        lows, highs: range of the finite ones, per channel; crossed without any.
+        likeness: correlation of neighbours, of an image of single bytes.
+        values: the mean over the channels at some points, by the name of their reading.
+    """
+
+    not_finite: int
+    lows: NDArray[np.float64]
+    highs: NDArray[np.float64]
+    likeness: float | None
+    values: dict[str, NDArray[np.float64]]
 
 
 def _inspect_pixels(
     found: Diagnosis, image: ImageFile, row: CaseRow, probes: dict[str, NDArray[np.float64]]
-) -> dict[str, NDArray[np.float64]] | None:
-    """Range, NaN and infinities, a slab at a time; returns the pixels at the probes as parts of the range."""
+) -> _Pixels | None:
+    """Range, NaN and infinities, a slab at a time; None where they can't be read."""
     shape = image.space.shape
-    not_finite, lows, highs, likeness = 0, [], [], None
     values = {name: np.full(len(index), np.nan) for name, index in probes.items()}
+    seen = _Pixels(0, np.full(image.channels, np.inf), np.full(image.channels, -np.inf), None, values)
     try:
         for window in _slabs(shape, image.dtype.itemsize * image.channels):
-            start, stop = window[0].start, window[0].stop
             slab = image.read(window)
-            pixels = slab
-            if likeness is None and slab.itemsize == 1 and slab.size >= _ENOUGH:
-                likeness = _neighbour_correlation(slab)
-            if slab.dtype.kind == "f":
-                finite = np.isfinite(slab)
-                missing = int(finite.size - np.count_nonzero(finite))
-                not_finite += missing
-                pixels = slab[finite] if missing else slab
-            if pixels.size:
-                lows.append(float(pixels.min()))
-                highs.append(float(pixels.max()))
-            for name, index in probes.items():
-                here = image.space.contains(index)
-                here[here] = (np.rint(index[here, 0]) >= start) & (np.rint(index[here, 0]) < stop)
-                at = np.clip(np.rint(index[here]).astype(int), 0, np.asarray(shape) - 1) - [
-                    start,
-                    *[0] * (len(shape) - 1),
-                ]
-                values[name][here] = slab[:, *at.T].mean(axis=0)
+            if seen.likeness is None and slab.itemsize == 1 and slab.size >= _ENOUGH:
+                seen.likeness = _neighbour_correlation(slab)
+            _add_range(seen, slab)
+            _add_values(seen, slab, window[0], probes, image.space)
     except VoxelryError as error:
         found.add("error", image.path, without_path(error))
         return None
-    if not_finite:
-        total = image.channels * prod(shape)
-        found.add("error", image.path, f"{not_finite} of {total} voxels are NaN or infinite")
-    if not lows:
+    return seen
+
+
+def _add_range(seen: _Pixels, slab: NDArray[Any]) -> None:
+    """Take a slab `(C, *window)` into the range and the count of what is not finite."""
+    finite = np.ones(slab.shape, bool)
+    if slab.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(slab.astype(np.float32, copy=False))
+        seen.not_finite += int(finite.size - np.count_nonzero(finite))
+    for channel, (pixels, valid) in enumerate(zip(slab, finite, strict=True)):
+        part = pixels if valid.all() else pixels[valid]
+        if part.size:
+            seen.lows[channel] = min(seen.lows[channel], float(part.min()))
+            seen.highs[channel] = max(seen.highs[channel], float(part.max()))
+
+
+def _add_values(
+    seen: _Pixels, slab: NDArray[Any], rows: slice, probes: dict[str, NDArray[np.float64]], space: Space
+) -> None:
+    """Take the pixels of a slab at those probes that lie in it."""
+    for name, index in probes.items():
+        here = space.contains(index)
+        here[here] = (np.rint(index[here, 0]) >= rows.start) & (np.rint(index[here, 0]) < rows.stop)
+        at = np.clip(np.rint(index[here]).astype(int), 0, np.asarray(space.shape) - 1)
+        at[:, 0] -= rows.start
+        seen.values[name][here] = slab[:, *at.T].mean(axis=0)
+
+
+def _judged(
+    found: Diagnosis, image: ImageFile, row: CaseRow, seen: _Pixels | None, *, strict: bool
+) -> dict[str, NDArray[np.float64]] | None:
+    """Add what is wrong with pixels; returns those at the probes as parts of the range.
+
+    Args:
+        strict: whether values that aren't finite and images without contrast stop the training.
+    """
+    if seen is None:
         return None
-    row.low, row.high = min(lows), max(highs)
-    if row.low == row.high:
-        found.add("warning", image.path, f"is constant: every voxel is {row.low:g}")
+    low, high = float(seen.lows.min()), float(seen.highs.max())
+    if seen.not_finite:
+        total = image.channels * prod(image.space.shape)
+        replaced = "" if strict or low > high else " (training takes the smallest and the largest value instead)"
+        severity = "error" if strict or low > high else "warning"
+        found.add(severity, image.path, f"{seen.not_finite} of {total} voxels are NaN or infinite{replaced}")
+    if low > high:
         return None
-    if likeness is not None and abs(likeness) < 0.02:
+    row.low, row.high = low, high
+    if (seen.lows >= seen.highs).all():
+        found.add("error" if strict else "warning", image.path, f"constant, every voxel is {seen.lows[0]:g}")
+        return None
+    if seen.likeness is not None and abs(seen.likeness) < 0.02:
         found.add(
             "warning",
             image.path,
-            f"neighbouring voxels don't agree (correlation {likeness:.3f}): noise, or the low byte of a wider type",
+            f"neighbouring voxels don't agree (correlation {seen.likeness:.3f}): noise, or the low byte of a wider "
+            "type",
         )
-    return {name: (pixels - row.low) / (row.high - row.low) for name, pixels in values.items()}
+    return {name: (pixels - low) / (high - low) for name, pixels in seen.values.items()}
 
 
 def _slabs(shape: tuple[int, ...], voxel_bytes: int) -> Iterator[tuple[slice, ...]]:
@@ -200,26 +266,38 @@ def _neighbour_correlation(slab: NDArray[Any]) -> float:
         return float(np.corrcoef(here, there)[0, 1])
 
 
-def _inspect_labels(found: Diagnosis, case: Case) -> None:
-    """Whether a case's labels can be read, lie on its image's grid and are whole numbers."""
+def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], shown: Sequence[int]) -> None:
+    """Whether a case's labels can be read, lie on its image's grid and are whole numbers, some of them `shown`."""
     reference = Reference.of_file(case.image, case.options)
-    for path, kind in ((case.labels, class_numbers), (case.instances, whole_numbers)):
-        if path is not None:
-            try:
-                file = open_labels(path, reference)
-                for window in _slabs(file.placement.shape, file.file.dtype.itemsize):
-                    kind(file.read(window), path)
-            except VoxelryError as error:
-                found.add("error", path, str(error).removeprefix(f"{path}: "))
+    for path, need, kind in ((case.labels, "labels", class_numbers), (case.instances, "masks", whole_numbers)):
+        if path is None or need not in needs:
+            continue
+        try:
+            file = open_labels(path, reference)
+            present: set[int] = set()
+            for window in _slabs(file.placement.shape, file.file.dtype.itemsize):
+                present.update(np.unique(kind(file.read(window), path)).tolist())
+        except VoxelryError as error:
+            found.add("error", path, str(error).removeprefix(f"{path}: "))
+            continue
+        if need == "labels" and shown and not present & set(shown):
+            found.add("error", path, no_foreground(shown, present))
 
 
-def compare_images(found: Diagnosis, reads: list[CaseRead]) -> None:
-    """Ranks, channels, spacings, axes and types across cases."""
+def compare_images(found: Diagnosis, reads: list[CaseRead], *, greyed: bool = True) -> None:
+    """Ranks, channels, spacings, axes and types across cases.
+
+    Args:
+        greyed: whether training takes coloured images among grey ones as grey.
+    """
     if len(reads) < 2:
         return
     _odd_ones(found, "error", ((str(r.case.image), f"{r.space.ndim}-D") for r in reads), "is {own}, expected {usual}")
-    channels = ((str(r.case.image), f"{r.row.channels} channel{'s' * (r.row.channels != 1)}") for r in reads)
-    _odd_ones(found, "error", channels, "has {own}, expected {usual}")
+    if greyed and {read.row.channels for read in reads} == GREY_AND_COLOUR:
+        found.add("info", found.root, "some images are grey and some in colour: training takes all as grey")
+    else:
+        channels = ((str(r.case.image), f"{r.row.channels} channel{'s' * (r.row.channels != 1)}") for r in reads)
+        _odd_ones(found, "error", channels, "has {own}, expected {usual}")
     _compare_spacings(found, reads)
     for what, values in (
         ("axes", [read.row.axes or "" for read in reads]),
@@ -339,14 +417,31 @@ def _find_orphans(found: Diagnosis, cases: list[Case]) -> None:
                 if points or is_image(path):
                     name = path.name[: -len(landmark_format(path) or "") - 1] if points else case_name(path)
                     if name not in known:
-                        found.add("error", path, f"belongs to no image: there is no {name} in {folder.name}")
+                        found.add("warning", path, f"belongs to no image: there is no {name} in {folder.name}")
 
 
-def _find_gaps(found: Diagnosis, cases: list[Case]) -> None:
-    """Cases without labels or instances where others have them."""
-    for kind in ("labels", "instances"):
+def find_unsplit(found: Diagnosis, cases: Sequence[Case], fractions: Sequence[float] | None = None) -> None:
+    """Too few cases for the parts that a training makes of them where it is told nothing else."""
+    try:
+        training = split_cases(cases, fractions=fractions)["train"]
+    except VoxelryError as error:
+        found.add("error", found.root, str(error))
+        return
+    if not training:
+        found.add("error", found.root, f"no cases are left for training after the split (of {len(cases)} in all)")
+
+
+def _find_gaps(found: Diagnosis, cases: list[Case], demands: Demands | None) -> None:
+    """Cases without the labels or instances that the task, or else most of the others, asks for."""
+    required = None if demands is None else demands.required
+    for case in cases:
+        fault = lacking(case, required)
+        if fault is not None:
+            found.add("error", case.image, fault)
+    for kind, need in (("labels", "labels"), ("instances", "masks")):
         bare = [case for case in cases if getattr(case, kind) is None]
-        if len(bare) < len(cases):
+        asked = kind != required and (demands is None or need in demands.needs)
+        if len(bare) < len(cases) and asked:
             for case in bare:
                 having = len(cases) - len(bare)
                 found.add("warning", case.image, f"has no {kind}, which {having} of {len(cases)} cases have")

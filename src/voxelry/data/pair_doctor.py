@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import VoxelryError
+from voxelry.data.demands import Demands
 from voxelry.data.diagnosis import Diagnosis
-from voxelry.data.doctor import compare_images, inspect_case, without_path
+from voxelry.data.doctor import compare_images, find_unsplit, inspect_case, without_path
 from voxelry.data.layouts import Case, case_name, split_folders
 from voxelry.data.pair_layouts import pair_layout
 from voxelry.data.pairs import PAIR_LAYOUTS, PairCase, find_pairs, grid_fault
 
 __all__ = ["holds_pairs", "inspect_pairs"]
 
+_DEMANDS = Demands((), contrast=True)
 _CERTAIN = ("ab", "contrasts", "ldfdct", "csv")  # slices with numbers may be anything
 
 
@@ -41,6 +43,7 @@ def inspect_pairs(
     layout: str = "auto",
     target: str | None = None,
     options: Mapping[str, Any] | None = None,
+    to_train: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
     """Look at every image and at how it fits its partners.
@@ -48,6 +51,7 @@ def inspect_pairs(
     Args:
         path, layout, target, options: as in `voxelry.data.pairs.find_pairs`. Of `contrasts` without a target, all are
             taken as given.
+        to_train: whether there must be enough cases to train on.
         progress: called with the number of cases done and of all, before each and at the end.
 
     Raises:
@@ -65,6 +69,8 @@ def inspect_pairs(
             raise
         found.add("error", getattr(error, "path", root), without_path(error))
         cases = []
+    if cases and to_train:
+        find_unsplit(found, cases)
     for file, lacks in unpaired:
         found.add("error", file, f"is unpaired: {lacks}")
     reads: dict[str, list[Any]] = {}
@@ -72,14 +78,14 @@ def inspect_pairs(
         if progress is not None:
             progress(number, len(cases))
         for use, file in _files(case).items():
-            read = inspect_case(found, Case(f"{case.name}, {use}", file, options=case.options))
+            read = inspect_case(found, Case(f"{case.name}, {use}", file, options=case.options), _DEMANDS)
             if read is not None:
                 reads.setdefault(use, []).append(read)
         _compare_grids(found, case)
     if progress is not None:
         progress(len(cases), len(cases))
     for alike in reads.values():
-        compare_images(found, alike)
+        compare_images(found, alike, greyed=False)
     _find_order(found, cases)
     _find_gaps(found, cases)
     found.sort()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError
 from voxelry.data.dataset import VolumeDataset
+from voxelry.data.demands import no_foreground
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.sample import Sample
 from voxelry.data.slice_augment import move_space
@@ -108,11 +109,8 @@ class VolumeSlices:
         """
         found = [place for place, organ in enumerate(organs) if self.has(case, organ)]
         if not found:
-            wanted = ", ".join("+".join(map(str, organ)) for organ in organs)
-            values = sorted(self._present[case] - {0})
-            raise DataError(
-                f"{self.volumes.cases[case].labels}: no foreground of label {wanted} (it has {values or 'none at all'})"
-            )
+            fault = no_foreground(map(self.organ_name, organs), self._present[case])
+            raise DataError(f"{self.volumes.cases[case].labels}: {fault}")
         return found
 
     def has(self, case: int, organ: tuple[int, ...]) -> bool:

@@ -17,6 +17,7 @@ from voxelry.core.errors import ConfigError, DataError
 from voxelry.data.augment import Augment
 from voxelry.data.cache import Cache, build
 from voxelry.data.dataset import VolumeDataset
+from voxelry.data.demands import GREY_AND_COLOUR, lacking
 from voxelry.data.io import open_image
 from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches, window_size
@@ -281,7 +282,7 @@ def preprocessing(config: DictConfig, cases: Sequence[Case]) -> Preprocess:
         counts = {case.image: open_image(case.image, **case.options).channels for case in cases}
         first, *others = counts
         other = next((path for path in others if counts[path] != counts[first]), None)
-        if set(counts.values()) == {1, 3}:
+        if set(counts.values()) == GREY_AND_COLOUR:
             log.info("some images are grey and some in colour: all are taken as grey (data.preprocess.channels=1)")
             settings["channels"] = 1
         elif other is not None:
@@ -317,16 +318,12 @@ def check_annotated(cases: Sequence[Case], required: str | None) -> None:
     """Refuse cases without what the task learns from; landmarks are asked for while the cases are looked for.
 
     Raises:
-        DataError: names the first image without instances.
+        DataError: names the first image without instances or labels.
     """
-    if required != "instances":
-        return
     for case in cases:
-        if case.instances is None:
-            raise DataError(
-                f"{case.image}: no instances for this image; expected a label volume instances/{case.name}.* "
-                "beside volumes/, or a dataset label in its HDF5 file"
-            )
+        fault = lacking(case, required)
+        if fault is not None:
+            raise DataError(f"{case.image}: {fault}")
 
 
 def check_channels(dataset: VolumeDataset, expected: int | None) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from voxelry.core.errors import DataError, SettingError
-from voxelry.data.dataset import VolumeDataset
+from voxelry.core.errors import SettingError
 from voxelry.data.slice_augment import SliceAugment
 from voxelry.data.slice_case import SliceCase
 from voxelry.data.slice_dataset import SliceDataset
@@ -29,11 +28,11 @@ def slice_splits(splits: Splits, config: DictConfig, seed: int) -> Splits:
         seed: of slices, clicks and movements.
 
     Raises:
-        DataError: a case without labels, or none with an organ that is asked for.
+        DataError: a case without an organ that is asked for.
     """
     settings = plain(config)
     settings["organs"] = settings["organs"] or [1]
-    sources: dict[str, SliceSource] = {part: _source(getattr(splits, part)) for part in SPLITS}
+    sources: dict[str, SliceSource] = {part: VolumeSlices(getattr(splits, part)) for part in SPLITS}
     return replace(splits, **prompts(sources, settings, seed))
 
 
@@ -100,13 +99,6 @@ def evaluation_items(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingError(f"data.slices.evaluation.{name}: expected a positive whole number, got {value!r}")
     chosen = {**known, **settings}
     return {"repeats": chosen["slices"], "clicks": chosen["clicks"], "seed": chosen["seed"]}
-
-
-def _source(volumes: VolumeDataset) -> VolumeSlices:
-    for case in volumes.cases:
-        if case.labels is None:
-            raise DataError(f"{case.image}: no labels for this image; expected labels/{case.name}.* beside volumes/")
-    return VolumeSlices(volumes)
 
 
 class _Unaltered:

@@ -42,7 +42,7 @@ class Kind(ABC):
         target: the task's class, as `_target_` in `configs/task`.
         needs: what a dataset reads beside the images to learn from, see `data.dataset.VolumeDataset`.
         truth: what it reads to measure predictions.
-        required: what every case must have to be learned from: `landmarks`, `instances` or nothing.
+        required: what every case must have to be learned from: `landmarks`, `labels`, `instances` or nothing.
         formats: suffixes that predictions can be written in, the default first.
         adjustable: settings of a bundle, `task.` or `network.` before their names, that only say how the trained model
             is used, and so can be changed for a prediction, see `engine.bundle.read_bundle`.

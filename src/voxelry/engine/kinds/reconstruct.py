@@ -46,6 +46,7 @@ class ReconstructKind(Kind):
     target = "voxelry.tasks.reconstruct.ReconstructTask"
     needs = ("labels",)
     truth = ("labels",)
+    required = "labels"
     formats = ("ply", "stl", "glb", "obj")
     prompted = True
     adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")

@@ -1,0 +1,71 @@
+"""A folder looked at as the training of a task would, before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+from voxelry.core.errors import SettingError
+from voxelry.data.demands import Demands
+from voxelry.data.diagnosis import Diagnosis
+from voxelry.data.doctor import inspect
+from voxelry.data.pair_doctor import holds_pairs, inspect_pairs
+from voxelry.engine.kinds import KINDS
+
+__all__ = ["demands_of", "diagnose"]
+
+_PAIRED = "translate"
+_ORGAN = 1  # what `reconstruct` learns where it is told nothing else
+_FRACTIONS = dict.fromkeys(("pretrain", "masked_pretrain"), (0.9, 0.1, 0.0))  # as their experiments have them
+
+
+def diagnose(
+    path: str | PathLike[str],
+    *,
+    task: str | None = None,
+    layout: str = "auto",
+    target: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    point_options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
+    """What is in a folder, and what keeps a task from being trained on it.
+
+    Args:
+        path, layout, options, point_options, progress: as in `voxelry.data.doctor.inspect`.
+        task: the name of one; its errors are what a training with the default settings refuses. None: the folder is
+            held to what it has, pairs, points or labels.
+        target: of pairs, see `voxelry.data.pair_doctor.inspect_pairs`.
+
+    Raises:
+        FileError: `path` does not exist.
+        SettingError: an unknown task, layout or target.
+    """
+    demands = None if task is None else demands_of(task)
+    if task in (None, _PAIRED) and holds_pairs(path, layout):
+        return inspect_pairs(
+            path, layout=layout, target=target, options=options, to_train=task is not None, progress=progress
+        )
+    return inspect(
+        path,
+        demands=demands,
+        layout=layout,
+        options=None if options is None else dict(options),
+        point_options=None if point_options is None else dict(point_options),
+        progress=progress,
+    )
+
+
+def demands_of(task: str) -> Demands:
+    """What a task asks of its cases.
+
+    Raises:
+        SettingError: there is no such task.
+    """
+    if task not in KINDS:
+        raise SettingError(f"task: expected one of {', '.join(KINDS)}, got {task!r}")
+    kind = KINDS[task]
+    needs = kind.needs if task != _PAIRED else tuple(word for word in kind.truth if word != "landmarks")
+    shown = (_ORGAN,) if kind.required == "labels" else ()
+    return Demands(needs, kind.required, shown, contrast=task == _PAIRED, fractions=_FRACTIONS.get(task))
