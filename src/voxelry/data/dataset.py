@@ -393,10 +393,10 @@ def _instances(ids: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
 
 
 def _instance_classes(masks: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The label that most voxels of each instance have, `(count,)`; background doesn't count unless it is alone."""
+    """The label that most voxels of each instance have, `(count,)`; 0 where all of them are background."""
     inside = masks > 0
     pairs = torch.stack([masks[inside] - 1, labels[inside]])
     classes = int(pairs[1].max()) + 1 if pairs.shape[1] else 1
     votes = torch.bincount(pairs[0] * classes + pairs[1], minlength=count * classes).reshape(count, classes)
     votes[:, 0] = 0
-    return votes.argmax(dim=1).clamp(min=1)
+    return votes.argmax(dim=1)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.core.errors import FileError, VoxelryError
+from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.case_points import read_case_landmarks
 from voxelry.data.dataset import NEEDS
@@ -30,6 +30,7 @@ from voxelry.data.io.landmarks import landmark_format
 from voxelry.data.label_grid import Reference, class_numbers, open_labels, whole_numbers
 from voxelry.data.landmark_checks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
 from voxelry.data.layouts import Case, case_name, find_cases
+from voxelry.data.segment_names import segment_names
 from voxelry.data.splits import split_cases
 
 __all__ = [
@@ -118,6 +119,8 @@ def inspect(
     if progress is not None:
         progress(len(cases), len(cases))
     _find_gaps(found, cases, demands)
+    if demands is None or "labels" in demands.needs:
+        _compare_segments(found, cases)
     compare_images(found, reads)
     _compare_points(found, [read for read in reads if read.placed is not None])
     found.sort()
@@ -445,6 +448,16 @@ def _find_gaps(found: Diagnosis, cases: list[Case], demands: Demands | None) -> 
             for case in bare:
                 having = len(cases) - len(bare)
                 found.add("warning", case.image, f"has no {kind}, which {having} of {len(cases)} cases have")
+
+
+def _compare_segments(found: Diagnosis, cases: list[Case]) -> None:
+    """Segments of one name with other numbers in other cases; files that can't be read are told of already."""
+    try:
+        segment_names(cases)
+    except DataError as error:
+        found.add("error", found.root, str(error))
+    except FileError:
+        return
 
 
 def _files(folder: Path) -> list[Path]:

@@ -158,6 +158,7 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
     """
     chosen = {"ndim": image.space.ndim, **(options or {})}
     file = _opened(path, chosen, image.spacing)
+    file = file.indices or file  # of a palette the numbers are the classes, its colours are for show
     if file.channels != 1:
         raise DataError(
             f"{path}: {file.channels} channels, expected one number per voxel (of a mask in colours, save each "

@@ -23,6 +23,7 @@ from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches, window_size
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
+from voxelry.data.segment_names import segment_names
 from voxelry.data.splits import SPLITS, CaseType, few_shot, split_cases
 from voxelry.engine.kinds import Kind
 from voxelry.engine.loader import evaluation_loader, pass_loader
@@ -156,6 +157,8 @@ def _build_splits(config: DictConfig, *, ndim: int, kind: Kind, augment: DictCon
         suffix=suffix,
     )
     check_annotated(cases, kind.required)
+    if suffix is None and "labels" in kind.needs:
+        segment_names(cases)
     if config.get("borders") is not None and not kind.bordered:
         raise ConfigError(f"data.borders: task={kind.name} has no use for it; expected null")
     if suffix is None:

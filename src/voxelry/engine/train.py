@@ -154,6 +154,7 @@ def build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, Tr
         from voxelry.engine.pretrained import read_pretrained
 
         pretrained = read_pretrained(Path(config.pretrained), ndim=config.ndim)
+    kind.settle(config, splits)
     network, report = kind.network(config, splits.train, pretrained)
     settings = kind.settings(config, splits.train, pretrained)
     task: Task = instantiate(config.task, network=network, **settings, _convert_="all")

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.crops import CropDataset
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.doctor import inspect
-from voxelry.data.io import write_image
+from voxelry.data.io import open_image, write_image
 from voxelry.data.label_grid import Reference, class_numbers, fit, open_labels, place, whole_numbers
 from voxelry.data.layouts import find_cases
 from voxelry.data.preprocess import Preprocess
@@ -146,3 +147,17 @@ def test_a_mask_in_colours_is_refused_with_the_way_out(tmp_path):
     write_image(tmp_path / "colours.png", np.zeros((3, 5, 6), np.uint8), space)
     with pytest.raises(DataError, match=r"colours.png: 3 channels, .*save each colour as its own number"):
         open_labels(tmp_path / "colours.png", Reference.of_file(tmp_path / "a.png", {}))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_of_a_palette_the_numbers_are_the_classes(tmp_path, suffix):
+    numbers = np.array([[0, 1, 2], [7, 0, 1]], np.uint8)
+    picture = Pillow.fromarray(numbers).convert("P")
+    picture.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10] + [90] * 759)
+    picture.putdata(numbers.ravel().tolist())
+    picture.save(tmp_path / f"labels{suffix}")
+    image = write_image(tmp_path / "image.png", np.zeros((3, 2, 3), np.uint8), Space.from_spacing((2, 3)))
+    assert open_image(tmp_path / f"labels{suffix}").channels == 3
+    file = open_labels(tmp_path / f"labels{suffix}", Reference.of_file(image, {}))
+    np.testing.assert_array_equal(file.read(), numbers)
+    np.testing.assert_array_equal(file.read((slice(1, 2), slice(0, 2))), numbers[1:, :2])

@@ -1,6 +1,7 @@
 """The segmentation experiments from files to files, and what can start them."""
 
 import csv
+import shutil
 
 import h5py
 import numpy as np
@@ -120,14 +121,21 @@ def test_files_of_other_kinds_than_in_training_are_predicted(flat, nuclei, tmp_p
     assert fault == f"{path}: has no channel 2 (there are 2, counted from 0)"
 
 
-def test_a_bundle_of_another_run_starts_a_detector(flat, tmp_path, caplog):
+def test_a_bundle_of_another_run_starts_a_detector(flat, nuclei, tmp_path, caplog):
     first = train(flat(f"output_dir={tmp_path / 'first'}", "trainer.max_steps=1"))
     with caplog.at_level("INFO", logger="voxelry"):
         train(flat(f"pretrained={first.bundle}", "trainer.max_steps=1"))
     assert " 0 new" in caplog.text
+    data = shutil.copytree(nuclei, tmp_path / "classes")
+    with pytest.raises(DataError, match=r"no labels for this image; .* tell the classes of task.class_names=\[a,b\]"):
+        train(flat(f"data.root={data}", "task.class_names=[a,b]", f"output_dir={tmp_path / 'no'}"))
+    for path in (data / "instances").iterdir():
+        ids = voxelry.read_image(path)
+        voxelry.write_image(data / "labels" / path.name, (ids.array > 0).astype(np.uint8), ids.space)
     with caplog.at_level("INFO", logger="voxelry"):
         train(
             flat(
+                f"data.root={data}",
                 f"pretrained={first.bundle}",
                 "trainer.max_steps=1",
                 "task.class_names=[a,b]",

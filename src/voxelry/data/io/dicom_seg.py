@@ -84,7 +84,11 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         format="DICOM segmentation",
         loader=partial(_load, found, order, frames, kept),
         has_orientation=True,
-        metadata={"Modality": "SEG", "segments": {segment.name: segment.number for segment in segments}},
+        metadata={
+            "Modality": "SEG",
+            "segments": {segment.name: segment.number for segment in segments},
+            "segment_names": names,
+        },
     )
 
 

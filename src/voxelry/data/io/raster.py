@@ -1,8 +1,9 @@
 """PNG, JPEG and BMP: planes without a place in the world.
 
 Pixels are 1 mm apart unless the user says otherwise: the dots per inch of such files are a printing hint.
-Palettes and CMYK become RGB; greys of 1, 2 and 4 bits keep their stored values (0 and 1, to 3, to 15). Camera
-rotation tags are left alone, since annotations are made on stored pixels as often as on shown ones.
+Palettes and CMYK become RGB, and of a palette the stored numbers are there, too (`ImageFile.indices`); greys of 1, 2
+and 4 bits keep their stored values (0 and 1, to 3, to 15). Camera rotation tags are left alone, since annotations are
+made on stored pixels as often as on shown ones.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         FileError: not such a file, an animation, or a size that its bytes can't hold.
     """
     with Pillow.open(path, formats=("PNG", "JPEG", "BMP")) as image:
-        mode = _DECODED.get(image.mode, image.mode)
+        stored = image.mode
+        mode = _DECODED.get(stored, stored)
         width, height = image.size
         kind = image.format or ""
         frames = int(getattr(image, "n_frames", 1)) if kind == "PNG" else 1
@@ -59,7 +61,14 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         dtype=dtype,
         format=kind,
         loader=partial(_load, path, order, None if deep else mode),
+        indices=_indices(path, (height, width), kind) if stored == "P" else None,
     )
+
+
+def _indices(path: Path, shape: tuple[int, int], kind: str) -> ImageFile:
+    """The places in the palette, which are classes where the picture is a map of labels."""
+    order = order_axes(path, (*shape, 1), "yxs", ndim=2, channel_axis=None)
+    return ImageFile(path, order.plain_space({}), 1, np.dtype(np.uint8), kind, partial(_load, path, order, "P"))
 
 
 def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None) -> None:

@@ -38,6 +38,7 @@ class ImageFile:
         order: which stored axis is which, where the pixels are one stored array; `metadata` names it then.
         spacing_fault: why the spacing of `space` can't be relied on (a unit that isn't known, a step that the file
             lacks); `open_image` raises it unless the user says the spacing.
+        indices: the stored numbers, of an image whose colours are those of a palette.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class ImageFile:
     metadata: dict[str, Any] = field(default_factory=dict)
     order: AxisOrder | None = None
     spacing_fault: FileError | None = None
+    indices: ImageFile | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -51,7 +51,11 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         format="NRRD segmentation",
         order=None,
         loader=partial(_load, path, file, stored),
-        metadata={**file.metadata, "segments": {segment.name: segment.number for segment in segments}},
+        metadata={
+            **file.metadata,
+            "segments": {segment.name: segment.number for segment in segments},
+            "segment_names": names,
+        },
     )
 
 

@@ -89,6 +89,17 @@ class Kind(ABC):
         """Keywords of the task that the data or the pretrained weights decide, beside those of `config.task`."""
         return {}
 
+    def settle(self, config: DictConfig, splits: Any) -> None:
+        """Fill in what `config.task` leaves to the data, before the network is made; nothing by default.
+
+        Args:
+            splits: `engine.splits.Splits`.
+
+        Raises:
+            DataError: the data don't have what the settings ask for.
+        """
+        return
+
     def check_adapter(self, config: DictConfig) -> None:
         """Refuse an adapter where none can be trained.
 

@@ -18,7 +18,9 @@ from torch import nn
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.rank import per_axis
 from voxelry.data.dataset import VolumeDataset
+from voxelry.data.demands import lacking
 from voxelry.data.sample import Sample
+from voxelry.data.segment_names import class_list, segment_names
 from voxelry.engine.kinds.backbone import configured_backbone
 from voxelry.engine.kinds.kind import Kind, fitting, make_folder
 from voxelry.tasks.base import Task
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
     from voxelry.engine.pretrained import Pretrained
-    from voxelry.engine.splits import SampleSource
+    from voxelry.engine.splits import SampleSource, Splits
     from voxelry.models.mask_rcnn.transform import Transform
     from voxelry.models.transfer import TransferReport
     from voxelry.viz.report import Report
@@ -39,6 +41,7 @@ __all__ = ["SegmentKind"]
 log = logging.getLogger("voxelry")
 
 ANCHOR_UNITS = ("voxel", "mm")
+_ONE_CLASS = ("object",)
 _WHOLE_VOXELS = 1 << 23  # larger images are never read as a whole
 _PYRAMID_CHANNELS = 64  # around a backbone whose levels have unlike channels
 _SIZED_CASES = 1000  # training cases whose voxel size is looked at
@@ -74,6 +77,21 @@ class SegmentKind(Kind):
         "network.box_detections_per_img",
     )
 
+    def settle(self, config: DictConfig, splits: Splits) -> None:
+        """The names of the classes, where they are left to the files of labels; several ask for labels."""
+        parts = (splits.train, splits.validation, splits.test)
+        cases = [case for part in parts if isinstance(part, VolumeDataset) for case in part.cases]
+        if config.task.class_names is None:
+            own = isinstance(splits.train, VolumeDataset) and not splits.train.reads_own()
+            config.task.class_names = class_list(segment_names(cases)) if own else []
+        if not config.task.class_names:
+            config.task.class_names = list(_ONE_CLASS)
+        elif len(config.task.class_names) > 1:
+            for case in cases:
+                if (fault := lacking(case, "labels")) is not None:
+                    names = ",".join(config.task.class_names)
+                    raise DataError(f"{case.image}: {fault}, which tell the classes of task.class_names=[{names}]")
+
     def network(
         self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None
     ) -> tuple[nn.Module, TransferReport | None]:
@@ -97,7 +115,7 @@ class SegmentKind(Kind):
         given = {name: settings[name] for name in sizes if name in settings}
         transform = Transform(ndim=backbone.ndim, **given)
         settings["anchor_sizes"] = _anchor_sizes(settings, dataset, len(backbone.strides), transform)
-        network = detector(backbone, num_classes=1 + len(config.task.class_names), **settings)
+        network = detector(backbone, num_classes=1 + len(config.task.class_names or _ONE_CLASS), **settings)
         if pretrained is None:
             return network, None
         return network, fitting(best_transfer(network, pretrained.weights), pretrained)

@@ -85,13 +85,19 @@ def classes_of(name: str, boxes: Tensor, kinds: Tensor | None, num_classes: int)
         DataError: a class that there isn't, or another number of them than of instances; names the case.
     """
     count = len(boxes)
-    if kinds is None or num_classes == 1:  # label volumes of one class may call it what they like
+    if num_classes == 1 or count == 0:  # label volumes of one class may call it what they like
         return torch.ones(count, dtype=torch.int64, device=boxes.device)
+    if kinds is None:
+        raise DataError(
+            f"{name}: no class labels for its instances; expected labels/ beside instances/, of classes "
+            f"1 to {num_classes}"
+        )
     if len(kinds) != count:
         raise DataError(f"{name}: {len(kinds)} classes for {count} boxes")
     if count and not 1 <= int(kinds.min()) <= int(kinds.max()) <= num_classes:
         unknown = int(kinds.max()) if int(kinds.max()) > num_classes else int(kinds.min())
-        raise DataError(f"{name}: an instance of class {unknown}; expected 1 to {num_classes}")
+        background = " (all of its voxels are background in labels/)" * (unknown == 0)
+        raise DataError(f"{name}: an instance of class {unknown}{background}; expected 1 to {num_classes}")
     return kinds
 
 

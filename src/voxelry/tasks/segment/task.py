@@ -49,7 +49,7 @@ class SegmentTask(Task):
 
     Args:
         network: a detector with `losses` and `detect`, see `models.mask_rcnn.MaskRCNN`.
-        class_names: of classes 1, 2, ...
+        class_names: of classes 1, 2, ...; None: one, object.
         score_threshold: objects of a lower score are not reported. None: `calibrate` finds the one that is best on
             the validation cases; 0.5 until then.
         mask_threshold: probability from which a voxel belongs to an object.
@@ -81,7 +81,7 @@ class SegmentTask(Task):
         self,
         network: MaskRCNN,
         *,
-        class_names: Sequence[str] = ("object",),
+        class_names: Sequence[str] | None = None,
         score_threshold: float | None = None,
         mask_threshold: float = 0.5,
         min_voxels: int = 1,
@@ -99,7 +99,7 @@ class SegmentTask(Task):
         super().__init__()
         self.network = network
         self.ndim = network.ndim
-        self.class_names = tuple(str(name) for name in class_names)
+        self.class_names = ("object",) if class_names is None else tuple(str(name) for name in class_names)
         if len(self.class_names) != network.num_classes - 1 or len(set(self.class_names)) != len(self.class_names):
             raise SettingError(
                 f"class_names: expected {network.num_classes - 1} different names, as the network has so many "

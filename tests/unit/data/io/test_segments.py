@@ -99,6 +99,8 @@ def write_dicom_seg(path: Path, frames: list[tuple[int, int, np.ndarray]], kind:
     ds.Modality, ds.SegmentationType = "SEG", kind
     ds.Rows, ds.Columns, ds.NumberOfFrames = SHAPE[1], SHAPE[2], len(frames)
     ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    if kind == "LABELMAP":
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
     bits = 1 if kind == "BINARY" else 8
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.MaximumFractionalValue = bits, bits, bits - 1, 200
     ds.SegmentSequence = []
@@ -136,6 +138,17 @@ def test_frames_of_dicom_segments_find_their_planes(image, tmp_path, kind, insid
     expected[2, 1:3, 2:6] = expected[4, 1:3, 2:6] = 1
     expected[4, 4, 0] = 2
     np.testing.assert_array_equal(labels.read(), expected)
+
+
+def test_dicom_label_maps_hold_all_segments_in_a_frame(image, tmp_path):
+    one, two = np.zeros((2, *SHAPE[1:]))
+    one[1:3, 2:6], one[0, 0], two[4, 0] = 1, 2, 2
+    path = write_dicom_seg(tmp_path / "labels/a.dcm", [(4, 0, two), (2, 0, one)], "LABELMAP")
+    expected = np.zeros(SHAPE)
+    expected[2], expected[4] = one, two
+    np.testing.assert_array_equal(open_labels(path, Reference.of_file(image, {})).read(), expected)
+    tumour = open_labels(Path(f"{path}::tumour"), Reference.of_file(image, {}))
+    np.testing.assert_array_equal(tumour.read(), expected == 2)
 
 
 def test_overlapping_dicom_segments_are_refused_with_the_way_out(image, tmp_path):

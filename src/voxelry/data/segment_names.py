@@ -1,0 +1,62 @@
+"""What files of labels call their classes, over all cases of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from voxelry.core.errors import DataError
+from voxelry.data.io import open_image
+from voxelry.data.layouts import Case
+
+__all__ = ["class_list", "segment_names"]
+
+
+def segment_names(cases: Sequence[Case]) -> dict[int, str]:
+    """The name of each label value, as files of segments give them; empty where none does.
+
+    Raises:
+        DataError: a name that has other numbers in other cases, a number with other names, or a name that was asked
+            for and that no case has; one line naming the file and the way out.
+        FileError: the header of a file can't be read.
+    """
+    names: dict[int, str] = {}
+    owners: dict[str, tuple[int, Path]] = {}
+    known: set[str] = set()
+    for case in cases:
+        held = {} if case.labels is None else open_image(case.labels).metadata
+        known.update(held.get("segment_names", ()))
+        for name, number in held.get("segments", {}).items():
+            assert case.labels is not None
+            before, file = owners.setdefault(name, (number, case.labels))
+            other = names.setdefault(number, name)
+            if before != number:
+                raise _contradicts(
+                    case.labels, f"segment {name} has the number {number}, but {before} in {file}", known
+                )
+            if other != name:
+                fault = f"number {number} is segment {name}, but {other} in {owners[other][1]}"
+                raise _contradicts(case.labels, fault, known)
+    _check_asked(cases, set(owners), known)
+    return names
+
+
+def class_list(names: dict[int, str]) -> list[str]:
+    """Names of classes 1, 2, ...; a number that no case has is called after itself."""
+    return [names.get(number, f"class_{number}") for number in range(1, max(names, default=0) + 1)]
+
+
+def _contradicts(path: Path, fault: str, names: set[str]) -> DataError:
+    listed = ", ".join(f'"{name}"' for name in sorted(names))
+    return DataError(f"{path}: {fault} (data.options='{{label_dataset: [{listed}]}}' numbers segments by name)")
+
+
+def _check_asked(cases: Sequence[Case], found: set[str], known: set[str]) -> None:
+    """Refuse names that were asked for and that no file of segments has."""
+    for case in cases:
+        _, sign, asked = str(case.labels or "").partition("::")
+        if not sign or not known or asked in found:
+            continue
+        for name in (part.strip() for part in asked.split(",")):
+            if name not in found:
+                raise DataError(f"{case.labels}: no case has a segment {name!r}; there are {', '.join(sorted(known))}")

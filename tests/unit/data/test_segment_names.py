@@ -1,0 +1,78 @@
+"""Names of classes from the files of labels: one number for one name, over all cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voxelry.core.errors import DataError
+from voxelry.core.space import Space
+from voxelry.data.doctor import inspect
+from voxelry.data.io import write_image
+from voxelry.data.layouts import find_cases
+from voxelry.data.segment_names import class_list, segment_names
+
+SHAPE = (4, 5, 6)
+
+
+def add_case(root: Path, name: str, **numbers: int) -> None:
+    """An image, and a segment of one plane for each number."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ Space.from_spacing(SHAPE).affine
+    pixels = np.random.default_rng(0).random((1, *SHAPE), dtype=np.float32)
+    write_image(root / f"volumes/{name}.nii.gz", pixels, Space(SHAPE, affine))
+    labels = np.zeros(SHAPE, np.uint8)
+    lines = ["NRRD0004", "type: unsigned char", "dimension: 3", "space: left-posterior-superior", "sizes: 6 5 4"]
+    lines += ["space directions: (1,0,0) (0,1,0) (0,0,1)", "encoding: raw", "space origin: (0,0,0)"]
+    for place, (segment, number) in enumerate(numbers.items()):
+        labels[place] = number
+        lines += [f"Segment{place}_Name:={segment}", f"Segment{place}_LabelValue:={number}", f"Segment{place}_Layer:=0"]
+    (root / "labels").mkdir(exist_ok=True)
+    (root / f"labels/{name}.seg.nrrd").write_bytes("\n".join(lines).encode() + b"\n\n" + labels.tobytes())
+
+
+def test_names_of_all_cases_together(tmp_path):
+    add_case(tmp_path, "a", liver=1, spleen=4)
+    add_case(tmp_path, "b", tumour=2, liver=1)
+    names = segment_names(find_cases(tmp_path))
+    assert names == {1: "liver", 4: "spleen", 2: "tumour"}
+    assert class_list(names) == ["liver", "tumour", "class_3", "spleen"]
+    assert inspect(tmp_path).ok
+
+
+def test_plain_label_maps_have_none(tmp_path):
+    space = Space.from_spacing(SHAPE)
+    for folder in ("volumes", "labels"):
+        write_image(tmp_path / folder / "a.nii.gz", np.ones((1, *SHAPE), np.uint8), space)
+    assert segment_names(find_cases(tmp_path)) == {}
+    assert class_list({}) == []
+
+
+@pytest.mark.parametrize(
+    ("second", "fault"),
+    [
+        ({"liver": 2, "spleen": 1}, "segment liver has the number 2, but 1 in"),
+        ({"kidney": 1}, "number 1 is segment kidney, but liver in"),
+    ],
+)
+def test_a_name_with_other_numbers_is_refused_and_numbered_by_name_as_advised(tmp_path, second, fault):
+    add_case(tmp_path, "a", liver=1, spleen=2)
+    add_case(tmp_path, "b", **second)
+    with pytest.raises(DataError, match=fault) as error:
+        segment_names(find_cases(tmp_path))
+    assert "data.options='{label_dataset: [" in str(error.value)
+    assert [found.message for found in inspect(tmp_path).findings if found.severity == "error"] == [str(error.value)]
+    chosen = ["liver", "kidney", "spleen"] if "kidney" in second else ["liver", "spleen"]
+    names = segment_names(find_cases(tmp_path, options={"label_dataset": chosen}))
+    assert names == dict(enumerate(chosen, 1))
+
+
+def test_a_misspelt_name_is_refused(tmp_path):
+    add_case(tmp_path, "a", liver=1, spleen=2)
+    add_case(tmp_path, "b", liver=1)
+    cases = find_cases(tmp_path, options={"label_dataset": ["liver", "spleen"]})
+    assert segment_names(cases) == {1: "liver", 2: "spleen"}  # a case without a spleen is one
+    cases = find_cases(tmp_path, options={"label_dataset": ["liver", "spline"]})
+    with pytest.raises(DataError, match="no case has a segment 'spline'; there are liver, spleen"):
+        segment_names(cases)
