@@ -14,7 +14,8 @@ GREY_AND_COLOUR = frozenset({1, 3})
 
 _WAYS = {
     "labels": "expected labels/{name}.* beside volumes/",
-    "instances": "expected a label volume instances/{name}.* beside volumes/, or a dataset label in its HDF5 file",
+    "instances": "expected a label volume instances/{name}.* beside volumes/, {name}_masks.* beside the image, or a "
+    "dataset label in its HDF5 file",
 }
 
 

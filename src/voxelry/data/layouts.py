@@ -18,7 +18,8 @@
     `NAME.h5` with a dataset `raw` and, where there is one, `label` (an instance id per voxel); other names by
     `options={"dataset": ..., "label_dataset": ...}`.
 `images`:
-    no more than images: a file, a folder of them, or a pattern such as `scans/*.mha`.
+    a file, a folder of images, or a pattern such as `scans/*.mha`. `NAME_masks.*` and `NAME_cp_masks.*` beside
+    `NAME.*` are its instances, as Cellpose writes them.
 
 Each of them may also lie in subfolders `train`, `validation` (or `val`) and `test`, which are then the split.
 The three originals come with the split their authors use: by sorted name, 195 / 34 / rest (chest),
@@ -66,6 +67,7 @@ LANDMARK_SUFFIXES = (*(f".{name}" for name in LANDMARK_FORMATS), ".tsv")
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ORIGINAL_SUBSETS = {"chest": (195, 34), "hand": (550, 59), "cephalometric": (130, 20)}
 _CHEST_LEFT_OUT = {f"CHNCXR_{number:04d}_0" for number in (59, 178, 228, 267, 276, 285, 295, 303, 310)}
+_MASK_ENDS = ("_cp_masks", "_masks")
 _WRIST_MM = 50.0
 _CEPHALOMETRIC_SPACING = 0.1
 
@@ -322,7 +324,28 @@ def _plain(root: Path, need_landmarks: bool, suffix: str | None = None) -> list[
     if need_landmarks:
         raise DataError(f"{root}: images alone, without landmarks; expected folders volumes and landmarks")
     names = [case_name(image) if suffix is None else _own_name(image, suffix) for image in images]
-    return [Case(name, image, layout="images", options=options) for name, image in zip(names, images, strict=True)]
+    masks = _masks(dict(zip(names, images, strict=True))) if suffix is None else {}
+    return [
+        Case(name, image, instances=masks.get(name), layout="images", options=options)
+        for name, image in zip(names, images, strict=True)
+        if image not in masks.values()
+    ]
+
+
+def _masks(images: Mapping[str, Path]) -> dict[str, Path]:
+    """Files among the images that are the instances of another, as Cellpose names them, by the other's name.
+
+    Raises:
+        DataError: two of one image.
+    """
+    found: dict[str, Path] = {}
+    for name, path in images.items():
+        owner = name.removesuffix(next((end for end in _MASK_ENDS if name.endswith(end)), ""))
+        if owner != name and owner in images:
+            if owner in found:
+                raise DataError(f"{path} and {found[owner]}: two files of masks for one image, {owner}")
+            found[owner] = path
+    return found
 
 
 _FINDERS: dict[str, Callable[[Path, bool], list[Case]]] = {

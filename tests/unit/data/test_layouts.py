@@ -254,3 +254,13 @@ def test_an_image_inside_of_a_container(tmp_path):
     case = find_cases(f"{tmp_path / 'a.h5'}::raw/two")[0]
     assert (case.name, case.image) == ("a", tmp_path / "a.h5")
     assert open_image(case.image, **case.options).space.shape == (4, 5, 7)
+
+
+def test_masks_beside_images_are_their_instances(tmp_path):
+    for name in ("a", "a_masks", "b", "b_cp_masks", "c", "two_masks"):
+        write_image(tmp_path / f"{name}.png", np.ones((1, 4, 5), np.uint8), Space.from_spacing((4, 5)))
+    cases = {case.name: case.instances for case in find_cases(tmp_path)}
+    assert cases == {"a": tmp_path / "a_masks.png", "b": tmp_path / "b_cp_masks.png", "c": None, "two_masks": None}
+    write_image(tmp_path / "a_cp_masks.tif", np.ones((1, 4, 5), np.uint8), Space.from_spacing((4, 5)))
+    with pytest.raises(DataError, match="two files of masks for one image, a"):
+        find_cases(tmp_path)

@@ -12,6 +12,7 @@ from voxelry.core.space import Space
 from voxelry.data.doctor import inspect
 from voxelry.data.io import write_image
 from voxelry.data.layouts import find_cases
+from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.segment_names import class_list, segment_names
 
 SHAPE = (4, 5, 6)
@@ -62,6 +63,8 @@ def test_a_name_with_other_numbers_is_refused_and_numbered_by_name_as_advised(tm
     with pytest.raises(DataError, match=fault) as error:
         segment_names(find_cases(tmp_path))
     assert "data.options='{label_dataset: [" in str(error.value)
+    with pytest.raises(DataError, match=fault):
+        find_pairs(tmp_path)
     assert [found.message for found in inspect(tmp_path).findings if found.severity == "error"] == [str(error.value)]
     chosen = ["liver", "kidney", "spleen"] if "kidney" in second else ["liver", "spleen"]
     names = segment_names(find_cases(tmp_path, options={"label_dataset": chosen}))

@@ -26,6 +26,7 @@ from typing import Any
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.io import is_image
 from voxelry.data.layouts import SPLIT_NAMES, case_name, find_cases
+from voxelry.data.segment_names import segment_names
 
 __all__ = ["LAYOUTS", "Pair", "Pairs", "find_pairs"]
 
@@ -141,6 +142,7 @@ def _recognise(root: Path) -> str:
 
 def _volumes(root: Path) -> list[Pair]:
     cases = find_cases(root, "volumes")
+    segment_names(cases)  # refuses numbers that mean another organ in another case
     return [
         Pair(case.name, case.image, ((_labelled(case.image, case.labels, root / "labels"), 0),), split=case.split)
         for case in cases
