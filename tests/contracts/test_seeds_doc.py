@@ -17,6 +17,7 @@ from click.exceptions import UsageError
 
 import voxelry.configs
 from voxelry.cli import app
+from voxelry.data.prepare.case import PrepareSettings
 from voxelry.engine.compose import compose_training
 from voxelry.engine.launch import launch
 from voxelry.interop.fast_ddpm_options import read_options
@@ -107,9 +108,11 @@ def test_a_command_is_taken_as_it_is_printed(section, command):
         return
     known = typer.main.get_command(app).commands[name]
     try:
-        known.make_context(name, [one.replace("DIR", ".") for one in arguments])
+        given = known.make_context(name, [one.replace("DIR", ".") for one in arguments]).params
     except UsageError as error:
         pytest.fail(f"{command}: {error.format_message()}")
+    if name == "prepare":
+        PrepareSettings(**{key: given[key] for key in ("spacing", "modality", "slices", "sdf", "transform")})
 
 
 @pytest.mark.parametrize(("section", "override"), of_kind(r"[a-z_]+(\.[\w.]+)?=\S+"), ids=lambda value: value[-40:])
@@ -124,6 +127,11 @@ def test_an_override_is_taken_as_it_is_printed(section, override):
 @pytest.mark.parametrize("key", sorted({span for _, span in of_kind(rf"({'|'.join(GROUPS)})(\.\w+)+")}))
 def test_a_setting_is_one_of_ours(key):
     assert key in known_keys()
+
+
+@pytest.mark.parametrize("file", sorted({span for _, span in of_kind(r"(scripts|docs|configs)/[\w./]+")}))
+def test_a_file_is_there(file):
+    assert (DOCS.parent / file).is_file()
 
 
 @pytest.mark.parametrize("name", sorted({span for _, span in of_kind(r"voxelry(\.\w+)+")}))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "build", "content_hash", "stamps"]
 
-_VERSION = 2  # of the entries: raise it when preprocessing gives other values for the same settings
+_VERSION = 3  # of the entries: raise it when preprocessing gives other values for the same settings
 _TENSORS = ("image", "landmarks", "labels", "boxes", "masks", "classes", "target", "present", "levels")
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".head", ".brik", ".par", ".rec", ".brik.gz")  # data may be beside
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry has no writer any more

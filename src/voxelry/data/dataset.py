@@ -263,6 +263,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             boxes=boxes,
             masks=masks,
             classes=classes,
+            despeckled=isinstance(volume, Image) and volume.despeckled,
         )
 
     def _reference(self, case: Case, space: Space, *, placed: bool) -> Reference:

@@ -165,12 +165,7 @@ class Preprocess:
             DataError: channels that can't become `channels`, a grid too large to hold, or values beyond the window
                 where that is an error.
         """
-        image = finite(self._with_channels(sample.image.to(torch.float32), sample))
-        if self.despeckle:
-            image = torch.from_numpy(despeckle(image.numpy()))
-        sample = sample.replace(
-            image=image, target=None if sample.target is None else finite(sample.target.to(torch.float32))
-        )
+        sample = self.cleaned(sample)
         if self.orientation is not None:
             sample = _reordered(sample, *orientation_steps(sample.space, self.orientation))
         found = untilted(sample.image, sample.space) if self.align == "auto" else None
@@ -183,6 +178,18 @@ class Preprocess:
         if self.trim:
             box = trimmed(box, find_content(sample.image), sample.space)
         return self._scaled(self._moved(sample, box))
+
+    def cleaned(self, sample: Sample) -> Sample:
+        """The first step alone: float32, the channels that are wanted, and neither NaN nor, if so wanted, speckle.
+
+        Raises:
+            DataError: channels that can't become `channels`.
+        """
+        image = finite(self._with_channels(sample.image.to(torch.float32), sample))
+        if self.despeckle and not sample.despeckled:
+            image = torch.from_numpy(despeckle(image.numpy()))
+        target = None if sample.target is None else finite(sample.target.to(torch.float32))
+        return sample.replace(image=image, target=target, despeckled=sample.despeckled or self.despeckle)
 
     def takes(self, channels: int, wanted: int) -> bool:
         """Whether an image of so many channels becomes one of `wanted`."""

@@ -35,6 +35,7 @@ class Sample:
             (see `voxelry.data.context.border_distances`).
         levels: `(C + C_t, 2)` float32, the physical values of 0 and 1 of each channel, the image's first and then
             the target's: `physical = low + value * (high - low)`. They may differ from case to case.
+        despeckled: whether speckle was removed from the image, which is done once.
     """
 
     image: Tensor
@@ -52,6 +53,7 @@ class Sample:
     context: Tensor | None = None
     borders: Tensor | None = None
     levels: Tensor | None = None
+    despeckled: bool = False
 
     @property
     def ndim(self) -> int:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from voxelry.core.errors import CheckpointError, SettingError
+from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine.template_file import read_template
 from voxelry.models.adapter_file import read_adapter
 from voxelry.models.adapters import Adapters
 
@@ -27,10 +29,10 @@ __all__ = ["ModelAdapters"]
 
 
 class ModelAdapters:
-    """The adapters of a model; with the active one go its organs, their frames and its preprocessing.
+    """The adapters of a model; with the active one go its organs, their frames, preprocessing and template.
 
     Args:
-        model: of a task that adapters can be trained for; its `task` and `bundle.preprocess` are changed in place.
+        model: of a task that adapters can be trained for; its task, preprocessing and template are changed in place.
 
     Raises:
         SettingError: a model of another task.
@@ -42,7 +44,10 @@ class ModelAdapters:
             raise SettingError(f"adapter: expected with a model of the task {wanted}, got one of {model.task_name}")
         self._model = model
         self._adapters = Adapters(model.task.network)
-        self._known: dict[str | None, tuple[Any, Preprocess]] = {None: (model.task, model.bundle.preprocess)}
+        own = model.bundle
+        self._known: dict[str | None, tuple[Any, Preprocess, Template | None]] = {
+            None: (model.task, own.preprocess, own.template)
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,11 +88,13 @@ class ModelAdapters:
             if "calibration" in record:
                 known = {key: torch.tensor(value) for key, value in record["calibration"].items()}
                 task.calibration.load_state_dict(known)
-            self._known[found] = task.to(self._model.device).eval(), Preprocess(**record["preprocess"])
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            preprocess = Preprocess(**record["preprocess"])
+            self._known[found] = task.to(self._model.device).eval(), preprocess, read_template(folder, record)
+        except (AttributeError, CheckpointError, KeyError, RuntimeError, TypeError, ValueError) as error:
             self._adapters.remove(found)
             self._adapters.switch(before)
-            raise CheckpointError(f"{folder}: {error}") from error
+            told = str(error) if isinstance(error, CheckpointError) else f"{folder}: {error}"
+            raise CheckpointError(told) from error
         self.switch(found)
         return found
 
@@ -98,7 +105,8 @@ class ModelAdapters:
             SettingError: there is no such adapter.
         """
         self._adapters.switch(name)
-        self._model.task, self._model.bundle.preprocess = self._known[name]
+        bundle = self._model.bundle
+        self._model.task, bundle.preprocess, bundle.template = self._known[name]
         self._model.task.eval()
 
     @contextmanager

@@ -1,6 +1,7 @@
 """A trained model on disk: weights, settings and a card; nothing in it can run code.
 
-A bundle is a folder with `weights.safetensors`, `config.yaml` and `card.md`. The weights file carries
+A bundle is a folder with `weights.safetensors`, `config.yaml` and `card.md`, and of a model that was trained on
+registered scans their `template.nii.gz`. The weights file carries
 the SHA-256 of the settings, so that a settings file that was changed afterwards, and would silently
 put points in the wrong place, is refused.
 """
@@ -21,9 +22,11 @@ from safetensors.torch import save_file
 import voxelry
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
+from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.kinds import KINDS, kind_of
 from voxelry.engine.networks import NETWORKS, build_network
+from voxelry.engine.template_file import read_template, template_record
 from voxelry.tasks.base import Task
 from voxelry.tasks.metric_choice import MetricChoice
 
@@ -31,7 +34,7 @@ __all__ = ["Bundle", "describe", "read_bundle", "write_bundle"]
 
 FORMAT = 1
 _METRICS = "metrics."  # before the names of changes of what an evaluation tells
-_FILES = ("weights.safetensors", "config.yaml", "card.md")
+_FILES = ("weights.safetensors", "config.yaml", "card.md", TEMPLATE)
 
 
 @dataclass
@@ -42,12 +45,15 @@ class Bundle:
         task: the trained task, in eval mode, on the CPU.
         preprocess: what every image goes through before the network sees it.
         config: the whole settings file, with `data` and `training` for the record.
+        path: the folder.
+        template: the frame that the training's scans were registered to; None where they lay in their own.
     """
 
     task: Task
     preprocess: Preprocess
     config: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    template: Template | None = None
 
 
 def describe(task: Task) -> dict[str, Any]:
@@ -93,7 +99,15 @@ def _construct(
         raise ConfigError(f"{source}: {part}: {error}") from error
 
 
-def write_bundle(folder: Path, task: Task, preprocess: Preprocess, *, record: dict[str, Any], card: str) -> Path:
+def write_bundle(
+    folder: Path,
+    task: Task,
+    preprocess: Preprocess,
+    *,
+    record: dict[str, Any],
+    card: str,
+    template: Template | None = None,
+) -> Path:
     """Write a bundle, whole or not at all; an older one at the same place is replaced.
 
     Args:
@@ -102,6 +116,7 @@ def write_bundle(folder: Path, task: Task, preprocess: Preprocess, *, record: di
         preprocess: how its images are prepared.
         record: plain values kept for people: data, training, metrics.
         card: the model card, markdown.
+        template: what its scans were registered to, if they were.
 
     Raises:
         FileError: the disk is full or the place can't be written.
@@ -112,6 +127,7 @@ def write_bundle(folder: Path, task: Task, preprocess: Preprocess, *, record: di
         "voxelry": voxelry.__version__,
         **describe(task),
         "preprocess": preprocess.settings(),
+        **template_record(template),
         **record,
     }
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
@@ -122,6 +138,8 @@ def write_bundle(folder: Path, task: Task, preprocess: Preprocess, *, record: di
         place.mkdir()
         (place / "config.yaml").write_text(text, encoding="utf-8")
         (place / "card.md").write_text(card, encoding="utf-8")
+        if template is not None:
+            template.write(place / TEMPLATE)
         save_file(state, place / "weights.safetensors", metadata={"config_sha256": _digest(text.encode())})
     return folder
 
@@ -175,7 +193,8 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
         preprocess = Preprocess(**config.get("preprocess", {}))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{config_path}: preprocess: {error}") from error
-    return Bundle(task=task.eval(), preprocess=preprocess, config=config, path=folder)
+    template = read_template(folder, config)
+    return Bundle(task=task.eval(), preprocess=preprocess, config=config, path=folder, template=template)
 
 
 def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -> dict[str, Any]:

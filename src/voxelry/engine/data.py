@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -21,6 +21,7 @@ from voxelry.data.demands import GREY_AND_COLOUR, lacking
 from voxelry.data.io import open_image
 from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches, window_size
+from voxelry.data.prepare.source import folder_template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.segment_names import segment_names
@@ -183,7 +184,7 @@ def _build_splits(config: DictConfig, *, ndim: int, kind: Kind, augment: DictCon
     if "slices" in config:
         from voxelry.engine.reconstruct_data import slice_splits
 
-        return slice_splits(splits, config.slices, seed)
+        return slice_splits(replace(splits, template=folder_template(config.root)), config.slices, seed)
     return splits
 
 
@@ -310,7 +311,9 @@ def checked_splits(
         if isinstance(dataset.cache, Cache):
             build(dataset, workers=min(4, os.cpu_count() or 1))
     return Splits(
-        **datasets,
+        train,
+        validation,
+        test,
         preprocess=train.preprocess,
         names={part: [case.name for case in dataset.cases] for part, dataset in datasets.items()},
         unaltered=unaltered,

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.errors import CheckpointError, DataError
+from voxelry.data.prepare.source import check_template
 from voxelry.engine.data import build_data
 from voxelry.engine.evaluate import evaluate_task
 from voxelry.engine.kinds import Kind, kind_of_config
@@ -62,6 +63,7 @@ def _bundle(config: DictConfig, kind: Kind, source: Path) -> tuple[Task, Splits]
     loaded = load(folder)
     if loaded.kind.name != kind.name:
         raise CheckpointError(f"{folder}: a model for {loaded.kind.name}; expected one for {kind.name}")
+    check_template(config.data.root, loaded.bundle.template)
     data = plain(config.data) | {"preprocess": loaded.bundle.preprocess.settings()}
     splits = build_data(OmegaConf.create(data), ndim=config.ndim, kind=kind, seed=config.seed)
     kind.check(loaded.task, splits.train)

@@ -18,7 +18,7 @@ from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.io import open_image
 from voxelry.data.layouts import case_name, image_options
-from voxelry.data.prepare.modality import own_values
+from voxelry.data.prepare.modality import is_despeckled, own_values
 from voxelry.data.sample import Sample
 from voxelry.engine.bundle import Bundle, read_bundle
 from voxelry.engine.kinds import KINDS, Kind
@@ -117,7 +117,7 @@ class Model:
             path = Path(image)
             read = open_image(path, **self.reading(path, options))
             pixels = torch.as_tensor(np.ascontiguousarray(own_values(read), dtype=np.float32))
-            sample = Sample(pixels, read.space, case_name(path), str(path))
+            sample = Sample(pixels, read.space, case_name(path), str(path), despeckled=is_despeckled(read))
         self.check_image(sample.source, sample.ndim, int(sample.image.shape[0]))
         return sample if isinstance(image, Sample) else self.kind.on_target_grid(self.task, sample)
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.data.prepare.run import is_prepared_folder
-from voxelry.data.prepare.source import PreparedSlices, prepared_cases
+from voxelry.data.prepare.source import PreparedSlices, folder_template, prepared_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slice_sources import Choice
 from voxelry.engine.data import divide
@@ -70,6 +70,7 @@ def build_prepared_data(config: DictConfig, *, ndim: int, augment: DictConfig | 
         **prompts(sources, {**settings, "organs": organs}, seed),
         preprocess=preprocess,
         names={part: source.names for part, source in sources.items()},
+        template=folder_template(root),
     )
 
 

@@ -24,7 +24,6 @@ from voxelry.data.io import write_image
 from voxelry.data.io.meshes import write_mesh
 from voxelry.data.label_grid import Reference, open_labels, whole_numbers
 from voxelry.data.layouts import case_name
-from voxelry.data.prepare.source import patient_frame
 from voxelry.data.sample import Sample
 from voxelry.data.slice_augment import move_slice
 from voxelry.data.slice_case import build_case, collate_slices
@@ -39,6 +38,7 @@ from voxelry.data.slices import (
     take_slice,
 )
 from voxelry.data.upright import upright
+from voxelry.engine.common_frame import Placed, place
 from voxelry.engine.kinds.kind import make_folder
 from voxelry.engine.model import Model
 from voxelry.ops.surface import extract_surface
@@ -84,7 +84,8 @@ def reconstruct(
         model: a bundle of the reconstruction task.
         image: a volume: file, array `(C, D, H, W)` or sample. With `slice` the file of a single image. For a volume
             that was registered when it was prepared, clicks and mask are in its own frame, and the answer is in the
-            patient's.
+            patient's. A model that was trained on such volumes registers any other to its template by itself; clicks,
+            mask and answer are in the patient's frame then, and planes lie across the template's axes.
         click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
         plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
             x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
@@ -109,8 +110,7 @@ def reconstruct(
         raise SettingError(f"{strange[0]}: expected with a model of reconstruct_flow, not of {model.task_name}")
     organ = _organ(task, label)
     points = np.atleast_2d(np.asarray(click, dtype=np.float64))
-    turned = np.eye(4)
-    grid: Space | None = None
+    turned, placed = np.eye(4), None
     if len(points) > task.slices:
         raise SettingError(f"click: the model takes up to {task.slices} slices, got {len(points)}")
     if slice:
@@ -118,15 +118,22 @@ def reconstruct(
             raise SettingError("slice: expected the file of an image")
         if plane is not None:
             raise SettingError(f"plane: expected none with a single image, which is one itself, got {plane!r}")
+        if model.bundle.template is not None:
+            raise DataError(
+                f"{image}: a single image can't be registered to the template that the model was trained with; give "
+                "the volume that it is a slice of, without --slice"
+            )
         slices = [_single(model, Path(image), points, mask, spacing, organ[0])]
     else:
         reading = options if spacing is None else {**options, "spacing": spacing}
         sample = model.sample(image, space, **reading)
-        grid = sample.space
+        for point in points:
+            check_click(sample.image, sample.space, point, source=sample.source)
         if mask is not None:
             on = _reference(model, image, sample, space, reading)
             sample = sample.replace(labels=_mask_on(mask, sample.space, on))
-        slices, turned = _cuts(model, sample, points, "axial" if plane is None else plane, organ)
+        placed = place(model.bundle, sample, Path(image) if isinstance(image, str | PathLike) else None)
+        slices, turned = _cuts(placed, points, "axial" if plane is None else plane, organ)
     case = build_case(
         slices,
         edge=task.edges[task.organs.index(organ)],
@@ -137,12 +144,10 @@ def reconstruct(
     batch = collate_slices([case]).to(model.device)
     with torch.inference_mode():
         found: ReconstructPrediction = task.predict(batch, **own)[0]
-    if grid is None:
+    if placed is None:
         return found
-    # what is written goes onto the grid of the file, not onto that of the network
-    found = found.moved(np.asarray(np.linalg.inv(turned), dtype=np.float64), grid)
-    home = patient_frame(Path(image)) if isinstance(image, str | PathLike) else None
-    return found if home is None else found.moved(*home)
+    back, grid = placed.home  # what is written goes onto the grid of the file, not onto that of the network
+    return found.moved(back @ np.linalg.inv(turned), grid)
 
 
 def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format: str = "ply") -> Path:
@@ -215,20 +220,17 @@ def _reference(model: Model, image: Any, sample: Sample, space: Space | None, op
 
 
 def _cuts(
-    model: Model,
-    sample: Sample,
+    placed: Placed,
     points: NDArray[np.float64],
     plane: Any,
     organ: tuple[int, ...],
 ) -> tuple[list[SliceSample], NDArray[np.float64]]:
     """The slices of a volume through the clicks, in the world turned `upright`, and that motion of it."""
-    planes = _planes(plane, len(points))
-    for point in points:
-        check_click(sample.image, sample.space, point, source=sample.source)
-    prepared = model.bundle.preprocess(sample.replace(labels=None))
+    sample, prepared = placed.own, placed.prepared
+    planes = [one if isinstance(one, str) else placed.normal(one) for one in _planes(plane, len(points))]
     motion = upright(prepared.space)
     slices = []
-    for point, wanted in zip(points, planes, strict=True):
+    for point, wanted in zip(placed.points(points), planes, strict=True):
         cut = _cut(prepared, point, wanted, min(prepared.space.spacing))
         if sample.labels is not None:
             cut = cut.replace(mask=_mask_of(sample, point, wanted, cut.space))

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.errors import VoxelryError
+from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.splits import CaseType, split_cases
@@ -55,6 +56,7 @@ class Splits:
         preprocess: what makes of an image what the samples hold.
         names: of the cases of each part.
         unaltered: a training case without augmentation and patches, by its number.
+        template: the frame that the cases were registered to, where that is to be remembered.
     """
 
     train: Any
@@ -63,6 +65,7 @@ class Splits:
     preprocess: Preprocess
     names: dict[str, list[str]]
     unaltered: Callable[[int], Sample]
+    template: Template | None = None
 
 
 def named_cases(found: Sequence[CaseType], file: Path | None) -> list[CaseType]:

@@ -239,7 +239,7 @@ def _finish(
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)
         task.calibrate(validated.predictions, [splits.validation[index] for index in range(len(splits.validation))])
-    kind_of_config(config).finish(task, splits.preprocess, output)  # with what the calibration found
+    kind_of_config(config).finish(task, splits, output)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
     evaluation = evaluate_task(task, held_out).told(task) if len(held_out) else Evaluation.empty()
     record = {
@@ -256,6 +256,7 @@ def _finish(
         splits.preprocess,
         record=record,
         card=model_card(task, record, evaluation.summary),
+        template=splits.template,
     )
     evaluation.write(output / "metrics")
     write_report(

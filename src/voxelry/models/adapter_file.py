@@ -6,7 +6,7 @@ The weights carry the SHA-256 of the settings, as in a bundle, so that neither i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,27 @@ __all__ = ["read_adapter", "write_adapter"]
 
 FORMAT = 1
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.yaml"
+_PARTS = {WEIGHTS, CONFIG, "template.nii.gz"}  # the last of an adapter that was trained on registered scans
 
 
-def write_adapter(folder: Path, record: Mapping[str, Any], state: Mapping[str, Tensor]) -> Path:
-    """Write both files or neither; an older adapter at the same place is replaced.
+def write_adapter(
+    folder: Path,
+    record: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    beside: Mapping[str, Callable[[Path], Any]] | None = None,
+) -> Path:
+    """Write all files or none; an older adapter at the same place is replaced.
 
     Args:
         folder: the adapter's.
         record: plain values, with the adapter's `settings` and the hash of its base.
         state: its tensors.
+        beside: further files by their names, each written by a function of its place.
 
     Raises:
         FileError: the folder holds something else, or can't be written.
     """
-    strangers = sorted({entry.name for entry in folder.iterdir()} - {WEIGHTS, CONFIG}) if folder.is_dir() else []
+    strangers = sorted({entry.name for entry in folder.iterdir()} - _PARTS) if folder.is_dir() else []
     if strangers:
         raise FileError(folder, f"holds {strangers[0]}, which is no part of an adapter", "choose another folder")
     text = yaml.safe_dump({"format": FORMAT, **record}, sort_keys=False).encode()
@@ -43,6 +50,8 @@ def write_adapter(folder: Path, record: Mapping[str, Any], state: Mapping[str, T
     with replacing(folder) as place:
         place.mkdir()
         (place / CONFIG).write_bytes(text)
+        for name, write in (beside or {}).items():
+            write(place / name)
         save_file(kept, place / WEIGHTS, metadata={"config_sha256": hashlib.sha256(text).hexdigest()})
     return folder
 

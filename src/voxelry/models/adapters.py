@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -256,13 +256,21 @@ class Adapters:
         own = sum(parameter.numel() for _, parameter in self._own(self._known(None)))
         return own, sum(value.numel() for value in base_state(self.network, None).values())
 
-    def save(self, folder: str | Path, name: str | None = None, *, record: Mapping[str, Any] | None = None) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        name: str | None = None,
+        *,
+        record: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Callable[[Path], Any]] | None = None,
+    ) -> Path:
         """Write an adapter, by default the active one: `adapter.safetensors` and `adapter.yaml`, both or neither.
 
         Args:
             folder: the adapter's.
             name: the adapter.
             record: plain values to keep with it, such as what it is for.
+            beside: further files by their names, each written by a function of its place.
 
         Raises:
             FileError: the folder holds something else, or can't be written.
@@ -271,7 +279,7 @@ class Adapters:
         settings = asdict(self._state.settings[name])
         kept: dict[str, Any] = {"base_sha256": self.base, "network": type(self.network).__name__, "name": name}
         kept["settings"] = settings | {"heads": list(settings["heads"])}
-        return write_adapter(Path(folder), {**kept, **(record or {})}, self._tensors(name))
+        return write_adapter(Path(folder), {**kept, **(record or {})}, self._tensors(name), beside)
 
     def load(self, folder: str | Path, name: str | None = None) -> str:
         """Read an adapter of this base and make it the active one; return its name.

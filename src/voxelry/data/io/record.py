@@ -98,8 +98,12 @@ class ImageFile:
 
 @dataclass(eq=False)
 class Image:
-    """An image in memory: `array (C, *spatial)`, where it lies, and the file it came from."""
+    """An image in memory: `array (C, *spatial)`, where it lies, and the file it came from.
+
+    `despeckled` says that speckle was removed before the file was written (`voxelry prepare`).
+    """
 
     array: np.ndarray
     space: Space
     path: Path
+    despeckled: bool = False

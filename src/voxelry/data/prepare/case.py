@@ -26,10 +26,11 @@ from voxelry.data.layouts import Case
 from voxelry.data.normalise import finite
 from voxelry.data.pointmaps import masked_pointmap
 from voxelry.data.prepare.files import digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
-from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, own_values, standardise
+from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, standardise
 from voxelry.data.prepare.pairs import Pair
-from voxelry.data.prepare.register import KINDS, register, write_transform
+from voxelry.data.prepare.register import KINDS, write_transform
 from voxelry.data.prepare.shapes import CaseLabels
+from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess, move
 from voxelry.data.sample import Sample
 from voxelry.data.slice_augment import move_space
@@ -164,8 +165,7 @@ def prepare_case(
     """
     sample = _Reader([Case(pair.name, pair.image)], need=()).pair(pair, settings)
     labels = _checked_labels(sample, pair, settings)
-    sample, frame, home = _in_frame(sample, settings)
-    target = Preprocess(spacing=settings.spacing, normalise=None).target(frame)
+    sample, target, home = _in_frame(sample, settings)
     image, standard = _standard_image(sample, pair, target, settings)
     files = {
         "volume": f"volumes/{pair.name}.nii.gz",
@@ -269,12 +269,11 @@ def _checked_labels(sample: Sample, pair: Pair, settings: PrepareSettings) -> ND
 
 
 def _in_frame(sample: Sample, settings: PrepareSettings) -> tuple[Sample, Space, dict[str, Any] | None]:
-    """The case in the frame of the template, the grid of that frame, and how it came there; unchanged without one."""
+    """The case in the template's frame or else its own, the isotropic grid there, and how it came there."""
     if settings.register is None:
-        return sample, sample.space, None
-    file = open_image(settings.register, ndim=3)
-    template = Sample(torch.from_numpy(own_values(file)[:1].astype(np.float32)), file.space, "", settings.register)
-    motion = register(sample.replace(labels=None), template, settings.transform)
+        return sample, Preprocess(spacing=settings.spacing, normalise=None).target(sample.space), None
+    template = Template.read(Path(settings.register), settings.transform, settings.spacing)
+    motion = template.motion(sample)
     home = {
         "template": settings.register,
         "transform": settings.transform,
@@ -282,7 +281,7 @@ def _in_frame(sample: Sample, settings: PrepareSettings) -> tuple[Sample, Space,
         "shape": list(sample.space.shape),
         "affine": sample.space.affine.tolist(),
     }
-    return sample.replace(space=move_space(sample.space, motion)), template.space, home
+    return sample.replace(space=move_space(sample.space, motion)), template.grid, home
 
 
 def _standard_image(

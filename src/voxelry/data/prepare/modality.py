@@ -24,6 +24,7 @@ __all__ = [
     "Standard",
     "ct_window",
     "guess_modality",
+    "is_despeckled",
     "own_image",
     "own_values",
     "preprocess_like",
@@ -102,7 +103,13 @@ def own_image(path: Path, **settings: Any) -> Image:
         FileError: as `open_image` and `ImageFile.read`.
     """
     file = open_image(path, **settings)
-    return Image(own_values(file), file.space, Path(path))
+    return Image(own_values(file), file.space, Path(path), despeckled=is_despeckled(file))
+
+
+def is_despeckled(file: ImageFile) -> bool:
+    """Whether a file is an ultrasound volume that `prepare` wrote."""
+    standard = Standard.of_note(file.metadata)
+    return standard is not None and standard.modality == "us"
 
 
 def ct_window(window: str | Sequence[float]) -> tuple[float, float]:

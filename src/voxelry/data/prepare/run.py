@@ -26,6 +26,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.prepare.case import PrepareSettings, is_prepared, prepare_case
 from voxelry.data.prepare.pairs import Pair, Pairs
+from voxelry.data.prepare.template import TEMPLATE, Template
 
 __all__ = ["AGAIN", "PrepareReport", "is_prepared_folder", "prepare_all", "read_manifest"]
 
@@ -92,6 +93,7 @@ def prepare_all(
     total = len(pairs.pairs)
     with _alone(root):
         _sweep(root)
+        _keep_template(root, settings)
         try:
             with closing(_outcomes(pairs, root, settings, count)) as outcomes:
                 for name, outcome, made in outcomes:
@@ -217,6 +219,14 @@ def _sweep(root: Path) -> None:
     """Remove what a killed run left unfinished; nobody else is writing."""
     for folder in [*root.glob(".*.part"), *root.glob("*/.*.part"), *root.glob("slices/*/.*.part")]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_template(root: Path, settings: PrepareSettings) -> None:
+    """A copy of the template for the models that are trained in its frame; none of an earlier run's."""
+    if settings.register is None:
+        (root / TEMPLATE).unlink(missing_ok=True)
+        return
+    Template.read(Path(settings.register), settings.transform, settings.spacing).write(root / TEMPLATE)
 
 
 def _write_manifest(report: PrepareReport, pairs: Pairs, settings: PrepareSettings, *, complete: bool) -> None:

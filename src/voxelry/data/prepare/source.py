@@ -19,7 +19,8 @@ from voxelry.data.layouts import Case, case_name
 from voxelry.data.organ_shape import OrganShape
 from voxelry.data.prepare.files import read_sdf, read_slice_file
 from voxelry.data.prepare.modality import preprocess_like, to_unit
-from voxelry.data.prepare.run import AGAIN, read_manifest
+from voxelry.data.prepare.run import AGAIN, is_prepared_folder, read_manifest
+from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slice_augment import move_slice
 from voxelry.data.slice_choice import Cut, spread_out
@@ -27,7 +28,7 @@ from voxelry.data.slice_sources import Choice
 from voxelry.data.slices import SliceSample, array_axis
 from voxelry.data.upright import upright
 
-__all__ = ["PreparedSlices", "patient_frame", "prepared_cases"]
+__all__ = ["PreparedSlices", "check_template", "folder_template", "patient_frame", "prepared_cases"]
 
 _OBLIQUE = -1  # the axis of oblique slices in a manifest
 
@@ -238,6 +239,42 @@ def patient_frame(path: Path) -> tuple[NDArray[np.float64], Space] | None:
         return back, Space(tuple(home["shape"]), np.asarray(home["affine"]))
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(record, f"is damaged: {error}", AGAIN) from None
+
+
+def folder_template(root: str | Path) -> Template | None:
+    """The common frame of a folder's cases; None where they lie in their own, or `prepare` didn't write the folder.
+
+    Raises:
+        FileError: the manifest or the template is damaged or gone.
+    """
+    if not is_prepared_folder(root):
+        return None
+    settings = read_manifest(root)["settings"]
+    if settings["register"] is None:
+        return None
+    return Template.read(Path(root) / TEMPLATE, settings["transform"], settings["spacing"])
+
+
+def check_template(root: str | Path, known: Template | None) -> None:
+    """Refuse a folder whose cases don't lie in the frame that a model was trained in.
+
+    Args:
+        root: a folder of cases.
+        known: the model's; None takes any folder.
+
+    Raises:
+        DataError: they don't; tells how they come there.
+    """
+    if known is None:
+        return
+    own = folder_template(root)
+    if own is None or own.digest != known.digest:
+        found = "isn't registered" if own is None else "was registered to another template"
+        raise DataError(
+            f"{root}: {found}, but the model was trained in the frame of its own; bring the scans there with voxelry "
+            f"prepare --source SCANS --out FOLDER --register {known.image.source} --transform {known.transform} "
+            f"--spacing {known.spacing:g}, and take that folder"
+        )
 
 
 def prepared_cases(root: str | Path) -> list[Case]:

@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from voxelry.data.dataset import VolumeDataset
-    from voxelry.data.preprocess import Preprocess
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
     from voxelry.engine.pretrained import Pretrained
-    from voxelry.engine.splits import SampleSource
+    from voxelry.engine.splits import SampleSource, Splits
     from voxelry.models.transfer import TransferReport
     from voxelry.viz.report import Report
 
@@ -116,7 +115,7 @@ class Kind(ABC):
         """Change a new task before it is trained, such as by freezing its network; nothing by default."""
         return
 
-    def finish(self, task: Any, preprocess: Preprocess, output: Path) -> None:
+    def finish(self, task: Any, splits: Splits, output: Path) -> None:
         """Change a trained task before it is measured and written, and write what belongs beside the bundle."""
         return
 

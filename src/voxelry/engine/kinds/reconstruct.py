@@ -11,19 +11,21 @@ from omegaconf import DictConfig
 from torch import nn
 
 from voxelry.core.errors import CheckpointError, ConfigError, SettingError
+from voxelry.data.prepare.source import check_template
+from voxelry.data.prepare.template import TEMPLATE
 from voxelry.data.sample import Sample
 from voxelry.engine.kinds.kind import Kind, fitting
+from voxelry.engine.template_file import template_record
 from voxelry.tasks.base import Task
 
 if TYPE_CHECKING:
     from voxelry.data.dataset import VolumeDataset
-    from voxelry.data.preprocess import Preprocess
     from voxelry.data.slice_dataset import SliceDataset
     from voxelry.data.slice_sources import SliceSource
     from voxelry.engine.evaluate import Evaluation
     from voxelry.engine.model import Model
     from voxelry.engine.pretrained import Pretrained
-    from voxelry.engine.splits import SampleSource
+    from voxelry.engine.splits import SampleSource, Splits
     from voxelry.models.transfer import TransferReport
     from voxelry.viz.report import Report
 
@@ -117,14 +119,16 @@ class ReconstructKind(Kind):
         task.adapt(str(settings.pop("name", "adapter")), settings, head_rate=head_rate)
         _set_mean_shapes(task.network, dataset)
 
-    def finish(self, task: Any, preprocess: Preprocess, output: Path) -> None:
+    def finish(self, task: Any, splits: Splits, output: Path) -> None:
         """Write an adapter beside the bundle, into whose weights it is merged."""
         if task.adapters is not None:
             record: dict[str, Any] = {"task": {"name": self.name, **task.settings()}}
-            record["preprocess"] = preprocess.settings()
+            record |= {"preprocess": splits.preprocess.settings(), **template_record(splits.template)}
             if hasattr(task, "calibration"):
                 record["calibration"] = {name: value.item() for name, value in task.calibration.state_dict().items()}
-            task.adapters.save(output / "adapter", record=record)
+            template = splits.template
+            beside = {} if template is None else {TEMPLATE: template.write}
+            task.adapters.save(output / "adapter", record=record, beside=beside)
             task.merge_adapter()
 
     def cases(
@@ -140,10 +144,12 @@ class ReconstructKind(Kind):
         """As `Kind.cases`; of a prepared folder the slices that it holds, which need no options.
 
         Raises:
+            DataError: cases that don't lie in the frame that the model was trained in.
             SettingError: options for a prepared folder.
         """
         from voxelry.engine.prepared_data import check_standard, held_out_axes, prepared_source, reads_prepared
 
+        check_template(root, model.bundle.template)
         if not reads_prepared(root, layout):
             return super().cases(model, root, layout, file, options=options, point_options=point_options)
         if options or point_options:

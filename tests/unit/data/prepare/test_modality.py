@@ -6,7 +6,10 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.prepare.modality import ct_window, guess_modality, preprocess_like, standardise, to_unit
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.io import write_image
+from voxelry.data.layouts import Case
+from voxelry.data.prepare.modality import ct_window, guess_modality, own_image, preprocess_like, standardise, to_unit
 from voxelry.data.sample import Sample
 from voxelry.data.speckle import despeckle
 
@@ -59,3 +62,18 @@ def test_speckle_goes_and_edges_stay(rng):
     assert smooth[:, 17].mean() < 80
     assert smooth[:, 22].mean() > 120
     np.testing.assert_allclose(despeckle(np.full((1, 6, 6, 6), 3.0)), 3.0)
+
+
+def test_a_prepared_ultrasound_volume_is_not_despeckled_again(tmp_path, rng):
+    space = Space.from_spacing((12, 14, 16), (1.0, 1.0, 1.0))
+    image = torch.from_numpy(rng.gamma(4.0, 30.0, (1, *space.shape)).astype(np.float32))
+    scaled, standard = standardise(torch.from_numpy(despeckle(image.numpy())), "us")
+    path = write_image(tmp_path / "a.nii.gz", scaled.numpy(), space, description=standard.note)
+    raw = write_image(tmp_path / "raw.nii.gz", image.numpy(), space)
+    preprocess = preprocess_like("us", None)
+    assert own_image(path).despeckled
+    assert not own_image(raw).despeckled
+    once = [VolumeDataset([Case("a", file)], preprocess=preprocess, need=())[0].image for file in (path, raw)]
+    for found in once:
+        torch.testing.assert_close(found, scaled, atol=2e-3, rtol=0)
+    assert preprocess(preprocess(Sample(image, space, "a"))).despeckled
