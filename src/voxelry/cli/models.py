@@ -13,7 +13,6 @@ from voxelry.cli.terminal import (
     OPTION_HELP,
     POINT_OPTION_HELP,
     app,
-    bundle_folder,
     progress,
     read_changes,
     read_file_options,
@@ -117,7 +116,7 @@ def predict(
     if contrasts and inputs:
         raise SettingError("--contrast: expected no input beside it")
     paths = gather_inputs([*(inputs or []), *([] if slice is None else [slice]), *list(contrasts.values())[:1]])
-    loaded = load(bundle_folder(model), device, changes=read_changes(set), adapter=adapter)
+    loaded = load(model, device, changes=read_changes(set), adapter=adapter)
     prompt = {
         "click": _points(click),
         "plane": _planes(plane),
@@ -202,7 +201,7 @@ def evaluate(
     from voxelry.engine.report import evaluate_folder
 
     reading = read_file_options(option, point_option)
-    loaded = load(bundle_folder(model), device, changes=read_changes(set), adapter=adapter)
+    loaded = load(model, device, changes=read_changes(set), adapter=adapter)
     with progress("evaluating", None) as (bar, job):
 
         def advance(total: int) -> None:

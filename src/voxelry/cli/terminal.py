@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,7 +19,6 @@ __all__ = [
     "OPTION_HELP",
     "POINT_OPTION_HELP",
     "app",
-    "bundle_folder",
     "progress",
     "read_changes",
     "read_file_options",
@@ -37,11 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def bundle_folder(path: Path) -> Path:
-    """The bundle itself, or that of the run in this folder."""
-    return path / "bundle" if (path / "bundle").is_dir() else path
 
 
 def read_changes(
@@ -97,10 +91,33 @@ def read_file_options(option: list[str] | None, point_option: list[str] | None) 
 
 @contextmanager
 def progress(text: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on stderr, silent when stderr is no terminal."""
+    """A progress bar on stderr; where that is no terminal, a line every so often."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        yield bar, bar.add_task(text, total=total)
+    watched = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not watched) as bar:
+        job = bar.add_task(text, total=total)
+        with nullcontext() if watched else _told(bar, job):
+            yield bar, job
+
+
+@contextmanager
+def _told(bar: Progress, job: TaskID, seconds: float = 30.0) -> Iterator[None]:
+    """Write how far a job is, every so many seconds for as long as the block takes."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(seconds):
+            task = next(task for task in bar.tasks if task.id == job)
+            whole = "" if task.total is None else f" of {task.total:.0f}"
+            print(f"{task.description}: {task.completed:.0f}{whole}", file=sys.stderr)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()

@@ -154,7 +154,7 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     """Load a bundle.
 
     Args:
-        folder: where it is; its files stay as they are.
+        folder: where it is, or the folder of the run that made it; its files stay as they are.
         changes: other values of settings that only say how a trained model is used, such as
             `{"task.tile_size": 192}`; `engine.kinds.Kind.adjustable` lists them for each task. Those that begin with
             `metrics.` say what an evaluation tells, see `tasks.metric_choice`.
@@ -165,9 +165,13 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
         SettingError: a change of a setting that the model was trained with, or to a value that can't be.
     """
     folder = Path(folder)
+    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
     missing = [name for name in _FILES[:2] if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder}: not a bundle, {missing[0]} is missing")
+        hint = ""
+        if (folder / "checkpoints").is_dir():
+            hint = " (the run there has not ended; resume=true goes on with it)"
+        raise CheckpointError(f"{folder}: not a bundle, {missing[0]} is missing{hint}")
     weights, config_path = folder / _FILES[0], folder / _FILES[1]
     text = config_path.read_bytes()
     try:

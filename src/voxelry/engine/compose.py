@@ -1,20 +1,141 @@
-"""The configuration of `voxelry train`, from Python."""
+"""The configuration of `voxelry train`, from what is given on the command line or in Python.
+
+What is given is settled before Hydra sees it, so that it means what it says: a mapping that a shell cut at its blanks
+is put together again, a path with odd characters needs no second pair of quotes, and a mapping may have keys that
+its default doesn't have. Keys that nothing knows are refused by `engine.check`, which names the nearest known one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
 
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["compose_training"]
+import voxelry.configs
+from voxelry.core.errors import ConfigError
+
+__all__ = ["CONFIGS", "compose_training", "groups", "in_one_line", "settle"]
+
+CONFIGS = Path(voxelry.configs.__file__).parent
+_MAY_BE_NULL = ("backbone", "experiment")
+_PAIRS = {"}": "{", "]": "[", ")": "("}
+_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
+_QUOTED_KEY = re.compile(r"""(["'])([\w.-]+)\1\s*:""")
 
 
 def compose_training(overrides: Sequence[str]) -> DictConfig:
     """The configuration of `voxelry train OVERRIDES`, for use from Python.
 
     Raises:
-        hydra.errors.HydraException: an override names something unknown.
+        ConfigError: an override can't be read, or names a group's entry that isn't there.
     """
     with initialize_config_module("voxelry.configs", version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+        try:
+            return compose("train", overrides=settle(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(in_one_line(error)) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """What Hydra or OmegaConf says, and what it says it of."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    parts = [str(part).strip().splitlines() for part in (error, cause) if part is not None]
+    return ": ".join(lines[0].rstrip(".") for lines in parts if lines)
+
+
+@cache
+def groups() -> dict[str, list[str]]:
+    """The groups of settings and the entries of each."""
+    return {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(CONFIGS.iterdir())
+        if folder.is_dir() and folder.name not in ("hydra", "__pycache__")
+    }
+
+
+def settle(arguments: Sequence[str]) -> list[str]:
+    """Arguments of `voxelry train` as Hydra is to read them; see above. Flags stay as they are.
+
+    Raises:
+        ConfigError: one that can't be read, or an entry that a group doesn't have.
+    """
+    settled, flag = [], ""
+    for argument in _joined(arguments):
+        if argument.startswith("-") or flag in _WITH_VALUE:
+            settled.append(argument)
+        else:
+            settled.append(_override(argument))
+        flag = argument
+    return settled
+
+
+def _joined(arguments: Sequence[str]) -> Iterator[str]:
+    """Arguments with those put together that a shell cut out of one mapping or list."""
+    waiting: list[str] = []
+    for argument in arguments:
+        waiting.append(argument)
+        if _open(" ".join(waiting)) <= 0:
+            yield " ".join(waiting)
+            waiting = []
+    yield from waiting
+
+
+def _open(text: str) -> int:
+    """Brackets that are open at the end of a text, outside of quotes."""
+    if "=" not in text or text.partition("=")[2][:1] not in _PAIRS.values():
+        return 0
+    depth, quote = 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in _PAIRS.values()) - (character in _PAIRS)
+    return depth
+
+
+def _override(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if text.startswith("~"):
+        return text
+    if not equals:
+        raise ConfigError(
+            f"{text}: expected KEY=VALUE, such as data.root=DIR (voxelry train --help lists the settings)"
+        )
+    bare = key.lstrip("+")
+    if bare in groups():
+        _check_entry(bare, value)
+        return text
+    if "/" in bare or "@" in bare or bare.startswith("hydra."):
+        return text
+    quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    readings = [value, _QUOTED_KEY.sub(r"\2:", value), *([] if value[:1] in "[{'\"" else [quoted])]
+    for reading in readings:
+        try:
+            OverridesParser.create().parse_override(f"++{bare}={reading}")
+        except HydraException:
+            continue
+        return f"++{bare}={reading}"
+    raise ConfigError(
+        f"{bare}: can't read {value!r}; expected a value such as 3, word, [1,2] or {{key: value}}, the whole "
+        "setting in quotes where a shell would change it"
+    )
+
+
+def _check_entry(group: str, value: str) -> None:
+    entries = groups()[group]
+    for name in value.split(",") if re.fullmatch(r"[\w.,-]+", value) else ():
+        if name in entries or (name == "null" and group in _MAY_BE_NULL):
+            continue
+        near = difflib.get_close_matches(name, entries, n=1)
+        told = f"; did you mean {group}={near[0]}?" if near else ""
+        raise ConfigError(f"{group}: expected one of {', '.join(entries)}, got {name!r}{told}")

@@ -5,20 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from voxelry.core.errors import ConfigError, SettingError, VoxelryError
+from voxelry.engine.checkpoints import StoppedError
+from voxelry.engine.compose import in_one_line, settle
 
 __all__ = ["launch", "launch_file"]
 
 CONFIGS = "pkg://voxelry.configs"
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
 
@@ -30,18 +36,23 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
         debug: let tracebacks through.
 
     Raises:
+        ConfigError: an argument that can't be read, or an unknown entry of a group.
         SettingError: flags of Hydra that exclude each other, such as `--multirun --cfg job`.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
-    sys.argv = ["voxelry train", *arguments]
+    sys.argv = ["voxelry train", *settle(arguments)]
 
     failed: list[str] = []  # runs of a sweep; the others go on
+    ours: list[Exception] = []  # faults of the program, which are no matter of Hydra's arguments
     process = os.getpid()
 
     def job(config: DictConfig) -> dict[str, Any] | None:
         try:
             return _run(config)
-        except (VoxelryError, InstantiationException) as error:
+        except StoppedError as error:
+            print(f"voxelry: {error}", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+        except (VoxelryError, InstantiationException, OmegaConfBaseException) as error:
             if debug:
                 raise
             launched = HydraConfig.get()
@@ -52,24 +63,43 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
                 raise SystemExit(1) from None
             failed.append(launched.runtime.output_dir)
             return None
+        except Exception as error:
+            ours.append(error)
+            raise
 
     try:
-        hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")(job)()
+        with _errors_let_through():
+            hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if debug or error in ours:
+            raise
+        raise ConfigError(in_one_line(error)) from error
     except ValueError as error:
-        # flags that exclude each other; what a job raises Hydra reports by itself, unless it is told not to
-        if debug or "HYDRA_FULL_ERROR" in os.environ:
+        # flags that exclude each other
+        if debug or error in ours or isinstance(error, VoxelryError):
             raise
         raise SettingError(str(error)) from error
     if failed:
         raise SystemExit(1)
 
 
+@contextmanager
+def _errors_let_through() -> Iterator[None]:
+    """Have Hydra raise what goes wrong, which it would print over several lines."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FULL_ERROR]
+        else:
+            os.environ[_FULL_ERROR] = before
+
+
 def _run(config: DictConfig) -> dict[str, Any]:
     from voxelry.engine.train import train
 
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(f"{missing[0]}: not set; give it as {missing[0]}=... (voxelry train --help lists all)")
     launched = HydraConfig.get()
     if launched.mode == RunMode.MULTIRUN:
         config.output_dir = launched.runtime.output_dir  # each run of a sweep has a folder of its own

@@ -105,6 +105,7 @@ class TaskModule(pl.LightningModule):
         # counted here because the callbacks that write checkpoints run before `on_train_batch_end`
         self.batches_taken += 1
         logged = {f"train/{name}": value for name, value in shared.items() if value.isfinite()}
+        logged["step"] = torch.tensor(float(self.trainer.global_step))  # Lightning's own count is off in resumed runs
         self.log_dict(logged, batch_size=len(batch), prog_bar=False)
         self.log("loss", shared["loss"], batch_size=len(batch), prog_bar=True, logger=False)
         return loss
@@ -143,11 +144,13 @@ class TaskModule(pl.LightningModule):
         """Log what is wanted of the summary of all rows."""
         self.rows = self._all_rows()
         summary = self.task.while_learning().of(self.task.summary(self.rows))
-        self.log_dict({f"val/{name}": float(value) for name, value in summary.items()}, sync_dist=True)
+        logged = {f"val/{name}": float(value) for name, value in summary.items()}
+        self.log_dict(logged | {"step": float(max(0, self.trainer.global_step - 1))}, sync_dist=True)
         monitored = float(summary[self.task.monitor])
         self.log("val", monitored, prog_bar=True, logger=False, sync_dist=True)
         if not self.trainer.sanity_checking:
-            self.learning_rate.observe(monitored, self.task.higher_is_better)
+            if self.task.judged(self.progress()):
+                self.learning_rate.observe(monitored, self.task.higher_is_better)
             self.history.append({"step": float(self.trainer.global_step), **{k: float(v) for k, v in summary.items()}})
 
     def _all_rows(self) -> list[Row]:

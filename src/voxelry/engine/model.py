@@ -172,7 +172,7 @@ def load(
     """Load a bundle, ready to predict.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or that of the run that made it.
         device: where the network runs; None takes a GPU when there is one.
         changes: settings of use to take other values, such as `{"task.tile_size": 192}`, see `read_bundle`.
         adapter: an adapter of this bundle, or the folder of the run that trained it, see `Model.adapters`.

@@ -26,14 +26,12 @@ class Pace:
     Attributes:
         max_steps: optimizer steps of the whole run; None where time alone limits it.
         validate_every: optimizer steps between two validations.
-        validate_batches: batches of a process between two validations.
         checkpoint_every: optimizer steps between two writings of `last.ckpt`.
         closed: a pass over the training cases ends with an optimizer step.
     """
 
     max_steps: int | None
     validate_every: int
-    validate_batches: int
     checkpoint_every: int
     closed: bool
 
@@ -63,7 +61,6 @@ def pace(trainer: DictConfig, *, cases: int, batch_size: int, world_size: int = 
     return Pace(
         max_steps=max_steps,
         validate_every=epochs * epoch if closed else validate,
-        validate_batches=epochs * batches if closed else validate * trainer.grad_accumulation,
         checkpoint_every=epoch if trainer.checkpoint_every == EPOCH else trainer.checkpoint_every,
         closed=closed,
     )

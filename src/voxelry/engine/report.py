@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,15 @@ import numpy as np
 from voxelry.engine.evaluate import Evaluation, evaluate_task
 from voxelry.engine.kinds import kind_of
 from voxelry.engine.model import Model
+from voxelry.engine.seen import SEEN_PARTS, case_digests, seen_as, seen_cases, told_of_seen
 from voxelry.engine.splits import SampleSource
-from voxelry.tasks.base import Task
+from voxelry.tasks.base import Row, Task
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 
 __all__ = ["add_training", "demo_page", "evaluate_folder", "evaluation_dataset", "write_report"]
+
+log = logging.getLogger("voxelry")
 
 
 def write_report(
@@ -113,21 +117,41 @@ def evaluate_folder(
         options, point_options: for the readers of images and of points, see `find_cases`.
 
     Returns:
-        The summary and the path of the report; `cases.csv` and `summary.json` lie beside it.
+        The summary and the path of the report; `cases.csv` and `summary.json` lie beside it. Where the model was
+        trained or validated on some of the cases, `cases.csv` says so in a column `seen`, and the summary has the
+        figures of the others, too, their names beginning with `unseen.`.
 
     Raises:
         VoxelryError: whatever is wrong with the data or the folder for the results.
     """
     dataset = evaluation_dataset(model, root, layout, cases, options=options, point_options=point_options)
     count = len(dataset)
+    seen = seen_cases(model.bundle.config, case_digests(dataset))
     evaluation = evaluate_task(
         model.task, dataset, progress=None if progress is None else lambda names: progress(count)
     )
-    evaluation = evaluation.told(model.task)
-    evaluation.write(out)
+    evaluation = _told_apart(model.task, evaluation, seen) if seen else evaluation.told(model.task)
     report = Report(f"Evaluation of {model.task_name}", subtitle=f"{count} cases of {root}")
+    evaluation.write(out)
+    lines = told_of_seen(seen)
+    for line in lines:
+        log.warning("%s", line)
+    if lines:
+        report.section("Cases that the model was made with", "; ".join(lines))
     add_results(report, model.task, evaluation, dataset)
     return evaluation.summary, report.save(out / "report.html")
+
+
+def _told_apart(task: Task, evaluation: Evaluation, seen: Mapping[str, str]) -> Evaluation:
+    """An evaluation that says of each case whether the model has seen it, and sums up the others apart."""
+    how = [seen_as(str(row.get("name", "")), seen) for row in evaluation.rows]
+    fresh = [row for row, word in zip(evaluation.rows, how, strict=True) if word not in SEEN_PARTS]
+    others = Evaluation(fresh, task.summary(fresh) if fresh else {}).told(task)
+    rows: list[Row] = [
+        {"name": row.get("name", ""), "seen": word, **row} for row, word in zip(evaluation.rows, how, strict=True)
+    ]
+    unseen = {f"unseen.{name}": value for name, value in others.summary.items()}
+    return Evaluation(rows, evaluation.told(task).summary | unseen, evaluation.predictions)
 
 
 def evaluation_dataset(

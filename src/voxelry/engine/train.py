@@ -16,20 +16,25 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.errors import ConfigError
-from voxelry.core.rank import check_ndim
 from voxelry.engine.bundle import describe, write_bundle
 from voxelry.engine.card import model_card
+from voxelry.engine.check import check_settings
 from voxelry.engine.checkpoints import Checkpoints, check_description, read_checkpoint
 from voxelry.engine.data import build_data
 from voxelry.engine.evaluate import Evaluation, evaluate_task, write_summary
 from voxelry.engine.kinds import Kind, kind_of_config
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.loader import evaluation_loader, training_loader
-from voxelry.engine.pace import Pace, pace
+from voxelry.engine.logs import make_logger, progress_callback
+from voxelry.engine.pace import EPOCH, Pace, pace
 from voxelry.engine.placement import Placement
 from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
+from voxelry.engine.resume import check_same_run, describe_run
+from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume
+from voxelry.engine.seen import digests_of_parts
 from voxelry.engine.splits import Splits
+from voxelry.engine.validations import LEAST, Validations
 from voxelry.tasks.base import Task
 from voxelry.tasks.metric_choice import MetricChoice
 
@@ -76,37 +81,37 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     Raises:
         VoxelryError: see `train`.
     """
-    ndim = check_ndim(config.ndim)
+    check_settings(config)
     output = Path(config.output_dir)
     config.trainer.precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    resume = placement.restored or checkpoint_to_resume(output, resume=config.resume, overwrite=config.overwrite)
     pl.seed_everything(config.seed, verbose=False)
     kind = kind_of_config(config)
     kind.check_adapter(config)
     with placement.first_one_alone():
-        splits = build_data(config.data, ndim=ndim, augment=config.augment, seed=config.seed, kind=kind)
+        splits = build_data(config.data, ndim=config.ndim, augment=config.augment, seed=config.seed, kind=kind)
+    _check_validated(config, splits)
     task, transferred = build_task(config, kind, splits)
     if transferred is not None:
         log.info("%s", transferred)
     description = describe(task)
-    trainer_config = config.trainer
-
-    last = output / "checkpoints" / "last.ckpt"
-    resume = placement.restored or (last if config.resume and last.exists() else None)
+    digests = {} if placement.rank else digests_of_parts(splits)
+    description["run"] = describe_run(config, digests)
     state: dict[str, Any] = {}
     if resume is not None:
-        state = read_checkpoint(resume).get("voxelry", {})
-        check_description(resume, state, description)
-        log.info("going on from %s, step after %d batches", resume, state["batches_taken"])
+        state = _state_to_resume(resume, config, description, same=placement.restored is not None)
+    elif not placement.rank:
+        begin_clean(output)
 
     rhythm = pace(
-        trainer_config, cases=len(splits.train), batch_size=config.data.batch_size, world_size=placement.world_size
+        config.trainer, cases=len(splits.train), batch_size=config.data.batch_size, world_size=placement.world_size
     )
     module = TaskModule(
         task,
         optimizer=instantiate(config.optimizer),
         learning_rate=instantiate(config.learning_rate),
         max_steps=rhythm.max_steps,
-        max_minutes=trainer_config.max_minutes,
+        max_minutes=config.trainer.max_minutes,
         seed=config.seed,
         description=description,
     )
@@ -114,13 +119,16 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     checkpoints = Checkpoints(
         output / "checkpoints",
         every=rhythm.checkpoint_every,
-        validate_every=rhythm.validate_every,
+        keep_every=config.trainer.keep_every,
+        validations=_validations(config, rhythm) if len(splits.validation) else None,
+        patience=config.trainer.patience,
         monitor=task.monitor,
         higher_is_better=task.higher_is_better,
         saved=placement.saved,
     )
     with _quiet():
-        trainer = _trainer(trainer_config, kind, output, checkpoints, rhythm, placement.trainer)
+        logger = make_logger(config.trainer.logger, output, state.get("step")) if not placement.rank else False
+        trainer = _trainer(config.trainer, kind, output, checkpoints, rhythm, {"logger": logger, **placement.trainer})
         batches = training_loader(
             splits.train,
             batch_size=config.data.batch_size,
@@ -135,16 +143,72 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
         validation = None
         if len(splits.validation):
             validation = evaluation_loader(splits.validation, rank=trainer.global_rank, world_size=trainer.world_size)
-        if trainer_config.compile:
+        if config.trainer.compile:
             task.network.compile()
         trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True if resume else None)
     if checkpoints.interrupted:
         return Run(None, {}, True, checkpoints.last_path)
     if not trainer.is_global_zero:
         return Run(None, {}, False, checkpoints.last_path)
-    if checkpoints.best_path.exists() and len(splits.validation):
-        _load_best(task, checkpoints.best_path)
-    return _finish(config, task, splits, module, transferred, checkpoints, output)
+    kept = _keep_best(task, checkpoints, trainer.global_step)
+    return _finish(config, task, splits, module, transferred, checkpoints, output, {"digests": digests, "kept": kept})
+
+
+def _validations(config: DictConfig, rhythm: Pace) -> Validations:
+    """After every pass where that is asked for, and else at each fifth of a short run, too."""
+    return Validations(rhythm.validate_every, 0 if config.trainer.validate_every == EPOCH else LEAST)
+
+
+def _check_validated(config: DictConfig, splits: Splits) -> None:
+    """Refuse what needs validation cases where there are none, and otherwise say that there are none.
+
+    Raises:
+        ConfigError: `trainer.patience` or a learning rate that falls on a plateau.
+    """
+    if len(splits.validation):
+        return
+    for name, asked in (
+        ("trainer.patience", config.trainer.patience is not None),
+        ("learning_rate", str(config.learning_rate.get("_target_")).endswith(".Plateau")),
+    ):
+        if asked:
+            raise ConfigError(
+                f"{name}: acts by validations, but the split has no validation cases; give some, such as by "
+                "data.split.fractions=[0.8,0.1,0.1]"
+            )
+    log.info("no validation cases: there is no best checkpoint, the bundle gets the weights of the last step")
+
+
+def _state_to_resume(path: Path, config: DictConfig, description: dict[str, Any], *, same: bool) -> dict[str, Any]:
+    """What a checkpoint says of the run that goes on from it.
+
+    Args:
+        same: it is of this very run, whose settings need no comparison.
+
+    Raises:
+        CheckpointError: it is of another model or another run.
+    """
+    content = read_checkpoint(path)
+    state: dict[str, Any] = content.get("voxelry", {})
+    if not same:
+        check_description(path, state, description, ("network",) if config.resume_changed else ("task", "network"))
+        check_same_run(path, state.get("run", {}), description["run"], told=config.resume_changed)
+    log.info("going on from %s, step %d", path, content["global_step"])
+    return state | {"step": content["global_step"]}
+
+
+def _keep_best(task: Task, checkpoints: Checkpoints, step: int) -> str:
+    """Put the weights of the best validation into a task; answers which weights it has then."""
+    if checkpoints.best is None or not checkpoints.best_path.is_file():
+        if checkpoints.validations is not None:
+            log.warning(
+                "%s was no number in any validation: the bundle gets the weights of the last step", task.monitor
+            )
+        return f"last step, {step}"
+    _load_best(task, checkpoints.best_path)
+    kept = f"best validation, step {checkpoints.best_step}"
+    log.info("the bundle gets the weights of the %s: %s %.4g", kept, task.monitor, checkpoints.best)
+    return kept
 
 
 def build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, TransferReport | None]:
@@ -172,8 +236,7 @@ def _trainer(
     rhythm: Pace,
     further: Mapping[str, Any],
 ) -> pl.Trainer:
-    from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, TQDMProgressBar
-    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+    from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 
     callbacks: list[Callback] = [checkpoints]
     if config.ema is not None:
@@ -183,16 +246,11 @@ def _trainer(
     # before the averaging callback, which takes the averaged weights away again when validation ends
     callbacks[:0] = kind.callbacks(output)
     if config.progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=1))
-    loggers: dict[str, type[Logger]] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    if config.logger not in loggers:
-        raise ConfigError(f"trainer.logger: expected one of {', '.join(loggers)}, got {config.logger!r}")
-    logger = loggers[config.logger](save_dir=output, name="", version="logs")  # type: ignore[call-arg]
+        callbacks.append(progress_callback())
     return pl.Trainer(
         max_steps=rhythm.max_steps or -1,
         max_epochs=-1,
-        # Lightning counts batches, the settings count optimizer steps
-        val_check_interval=rhythm.validate_batches,
+        val_check_interval=1,  # `Checkpoints` says after each step whether one is due
         check_val_every_n_epoch=None,
         log_every_n_steps=config.log_every,
         accumulate_grad_batches=config.grad_accumulation,
@@ -202,10 +260,9 @@ def _trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         callbacks=callbacks,
-        logger=logger,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=bool(config.progress),
+        enable_progress_bar=any(isinstance(one, ProgressBar) for one in callbacks),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         **further,
@@ -232,8 +289,13 @@ def _finish(
     transferred: TransferReport | None,
     checkpoints: Checkpoints,
     output: Path,
+    found: Mapping[str, Any],
 ) -> Run:
-    """Calibrate, measure on held-out cases, write the bundle and the report."""
+    """Calibrate, measure on held-out cases, write the bundle and the report.
+
+    Args:
+        found: `digests` of the cases by part, and which weights were `kept`.
+    """
     task.eval()
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
@@ -246,7 +308,9 @@ def _finish(
         "data": {
             "root": str(config.data.get("index") or config.data.root),
             **splits.names,
+            "digests": found["digests"],
         },
+        "weights": found["kept"],
         "training": OmegaConf.to_container(config, resolve=True),
         "metrics": {"on": part, **{key: float(value) for key, value in evaluation.summary.items()}},
     }
@@ -275,6 +339,7 @@ def _finish(
         "pretrained": config.pretrained is not None,
         "pretrained_from": None if config.pretrained is None else str(config.pretrained),
         "on": part,
+        "weights": found["kept"],
         **{key: float(value) for key, value in evaluation.summary.items()},
     }
     write_summary(output / "summary.json", summary)

@@ -99,6 +99,13 @@ class Task(nn.Module, ABC):
         """
         return
 
+    def judged(self, share: float) -> bool:
+        """Whether a validation after this share of the training, in [0, 1], may be the best; always by default.
+
+        Not while a part that the answer is made with hasn't begun to learn.
+        """
+        return True
+
     def fit_baseline(self, samples: Iterable[Sample]) -> None:
         """Remember from the training cases what the metrics compare with; nothing by default."""
         return

@@ -114,7 +114,7 @@ def test_two_workers_learn_what_one_process_with_twice_the_batch_learns(settings
     assert found == pytest.approx(expected, rel=1e-5)
     assert max(expected.values()) - min(expected.values()) > 0.1, "whoever learns nothing agrees, too"
     validated = logged(tmp_path, "val/mre_mm")
-    assert len(validated) == 3
+    assert len(validated) == 5  # at steps 2, 4, 6 and where a fifth of the run would pass without one
     assert logged(folder, "val/mre_mm") == pytest.approx(validated, rel=1e-4)
     assert two.summary["cases"] == one.summary["cases"] == 3
     assert two.summary["mre_mm"] == pytest.approx(one.summary["mre_mm"], rel=1e-4)
@@ -142,7 +142,7 @@ def test_a_run_that_lost_its_first_worker_ends_like_one_that_did_not(settings, u
     _, folder = undisturbed
     expected, found = last(folder), last(tmp_path / "run")
     assert found["voxelry"]["batches_taken"] == expected["voxelry"]["batches_taken"] == 6
-    assert [row["step"] for row in found["voxelry"]["history"]] == [2, 4, 6]
+    assert [row["step"] for row in found["voxelry"]["history"]] == [2, 3, 4, 5, 6]
     torch.testing.assert_close(
         found["current_model_state"], expected["current_model_state"], rtol=0, atol=0, equal_nan=True
     )

@@ -155,7 +155,7 @@ def test_a_flow_starts_from_a_model_that_answers_once_but_not_the_other_way_roun
     with pytest.raises(CheckpointError, match="holds a shape_flow; expected a shape_net"):
         train(compose_training([*once, f"output_dir={tmp_path / 'back'}", f"pretrained={run[0]}"]))
     with pytest.raises(ConfigError, match="answers once and has no flow to adapt"):
-        train(compose_training([*start, "adapter={name: liver, rank: 2}"]))
+        train(compose_training([*start, "overwrite=true", "adapter={name: liver, rank: 2}"]))
 
 
 def test_an_adapter_of_a_flow_is_trained_loaded_switched_merged_and_measured(

@@ -109,6 +109,10 @@ class ReconstructFlowTask(ReconstructTask):
         self._without = self.settings()
         self._settings |= {name: plain(value) for name, value in own.items()}
 
+    def judged(self, share: float) -> bool:
+        """Once the flow learns, which comes after the autoencoder."""
+        return share > self.autoencoder_share
+
     def on_progress(self, share: float) -> None:
         """The training has come this far: it is in the autoencoder's part, or in the flow's.
 

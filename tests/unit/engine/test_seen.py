@@ -1,0 +1,66 @@
+"""An evaluation says which of its cases the model was made with."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+import voxelry
+from voxelry.data.phantoms import write_phantoms
+from voxelry.engine.report import evaluate_folder
+from voxelry.engine.seen import seen_as, seen_cases
+from voxelry.engine.train import train
+
+CONFIG = {
+    "data": {
+        "train": ["a", "b"],
+        "validation": ["c"],
+        "digests": {"train": {"a": "1", "b": "2"}, "validation": {"c": "3"}},
+    }
+}
+
+
+def test_contents_count_more_than_names():
+    cases = {"a": "1", "renamed": "2", "c": "9", "other": "3", "new": "7"}
+    expected = {"a": "train", "renamed": "train", "c": "validation (name alone)", "other": "validation"}
+    assert seen_cases(CONFIG, cases) == expected
+
+
+def test_a_bundle_without_digests_goes_by_names():
+    assert seen_cases({"data": {"train": ["a"]}}, {"a": "1", "b": "2"}) == {"a": "train"}
+    assert seen_cases({}, {"a": "1"}) == {}
+
+
+@pytest.mark.parametrize(("row", "how"), [("a", "train"), ("a liver", "train"), ("ab", ""), ("b", "")])
+def test_a_row_belongs_to_the_case_that_it_is_called_by(row, how):
+    assert seen_as(row, {"a": "train"}) == how
+
+
+def test_both_figures_are_given_where_the_model_has_seen_cases(training, phantoms, tmp_path, caplog):
+    run = train(training("landmarks_3d", "trainer.max_steps=1"))
+    mixed = shutil.copytree(phantoms, tmp_path / "mixed")
+    other = write_phantoms(tmp_path / "other", 2, seed=900, shape=(24, 28, 32))
+    for kind in ("volumes", "landmarks", "labels"):
+        for file in (other / kind).iterdir():
+            shutil.copy(file, mixed / kind / file.name.replace("case_", "new_"))
+    model = voxelry.load(tmp_path / "run")
+    summary, _ = evaluate_folder(model, mixed, tmp_path / "evaluation")
+    with (tmp_path / "evaluation" / "cases.csv").open(newline="") as file:
+        rows = {row["name"]: row["seen"] for row in csv.DictReader(file)}
+    names = model.bundle.config["data"]
+    assert rows == {
+        **dict.fromkeys(names["train"], "train"),
+        **dict.fromkeys(names["validation"], "validation"),
+        **dict.fromkeys(names["test"], ""),
+        "new_000": "",
+        "new_001": "",
+    }
+    assert "the model was trained on 2 of these cases" in caplog.text
+    written = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert written["unseen.mre_mm"] == pytest.approx(summary["unseen.mre_mm"])
+    assert summary["unseen.mre_mm"] != summary["mre_mm"]
+    only_new, _ = evaluate_folder(model, other, tmp_path / "fresh")
+    assert "the model was trained on" not in caplog.text.split("count as unseen")[-1]
+    assert only_new["mre_mm"] > 0
+    assert run.bundle is not None
