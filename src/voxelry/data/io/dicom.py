@@ -81,6 +81,8 @@ def open_file(
     lengths = Lengths(path)
     if first.doubt:
         lengths.lack(first.doubt)
+    if first.spacing is None and grid.step is not None:
+        lengths.lack("says how far apart its planes are, not its rows and columns (PixelSpacing)")
     if ndim == 3 and untold(first.header) and len(grid.frames) > 1:
         lengths.lack("doesn't say how far apart its frames are")
     sources = tuple(tuple((frame.file, frame.number) for frame in row) for row in grid.frames)

@@ -1,8 +1,9 @@
 """Points in JSON: our own schema, and the simple lists people keep.
 
 Ours: `{"coordinateSystem": "RAS", "unit": "mm", "landmarks": [{"name": ..., "position": [x, y, z]}, ...]}`;
-an absent point has `"position": null`, other numbers beside it are extras. Also read: a list in place of the
-object, lists of bare positions, and objects `{name: [x, y, z]}`.
+an absent point has `"position": null`, other numbers beside it are extras; `"axisOrder": "zyx"` says that
+coordinates on the grid begin with the first array axis. Also read: a list in place of the object, lists of bare
+positions, and objects `{name: [x, y, z]}`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["format_json", "load_json", "parse_json"]
 
 _SYSTEMS = ("coordinateSystem", "coordinate_system")
 _UNITS = ("unit", "units")
+_ORDERS = ("axisOrder", "axis_order")
 _NAMES = ("name", "label")
 _POSITIONS = ("position", "point", "coordinates")
 _HINT = f'add "coordinateSystem": "RAS" beside the landmarks, or {system_advice()}'
@@ -54,7 +56,7 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
     if isinstance(content, dict):
         entries = content.get("landmarks", content.get("points", content))
     if isinstance(entries, dict):
-        skip = (*_SYSTEMS, *_UNITS) if entries is content else ()
+        skip = (*_SYSTEMS, *_UNITS, *_ORDERS) if entries is content else ()
         entries = [{"name": name, "position": value} for name, value in entries.items() if name not in skip]
     if not isinstance(entries, list):
         raise FileError(path, "holds no list of landmarks", 'expected {"coordinateSystem": ..., "landmarks": [...]}')
@@ -66,8 +68,12 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
         points.append(point)
         names.append(name)
         extras.append(extra)
+    stacked, order = _stack(path, points), _told(path, content, entries, _ORDERS)
+    if order not in ("", "xyz", "zyx"):
+        raise FileError(path, f"axisOrder: expected xyz or zyx, got {order[:40]!r}")
+    on_grid = bool(order) and system in ("index", "normalised", "scaled")
     return FilePoints(
-        _stack(path, points),
+        stacked[:, ::-1] if on_grid and order == "xyz" else stacked,
         system,
         tuple(names) if any(names) else (),
         {
@@ -75,13 +81,14 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
             for key in dict.fromkeys(k for e in extras for k in e)
         },
         tuple(f"landmark {number}" for number in range(1, len(points) + 1)),
+        array_order=on_grid,
         unit=_told(path, content, entries, _UNITS),
         hint=_HINT,
     )
 
 
 def format_json(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str) -> dict[str, Any]:
-    """The points in our schema; `unit` is mm, or voxel and 1 for coordinates on the grid."""
+    """The points in our schema; `unit` is mm, `axisOrder` the order of coordinates on the grid."""
     points = from_world(landmarks, system, space=space, axis_order=axis_order)
     entries = []
     for row, name in enumerate(landmarks.names):
@@ -90,7 +97,8 @@ def format_json(landmarks: LandmarkSet, system: str, *, space: Space | None, axi
         for key, values in landmarks.extras.items():
             entry[key] = float(values[row]) if np.isfinite(values[row]) else None
         entries.append(entry)
-    return {"coordinateSystem": system, **({"unit": "mm"} if system in ("RAS", "LPS") else {}), "landmarks": entries}
+    told = {"unit": "mm"} if system in ("RAS", "LPS") else {"axisOrder": axis_order}
+    return {"coordinateSystem": system, **told, "landmarks": entries}
 
 
 def _told(path: str | PathLike[str], content: object, entries: list[Any], keys: tuple[str, ...]) -> str:

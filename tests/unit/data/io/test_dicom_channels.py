@@ -7,7 +7,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from voxelry.core.errors import FileError
+from voxelry.data.dataset import VolumeDataset
 from voxelry.data.io import open_image, read_image
+from voxelry.data.layouts import find_cases
+from voxelry.data.preprocess import Preprocess
 
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 BITS = "1.2.840.10008.5.1.4.1.1.7"
@@ -125,3 +128,68 @@ def test_double_precision_stays(tmp_path):
     found = read_image(path).array
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found[0], values)
+
+
+def test_slices_whose_pixels_have_no_size_are_refused(tmp_path):
+    for plane in range(3):
+        place = {"ImagePositionPatient": [0, 0, 2.5 * plane], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        save(tmp_path / f"{plane}", np.full((2, 4), plane, dtype=np.uint16), **place)
+    with pytest.raises(FileError, match="planes are, not its rows and columns"):
+        open_image(tmp_path)
+    assert open_image(tmp_path, spacing=[2.5, 0.5, 0.5]).space.spacing == (2.5, 0.5, 0.5)
+
+
+def enhanced(path, kind, *, positions=(), stacks=(), volume=False, **fields):
+    """Four frames of value 0 to 3, placed in the patient, or in the volume of an ultrasound probe."""
+    suffix, end = ("Volume", "VolumeSequence") if volume else ("Patient", "Sequence")
+    groups = [pydicom.Dataset() for _ in range(4)]
+    shared, measures = pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing = [0.5, 0.25]
+    shared.PixelMeasuresSequence = [measures]
+    if positions:
+        turn = pydicom.Dataset()
+        setattr(turn, f"ImageOrientation{suffix}", [1, 0, 0, 0, 1, 0])
+        setattr(shared, f"PlaneOrientation{end}", [turn])
+    for group, height in zip(groups, positions, strict=False):
+        place = pydicom.Dataset()
+        setattr(place, f"ImagePosition{suffix}", [1, 2, height])
+        setattr(group, f"PlanePosition{end}", [place])
+    for group, stack in zip(groups, stacks, strict=False):
+        content = pydicom.Dataset()
+        content.StackID = stack
+        group.FrameContentSequence = [content]
+    pixels = np.repeat(np.arange(4, dtype=np.uint16), 8 * 8).reshape(4, 8, 8)
+    groups_of = {"SharedFunctionalGroupsSequence": [shared], "PerFrameFunctionalGroupsSequence": groups}
+    return save(path, pixels, kind, NumberOfFrames=4, **groups_of, **fields)
+
+
+def test_an_ultrasound_volume_lies_in_the_frame_of_its_probe(tmp_path):
+    image = read_image(enhanced(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.6.2", positions=[9, 7, 5, 3], volume=True))
+    assert image.array[0, :, 0, 0].tolist() == [3, 2, 1, 0]
+    assert image.space.spacing == (2.0, 0.5, 0.25)
+    np.testing.assert_allclose(image.space.to_world(np.array([1, 0, 0])), [-1, -2, 5])
+
+
+def test_enhanced_angiography_is_moments(tmp_path):
+    image = read_image(enhanced(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.12.1.1"))
+    assert image.array[:, 0, 0].tolist() == [0, 1, 2, 3]
+    assert image.space.spacing == (0.5, 0.25)
+
+
+def test_intravascular_frames_have_to_be_told_apart(tmp_path):
+    path = enhanced(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.14.1")
+    with pytest.raises(FileError, match=r"set ndim=3 and spacing=\[MM,0\.5,0\.25\] .*, ndim=2 for channels"):
+        open_image(path)
+    assert open_image(path, ndim=3, spacing=[0.2, 0.5, 0.25]).space.spacing == (0.2, 0.5, 0.25)
+    assert open_image(path, ndim=2).channels == 4
+
+
+def test_a_training_takes_the_stack_that_is_told(tmp_path):
+    (tmp_path / "volumes").mkdir()
+    enhanced(tmp_path / "volumes" / "a.dcm", ENHANCED_MR, positions=[0, 2, 10, 13], stacks=["1", "1", "2", "2"])
+    with pytest.raises(FileError, match="lie on 2 grids"):
+        VolumeDataset(find_cases(tmp_path))[0]
+    for stack, step in ((0, 2.0), (1, 3.0)):
+        sample = VolumeDataset(find_cases(tmp_path, options={"stack": stack}), preprocess=Preprocess(normalise=None))[0]
+        assert sample.image.unique().tolist() == [2 * stack, 2 * stack + 1]
+        assert max(sample.space.spacing) == step

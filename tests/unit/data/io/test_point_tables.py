@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import read_landmarks, write_landmarks
+from voxelry.data.io import LandmarkSet, read_landmarks, write_landmarks
 from voxelry.data.pixel_points import observer_points, pixel_table
 
 PLANE = Space.from_spacing((40, 50), (0.25, 0.5))
@@ -275,3 +275,15 @@ class TestWhatIsToldBesideThePoints:
         listed = put(tmp_path, "outputpoints.txt", "Point\t0\t; InputIndex = [ 1 2 3 ]\t; OutputPoint = [ 1 2 3 ]\n")
         with pytest.raises(FileError, match=r"line 1: .* is no count of points"):
             read_landmarks(listed)
+
+    @pytest.mark.parametrize("order", ["xyz", "zyx"])
+    @pytest.mark.parametrize("system", ["index", "normalised"])
+    def test_json_says_in_which_order_it_was_written(self, tmp_path, order, system):
+        points = LandmarkSet.from_index([[1.0, 20.0, 30.0], [4.0, 5.0, 6.0]], STACK, ["a", "b"])
+        path = write_landmarks(tmp_path / "a.json", points, space=STACK, coordinate_system=system, axis_order=order)
+        for asked in ("xyz", "zyx"):
+            found = read_landmarks(path, space=STACK, axis_order=asked)
+            np.testing.assert_allclose(found.index(STACK), points.index(STACK), atol=1e-9)
+        path.write_text(path.read_text().replace(order, "yxz"))
+        with pytest.raises(FileError, match="axisOrder: expected xyz or zyx"):
+            read_landmarks(path, space=STACK)
