@@ -63,6 +63,8 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     kind = str(header.get("SegmentationType", "BINARY")).upper()
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise FileError(path, f"unknown segmentation type {kind}", "BINARY, FRACTIONAL or LABELMAP")
+    if not header.get("SegmentSequence"):
+        raise FileError(path, "is a segmentation without segments (SegmentSequence)")
     listed = [item for item in header.SegmentSequence if int(item.SegmentNumber) > 0]
     names = [str(item.get("SegmentLabel", "")) or f"segment {item.SegmentNumber}" for item in listed]
     numbers = [int(item.SegmentNumber) for item in listed]

@@ -22,7 +22,7 @@ __all__ = ["SPACING_ADVICE", "Lengths", "UnitError", "millimetres"]
 
 SPACING_ADVICE = (
     "say it, mm in array order: 'data.options={spacing: [2, 1, 1]}' in a training, "
-    "--option 'spacing=[2, 1, 1]' elsewhere"
+    "--spacing 2,1,1 for index, --option 'spacing=[2, 1, 1]' elsewhere"
 )
 """The way out wherever a file doesn't say how far apart its voxels are; `open_image` takes it."""
 

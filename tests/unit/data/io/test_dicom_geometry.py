@@ -353,7 +353,10 @@ def test_a_mosaic_is_refused_and_the_word_alone_is_not(tmp_path):
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
     save(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.66.4", ramp(1, 3, 4))
-    with pytest.raises(FileError, match="no DICOM images, but 1 x Segmentation Storage"):
+    with pytest.raises(FileError, match="a segmentation without segments"):
+        open_image(tmp_path)
+    save(tmp_path / "b.dcm", "1.2.840.10008.5.1.4.1.1.66.4", ramp(1, 3, 4))
+    with pytest.raises(FileError, match="no DICOM images, but 2 x Segmentation Storage"):
         open_image(tmp_path)
 
 
