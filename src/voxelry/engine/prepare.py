@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from voxelry.core.atomic import replacing
+from voxelry.core.errors import SettingError
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.files import read_slice_file
 from voxelry.data.prepare.modality import to_unit
@@ -38,6 +40,7 @@ class PrepareSummary:
         warnings: one line for each class of a case that the new grid loses or changes.
         slices: how many there are.
         classes: name, number of cases that have it, and mean volume in ml, of each class.
+        modalities: each that images were read as, and the number of cases.
         sheet: the contact sheet.
     """
 
@@ -48,6 +51,7 @@ class PrepareSummary:
     warnings: tuple[str, ...]
     slices: int
     classes: tuple[tuple[str, int, float], ...]
+    modalities: tuple[tuple[str, int], ...]
     sheet: Path | None = field(default=None)
 
     def render(self) -> str:
@@ -55,6 +59,8 @@ class PrepareSummary:
         lines = [f"{self.root}: {self.made} cases prepared, {self.kept} already there, {self.slices} slices"]
         for name, cases, volume in self.classes:
             lines.append(f"  {name:<16} in {cases} cases" + (f", {volume:.1f} ml on average" if cases else ""))
+        told = ", ".join(f"{name} in {cases} cases" for name, cases in self.modalities)
+        lines.append(f"  read as  {told} (--modality says otherwise)")
         lines += [f"  left out {fault}" for fault in self.faults]
         lines += [f"  warning  {line}" for line in self.warnings]
         if self.sheet is not None:
@@ -89,6 +95,8 @@ def prepare(
     Raises:
         SettingError, FileError, DataError: see `find_pairs`, `PrepareSettings` and `prepare_all`.
     """
+    if Path(source).resolve() == Path(out).resolve():
+        raise SettingError(f"out: expected another folder than the source, whose files would be overwritten: {out}")
     chosen = PrepareSettings(**settings)
     pairs = find_pairs(source, layout, channel=chosen.channel, organs=organs)
     report = prepare_all(pairs, Path(out), chosen, workers=workers, on_error=on_error, progress=progress)
@@ -101,14 +109,24 @@ def _summary(report: PrepareReport, sheet: Path | None) -> PrepareSummary:
         volumes = [record["volumes_ml"].get(number) for record in report.records]
         present = [volume for volume in volumes if volume is not None]
         classes.append((name, len(present), float(np.mean(present)) if present else float("nan")))
+    kinds = Counter(str(record["modality"]) for record in report.records)
+    known = {record["name"] for record in report.records}
+    gone = sorted(path.stem for path in (report.root / "cases").glob("*.json") if path.stem not in known)
+    warnings = [line for record in report.records for line in record["warnings"]]
+    if gone and not report.faults:
+        warnings.append(
+            f"{gone[0]} (one of {len(gone)}): of an earlier run and not in the source; its files stay, without a place "
+            "in the manifest, but data.layout=volumes reads them"
+        )
     return PrepareSummary(
         root=report.root,
         made=len(report.made),
         kept=len(report.kept),
         faults=tuple(report.faults),
-        warnings=tuple(line for record in report.records for line in record["warnings"]),
+        warnings=tuple(warnings),
         slices=sum(len(record["slices"]) for record in report.records),
         classes=tuple(classes),
+        modalities=tuple(sorted(kinds.items())),
         sheet=sheet,
     )
 

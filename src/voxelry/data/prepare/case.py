@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,9 @@ class PrepareSettings:
             raise SettingError(f"axes: expected some of 0, 1, 2 (x, y, z), got {list(self.axes)}")
         if self.merge is not None and (not self.merge or not all(group and min(group) > 0 for group in self.merge)):
             raise SettingError(f"merge: expected groups of class numbers from 1, got {self.merge}")
+        merged = [label for group in self.merge or () for label in group]
+        if twice := [label for label in merged if merged.count(label) > 1]:
+            raise SettingError(f"merge: expected every class number once, got {twice[0]} more often")
         ct_window(self.window)
 
     def plain(self) -> dict[str, Any]:
@@ -185,6 +189,7 @@ def prepare_case(
     meshes, absent = _write_shapes(found, pair.name, files, root, settings)
     slices = _write_slices(image, found.map, target, pair.name, root, {**files, **meshes}, settings)
     written = [*files.values(), *meshes.values(), *(entry["file"] for entry in slices)]
+    _remove_unnamed(root, pair.name, written)
     record = {
         "name": pair.name,
         "split": pair.split,
@@ -240,6 +245,18 @@ def identity(pair: Pair, settings: PrepareSettings) -> dict[str, Any]:
 
 def _record_path(root: Path, name: str) -> Path:
     return root / "cases" / f"{name}.json"
+
+
+def _remove_unnamed(root: Path, name: str, written: Sequence[str]) -> None:
+    """Take away what an earlier run with other settings wrote of a case, and this one doesn't write."""
+    try:
+        earlier = json.loads(_record_path(root, name).read_bytes())["written"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for place in {*earlier} - {*written}:
+        path = root / place
+        if path.resolve().is_relative_to(root.resolve()):
+            path.unlink(missing_ok=True)
 
 
 def _told_modality(pair: Pair, settings: PrepareSettings) -> str:
@@ -299,6 +316,12 @@ def _standard_image(
     if float(known.min()) == float(known.max()):
         raise DataError(f"{pair.image}: every voxel is {float(known.min()):g}; expected an image with contrast")
     image = finite(image)
+    if prod(target.shape) == 1 < prod(sample.space.shape):
+        extent, edge = (" x ".join(f"{side:.3g}" for side in one) for one in (sample.space.extent, target.spacing))
+        raise DataError(
+            f"{pair.image}: an image of {extent} mm is a single voxel of {edge} mm; give a smaller --spacing, such as "
+            f"{min(sample.space.spacing):.3g}"
+        )
     modality = guess_modality(image, _told_modality(pair, settings))
     if modality == "us":
         image = torch.from_numpy(despeckle(image.numpy()))

@@ -235,8 +235,11 @@ def _dicom(root: Path) -> list[Pair]:
 
 
 def _listed(path: Path) -> list[Pair]:
-    with path.open(newline="", encoding="utf-8-sig") as table:
-        rows = list(csv.DictReader(table))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as table:
+            rows = list(csv.DictReader(table))
+    except (UnicodeDecodeError, csv.Error):
+        raise FileError(path, "is no list; expected a folder, or a CSV file with columns image, label") from None
     uneven = next((number for number, row in enumerate(rows, 2) if None in row or None in row.values()), None)
     if uneven is not None:
         raise FileError(path, f"line {uneven}: another number of cells than the header")
