@@ -114,13 +114,12 @@ def pretrained(work, no_reports):
 def series(work, pretrained):
     """The folder of each run, by samples and whether it was pretrained."""
     runs = {}
-    start = "-".join([*(work / "pretraining").parts[-1:], "chest", "linear_20", f"size{SIZE}_ch1"])
     for samples in (5, 10, 25):
         for weights in (None, str(pretrained)):
             launch_file(write(work, f"{samples}.json", downstream(work, samples, weights)), [*QUICK])
-            kind = "random" if weights is None else f"pretrained/{start}"
-            folder = work / "landmarks" / "chest" / f"size{SIZE}x{SIZE}_ch1_samples{samples}" / "ddpm" / kind
-            runs[samples, weights is not None] = folder
+            kind = "random" if weights is None else f"pretrained/*-pretraining-chest-linear_20-size{SIZE}_ch1"
+            below = work / "landmarks" / "chest" / f"size{SIZE}x{SIZE}_ch1_samples{samples}" / "ddpm"
+            (runs[samples, weights is not None],) = below.glob(kind)
     return runs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from voxelry.core.errors import ConfigError, FileError
 
-__all__ = ["OPTIMIZERS", "Translation", "read_settings", "truth", "whole"]
+__all__ = ["OPTIMIZERS", "Translation", "count", "read", "read_settings", "text", "truth", "whole", "wholes"]
 
 OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
 
@@ -58,12 +58,15 @@ class Translation:
         Raises:
             ConfigError: it can't be made; names the file and the key.
         """
-        try:
-            return convert(value)
-        except (AttributeError, TypeError, ValueError) as error:
-            wanted = {float: "a number", whole: "a whole number", str.lower: "a word"}.get(convert, "another value")
-            place = f"{self.source}: " if self.source else ""
-            raise ConfigError(f"{place}{origin}: expected {wanted}, got {value!r}") from error
+        return read(self.source, origin, value, convert)
+
+    def flag(self, section: dict[str, Any], prefix: str, key: str, usual: bool) -> bool:
+        """Move whether something is wanted out of a section called `prefix`; `usual` where it isn't said.
+
+        Raises:
+            ConfigError: neither true nor false.
+        """
+        return bool(self.read(f"{prefix}.{key}", section.pop(key, usual), truth))
 
     def leftovers(self, source: Mapping[str, Any], prefix: str) -> None:
         """Note all that is left of a section as unknown."""
@@ -110,11 +113,26 @@ def read_settings(path: Path) -> dict[str, Any]:
     return content
 
 
+def read(source: str | Path, origin: str, value: Any, convert: Callable[[Any], Any]) -> Any:
+    """A value of a file, as `convert` makes it.
+
+    Raises:
+        ConfigError: it can't be made; names the file and the key.
+    """
+    try:
+        return convert(value)
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        place = f"{source}: " if source else ""
+        raise ConfigError(
+            f"{place}{origin}: expected {_WANTED.get(convert, 'another value')}, got {value!r}"
+        ) from error
+
+
 def whole(value: Any) -> int:
     """A whole number, from text as well.
 
     Raises:
-        ValueError, TypeError: it is none.
+        ValueError, TypeError, OverflowError: it is none.
     """
     number = float(value)
     if isinstance(value, bool) or number != int(number):
@@ -122,9 +140,63 @@ def whole(value: Any) -> int:
     return int(number)
 
 
+def count(value: Any) -> int:
+    """A whole number from 1 on.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is none.
+    """
+    number = whole(value)
+    if number < 1:
+        raise ValueError(value)
+    return number
+
+
+def wholes(value: Any) -> list[int]:
+    """A list of whole numbers from 1 on, with one of them at least.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is none.
+    """
+    if not isinstance(value, (list, tuple)) or not value:
+        raise ValueError(value)
+    return [count(item) for item in value]
+
+
+def text(value: Any) -> str:
+    """Text that names something; `${` would be replaced on the way.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str) or not value.strip() or "${" in value:
+        raise ValueError(value)
+    return value
+
+
 def truth(value: Any) -> bool:
-    """Whether a value means true: some originals compare with the string "true", so files hold both kinds."""
-    return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
+    """Whether a value means true: some originals compare with the string "true", so files hold both kinds.
+
+    Raises:
+        ValueError: it means neither.
+    """
+    said = value.strip().lower() if isinstance(value, str) else value
+    if said in ("true", 1):  # True is 1
+        return True
+    if said is None or said in ("false", "", 0):
+        return False
+    raise ValueError(value)
+
+
+_WANTED: dict[Callable[[Any], Any], str] = {
+    float: "a number",
+    whole: "a whole number",
+    count: "a whole number from 1 on",
+    wholes: "a list of whole numbers from 1 on",
+    text: "a name, without ${ in it",
+    truth: "true or false",
+    str.lower: "a word",
+}
 
 
 def _hydra(value: Any) -> str:

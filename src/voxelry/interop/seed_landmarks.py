@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import ConfigError
-from voxelry.interop.overrides import Translation, truth, whole
+from voxelry.interop.overrides import Translation, count, read, text, truth
 from voxelry.interop.seed_data import (
     add_augmentation,
     add_data,
     add_network,
     add_optimizer,
     add_rest,
+    completed,
     data_name,
     rank,
     size_name,
@@ -23,6 +26,12 @@ from voxelry.interop.seed_options import SeedOptions
 
 __all__ = ["landmark_runs"]
 
+_USUAL: dict[str, dict[str, Any]] = {
+    "model": {"lr": 1e-5, "optimizer": "AdamW", "epochs": 200},
+    "dataset": {"batch_size": 2, "grad_accumulation": 8, "sigma": 5},
+}
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".safetensors")
+_PARTS = 6  # of a path in a folder's name
 _SCHEDULERS = ("reducelronplateau", "cosineannealinglr")
 _FROM_SCRATCH, _FINE_TUNED = "scratch", "finetuning"
 _KNOWN = {
@@ -47,13 +56,15 @@ def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) 
         ConfigError: the file asks for something voxelry doesn't have, or for nothing at all.
     """
     name = content["model"].get("name", "ddpm")
-    if name != "ddpm":
+    if str(name).lower() != "ddpm":
         raise ConfigError(f"{path}: model.name: expected ddpm, got {name!r}; there are no ResNet baselines here")
     protocol = content.get("training_protocol", {})
     inference = content.get("inference_protocol", {})
-    trained = truth(protocol.get("apply", True)) and options.load_path is None
-    measured = truth(inference.get("apply", True))
-    part = "validation" if truth(inference.get("use_validation_set_for_inference", False)) else "test"
+    content, notes = completed(path, content, _USUAL)
+    trained = read(path, "training_protocol.apply", protocol.get("apply", True), truth) and options.load_path is None
+    measured = read(path, "inference_protocol.apply", inference.get("apply", True), truth)
+    on = "use_validation_set_for_inference"
+    part = "validation" if read(path, f"inference_protocol.{on}", inference.get(on, False), truth) else "test"
     if not trained and not measured:
         raise ConfigError(
             f"{path}: training_protocol.apply and inference_protocol.apply: both are false, so there is nothing to do"
@@ -62,6 +73,7 @@ def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) 
     for run in _runs(path, protocol, options, trained):
         if trained:
             runs.append(_training(path, content, run, measured))
+            runs[-1].notes[:0] = notes
         if not trained or (measured and part == "validation"):
             runs.append(_measurement(path, content, run, part))
     return runs
@@ -70,8 +82,13 @@ def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) 
 def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions, trained: bool) -> list[_Run]:
     """From scratch, fine-tuned, or both; what the command line says of pretrained weights decides."""
     scratch, finetuning = dict(protocol.get(_FROM_SCRATCH, {})), dict(protocol.get(_FINE_TUNED, {}))
-    wants_scratch, wants_tuned = truth(scratch.pop("apply", False)), truth(finetuning.pop("apply", False))
-    weights = str(finetuning.pop("path", "") or "")
+    wants_scratch, wants_tuned = (
+        read(path, f"training_protocol.{kind}.apply", settings.pop("apply", False), truth)
+        for kind, settings in ((_FROM_SCRATCH, scratch), (_FINE_TUNED, finetuning))
+    )
+    weights = finetuning.pop("path", "") or ""
+    if weights:
+        read(path, "training_protocol.finetuning.path", weights, text)
     if options.pretrained is not None:
         wants_scratch, wants_tuned = not options.pretrained, bool(options.pretrained)
         weights = options.pretrained
@@ -95,7 +112,7 @@ def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions, trained
 def _measurement(path: Path, content: Mapping[str, Any], run: _Run, part: str) -> Translation:
     """The run of `_training` without its training."""
     result = _training(path, content, run, measured=True)
-    samples = str(content["dataset"].get("training_samples", "all"))
+    samples = str(_samples(path, content["dataset"].get("training_samples", "all")))
     folder = _folder(path, content, run).replace("${data.training_samples}", samples)
     result.notes = [f"inference only, on the {part} cases; results go below {folder}"]
     result.measure = part
@@ -104,9 +121,9 @@ def _measurement(path: Path, content: Mapping[str, Any], run: _Run, part: str) -
 
 def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool) -> Translation:
     result = Translation(source=str(path))
-    model, dataset = dict(content["model"]), dict(content["dataset"])
-    result.set("experiment", f"landmarks_{rank(content)}d", "is_3d")
-    add_augmentation(result, content, scaled=str(dataset.get("name", "")).lower() != "chest")
+    model, dataset, ndim = dict(content["model"]), dict(content["dataset"]), rank(path, content)
+    result.set("experiment", f"landmarks_{ndim}d", "is_3d")
+    add_augmentation(result, ndim, scaled=str(dataset["name"]).lower() != "chest")
     model.pop("name", None)
     if "encoder" in model:
         model.pop("encoder")
@@ -130,15 +147,15 @@ def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool)
             unet.pop("self_condition")
             result.ignore("model.unet.self_condition", "a map of landmarks is no estimate of the image")
         result.leftovers(unet, "model.unet")
-        if "lr" in model:
-            model["lr"] = result.read("model.lr", model["lr"], float) * 10
-            result.notes.append("model.lr times 10, as the original did from scratch")
+        model["lr"] = result.read("model.lr", model["lr"], float) * 10
+        result.notes.append("model.lr times 10, as the original did from scratch")
     if "resume" in settings:
-        result.set("resume", truth(settings.pop("resume")), f"training_protocol.{run.kind}.resume")
+        origin = f"training_protocol.{run.kind}"
+        result.set("resume", result.flag(settings, origin, "resume", usual=False), f"{origin}.resume")
     result.leftovers(settings, f"training_protocol.{run.kind}")
     _learning(result, path, model, dataset)
     result.leftovers(model, "model")
-    _targets(result, dataset)
+    _targets(result, path, dataset)
     add_data(result, path, content, dataset)
     if not measured:
         result.ignore("inference_protocol.apply", "every run ends with an evaluation on the held-out cases")
@@ -151,9 +168,8 @@ def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool)
 
 def _learning(result: Translation, path: Path, model: dict[str, Any], dataset: Mapping[str, Any]) -> None:
     """Epochs, validation, schedule and loss."""
-    if "epochs" in model:
-        epochs = result.read("model.epochs", model.pop("epochs"), whole)
-        result.set("trainer.max_epochs", epochs, "model.epochs")
+    epochs = result.read("model.epochs", model.pop("epochs"), count)
+    result.set("trainer.max_epochs", epochs, "model.epochs")
     result.set("trainer.validate_every", "epoch")
     result.set("trainer.checkpoint_every", "epoch")
     result.set("trainer.ema", None)
@@ -161,11 +177,13 @@ def _learning(result: Translation, path: Path, model: dict[str, Any], dataset: M
     result.notes.append(
         "training: every epoch ends with a step and a validation; no averaged weights, no clipping, as the original"
     )
-    loss = model.pop("loss_function", model.pop("loss", None))
-    if loss is not None:
+    loss = model.pop("loss_function" if "loss_function" in model else "loss", None)
+    if loss is None:
+        result.notes.append("model.loss_function not given: CrossEntropyLoss, as in the original's own files")
+    else:
         why = "softmax over the voxels of each landmark" if "entropy" in str(loss).lower() else ""
         result.set("task.loss", loss, "model.loss_function", why)
-    accumulation = result.read("dataset.grad_accumulation", dataset.get("grad_accumulation", 1), whole)
+    accumulation = result.read("dataset.grad_accumulation", dataset["grad_accumulation"], count)
     _scheduler(result, path, model, accumulation)
     result.differs(
         f"all epochs are run and the best one is kept; the original stopped after {2 * (accumulation + 5) + 1} epochs "
@@ -175,8 +193,8 @@ def _learning(result: Translation, path: Path, model: dict[str, Any], dataset: M
 
 
 def _scheduler(result: Translation, path: Path, model: dict[str, Any], accumulation: int) -> None:
-    name = model.pop("scheduler", model.pop("lr_scheduler", "ReduceLROnPlateau"))
-    if name is None:
+    name = model.pop("scheduler" if "scheduler" in model else "lr_scheduler", "ReduceLROnPlateau")
+    if name is None or str(name).lower() in ("none", "null", ""):
         result.set("learning_rate", "constant", "model.scheduler")
         return
     if str(name).lower() not in _SCHEDULERS:
@@ -197,14 +215,25 @@ def _scheduler(result: Translation, path: Path, model: dict[str, Any], accumulat
     result.set("learning_rate.threshold", 1e-4)
 
 
-def _targets(result: Translation, dataset: dict[str, Any]) -> None:
+def _samples(path: Path, samples: Any) -> int | str:
+    """How many cases are learned from: a number, or `all`."""
+    if str(samples).lower() == "all":
+        return "all"
+    if isinstance(samples, list):
+        raise ConfigError(
+            f"{path}: dataset.training_samples: expected all or one number, got {samples!r}; for a run of each give "
+            f"data.training_samples={samples[0] if samples else 5} beside --config, and so on"
+        )
+    return int(read(path, "dataset.training_samples", samples, count))
+
+
+def _targets(result: Translation, path: Path, dataset: dict[str, Any]) -> None:
     """The landmarks' heatmaps, and how many cases are learned from."""
-    if "sigma" in dataset:
-        result.set("task.sigma", dataset.pop("sigma"), "dataset.sigma")
-        result.set("task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
-    samples = dataset.pop("training_samples", "all")
-    if samples != "all":
-        samples = result.read("dataset.training_samples", samples, whole)
+    sigma = dataset.pop("sigma")
+    widths = [result.read("dataset.sigma", width, float) for width in (sigma if isinstance(sigma, list) else [sigma])]
+    result.set("task.sigma", widths if isinstance(sigma, list) else widths[0], "dataset.sigma")
+    result.set("task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
+    samples = _samples(path, dataset.pop("training_samples", "all"))
     result.set("data.training_samples", samples, "dataset.training_samples")
     result.set("data.training_choice", "first", "dataset.training_samples", "by name; drawn: by the seed instead")
     result.set("task.original_metrics", True)
@@ -217,15 +246,23 @@ def _targets(result: Translation, dataset: dict[str, Any]) -> None:
 
 def _folder(path: Path, content: Mapping[str, Any], run: _Run) -> str:
     """The original's folder for a run, which has data, size, channels and samples; then the weights it started from."""
-    channels = content["dataset"].get("image_channels", 1)
+    channels = content["dataset"]["image_channels"]
     start = f"pretrained/{_weights_name(Path(run.weights))}" if run.weights else "random"
     return (
-        f"{content.get('experiment_path', 'runs')}/{data_name(path, content)}/"
-        f"size{size_name(content, every_axis=True)}_ch{channels}_samples${{data.training_samples}}/ddpm/{start}"
+        f"{content['experiment_path']}/{data_name(path, content)}/"
+        f"size{size_name(path, content, every_axis=True)}_ch{channels}_samples${{data.training_samples}}/ddpm/{start}"
     )
 
 
 def _weights_name(weights: Path) -> str:
-    """What tells weights from others: the last folders of their path, without those that all runs have."""
-    parts = [part for part in weights.with_suffix("").parts if part not in ("/", ".", "..", "bundle", "models")]
-    return "-".join(parts[-4:])
+    """What tells weights from others: their path, without those folders that all runs have.
+
+    Of a long one the last parts, after a digest of it.
+    """
+    full = weights.with_suffix("") if weights.suffix in _CHECKPOINTS else weights
+    near = Path(os.path.relpath(full))
+    told = full if near.parts[:1] == ("..",) else near
+    parts = [part for part in told.parts if part not in ("/", "bundle", "models")]
+    if len(parts) <= _PARTS:
+        return "-".join(parts)
+    return "-".join([hashlib.sha256(str(told).encode()).hexdigest()[:6], *parts[-_PARTS:]])

@@ -6,19 +6,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from voxelry.interop.overrides import Translation, truth, whole
+from voxelry.interop.overrides import Translation, count, read, truth
 from voxelry.interop.seed_data import (
     add_augmentation,
     add_data,
     add_network,
     add_optimizer,
     add_rest,
+    completed,
     data_name,
     rank,
     size_name,
 )
 
 __all__ = ["pretraining"]
+
+_USUAL: dict[str, dict[str, Any]] = {
+    "model": {
+        "lr": 1e-4,
+        "optimizer": "adamw",
+        "loss_type": "l2",
+        "iterations": 30000,
+        "freq_metrics": 2000,
+        "freq_checkpoint": 2000,
+    },
+    "dataset": {"batch_size": 4, "grad_accumulation": 8},
+}
+_STEPS = (  # of the schedule: key, its usual value, how it is read
+    ("schedule", "linear", str.lower),
+    ("n_timestep", 500, count),
+    ("linear_start", 1e-4, float),
+    ("linear_end", 0.02, float),
+)
 
 
 def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
@@ -28,12 +47,14 @@ def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
         ConfigError: the file asks for something voxelry doesn't have.
     """
     result = Translation(source=str(path))
-    model, dataset = dict(content["model"]), dict(content["dataset"])
-    result.set("experiment", f"pretrain_{rank(content)}d", "is_3d")
-    add_augmentation(result, content)
+    content, notes = completed(path, content, _USUAL)
+    result.notes += notes
+    model, dataset, ndim = dict(content["model"]), dict(content["dataset"]), rank(path, content)
+    result.set("experiment", f"pretrain_{ndim}d", "is_3d")
+    add_augmentation(result, ndim)
     unet = dict(model.pop("unet", {}))
     add_network(result, content, unet)
-    conditioned = truth(unet.pop("self_condition", True))
+    conditioned = result.flag(unet, "model.unet", "self_condition", usual=True)
     why = "the estimate is really fed back; the original fed zeros"
     result.set("model.self_condition", conditioned, "model.unet.self_condition", why if conditioned else "")
     result.leftovers(unet, "model.unet")
@@ -43,13 +64,13 @@ def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
         "model",
         {
             "loss_type": ("task.loss_type", str.lower),
-            "iterations": ("trainer.max_steps", whole),
-            "freq_metrics": ("trainer.validate_every", whole),
-            "freq_checkpoint": ("trainer.checkpoint_every", whole),
+            "iterations": ("trainer.max_steps", count),
+            "freq_metrics": ("trainer.validate_every", count),
+            "freq_checkpoint": ("trainer.checkpoint_every", count),
             "continue_training": ("resume", truth),
         },
     )
-    averaged = truth(model.pop("use_ema", True))
+    averaged = result.flag(model, "model", "use_ema", usual=True)
     result.set("trainer.ema", 0.995 if averaged else None, "model.use_ema")
     add_optimizer(result, path, model)
     result.leftovers(model, "model")
@@ -74,9 +95,9 @@ def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
 
 def _schedule(result: Translation, schedules: dict[str, Any]) -> None:
     trained = dict(schedules.pop("train", {}))
-    for key in ("schedule", "n_timestep", "linear_start", "linear_end"):
-        if key in trained:
-            result.set(f"task.{key}", trained.pop(key), f"model.beta_schedule.train.{key}")
+    for key, usual, convert in _STEPS:
+        origin = f"model.beta_schedule.train.{key}"
+        result.set(f"task.{key}", result.read(origin, trained.pop(key, usual), convert), origin)
     result.leftovers(trained, "model.beta_schedule.train")
     if "test" in schedules:
         schedules.pop("test")
@@ -87,8 +108,11 @@ def _schedule(result: Translation, schedules: dict[str, Any]) -> None:
 def _folder(path: Path, content: Mapping[str, Any]) -> str:
     """The original's folder for a run: data, schedule and steps, size and channels."""
     schedule = content["model"].get("beta_schedule", {}).get("train", {})
+    name, steps = (
+        read(path, f"model.beta_schedule.train.{key}", schedule.get(key, usual), convert)
+        for key, usual, convert in _STEPS[:2]
+    )
     return (
-        f"{content.get('experiment_path', 'runs')}/{data_name(path, content)}/"
-        f"{schedule.get('schedule', 'linear')}_{schedule.get('n_timestep', 500)}/"
-        f"size{size_name(content)}_ch{content['dataset'].get('image_channels', 1)}"
+        f"{content['experiment_path']}/{data_name(path, content)}/{name}_{steps}/"
+        f"size{size_name(path, content)}_ch{content['dataset']['image_channels']}"
     )

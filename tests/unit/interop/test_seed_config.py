@@ -137,7 +137,7 @@ def test_the_downstream_protocol_is_the_original_s(write):
     ],
 )
 def test_there_is_no_augmentation_that_the_original_had_not(write, name, is_3d, moved, scale):
-    content = {**changed(DOWNSTREAM, dataset={"name": name}), "is_3d": is_3d}
+    content = {**changed(DOWNSTREAM, dataset={"name": name, "image_size": 64}), "is_3d": is_3d}
     augment = compose_training(translate(write(content))[0].overrides).augment
     assert (augment.get("movement_probability"), augment.get("scale")) == (moved, scale)
     assert augment.get("intensity_probability", 0) == 0
@@ -145,7 +145,7 @@ def test_there_is_no_augmentation_that_the_original_had_not(write, name, is_3d, 
 
 @pytest.mark.parametrize("is_3d", [True, False])
 def test_pretraining_and_landmarks_have_one_split(write, is_3d):
-    files = [{**content, "is_3d": is_3d} for content in (PRETRAINING, DOWNSTREAM)]
+    files = [{**content, "is_3d": is_3d} for content in (PRETRAINING, changed(DOWNSTREAM, dataset={"image_size": 64}))]
     first, second = (compose_training(translate(write(content))[0].overrides) for content in files)
     assert first.data.split == second.data.split
 
@@ -316,6 +316,68 @@ def test_the_only_dataset_of_a_folder_is_found(write, tmp_path):
         translate(write(content))
 
 
+def test_what_a_file_leaves_out_is_as_in_the_original_s_own_files_and_told(write):
+    (translation,) = translate(write({"model": {"name": "ddpm"}, "dataset": {"name": "chest"}}))
+    config = compose_training(translation.overrides)
+    assert config.optimizer.lr == pytest.approx(1e-4)  # 1e-5, and ten times as much from scratch
+    assert (config.trainer.max_epochs, config.trainer.grad_accumulation, config.data.batch_size) == (200, 8, 2)
+    assert (config.task.sigma, config.data.preprocess.image_size, config.model.width) == (5, 256, 256)
+    assert "model.lr not given: 1e-05, as in the original's own files" in translation.notes
+    (translation,) = translate(write({"model": {"unet": {}}, "dataset": {"name": "chest"}}))
+    config = compose_training(translation.overrides)
+    assert (config.optimizer.lr, config.trainer.max_steps, config.trainer.validate_every) == (1e-4, 30000, 2000)
+    assert (config.data.batch_size, config.task.n_timestep, config.task.linear_end) == (4, 500, 0.02)
+    assert "model.iterations not given: 30000, as in the original's own files" in translation.notes
+
+
+def test_numbers_may_be_text_or_have_a_point(write):
+    content = changed(PRETRAINING, dataset={"image_size": 16.0, "batch_size": "3"}, model={"lr": "1e-3"})
+    content["model"] |= {"beta_schedule": {"train": {"n_timestep": 20.0, "schedule": "Cosine"}}}
+    (translation,) = translate(write(content))
+    config = compose_training(translation.overrides)
+    assert (config.data.preprocess.image_size, config.data.batch_size, config.optimizer.lr) == (16, 3, 1e-3)
+    assert (config.task.schedule, config.task.n_timestep) == ("cosine", 20)
+    assert config.output_dir.endswith("/cosine_20/size16_ch1")
+
+
+def test_weights_of_two_studies_or_versions_have_folders_of_their_own(write):
+    long = [f"{study}/out/pre/chest/linear_500/size64_ch1/last_ema_model.pt" for study in ("a", "b", "/a", "/b")]
+    names = [*long, "runs/v1.0", "runs/v1.1", "runs/v1"]
+    options = [read_seed_options([f"pretrained={name}"])[0] for name in names]
+    assert len({folder(translate(write(DOWNSTREAM), option)[0]) for option in options}) == len(names)
+    near, far = (read_seed_options([f"pretrained={name}"])[0] for name in ("runs/x.pt", "./runs/x.pt"))
+    assert folder(translate(write(DOWNSTREAM), near)[0]) == folder(translate(write(DOWNSTREAM), far)[0])
+
+
+def test_a_series_in_one_file_says_how_it_runs(write):
+    with pytest.raises(ConfigError, match=r"give data\.training_samples=5 beside"):
+        translate(write(changed(DOWNSTREAM, dataset={"training_samples": [5, 10]})))
+    config = compose_training(translate(write(changed(DOWNSTREAM, dataset={"training_samples": "All"})))[0].overrides)
+    assert config.data.training_samples == "all"
+
+
+def test_a_gpu_may_be_named_in_any_of_the_usual_ways(write, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for gpu, device in (([1], [1]), ([0, 1], [0]), ("1,0", [1]), ("cuda:1", [1]), ("cuda", [0])):
+        overrides = translate(write({**DOWNSTREAM, "gpu": gpu}))[0].overrides
+        assert [line for line in overrides if line.startswith("trainer.devices")] == [f"trainer.devices={device}"]
+    for gpu in ("cpu", -1):
+        overrides = translate(write({**DOWNSTREAM, "gpu": gpu}))[0].overrides
+        assert {"trainer.accelerator=cpu", "trainer.devices=1"} <= set(overrides)
+    for gpu in ([], True, "first", ""):
+        with pytest.raises(ConfigError, match="gpu: expected a number such as 0"):
+            translate(write({**DOWNSTREAM, "gpu": gpu}))
+
+
+def test_another_dataset_than_the_named_one_is_not_taken(write, tmp_path):
+    (tmp_path / "datasets" / "spine" / "volumes").mkdir(parents=True)
+    content = changed(PRETRAINING, dataset={"path": str(tmp_path / "datasets"), "name": "heart"})
+    with pytest.raises(ConfigError, match="holds no heart; expected one of its datasets: spine"):
+        translate(write(content))
+
+
 @pytest.mark.parametrize(
     ("content", "error", "fault"),
     [
@@ -337,7 +399,7 @@ def test_the_only_dataset_of_a_folder_is_found(write, tmp_path):
         (
             changed(DOWNSTREAM, dataset={"training_samples": 2.5}),
             ConfigError,
-            "dataset.training_samples: expected a whole number, got 2.5",
+            "dataset.training_samples: expected a whole number from 1 on, got 2.5",
         ),
         (
             changed(DOWNSTREAM, training_protocol={"scratch": {"apply": False}, "finetuning": {"apply": False}}),
@@ -345,6 +407,16 @@ def test_the_only_dataset_of_a_folder_is_found(write, tmp_path):
             "expected apply: true in scratch or in finetuning",
         ),
         (changed(DOWNSTREAM, training_protocol={"finetuning": {"apply": True}}), ConfigError, "finetuning.path"),
+        ({**DOWNSTREAM, "is_3d": "yes"}, ConfigError, "is_3d: expected true or false, got 'yes'"),
+        (changed(DOWNSTREAM, training_protocol={"apply": "no"}), ConfigError, "training_protocol.apply: expected true"),
+        (changed(PRETRAINING, model={"use_ema": "on"}), ConfigError, "model.use_ema: expected true or false"),
+        (changed(PRETRAINING, model={"iterations": 0}), ConfigError, "model.iterations: expected a whole number from"),
+        (changed(PRETRAINING, model={"unet": {"attn_res": [16]}}), ConfigError, "model.unet.attn_res: expected a"),
+        (changed(PRETRAINING, model={"unet": {"channel_mults": "1,2"}}), ConfigError, "channel_mults: expected a list"),
+        (changed(PRETRAINING, dataset={"path": None}), ConfigError, "dataset.path: expected a name"),
+        (changed(PRETRAINING, dataset={"image_size": [16, 16]}), ConfigError, "image_size: expected one number or 3"),
+        ({**PRETRAINING, "experiment_path": "${HOME}/runs"}, ConfigError, "experiment_path: expected a name, without"),
+        (changed(PRETRAINING, dataset={"name": "chest"}), ConfigError, "is_3d: dataset.name=chest is a collection"),
     ],
 )
 def test_a_file_that_can_t_be_used_is_named(write, content, error, fault):
