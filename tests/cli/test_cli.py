@@ -129,7 +129,9 @@ def test_what_the_files_do_not_say_is_said_to_evaluate_and_doctor(run, bundle, d
     assert figures[1] != pytest.approx(figures[0], rel=1e-3)
     for command in (("evaluate", "--model", bundle), ("doctor",)):
         fault = one_line_error(run(*command, other, "--point-option", "order=zyx"))
-        assert fault == "voxelry: error: --point-option: expected one of axis_order, coordinate_system, got 'order'"
+        assert (
+            fault == "voxelry: error: --point-option: expected one of axis_order, coordinate_system, unit, got 'order'"
+        )
 
 
 def test_channels_of_an_array_are_said_to_predict(run, bundle, tmp_path, rng):
@@ -140,10 +142,8 @@ def test_channels_of_an_array_are_said_to_predict(run, bundle, tmp_path, rng):
     assert run(*common)[0] == 1  # 18 channels
     assert run(*common, "--option", "channel_axis=0")[0] == 0
     fault = one_line_error(run(*common, "--option", "channels=0"))
-    assert (
-        fault
-        == "voxelry: error: --option: expected one of dataset, spacing, channel, channel_axis, ndim, got 'channels'"
-    )
+    known = "dataset, spacing, channel, channel_axis, ndim, stack"
+    assert fault == f"voxelry: error: --option: expected one of {known}, got 'channels'"
 
 
 def test_a_setting_of_use_is_set_for_one_prediction(run, bundle, data, tmp_path):
@@ -342,8 +342,9 @@ class TestTraining:
             "data.preprocess.image_size=16",
             "trainer.max_steps=5000",
             "trainer.log_every=1",
+            "trainer.validate_every=5000",
         )
-        process = start(tmp_path, *settings, "trainer.validate_every=5000", "trainer.checkpoint_every=1")
+        process = start(tmp_path, *settings, "trainer.checkpoint_every=1")
         checkpoint = tmp_path / "runs" / "landmarks_3d" / "checkpoints" / "last.ckpt"
         while not checkpoint.exists():
             assert process.poll() is None, process.communicate()
