@@ -73,6 +73,7 @@ def test_an_entry_fits_what_it_configures(group, entry):
     if (group, entry) == ("data", "reconstruct"):
         slices = node.pop("slices")
         SliceAugment(**slices.pop("augment"))
+        assert set(slices.pop("evaluation")) == {"slices", "clicks", "seed"}
         assert set(slices) <= set(inspect.signature(SliceDataset).parameters)
     if (group, entry) == ("data", "degraded"):
         Degrade(**node.pop("degrade"))

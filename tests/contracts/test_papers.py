@@ -135,6 +135,6 @@ def test_settings_of_data_exist():
     text = "".join(path.read_text(encoding="utf-8") for path in PAPERS)
     for group in ("data", "trainer"):
         modules = {"io", "dataset", "preprocess", "layouts", "slice_case", "md"}
-        named = set(re.findall(rf"(?<![\w./]){group}\.([a-z_]+)", text)) - modules
+        named = set(re.findall(rf"(?<![\w./+]){group}\.([a-z_]+)", text)) - modules
         known = {key for config in configs for key in config[group]}
         assert named - known == set(), group

@@ -169,6 +169,8 @@ def _made(name: str, node: Any, group: str) -> Iterator[Part]:
     callee = _located(f"{name}._target_", target)
     shipped = _shipped(group, target)
     hints = dict.fromkeys(shipped, Any) | _parameters(callee)
+    if _takes_anything(callee):
+        hints = dict.fromkeys(node, Any) | hints
     yield Part(name, node, hints, shipped)
     for key, value in node.items():
         path = f"{name}.{key}"
@@ -357,6 +359,12 @@ def _hands_on(callee: type) -> bool:
     """Whether a class takes keywords for a U-Net inside it."""
     taken = inspect.signature(callee).parameters.values()
     return any(one.kind is one.VAR_KEYWORD for one in taken) and "unet" in callee.__name__.lower()
+
+
+def _takes_anything(callee: Callable[..., Any]) -> bool:
+    """Whether something of somebody's own takes keywords that it doesn't list."""
+    own = not str(getattr(callee, "__module__", "")).startswith("voxelry.")
+    return own and any(one.kind is one.VAR_KEYWORD for one in inspect.signature(callee).parameters.values())
 
 
 def _hints(callee: Any) -> dict[str, Any]:

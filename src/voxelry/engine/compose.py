@@ -28,6 +28,17 @@ CONFIGS = Path(voxelry.configs.__file__).parent
 _MAY_BE_NULL = ("backbone", "experiment")
 _PAIRS = {"}": "{", "]": "[", ")": "("}
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
+_TEXTS = (
+    "name",
+    "output_dir",
+    "pretrained",
+    "data.root",
+    "data.index",
+    "data.cache",
+    "data.split.file",
+    "data.pairs.target",
+)
+_LIKE_A_NUMBER = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?", re.IGNORECASE)
 _QUOTED_KEY = re.compile(r"""(["'])([\w.-]+)\1\s*:""")
 
 
@@ -68,11 +79,13 @@ def settle(arguments: Sequence[str]) -> list[str]:
         ConfigError: one that can't be read, or an entry that a group doesn't have.
     """
     settled, flag = [], ""
+    # entries of one's own may lie there, which Hydra looks up
+    elsewhere = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
     for argument in _joined(arguments):
         if argument.startswith("-") or flag in _WITH_VALUE:
             settled.append(argument)
         else:
-            settled.append(_override(argument))
+            settled.append(_override(argument, elsewhere))
         flag = argument
     return settled
 
@@ -103,7 +116,7 @@ def _open(text: str) -> int:
     return depth
 
 
-def _override(text: str) -> str:
+def _override(text: str, elsewhere: bool) -> str:
     key, equals, value = text.partition("=")
     if text.startswith("~"):
         return text
@@ -113,12 +126,15 @@ def _override(text: str) -> str:
         )
     bare = key.lstrip("+")
     if bare in groups():
-        _check_entry(bare, value)
+        if not elsewhere:
+            _check_entry(bare, value)
         return text
     if "/" in bare or "@" in bare or bare.startswith("hydra."):
         return text
     quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     readings = [value, _QUOTED_KEY.sub(r"\2:", value), *([] if value[:1] in "[{'\"" else [quoted])]
+    if bare in _TEXTS and _LIKE_A_NUMBER.fullmatch(value):  # a folder called 2024
+        readings = [quoted]
     for reading in readings:
         try:
             OverridesParser.create().parse_override(f"++{bare}={reading}")

@@ -23,6 +23,7 @@ class Placement:
         world_size: processes in all.
         trainer: further keywords of `lightning.pytorch.Trainer`, such as the strategy.
         restored: a checkpoint of this very run to go on from, whatever `resume` says.
+        admitted: the run's folder was looked at before; what lies there may be of an attempt that was lost.
         saved: called in every process when a checkpoint to go on from was written.
     """
 
@@ -30,6 +31,7 @@ class Placement:
     world_size: int = 1
     trainer: Mapping[str, Any] = field(default_factory=dict)
     restored: Path | None = None
+    admitted: bool = False
     saved: Callable[[pl.Trainer, Path], None] | None = None
 
     @contextmanager

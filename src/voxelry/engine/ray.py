@@ -75,9 +75,11 @@ def train_on_ray(
     )
     from ray.train.torch import TorchTrainer
 
+    from voxelry.engine.run_folder import checkpoint_to_resume
     from voxelry.engine.train import Run
 
     output = Path(config.output_dir).resolve()
+    checkpoint_to_resume(output, resume=config.resume, overwrite=config.overwrite)
     storage = output / "ray"
     name = f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     verdict = storage / f"{name}.txt"
@@ -158,6 +160,7 @@ def _work(job: dict[str, Any]) -> dict[str, Any] | None:
                 "plugins": [RayLightningEnvironment()],
             },
             restored=restored,
+            admitted=True,
             saved=_report,
         )
         try:

@@ -128,7 +128,7 @@ _RULES: Mapping[str, Rule] = {
     "data.split.file": _or_null(_TEXT),
     "data.split.folds": _or_null(("a whole number from 2", _whole(2))),
     "data.split.fold": _FROM_ZERO,
-    "data.split.seed": _FROM_ZERO,
+    "data.split.seed": _or_null(_FROM_ZERO),
     "data.split.fractions": _or_null(
         (
             "shares of train, validation and test that sum to 1",
@@ -141,6 +141,14 @@ _RULES: Mapping[str, Rule] = {
     "metrics.thresholds": (
         "a list of numbers above 0",
         lambda value: isinstance(value, list) and all(map(_number(lambda one: one > 0), value)),
+    ),
+    "data.margin": (
+        "a whole number from 0, or one per axis",
+        lambda value: _whole(0)(value) or _filled(value, _whole(0)),
+    ),
+    "task.spacing": (
+        "a word, or a list of time steps from 0",
+        lambda value: _TEXT[1](value) or _filled(value, _whole(0)),
     ),
     "optimizer.betas": ("two decays from 0 to below 1", lambda value: _filled(value, _BELOW_ONE) and len(value) == 2),
     "optimizer.momentum": ("a number from 0 to below 1", _BELOW_ONE),
@@ -231,7 +239,9 @@ def _words(hint: Any) -> Iterator[str]:
     elif isinstance(origin or hint, type) and issubclass(origin or hint, Mapping):
         yield "a mapping"
     elif isinstance(origin or hint, type) and issubclass(origin or hint, Sequence):
-        yield "a list"
+        inner = get_args(hint)[:1]
+        told = list(_words(inner[0])) if inner else []
+        yield f"a list of {_SEVERAL[told[0]]}" if told and told[0] in _SEVERAL else "a list"
 
 
 _NAMES: dict[Any, str] = {
@@ -242,3 +252,4 @@ _NAMES: dict[Any, str] = {
     None: "null",
     type(None): "null",
 }
+_SEVERAL = {"a list": "lists", "a word": "words"}  # of whatever a list's first reading tells little

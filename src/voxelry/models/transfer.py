@@ -82,7 +82,8 @@ def transfer(
         })  # fmt: skip
         given = lifted
     if isinstance(target, UNet) and "stem.weight" in given:
-        same = "head.weight" in given and given["head.weight"].shape == own["head.weight"].shape
+        heads = [state["head.weight"].shape for state in (given, own) if "head.weight" in state]
+        same = len(heads) == 2 and heads[0] == heads[1]
         where = None if new_inputs == "between" and not same else new_inputs
         stem, how = _stem(target, given.pop("stem.weight"), image_channels, where)
         if stem is not None:

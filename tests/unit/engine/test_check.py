@@ -1,6 +1,7 @@
 """Settings that can't be are refused in one line that names them as they are typed."""
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from voxelry.core.errors import ConfigError
@@ -66,6 +67,10 @@ def changed(config, name, value):
         ("landmarks_3d", "optimizer.beta", [0.9, 0.9], "no such setting; the nearest is optimizer.betas"),
         ("landmarks_3d", "launcher.foo", 1, "no such setting"),
         ("reconstruct_3d", "adapter", {"ranks": 2}, "no such setting; the nearest is adapter.rank"),
+        ("segment_3d", "model.anchor_sizes", [8, 16], "expected a list of lists or null"),
+        ("segment_3d", "task.class_names", [1, 2], "expected a list of words or null"),
+        ("translate_3d", "task.spacing", [-1, 10], "expected a word, or a list of time steps from 0"),
+        ("landmarks_3d", "data.split.seed", -1, "expected a whole number from 0, or null"),
         ("reconstruct_3d", "adapter.rank", 0, "expected at least 1"),
         ("reconstruct_3d", "data.slices.augment.rotatio", 1, "the nearest is data.slices.augment.rotation"),
         ("segment_3d", "backbone.backbone.stem_strid", 1, "the nearest is backbone.backbone.stem_stride"),
@@ -93,6 +98,9 @@ def test_a_setting_that_can_not_be_is_named(configured, experiment, name, value,
         ("landmarks_3d", "data.patches", {"size": [64, 64, 64], "foreground": 0.5}),
         ("landmarks_3d", "data.preprocess.window", [-1000, 2000]),
         ("landmarks_3d", "trainer.devices", [0]),
+        ("landmarks_3d", "data.split.seed", None),
+        ("translate_3d", "task.spacing", [0, 10, 20]),
+        ("landmarks_3d", "augment.fill", -1000),
         ("landmarks_3d", "launcher._target_", "voxelry.engine.train.train_process"),
         ("pretrain_3d", "task.diffusion_range", [-1, 1]),
         ("segment_3d", "model.anchor_sizes", [[12], [24]]),
@@ -111,6 +119,7 @@ def test_a_setting_that_can_be_is_taken(configured, experiment, name, value):
     [
         (["data.options={spacing:", "[5,", "1,", "1]}"], ["++data.options={spacing: [5, 1, 1]}"]),
         (['data.options={"spacing": [5,1,1]}'], ["++data.options={spacing: [5,1,1]}"]),
+        (["data.root=2024", "output_dir=1e5", "seed=2"], ["++data.root='2024'", "++output_dir='1e5'", "++seed=2"]),
         (["launcher.env={A: b}", "seed=1"], ["++launcher.env={A: b}", "++seed=1"]),
         (["data.root=/my study (1), ü"], ["++data.root='/my study (1), ü'"]),
         (["--cfg", "job", "-m", "+model.eps=1e-6"], ["--cfg", "job", "-m", "++model.eps=1e-6"]),
@@ -145,3 +154,20 @@ def test_mappings_of_a_default_without_keys_take_any_that_there_are():
     check_settings(config)
     assert config.data.options.spacing == [5, 1, 1]
     assert config.task.loss_weights.mask == 2
+
+
+def test_margins_of_crops_may_differ_by_axis():
+    config = compose_training(["experiment=segment_3d", "data=crops", "data.index=x", "data.margin=[1,2,3]"])
+    check_settings(config)
+    with pytest.raises(ConfigError, match=r"data\.margin: expected a whole number from 0, or one per axis"):
+        check_settings(changed(config, "data.margin", [1, -2, 3]))
+
+
+def own_optimizer(params, lr, **more):
+    """Somebody's own, which hands keywords on."""
+    return torch.optim.SGD(params, lr=lr, weight_decay=more["weight_decay"], nesterov=more["own"])
+
+
+def test_keywords_that_something_of_ones_own_hands_on_are_taken(configured):
+    config = changed(configured("landmarks_3d"), "optimizer._target_", f"{__name__}.own_optimizer")
+    check_settings(changed(config, "optimizer.own", False))

@@ -81,7 +81,8 @@ def test_metrics_are_chosen_for_validations_for_the_end_and_for_an_evaluation(fl
     assert all(name.startswith("ap_") for name in run.summary)
     changes = {"metrics.at_end": ["coco_map_mask", "pq"], "metrics.classes": ["object"]}
     summary, _ = evaluate_folder(voxelry.load(run.bundle, "cpu", changes=changes), nuclei, tmp_path / "evaluation")
-    assert set(summary) == {"coco_map_mask", "pq"}
+    # and of the cases apart that the model wasn't trained on
+    assert set(summary) == {"coco_map_mask", "pq", "unseen.coco_map_mask", "unseen.pq"}
     with pytest.raises(SettingError, match=r"metrics.at_end: no 'map' here"):
         voxelry.load(run.bundle, "cpu", changes={"metrics.at_end": ["map"]})
     with pytest.raises(SettingError, match=r"metrics.at_end: no 'ap_mea' here; the nearest is 'ap_mean'"):

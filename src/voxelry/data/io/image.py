@@ -118,8 +118,8 @@ def open_image(
             rank, or a unit of length that isn't known where `spacing` isn't given.
     """
     path, dataset = split_dataset(Path(path), None if dataset is None else str(dataset))
-    reader = _reader(path)
     with guarded(path):
+        reader = _reader(path)
         image = import_module(f"voxelry.data.io.{reader}").open_file(
             path,
             dataset=dataset,

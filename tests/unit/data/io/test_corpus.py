@@ -35,11 +35,11 @@ REFUSED = [
     ("readers/pynrrd/test1d_ascii.nrrd", "two or more sizes"),
     ("readers/pynrrd/test_customFields.nrrd", "two or more sizes"),
     ("readers/pynrrd/*.raw", "unknown image format"),
-    ("readers/highdicom/seg_image_sm_control_labelmap*", "label map"),
-    ("readers/highdicom/seg_*", "segmentation object"),
+    ("readers/highdicom/seg_image_sm*", "where its frames lie"),
+    ("readers/highdicom/seg_image_cr*", "where its frames lie"),
+    ("readers/highdicom/seg_image_ct_binary_overlap*", "overlap"),
     ("readers/highdicom/sm_image*", "whole-slide"),
-    ("readers/highdicom/s*", "no pixels"),
-    ("readers/pydicom/liver*_1frame.dcm", "segmentation object"),
+    ("readers/highdicom/s[!e]*", "no pixels"),
     ("readers/pydicom/MR_truncated.dcm", "less than expected"),
     ("readers/pydicom/badVR.dcm", "1A"),
     ("readers/pydicom/JPEG2000-embedded-sequence-delimiter.dcm", "can't be read"),
@@ -122,7 +122,9 @@ ALL = files(
     "totalseg",
     "afids_2009c",
 )
-IMAGES = [name for name in ALL if refusal(name) is None and not name.endswith(".h5")]
+# segmentation objects, whose frames become one map of labels
+LABELS = [name for name in ALL if refusal(name) is None and fnmatch(name, "readers/*/[sl][ei][gv]*.dcm")]
+IMAGES = [name for name in ALL if refusal(name) is None and not name.endswith(".h5") and name not in LABELS]
 DICOM = [name for name in IMAGES if name.startswith("readers/") and (name.endswith(".dcm") or "dicomdirtests" in name)]
 TIFF = [name for name in IMAGES if name.endswith((".tif", ".tiff"))]
 ITK = [name for name in IMAGES if name.endswith((".mha", ".mhd", ".nrrd", ".nhdr"))]
@@ -183,6 +185,19 @@ def test_what_is_no_image_is_refused(name, shared_data):
     assert refusal(name) in message
     assert Path(name).name.split(".")[0] in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_segmentation_objects_are_read_as_labels(name, shared_data):
+    labels = open_image(shared_data / name)
+    with oracle():
+        header = pydicom.dcmread(shared_data / name)
+    assert labels.channels == 1
+    assert labels.space.shape[-2:] == (header.Rows, header.Columns)
+    found = labels.read()
+    segments = len(header.SegmentSequence)
+    assert set(np.unique(found)) <= set(range(segments + 1))
+    assert (found > 0).any()
 
 
 @pytest.mark.parametrize("name", NIBABEL)
