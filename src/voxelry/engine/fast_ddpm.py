@@ -46,10 +46,13 @@ def sample_run(path: Path, content: Mapping[str, Any], options: Options, overrid
     """
     run = options.folder or Path("runs") / path.stem
     if not (run / "bundle").is_dir():
-        theirs = run / "ckpt.pth"
-        way = f"; {theirs} is the original's: train with pretrained={theirs} first" if theirs.is_file() else ""
+        theirs = sorted(run.glob("ckpt*.pth"))
+        way = f"; {theirs[0]} is the original's: train with pretrained={theirs[0]} first" if theirs else ""
         raise CheckpointError(f"{run}: no trained run there; give the command without --sample first{way}")
     root, layout = _cases(path, content, options, overrides)
+    sampling = content.get("sampling")
+    if isinstance(sampling, Mapping) and sampling.get("ckpt_id"):
+        print(f"{path}: sampling.ckpt_id ignored: the best weights of {run} are measured", file=sys.stderr)
     changes = {f"task.{name}": value for name, value in options.sampling.items()}
     model = load(run / "bundle", changes=changes)
     dataset = evaluation_dataset(model, root, layout)

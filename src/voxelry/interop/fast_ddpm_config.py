@@ -18,7 +18,7 @@ from voxelry.data.io import open_image
 from voxelry.data.pair_layouts import pair_layout
 from voxelry.data.pairs import find_pairs
 from voxelry.interop.fast_ddpm_options import Options
-from voxelry.interop.overrides import Translation, truth
+from voxelry.interop.overrides import Translation, count, read, truth, whole, wholes
 
 __all__ = ["DataSet", "data_set", "is_theirs", "translate"]
 
@@ -72,13 +72,16 @@ def translate(path: Path, content: Mapping[str, Any], options: Options = Options
     """
     parts = {name: dict(value) for name, value in content.items() if isinstance(value, Mapping)}
     data, model = parts.pop("data"), {**_MODEL, **parts.pop("model")}
-    result = Translation()
+    result = Translation(source=str(path))
+    if data.get("depth") is None:
+        data.pop("depth", None)
     ndim = 3 if "depth" in data else 2
     result.set("experiment", f"translate_{ndim}d", "data.depth" if ndim == 3 else "data.image_size")
     kind = str(model.pop("type"))
     if kind not in ("sg", "sr"):
         raise ConfigError(f"{path}: model.type: expected sg (one condition) or sr (two), got {kind!r}")
-    _network(result, model, size=int(data.get("image_size", 256)))
+    plane = _plane(path, data)
+    _network(result, model, size=plane[-1])
     _diffusion(path, result, parts.pop("diffusion", {}))
     options.add_to(result)
     _data(result, data, data_set(path, data, kind, options), kind)
@@ -95,19 +98,30 @@ def translate(path: Path, content: Mapping[str, Any], options: Options = Options
     return result
 
 
+def _plane(path: Path, data: Mapping[str, Any]) -> list[int]:
+    """Rows and columns of an image: one number for both, or two."""
+    size = data.get("image_size", 256)
+    along = size if isinstance(size, list) else [size, size]
+    if len(along) != 2:
+        raise ConfigError(f"{path}: data.image_size: expected one number or two, got {size!r}")
+    return [int(read(path, "data.image_size", each, count)) for each in along]
+
+
 def _network(result: Translation, model: dict[str, Any], *, size: int) -> None:
     """The network as it is; attention where the image has one of the given widths."""
     result.set("model", "fast_ddpm", "model.type", "the original's network, and dense attention in the middle")
-    result.set("model.width", int(model.pop("ch")), "model.ch")
-    multipliers = [int(factor) for factor in model.pop("ch_mult")]
+    result.set("model.width", result.read("model.ch", model.pop("ch"), count), "model.ch")
+    multipliers = result.read("model.ch_mult", model.pop("ch_mult"), wholes)
     result.set("model.multipliers", multipliers, "model.ch_mult")
-    result.set("model.blocks_per_level", int(model.pop("num_res_blocks")), "model.num_res_blocks")
-    wanted = model.pop("attn_resolutions")
+    blocks = result.read("model.num_res_blocks", model.pop("num_res_blocks"), count)
+    result.set("model.blocks_per_level", blocks, "model.num_res_blocks")
+    wanted = model.pop("attn_resolutions") or []
+    wanted = [] if not wanted else result.read("model.attn_resolutions", wanted, wholes)
     kinds = ["full" if size >> level in wanted else "none" for level in range(len(multipliers))]
     result.set("model.attention", kinds, "model.attn_resolutions", f"by level, for images {size} wide")
     if "dropout" in model:
-        result.set("model.dropout", float(model.pop("dropout")), "model.dropout")
-    if not truth(model.pop("resamp_with_conv", True)):
+        result.set("model.dropout", result.read("model.dropout", model.pop("dropout"), float), "model.dropout")
+    if not result.flag(model, "model", "resamp_with_conv", usual=True):
         result.set("model.down", "average", "model.resamp_with_conv")
         result.set("model.up", "nearest")
     _ignore_unused(result, model, "model")
@@ -126,7 +140,7 @@ def _diffusion(path: Path, result: Translation, diffusion: dict[str, Any]) -> No
         {
             "beta_start": ("task.linear_start", float),
             "beta_end": ("task.linear_end", float),
-            "num_diffusion_timesteps": ("task.n_timestep", int),
+            "num_diffusion_timesteps": ("task.n_timestep", count),
         },
     )
     result.leftovers(diffusion, "diffusion")
@@ -228,14 +242,15 @@ def _data(result: Translation, data: dict[str, Any], found: DataSet, kind: str) 
         why = f"Hounsfield units, as the files aren't in bytes; {why}"
     result.set("data.preprocess.window", list(found.window), f"data set {found.name}", why)
     result.set("data.preprocess.outside", "error")
-    size, depth = int(data.pop("image_size", 256)), data.pop("depth", None)
-    shape = [size, size] if depth is None else [int(depth), size, size]
+    plane, depth = _plane(Path(result.source), data), data.pop("depth", None)
+    data.pop("image_size", None)
+    shape = plane if depth is None else [result.read("data.depth", depth, count), *plane]
     result.set("data.preprocess.image_size", shape, "data.image_size" if depth is None else "data.depth, image_size")
     if kind == "sr" and depth is not None:
         result.set("data.pairs.resample", True, "model.type=sr", "thick slices in A are brought onto the grid of B")
     _flips(result, data, found, volumes=depth is not None)
     if "num_workers" in data:
-        result.set("data.num_workers", int(data.pop("num_workers")), "data.num_workers")
+        result.take(data, "data", {"num_workers": ("data.num_workers", whole)})
     _ignore_unused(result, data, "data")
     result.leftovers(data, "data")
 
@@ -243,7 +258,7 @@ def _data(result: Translation, data: dict[str, Any], found: DataSet, kind: str) 
 def _flips(result: Translation, data: dict[str, Any], found: DataSet, *, volumes: bool) -> None:
     """Left and right in images, along every axis in volumes, none in BRATS' images, whatever `random_flip` says."""
     origin = "data.random_flip" if "random_flip" in data else ""
-    wanted = truth(data.pop("random_flip", volumes or found.name != "BRATS"))
+    wanted = result.flag(data, "data", "random_flip", usual=volumes or found.name != "BRATS")
     if not wanted or (found.name == "BRATS" and not volumes):
         result.set("augment", "none", origin, "the original doesn't flip these images" if wanted else "")
         return
@@ -280,30 +295,30 @@ def _training(
         training,
         "training",
         {
-            "batch_size": ("data.batch_size", int),
-            "n_epochs": ("trainer.max_epochs", int),
-            "n_iters": ("trainer.max_steps", int),
-            "snapshot_freq": ("trainer.checkpoint_every", int),
+            "batch_size": ("data.batch_size", count),
+            "n_epochs": ("trainer.max_epochs", count),
+            "n_iters": ("trainer.max_steps", count),
+            "snapshot_freq": ("trainer.checkpoint_every", count),
         },
     )
-    every = int(training.pop("validation_freq", _NEVER))
+    every = result.read("training.validation_freq", training.pop("validation_freq", _NEVER), count)
     if every < _NEVER:
         result.set("trainer.validate_every", every, "training.validation_freq")
     else:
         result.ignore("training.validation_freq", "the original never validates; trainer.validate_every decides")
     result.set("learning_rate", "constant")
     result.leftovers(training, "training")
-    rate = float(model.pop("ema_rate", 0.999))
-    result.set("trainer.ema", rate if truth(model.pop("ema", True)) else None, "model.ema")
+    rate = result.read("model.ema_rate", model.pop("ema_rate", 0.999), float)
+    result.set("trainer.ema", rate if result.flag(model, "model", "ema", usual=True) else None, "model.ema")
     result.optimizer(path, optim.pop("optimizer", "Adam"), "optim.optimizer")
     result.take(optim, "optim", {"lr": ("optimizer.lr", float)})
     result.take(optim, "optim", {"grad_clip": ("trainer.gradient_clip_val", float)})
     # the optimizer's own keywords, of which our configurations leave PyTorch's values
     for key, usual, convert in (("weight_decay", 0.0, float), ("eps", 1e-8, float), ("amsgrad", False, truth)):
-        value = convert(optim.pop(key, usual))
+        value = result.read(f"optim.{key}", optim.pop(key, usual), convert)
         if value != usual:
             result.set(f"++optimizer.{key}", value, f"optim.{key}")
-    beta = float(optim.pop("beta1", 0.9))
+    beta = result.read("optim.beta1", optim.pop("beta1", 0.9), float)
     if beta != 0.9:
         result.set("++optimizer.betas", [beta, 0.999], "optim.beta1")
     result.leftovers(optim, "optim")

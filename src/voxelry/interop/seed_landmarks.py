@@ -185,9 +185,8 @@ def _learning(result: Translation, path: Path, model: dict[str, Any], dataset: M
         result.set("task.loss", loss, "model.loss_function", why)
     accumulation = result.read("dataset.grad_accumulation", dataset["grad_accumulation"], count)
     _scheduler(result, path, model, accumulation)
-    result.differs(
-        f"all epochs are run and the best one is kept; the original stopped after {2 * (accumulation + 5) + 1} epochs "
-        "without an improvement"
+    result.set(
+        "trainer.patience", 2 * (accumulation + 5) + 1, "dataset.grad_accumulation", "epochs without an improvement"
     )
     add_optimizer(result, path, model)
 

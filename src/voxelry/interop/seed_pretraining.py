@@ -70,6 +70,8 @@ def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
             "continue_training": ("resume", truth),
         },
     )
+    kept = result.read("model.freq_checkpoint", content["model"]["freq_checkpoint"], count)
+    result.set("trainer.keep_every", kept, "model.freq_checkpoint", "a numbered checkpoint each time, as the original")
     averaged = result.flag(model, "model", "use_ema", usual=True)
     result.set("trainer.ema", 0.995 if averaged else None, "model.use_ema")
     add_optimizer(result, path, model)

@@ -253,6 +253,16 @@ def test_what_differs_from_pytorch_is_taken_over(read):
     assert never.trainer.validate_every == compose_training(["experiment=translate_2d"]).trainer.validate_every
 
 
+def test_numbers_as_text_and_images_that_are_not_square_are_understood(read):
+    content = changed("data", image_size=[128, "64"], depth=None)
+    content["optim"] = {**content["optim"], "lr": "2e-5"}
+    content["model"] = {**content["model"], "ch": 32.0, "attn_resolutions": None}
+    config = compose_training(read(content, *LDFDCT).overrides)
+    assert (config.ndim, config.data.preprocess.image_size, config.model.width) == (2, [128, 64], 32)
+    assert config.optimizer.lr == 2e-5
+    assert set(config.model.attention) == {"none"}
+
+
 @pytest.mark.parametrize("name", ["linear", "quad", "sigmoid", "alpha_cosine", "alpha_sigmoid", "alpha_linear"])
 def test_every_schedule_of_the_original_is_there(read, name):
     config = compose_training(read(changed("diffusion", beta_schedule=name), *LDFDCT).overrides)
@@ -273,6 +283,11 @@ def test_what_is_not_known_is_told(read):
         (changed("model", type="bayesian"), r"model.type: expected sg \(one condition\) or sr \(two\), got 'bayesian'"),
         (changed("data", dataset="CIFAR10"), "data.dataset: expected one of BRATS, LDFDCT, PMUB, got 'CIFAR10'"),
         (changed("diffusion", beta_schedule="const"), "diffusion.beta_schedule: expected one of linear, quad"),
+        (changed("model", ch="wide"), "model.ch: expected a whole number from 1 on, got 'wide'"),
+        (changed("model", ch_mult="1,2"), "model.ch_mult: expected a list of whole numbers"),
+        (changed("model", ema="on"), "model.ema: expected true or false, got 'on'"),
+        (changed("training", batch_size=0), "training.batch_size: expected a whole number from 1 on, got 0"),
+        (changed("data", image_size=[8, 8, 8]), "data.image_size: expected one number or two"),
         (changed("optim", optimizer="RMSProp"), "optim.optimizer: expected one of adamw, adam, sgd, got 'RMSProp'"),
     ],
 )
