@@ -86,7 +86,7 @@ def test_metrics_are_chosen_for_validations_for_the_end_and_for_an_evaluation(fl
     with pytest.raises(SettingError, match=r"metrics.at_end: no 'map' here"):
         voxelry.load(run.bundle, "cpu", changes={"metrics.at_end": ["map"]})
     with pytest.raises(SettingError, match=r"metrics.at_end: no 'ap_mea' here; the nearest is 'ap_mean'"):
-        train(flat("metrics.at_end=[ap_mea]"))
+        train(flat("metrics.at_end=[ap_mea]", "overwrite=true"))
 
 
 def test_files_of_other_kinds_than_in_training_are_predicted(flat, nuclei, tmp_path, caplog):
