@@ -338,8 +338,10 @@ def check_channels(dataset: VolumeDataset, expected: int | None) -> None:
     Raises:
         DataError: names the first image, both numbers and the way out.
     """
+    if expected is None:
+        return
     found = len(dataset.preprocessed(0).image)
-    if expected is not None and found != expected:
+    if found != expected:
         raise DataError(
             f"{dataset.cases[0].image}: {found} channels, but data.image_channels={expected} "
             f"(data.preprocess.channels={expected} makes so many of them, data.image_channels=null takes what is there)"
