@@ -10,6 +10,7 @@ import csv
 import hashlib
 import itertools
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
@@ -24,6 +25,8 @@ __all__ = ["SPLITS", "CaseType", "few_shot", "read_split", "split_cases"]
 SPLITS = ("train", "validation", "test")
 
 _ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
+
+log = logging.getLogger(__name__)
 
 CaseType = TypeVar("CaseType", bound=Case)
 Splits = dict[str, list[CaseType]]
@@ -47,12 +50,13 @@ def split_cases(
         `fold`: `validation` is fold `fold` (from 0) of `folds`, `train` the other folds, `test` is empty.
         `fractions`: shares of train, validation and test (two numbers: no test), shuffled by `seed`; a share
             above zero gets at least one case. With `seed=None` in the order of the names: the shares of train and
-            validation are then rounded down.
+            validation are then rounded down. Of fewer cases than shares one trains, a second one validates, and it
+            is logged which part is left empty.
         None of them: the split that came with the data (subfolders, the originals' subsets), else
             fractions of 0.7, 0.1 and 0.2.
 
     Raises:
-        DataError: two cases share a name, the list names an unknown case or one twice, too few cases.
+        DataError: two cases share a name, the list names an unknown case or one twice, fewer cases than folds.
         SettingError: more than one way is asked for, fractions don't sum to 1, a fold is out of range.
     """
     _unique(cases)
@@ -186,10 +190,8 @@ def _by_fraction(
         shares = [*map(float, fractions), 0.0][:3] if len(fractions) == 2 else [float(share) for share in fractions]
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise SettingError(f"fractions: expected shares of train, validation and test that sum to 1, got {fractions}")
-    wanted = sum(share > 0 for share in shares)
     order = _shuffled_groups(cases, seed, "fraction")
-    if len(order) < wanted:
-        raise DataError(f"fractions: {wanted} splits asked for, but there are only {_number(cases, len(order))}")
+    shares = _enough(shares, cases, len(order))
     counts = [max(round(share * len(order)), 1) if share else 0 for share in shares]
     if seed is None:
         down = [math.floor(share * len(order) + 1e-9) for share in shares[:2]]  # 0.1 * 30 is 2.9999...
@@ -205,12 +207,22 @@ def _by_fraction(
     }
 
 
+def _enough(shares: list[float], cases: Sequence[Case], groups: int) -> list[float]:
+    """Shares of the first `groups` parts only where that is fewer than are asked for."""
+    wanted = [split for split, share in zip(SPLITS, shares, strict=True) if share]
+    if groups >= len(wanted):
+        return shares
+    empty = wanted[groups:]
+    log.warning("%s: none for %s", _number(cases, groups), " or ".join(empty))
+    return [share if split not in empty else 0.0 for split, share in zip(SPLITS, shares, strict=True)]
+
+
 def _by_fold(cases: Sequence[CaseType], fold: int, folds: int, seed: int | None) -> Splits[CaseType]:
     if folds < 2 or not 0 <= fold < folds:
         raise SettingError(f"fold: expected 0 to folds - 1 with folds at least 2, got fold {fold} of {folds}")
     order = _shuffled_groups(cases, seed, "fold")
     if len(order) < folds:
-        raise DataError(f"folds: {folds} asked for, but there are only {_number(cases, len(order))}")
+        raise DataError(f"folds: {folds} asked for, but there are {_number(cases, len(order))}")
     others = [group for place, group in enumerate(order) if place % folds != fold]
     return {
         "train": _as_given(cases, itertools.chain(*others)),
@@ -239,7 +251,8 @@ def _rank(name: str, seed: int | None, purpose: str) -> bytes:
 
 
 def _number(cases: Sequence[Case], groups: int) -> str:
-    return f"{len(cases)} cases" if groups == len(cases) else f"{groups} groups of {len(cases)} cases"
+    number = f"{len(cases)} case{'s' * (len(cases) != 1)}"
+    return f"only {number}" if groups == len(cases) else f"only {groups} group{'s' * (groups != 1)} of {number}"
 
 
 def _as_given(cases: Sequence[CaseType], chosen: Iterable[CaseType]) -> list[CaseType]:

@@ -168,9 +168,31 @@ def test_bad_settings(settings):
         split_cases(make_cases(10), **settings)
 
 
+@pytest.mark.parametrize(
+    ("count", "settings", "sizes", "empty"),
+    [
+        (2, {}, [1, 1, 0], "only 2 cases: none for test"),
+        (1, {}, [1, 0, 0], "only 1 case: none for validation or test"),
+        (2, {"seed": None}, [1, 1, 0], "only 2 cases: none for test"),
+        (1, {"fractions": (0.5, 0.0, 0.5)}, [1, 0, 0], "only 1 case: none for test"),
+        (2, {"fractions": (0.1, 0.9)}, [1, 1, 0], None),
+        (0, {}, [0, 0, 0], "only 0 cases: none for train or validation or test"),
+    ],
+)
+def test_few_cases_train_first_then_validate(count, settings, sizes, empty, caplog):
+    parts = split_cases(make_cases(count), **settings)
+    assert [len(parts[split]) for split in SPLITS] == sizes
+    assert [record.getMessage() for record in caplog.records] == ([] if empty is None else [empty])
+
+
+def test_two_groups_are_two_cases(caplog):
+    cases = [Case(name, Path(f"{name}.npy"), group=name[0]) for name in ("a1", "a2", "b1")]
+    parts = split_cases(cases)
+    assert {case.group for case in parts["train"]}.isdisjoint({case.group for case in parts["validation"]})
+    assert [record.getMessage() for record in caplog.records] == ["only 2 groups of 3 cases: none for test"]
+
+
 def test_too_few_cases():
-    with pytest.raises(DataError, match="only 2 cases"):
-        split_cases(make_cases(2), fractions=(0.7, 0.1, 0.2))
     with pytest.raises(DataError, match="only 2 cases"):
         split_cases(make_cases(2), fold=0, folds=5)
     with pytest.raises(DataError, match="3 cases asked for, 2 are there"):
