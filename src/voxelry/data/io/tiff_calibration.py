@@ -29,6 +29,7 @@ _UNITS = {2: "inch", 3: "cm"}  # ResolutionUnit tag (TIFF 6.0, section 8)
 _METADATA_TAG = 51123  # Micro-Manager's and NDTiff's JSON of a page
 _POLYNOMIALS = 4  # ImageJ's Calibration: functions 0 to 3 are polynomials of degree 1 to 4
 _NO_FUNCTION = 20
+_ROUNDING = 1e-4  # what resolution tags may differ by that are meant to be equal
 _PLAUSIBLE = 1000.0  # no microscope's planes are a thousand times closer or farther than its pixels
 
 
@@ -63,6 +64,9 @@ def read_calibration(file: tifffile.TiffFile, number: int, lengths: Lengths) -> 
         _lsm, _stk, _micromanager, _fei, _zeiss_sem, _scanimage, _shaped, _tags,
     )  # fmt: skip
     spacing = next((found for reader in readers if (found := reader(file, lengths))), {})
+    if not spacing:
+        notes: dict[str, Any] = file.shaped_metadata[0] if file.shaped_metadata else {}
+        _check_relative(file, notes, lengths, in_units="unit" not in notes and "spacing" in notes)
     return Calibration(_positive(spacing))
 
 
@@ -139,8 +143,10 @@ def _imagej(file: tifffile.TiffFile, lengths: Lengths) -> Calibration:
     metadata: dict[str, Any] = {"units": unit} if unit else {}
     if notes.get("Labels"):
         metadata["labels"] = list(notes["Labels"])
-    if set(spacing) == {"z"}:  # a unit, but no pixel in it
+    if set(spacing) == {"z"} and not notes.get("spacing"):  # a unit, but no pixel in it
         spacing = {}
+    if not spacing:
+        _check_relative(file, notes, lengths, in_units=not unit)
     return Calibration(_positive(spacing), None, metadata, _function(file, notes, lengths))
 
 
@@ -170,6 +176,24 @@ def _densities(file: tifffile.TiffFile) -> Spacing:
         if tag is not None and all(tag.value):
             found[letter] = tag.value[0] / tag.value[1]
     return found
+
+
+def _check_relative(file: tifffile.TiffFile, notes: Mapping[str, Any], lengths: Lengths, *, in_units: bool) -> None:
+    """Sizes without a unit of length are a fault, unless they say no more than that all voxels are alike.
+
+    Args:
+        notes: `spacing` is the distance of planes.
+        in_units: the sizes are in some unit that isn't named, so that only sizes of one say nothing. Else they are in
+            pixels, and say nothing where they are equal.
+    """
+    sizes = {letter: 1 / density for letter, density in _densities(file).items()}
+    planes = notes.get("spacing")
+    if isinstance(planes, (int, float)) and planes:
+        sizes["z"] = abs(float(planes))
+    usual = 1.0 if in_units or len(sizes) < 2 else next(iter(sizes.values()))
+    if not np.allclose(list(sizes.values()), usual, rtol=_ROUNDING, atol=0):
+        listed = ", ".join(f"{size:.6g} along {letter}" for letter, size in sizes.items())
+        lengths.lack(f"says how far apart voxels are ({listed}), but in no unit of length")
 
 
 def _tags(file: tifffile.TiffFile, lengths: Lengths) -> Spacing:

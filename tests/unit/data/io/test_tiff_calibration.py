@@ -32,9 +32,45 @@ class TestImageJ:
     def test_planes_are_one_unit_apart_where_it_writes_no_spacing(self, tmp_path):
         assert open_image(imagej(tmp_path / "a.tif", unit="um")).space.spacing == pytest.approx((1e-3, 0.5e-3, 0.2e-3))
 
-    @pytest.mark.parametrize("unit", [{}, {"unit": "pixel", "spacing": 4.0}])
-    def test_pixels_are_no_length(self, unit, tmp_path):
-        assert open_image(imagej(tmp_path / "a.tif", **unit)).space.spacing == (1, 1, 1)
+    @pytest.mark.parametrize(
+        ("resolution", "notes"),
+        [
+            ((1.0, 1.0), {}),
+            ((1.0, 1.0), {"spacing": 1.0}),
+            ((1.0, 1.0), {"unit": "pixel"}),
+            ((5.0, 5.0), {"unit": "pixels"}),
+            ((5.0, 5.0), {"unit": "pixel", "spacing": 0.2}),
+        ],
+    )
+    def test_pixels_are_no_length(self, resolution, notes, tmp_path):
+        path = imagej(tmp_path / "a.tif", resolution=resolution, **notes)
+        assert open_image(path).space.spacing == (1, 1, 1)
+
+    @pytest.mark.parametrize(
+        ("resolution", "notes", "told"),
+        [
+            ((1.0, 1.0), {"spacing": 4.0}, "1 along x, 1 along y, 4 along z"),
+            ((5.0, 5.0), {"spacing": 4.0}, "0.2 along x, 0.2 along y, 4 along z"),
+            ((5.0, 5.0), {}, "0.2 along x, 0.2 along y"),
+            ((5.0, 5.0), {"spacing": 0.2}, "0.2 along x, 0.2 along y, 0.2 along z"),
+            ((1.0, 1.0), {"unit": "pixel", "spacing": 4.0}, "1 along x, 1 along y, 4 along z"),
+            ((5.0, 2.0), {"unit": "pixel"}, "0.2 along x, 0.5 along y"),
+        ],
+    )
+    def test_sizes_in_no_unit_are_refused_unless_the_spacing_is_told(self, resolution, notes, told, tmp_path):
+        path = imagej(tmp_path / "a.tif", resolution=resolution, **notes)
+        with pytest.raises(FileError, match=rf"\({told}\), but in no unit of length .*spacing"):
+            open_image(path)
+        assert open_image(path, spacing=[4, 0.2, 0.2]).space.spacing == pytest.approx((4, 0.2, 0.2))
+
+    def test_planes_alone_in_a_unit_are_refused(self, tmp_path):
+        path = tmp_path / "a.tif"
+        description = "ImageJ=1.54f\nimages=3\nslices=3\nunit=um\nspacing=2.0\n"
+        with tifffile.TiffWriter(path) as writer:
+            for plane in VOLUME:
+                writer.write(plane, description=description, metadata=None, resolution=(0, 0), contiguous=True)
+        with pytest.raises(FileError, match="along z, not along x, y"):
+            open_image(path)
 
     def test_signed_pixels(self, tmp_path):
         values = VOLUME.astype(np.int32) - 100
@@ -52,13 +88,14 @@ class TestImageJ:
     @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
     def test_calibration_functions(self, function, coefficients, kind, tmp_path):
         notes = {f"c{power}": value for power, value in enumerate(coefficients)}
-        path = imagej(tmp_path / "a.tif", VOLUME.astype(kind), cf=function, vunit="OD", **notes)
+        path = imagej(tmp_path / "a.tif", VOLUME.astype(kind), unit="mm", cf=function, vunit="OD", **notes)
         pixels = VOLUME.astype(np.float64)
         expected = sum(value * pixels**power for power, value in enumerate(coefficients))
         np.testing.assert_allclose(read_image(path).array[0], expected, rtol=1e-6)
 
     def test_a_function_without_a_unit_of_value_is_none(self, tmp_path):
-        np.testing.assert_array_equal(read_image(imagej(tmp_path / "a.tif", cf=0, c0=5.0, c1=2.0)).array[0], VOLUME)
+        path = imagej(tmp_path / "a.tif", unit="mm", cf=0, c0=5.0, c1=2.0)
+        np.testing.assert_array_equal(read_image(path).array[0], VOLUME)
 
     def test_other_functions_are_refused(self, tmp_path):
         with pytest.raises(FileError, match=r"its calibration function .number 7 of ImageJ.*function None"):
@@ -163,6 +200,32 @@ class TestJson:
         tags = [(34682, "s", 0, b"[Scan]\r\nPixelWidth=2e-9\r\nPixelHeight=3e-9\r\n", True)]
         tifffile.imwrite(tmp_path / "a.tif", VOLUME[0], metadata=None, extratags=tags)
         assert open_image(tmp_path / "a.tif").space.spacing == pytest.approx((3e-6, 2e-6))
+
+
+@pytest.mark.parametrize(
+    ("resolution", "notes", "told"),
+    [
+        ((1.0, 1.0), {"spacing": 4.0}, "1 along x, 1 along y, 4 along z"),
+        ((5.0, 5.0), {"spacing": 0.2}, "0.2 along x, 0.2 along y, 0.2 along z"),
+        ((5.0, 5.0), {"spacing": 1.0, "unit": "pixel"}, "0.2 along x, 0.2 along y, 1 along z"),
+        ((5.0, 2.0), {}, "0.2 along x, 0.5 along y"),
+    ],
+)
+def test_sizes_of_pages_in_no_unit_are_refused_unless_the_spacing_is_told(resolution, notes, told, tmp_path):
+    path = tmp_path / "a.tif"
+    tags = {"resolution": resolution, "resolutionunit": "NONE", "photometric": "minisblack"}
+    tifffile.imwrite(path, VOLUME, metadata={"axes": "ZYX", **notes}, **tags)
+    with pytest.raises(FileError, match=rf"\({told}\), but in no unit of length"):
+        open_image(path)
+    assert open_image(path, spacing=2.0).space.spacing == (2, 2, 2)
+
+
+@pytest.mark.parametrize("notes", [{}, {"unit": "pixel", "spacing": 0.2}])
+def test_pages_that_are_alike_in_no_unit_are_in_voxels(notes, tmp_path):
+    path = tmp_path / "a.tif"
+    tags = {"resolution": (5.0, 5.0), "resolutionunit": "NONE", "photometric": "minisblack"}
+    tifffile.imwrite(path, VOLUME, metadata={"axes": "ZYX", **notes}, **tags)
+    assert open_image(path).space.spacing == (1, 1, 1)
 
 
 def test_resolution_tags_of_a_stack_do_not_say_its_planes(tmp_path):
