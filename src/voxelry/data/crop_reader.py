@@ -282,6 +282,8 @@ def _open_tiff(stored: Stored) -> _Handle:
 
 def _open_other(stored: Stored) -> _Handle:
     image = open_image(stored.path, **stored.options)
+    if stored.placement is not None:  # labels, see `open_labels`
+        image = image.indices or image
     if image.shape != stored.shape:
         raise FileError(stored.path, f"has shape {image.shape} now, and had {stored.shape}")
     return _Handle(image.read)

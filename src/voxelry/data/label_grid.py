@@ -65,7 +65,12 @@ class Reference:
             FileError: it can't be read.
         """
         spacing = options.get("spacing")
-        file = _opened(path, {key: value for key, value in options.items() if key != "spacing"}, spacing)
+        try:
+            file = open_image(path, **{key: value for key, value in options.items() if key != "spacing"})
+        except FileError:  # such as a unit that isn't known
+            if spacing is None:
+                raise
+            file = open_image(path, **options)
         return cls(path, file.space, file.has_orientation, spacing)
 
 
@@ -157,7 +162,7 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
         DataError: colours or other channels, another grid; names both files, what differs and the way out.
     """
     chosen = {"ndim": image.space.ndim, **(options or {})}
-    file = _opened(path, chosen, image.spacing)
+    file, chosen = _opened(path, chosen, image)
     file = file.indices or file  # of a palette the numbers are the classes, its colours are for show
     if file.channels != 1:
         raise DataError(
@@ -170,14 +175,20 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
     return LabelFile(file, placement, chosen)
 
 
-def _opened(path: Path, options: Mapping[str, Any], spacing: float | Sequence[float] | None) -> ImageFile:
-    """The header as the file has it; with what the user says where its own spacing can't be understood."""
+def _opened(path: Path, options: dict[str, Any], image: Reference) -> tuple[ImageFile, dict[str, Any]]:
+    """The header of labels as their file has it, and what it was opened with.
+
+    Where their own spacing can't be understood, what the user says of the image counts or, for a file that doesn't say
+    where it lies, what the image says.
+    """
     try:
-        return open_image(path, **options)
+        return open_image(path, **options), options
     except FileError:
-        if spacing is None:
+        told = {**options, "spacing": image.space.spacing if image.spacing is None else image.spacing}
+        file = open_image(path, **told)
+        if image.spacing is None and file.has_orientation:
             raise
-        return open_image(path, **options, spacing=spacing)
+        return file, told
 
 
 def fit(grid: Space, oriented: bool, image: Reference) -> Placement | None:

@@ -24,7 +24,7 @@ def segment_names(cases: Sequence[Case]) -> dict[int, str]:
     owners: dict[str, tuple[int, Path]] = {}
     known: set[str] = set()
     for case in cases:
-        held = {} if case.labels is None else open_image(case.labels).metadata
+        held = {} if case.labels is None else open_image(case.labels, spacing=1.0).metadata  # the grid doesn't matter
         known.update(held.get("segment_names", ()))
         for name, number in held.get("segments", {}).items():
             assert case.labels is not None

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 from itertools import permutations, product
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image as Pillow
 
-from voxelry.core.errors import DataError
+from voxelry.core.errors import DataError, FileError
 from voxelry.core.space import Space
 from voxelry.data.crops import CropDataset
 from voxelry.data.dataset import VolumeDataset
@@ -161,3 +164,59 @@ def test_of_a_palette_the_numbers_are_the_classes(tmp_path, suffix):
     file = open_labels(tmp_path / f"labels{suffix}", Reference.of_file(image, {}))
     np.testing.assert_array_equal(file.read(), numbers)
     np.testing.assert_array_equal(file.read((slice(1, 2), slice(0, 2))), numbers[1:, :2])
+
+
+def write_notes(path, array, notes):
+    """An array with notes beside it, in the format of the suffix."""
+    if path.suffix == ".npz":
+        np.savez(path, data=array, **notes)
+    elif path.suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("data", data=array).attrs.update(notes)
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, array, imagej=True, metadata={"axes": "ZYX", "spacing": 4.0})
+    else:
+        write_image(path, array[None], Space.from_spacing(array.shape))
+        metadata = json.loads((path / "zarr.json").read_text())
+        del metadata["attributes"]["ome"], metadata["attributes"]["voxelry"]
+        (path / "zarr.json").write_text(json.dumps(metadata))
+        stored = json.loads((path / "0/zarr.json").read_text())
+        (path / "0/zarr.json").write_text(json.dumps(stored | {"attributes": notes}))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".zarr", ".tif"])
+@pytest.mark.parametrize("told", [False, True])
+def test_notes_of_labels_give_way_to_the_grid_of_their_image(tmp_path, suffix, told):
+    numbers = np.zeros((4, 5, 6), np.uint16)
+    numbers[1:3, 1:4, 2:5] = 7
+    notes, options = {"resolution": [40.0, 4.0, 4.0]}, {"spacing": [4.0, 0.5, 0.5]} if told else {}
+    folder = tmp_path / "data"
+    for kind in ("volumes", "labels", "instances"):
+        (folder / kind).mkdir(parents=True)
+        write_notes(folder / kind / f"a{suffix}", numbers, notes)
+    if not told:
+        (folder / f"volumes/a{suffix}").rename(tmp_path / f"other{suffix}")
+        write_image(folder / "volumes/a.mha", numbers[None], Space.from_spacing(numbers.shape, (4.0, 0.5, 0.5)))
+    with pytest.raises(FileError, match="spacing"):
+        open_image(folder / f"labels/a{suffix}")
+    sample = VolumeDataset(find_cases(folder, options=options), preprocess=AS_IT_IS)[0]
+    assert sample.space.spacing == (4.0, 0.5, 0.5)
+    np.testing.assert_array_equal(sample.labels, numbers)
+    assert inspect(folder, options=options).findings == []
+    build_index(folder, tmp_path / "a.sqlite", crop_size=(4, 5, 6), options=options)
+    crop = CropDataset(tmp_path / "a.sqlite", normalise=None)[0]
+    assert crop.space.spacing == (4.0, 0.5, 0.5)
+    np.testing.assert_array_equal(crop.masks > 0, numbers > 0)
+
+
+def test_a_palette_of_ids_is_indexed(tmp_path):
+    numbers = np.zeros((8, 9), np.uint8)
+    numbers[2:5, 3:7] = 3
+    picture = Pillow.fromarray(numbers).convert("P")
+    picture.putdata(numbers.ravel().tolist())
+    (tmp_path / "instances").mkdir()
+    picture.save(tmp_path / "instances/a.png")
+    write_image(tmp_path / "volumes/a.png", numbers[None] * 50, Space.from_spacing((8, 9)))
+    build_index(tmp_path, tmp_path / "a.sqlite", crop_size=8)
+    crop = CropDataset(tmp_path / "a.sqlite", normalise=None)[0]
+    np.testing.assert_array_equal(crop.masks > 0, numbers[:, :8] == 3)
