@@ -40,6 +40,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         masks=_stack([sample.masks for sample in samples]),
         boxes=_listed([sample.boxes for sample in samples]),
         classes=_listed([sample.classes for sample in samples]),
+        ids=[sample.ids for sample in samples],
         target=_stack([sample.target for sample in samples]),
         present=_presence(samples),
         context=_stack([sample.context for sample in samples]),

@@ -209,10 +209,10 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         channels = slice(record.channel, record.channel + self.index.channels(file))
         image = self._scaled(self.reader.read(file.image, window, channels), file, channels)
         inside = [part.start for part in window]
-        masks = boxes = classes = None
+        masks = boxes = classes = ids = None
         if file.label is not None:
-            ids = whole_numbers(self.reader.read(file.label, window)[0], file.label.path)
-            masks, boxes, classes = self._shown(ids, record, inside)
+            stored = whole_numbers(self.reader.read(file.label, window)[0], file.label.path)
+            masks, boxes, classes, ids = self._shown(stored, record, inside)
         elif file.knows_objects:
             boxes, classes = self._indexed_boxes(record, inside), torch.from_numpy(record.classes.copy())
         sample = Sample(
@@ -223,6 +223,7 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
             masks=masks,
             boxes=boxes,
             classes=classes,
+            ids=ids,
         )
         if list(image.shape[1:]) == length:
             return sample
@@ -233,8 +234,8 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
 
     def _shown(
         self, ids: NDArray[np.integer], record: CropRecord, inside: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks renumbered from 1, and the boxes and classes that belong to them; other ids are background."""
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+        """Masks renumbered from 1, and the boxes, classes and ids that belong to them; other ids are background."""
         known, ids = record.instance.astype(np.uint64), ids.astype(np.uint64)  # growing
         kept = np.zeros(len(known), dtype=bool)
         numbers = np.zeros(ids.shape, dtype=np.int64)
@@ -248,7 +249,7 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
             boxes = mask_boxes(masks, len(seen))
         else:
             boxes = self._indexed_boxes(record, inside)[torch.from_numpy(kept)]
-        return masks, boxes, torch.from_numpy(record.classes[kept])
+        return masks, boxes, torch.from_numpy(record.classes[kept]), tuple(seen.tolist())
 
     @staticmethod
     def _indexed_boxes(record: CropRecord, inside: Sequence[int]) -> Tensor:

@@ -228,6 +228,15 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             return self._named(sample, case)
         return self._named(self._made(case), case)
 
+    def on_own_grid(self, index: int) -> Sample:
+        """Case `index` on the voxels of its file, with the intensities that `preprocess` makes of it.
+
+        Raises:
+            FileError, DataError: see `read`.
+        """
+        case = self.cases[index]
+        return self._named(self.preprocess.on_own_grid()(self.read(case)), case)
+
     def read(self, case: Case) -> Sample:
         """A case as it is in its files: no preprocessing, the points as they are named there.
 
@@ -248,9 +257,9 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         if "labels" in self.need and case.labels is not None:
             file = open_labels(case.labels, reference)
             labels = torch.from_numpy(class_numbers(file.read(), case.labels))
-        masks = boxes = classes = None
+        masks = boxes = classes = ids = None
         if "masks" in self.need and case.instances is not None:
-            masks, boxes = _instances(open_labels(case.instances, reference).read())
+            masks, boxes, ids = _instances(open_labels(case.instances, reference).read())
             classes = None if labels is None else _instance_classes(masks, labels, len(boxes))
         return Sample(
             image=image,
@@ -263,6 +272,7 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             boxes=boxes,
             masks=masks,
             classes=classes,
+            ids=ids,
             despeckled=isinstance(volume, Image) and volume.despeckled,
         )
 
@@ -385,12 +395,13 @@ def on_grid(volume: Tensor | NDArray[Any] | Image, path: Path) -> tuple[Tensor, 
     return array.to(torch.float32), space
 
 
-def _instances(ids: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-    """Ids renumbered 1, 2, ... and the box around each, from outer edge to outer edge of its voxels."""
+def _instances(ids: NDArray[np.integer]) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Ids renumbered 1, 2, ..., the box around each, from outer edge to outer edge of its voxels, and the ids."""
     known, places = np.unique(ids, return_inverse=True)
     without_background = int(known[0] != 0)  # the first id is to be 1 then, too
     masks = torch.from_numpy(places.reshape(ids.shape) + without_background)
-    return masks, mask_boxes(masks, len(known) - 1 + without_background)
+    names = tuple(known[1 - without_background :].tolist())
+    return masks, mask_boxes(masks, len(names)), names
 
 
 def _instance_classes(masks: Tensor, labels: Tensor, count: int) -> Tensor:

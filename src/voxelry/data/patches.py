@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from math import prod
 from typing import Any, Literal
 
@@ -134,7 +135,7 @@ def crop(
         inside = torch.from_numpy(space.contains(landmarks.numpy()))
         landmarks = torch.where(inside[:, None], landmarks, torch.nan)
     masks = _window(sample.masks, start, size)
-    boxes, classes = sample.boxes, sample.classes
+    boxes, classes, names = sample.boxes, sample.classes, sample.ids
     if boxes is not None:
         boxes, kept = _clipped(boxes, start, space)
         if masks is not None:
@@ -144,6 +145,7 @@ def crop(
             masks = ids[masks]
         boxes = boxes[kept]
         classes = None if classes is None else classes[kept]
+        names = None if names is None else tuple(compress(names, kept.tolist()))
     padded = _edge_window if fill == "edge" else _window
     image = padded(sample.image, start, size)
     assert image is not None
@@ -155,6 +157,7 @@ def crop(
         boxes=boxes,
         masks=masks,
         classes=classes,
+        ids=names,
         target=padded(sample.target, start, size),
         context=_window(sample.context, start, size),
         borders=_edge_window(sample.borders, start, size),

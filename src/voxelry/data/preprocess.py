@@ -191,6 +191,11 @@ class Preprocess:
         target = None if sample.target is None else finite(sample.target.to(torch.float32))
         return sample.replace(image=image, target=target, despeckled=sample.despeckled or self.despeckle)
 
+    def on_own_grid(self) -> Preprocess:
+        """The same intensities for an image that keeps its voxels."""
+        kept = {"orientation": None, "align": "nearest", "trim": False, "image_size": None, "spacing": None}
+        return Preprocess(**{**self.settings(), **kept})
+
     def takes(self, channels: int, wanted: int) -> bool:
         """Whether an image of so many channels becomes one of `wanted`."""
         return (

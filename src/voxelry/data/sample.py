@@ -28,6 +28,7 @@ class Sample:
         boxes: `(K, 2 * ndim)` float32, all lows then all highs, array order, continuous.
         masks: `(*spatial)` int64 instance ids, 0 for background; box `k` belongs to id `k + 1`.
         classes: `(K,)` int64 class of each box, 1 for the first; None where there is one class only.
+        ids: what the file calls each of the K objects, up to 2^64 - 1; None where no file is known.
         target: `(C_t, *spatial)` float32, what the image is to become, on the image's own grid.
         present: `(C,)` bool, which channels of the image there are; an absent one is all zeros. None: all of them.
         context: `(ndim + C, *spatial)` float32, where a patch lies in its image (see `voxelry.data.context`).
@@ -48,6 +49,7 @@ class Sample:
     boxes: Tensor | None = None
     masks: Tensor | None = None
     classes: Tensor | None = None
+    ids: tuple[int, ...] | None = None
     target: Tensor | None = None
     present: Tensor | None = None
     context: Tensor | None = None
@@ -76,6 +78,7 @@ class Batch:
         labels, masks: `(B, *spatial)`, or None.
         boxes: one `(K, 2 * ndim)` tensor per sample, or None.
         classes: one `(K,)` tensor per sample, or None.
+        ids: one per sample, see `Sample`.
         target: `(B, C_t, *spatial)`, or None.
         present: `(B, C)` bool, or None.
         context: `(B, ndim + C, *spatial)`, or None.
@@ -93,6 +96,7 @@ class Batch:
     boxes: list[Tensor] | None = None
     masks: Tensor | None = None
     classes: list[Tensor] | None = None
+    ids: list[tuple[int, ...] | None] = field(default_factory=list)
     target: Tensor | None = None
     present: Tensor | None = None
     context: Tensor | None = None

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 
 from voxelry.core.errors import FileError
+from voxelry.engine.kinds import kind_of
 from voxelry.engine.loader import evaluation_loader
 from voxelry.engine.splits import SampleSource
 from voxelry.tasks.base import Row, Task
@@ -73,14 +74,18 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 def evaluate_task(
     task: Task, dataset: SampleSource, *, progress: Callable[[Sequence[str]], None] | None = None
 ) -> Evaluation:
-    """Predict and measure every case of a dataset, one at a time, on the device the task is on."""
+    """Predict and measure every case of a dataset, one at a time, on the device the task is on.
+
+    What is measured, and on which grid, is the kind's `compared`.
+    """
     task.eval()
     device = next(task.parameters()).device
-    evaluation, wanted = Evaluation(), Wanted()
-    for loaded in evaluation_loader(dataset, num_workers=0):
+    evaluation, wanted, kind = Evaluation(), Wanted(), kind_of(task)
+    for index, loaded in enumerate(evaluation_loader(dataset, num_workers=0)):
         batch = loaded.to(device)
         with torch.inference_mode():
             predictions = task.predict_to_measure(batch, wanted)
+        predictions, batch = kind.compared(predictions, batch, dataset, index)
         evaluation.rows += task.metrics(predictions, batch, wanted)
         evaluation.predictions += predictions
         if progress is not None:

@@ -297,12 +297,14 @@ def _finish(
     Args:
         found: `digests` of the cases by part, and which weights were `kept`.
     """
+    kind = kind_of_config(config)
     task.eval()
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)
-        task.calibrate(validated.predictions, [splits.validation[index] for index in range(len(splits.validation))])
-    kind_of_config(config).finish(task, splits, output)  # with what the calibration found
+        cases = [kind.truth_of(splits.validation, index) for index in range(len(splits.validation))]
+        task.calibrate(validated.predictions, cases)
+    kind.finish(task, splits, output)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
     evaluation = evaluate_task(task, held_out).told(task) if len(held_out) else Evaluation.empty()
     record = {

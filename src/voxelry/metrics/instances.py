@@ -123,8 +123,12 @@ def instance_row(
     thresholds: Sequence[float] = THRESHOLDS,
     ranked: bool = True,
     counted: Sequence[int] | None = None,
+    truth_ids: Sequence[int] | None = None,
 ) -> Row:
     """The metrics of one image, and in `record` what `summarise` needs of it.
+
+    `missed_ids` are the true objects without a partner of their class with an IoU of 0.5, `extra_ids` the predicted
+    ones of at least `score_threshold`, in one text each.
 
     Args:
         prediction: a label volume `(*spatial)` (its objects have score 1 and class 1) or `Instances`.
@@ -136,12 +140,16 @@ def instance_row(
         thresholds: IoU of further `ap_...`.
         ranked: whether detections are ranked by score; masks are compared once more for it.
         counted: classes whose objects count, predicted and true ones; None: all.
+        truth_ids: what id k + 1 is called at position k, as in `Sample.ids`; by default by itself. Predicted objects
+            are called as in the label volume that is made of those of at least `score_threshold`.
 
     Raises:
         SettingError: shapes that differ, no integers, or fewer classes than ids.
     """
-    boxes, classes, scores = _described(prediction, None)
-    true_boxes, true_classes, _ = _described(truth, truth_classes)
+    boxes, classes, scores, ids = _described(prediction, None, score_threshold)
+    true_boxes, true_classes, _, true_ids = _described(truth, truth_classes)
+    if truth_ids is not None:
+        true_ids = np.array(truth_ids, dtype=np.uint64)[true_ids.astype(np.int64) - 1]
     ours, theirs = (
         np.ones(len(found), dtype=bool) if counted is None else np.isin(found, counted)
         for found in (classes, true_classes)
@@ -161,18 +169,23 @@ def instance_row(
     sure = (scores[shown] >= score_threshold) & ours[shown]
     seen, kinds = seen.keep(predicted=sure, truth=theirs), classes[shown][sure]
     numbers = sorted({*kinds.tolist(), *true_classes.tolist()})
+    parts = {number: seen.keep(predicted=kinds == number, truth=true_classes == number) for number in numbers}
     record = InstanceRecord(
-        {
-            number: Sums.of(seen.keep(predicted=kinds == number, truth=true_classes == number), thresholds)
-            for number in numbers
-        },
-        Sums.of(seen, thresholds),
-        detections,
+        {number: Sums.of(part, thresholds) for number, part in parts.items()}, Sums.of(seen, thresholds), detections
     )
+    alone: dict[str, list[int]] = {"missed_ids": [], "extra_ids": []}
+    for number, part in parts.items():
+        pairs = matched(part, 0.5)
+        for column, known, partners in (
+            ("missed_ids", true_ids[theirs][true_classes == number], part.truth[pairs]),
+            ("extra_ids", ids[shown][sure][kinds == number], part.predicted[pairs]),
+        ):
+            alone[column] += np.delete(known, partners).tolist()
     scored = {key: value for key, value in _mean_scores([record]).items() if key not in _HIDDEN - _names(thresholds)}
     counts = {"predicted": float(record.blind.predicted), "truth": float(record.blind.truth)}
     error = {"count_error": counts["predicted"] - counts["truth"]}
-    return {"name": name} | scored | _ranked([record], rates=()) | error | counts | {"record": record.to_text()}
+    told = {column: " ".join(map(str, sorted(found))) for column, found in alone.items()}
+    return {"name": name} | scored | _ranked([record], rates=()) | error | counts | told | {"record": record.to_text()}
 
 
 def accuracy_by_score(
@@ -197,8 +210,8 @@ def accuracy_by_score(
     objects: dict[int, NDArray[np.float64]] = {}
     for place, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
         seen, shown = _shown(prediction, truth)
-        _, classes, scores = _described(prediction, None)
-        _, true_classes, _ = _described(truth, None if truth_classes is None else truth_classes[place])
+        _, classes, scores, _ = _described(prediction, None)
+        _, true_classes, _, _ = _described(truth, None if truth_classes is None else truth_classes[place])
         classes, scores = classes[shown], scores[shown]
         for number in sorted({*classes.tolist(), *true_classes.tolist()}):
             found = hits.setdefault(number, np.zeros((len(levels), len(thresholds))))
@@ -324,10 +337,18 @@ def _shown(prediction: Source, truth: Source) -> tuple[Overlaps, NDArray[np.int6
     return mask_overlaps(seen.take(visible), truth), visible
 
 
-def _described(source: Source, classes: Any) -> tuple[NDArray[np.floating], NDArray[np.int64], NDArray[np.floating]]:
-    """Boxes, classes and scores of objects, in the order that `mask_overlaps` numbers them."""
+def _described(
+    source: Source, classes: Any, least: float = 0.0
+) -> tuple[NDArray[np.floating], NDArray[np.int64], NDArray[np.floating], NDArray[np.uint64]]:
+    """Boxes, classes, scores and ids of objects, in the order that `mask_overlaps` numbers them.
+
+    Args:
+        classes: see `instance_row`.
+        least: score from which `Instances` are numbered, from 1 on; the others have no id of their own.
+    """
     if isinstance(source, Instances):
-        return source.boxes, source.classes, source.scores
+        numbered = np.cumsum(source.scores >= least).astype(np.uint64)
+        return source.boxes, source.classes, source.scores, numbered
     ids, boxes = label_boxes(source)
     numbers = np.ones(len(ids), dtype=np.int64)
     if classes is not None:
@@ -335,4 +356,4 @@ def _described(source: Source, classes: Any) -> tuple[NDArray[np.floating], NDAr
         if len(ids) and int(ids[-1]) > len(given):
             raise SettingError(f"truth_classes: expected one per id up to {ids[-1]}, got {len(given)}")
         numbers = given[ids.astype(np.int64) - 1]
-    return boxes, numbers, np.ones(len(ids))
+    return boxes, numbers, np.ones(len(ids)), ids

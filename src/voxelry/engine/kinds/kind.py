@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
-from voxelry.data.sample import Sample
+from voxelry.data.sample import Batch, Sample
 from voxelry.engine.kinds.backbone import configured_backbone
 from voxelry.engine.networks import input_channels
 from voxelry.engine.splits import named_cases
@@ -118,6 +118,20 @@ class Kind(ABC):
     def finish(self, task: Any, splits: Splits, output: Path) -> None:
         """Change a trained task before it is measured and written, and write what belongs beside the bundle."""
         return
+
+    def truth_of(self, dataset: Any, index: int) -> Sample:
+        """A case with what predictions of it are measured by, on the grid they are measured on."""
+        sample: Sample = dataset[index]
+        return sample
+
+    def compared(self, predictions: list[Any], batch: Batch, dataset: Any, index: int) -> tuple[list[Any], Batch]:
+        """The predictions of one case, and the case, as they are measured; by default as the network sees it.
+
+        Args:
+            predictions: of the one sample of `batch`.
+            dataset, index: where the case comes from.
+        """
+        return predictions, batch
 
     def held_out(self, task: Any, volumes: VolumeDataset) -> Any:
         """Cases as the task is measured on them, by default the volumes."""

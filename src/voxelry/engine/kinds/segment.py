@@ -17,9 +17,10 @@ from torch import nn
 
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.rank import per_axis
+from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.demands import lacking
-from voxelry.data.sample import Sample
+from voxelry.data.sample import Batch, Sample
 from voxelry.data.segment_names import class_list, segment_names
 from voxelry.engine.kinds.backbone import configured_backbone
 from voxelry.engine.kinds.kind import Kind, fitting, make_folder
@@ -146,6 +147,19 @@ class SegmentKind(Kind):
             if case.instances is None:
                 raise DataError(f"{case.image}: no instances for this image, to compare with")
 
+    def truth_of(self, dataset: SampleSource, index: int) -> Sample:
+        """A case on the voxels of its file, where it is one of whole files: those that labels are written on."""
+        if isinstance(dataset, VolumeDataset) and dataset.patches is None:
+            return dataset.on_own_grid(index)
+        return dataset[index]
+
+    def compared(
+        self, predictions: list[Any], batch: Batch, dataset: SampleSource, index: int
+    ) -> tuple[list[Any], Batch]:
+        """What `write` writes, and what the label file holds."""
+        sample = self.truth_of(dataset, index)
+        return [one.on(sample.space) for one in predictions], collate([sample]).to(batch.image.device)
+
     def predict_file(
         self,
         model: Model,
@@ -224,7 +238,7 @@ class SegmentKind(Kind):
         """Scores, curves, and the cases to look at."""
         from voxelry.tasks.segment import report as pages
 
-        samples = [held_out[index] for index in range(len(held_out))]
+        samples = [self.truth_of(held_out, index) for index in range(len(held_out))]
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
 
 

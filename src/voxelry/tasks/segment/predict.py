@@ -156,22 +156,28 @@ class InstancePrediction:
         return [("mm", 1.0), *([("um", 1000.0)] if micrometres else [])]
 
     def on(self, space: Space) -> InstancePrediction:
-        """The same instances on another grid of the same world, each voxel asking the nearest one of ours.
+        """The same instances and candidates on another grid of the same world, each voxel asking the nearest of ours.
 
         For grids along the same axes boxes stay exact; on an oblique one they grow to hold theirs.
         """
         if space.is_close(self.space, tolerance=1e-6):
             return self
-        # our index = matrix @ their index + offset
-        offset = self.space.to_index(space.to_world(np.zeros(space.ndim)))
-        matrix = (self.space.to_index(space.to_world(np.eye(space.ndim))) - offset).T
-        corners = space.to_index(self.space.to_world(_corners(self.boxes.astype(np.float64))))
-        boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=-1)
-        ndim = space.ndim
-        crops = [PackedCrops.pack([_regrid(crop, matrix, offset, space.shape)], ndim) for crop in self.crops]
-        moved = Instances(boxes.astype(np.float32), self.scores, self.classes, PackedCrops.join(crops, ndim))
+        moved = _moved(self.instances, self.space, space)
         lazy = LabelVolume(moved, space.shape) if isinstance(self.label_volume, LabelVolume) else None
-        return InstancePrediction.from_instances(self.name, space, moved, lazy)
+        candidates = None if self.candidates is None else _moved(self.candidates, self.space, space)
+        return InstancePrediction.from_instances(self.name, space, moved, lazy, candidates=candidates)
+
+
+def _moved(instances: Instances, source: Space, space: Space) -> Instances:
+    """Instances on the grid `source` on the grid `space`."""
+    # our index = matrix @ their index + offset
+    offset = source.to_index(space.to_world(np.zeros(space.ndim)))
+    matrix = (source.to_index(space.to_world(np.eye(space.ndim))) - offset).T
+    corners = space.to_index(source.to_world(_corners(instances.boxes.astype(np.float64))))
+    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=-1)
+    ndim = space.ndim
+    crops = [PackedCrops.pack([_regrid(crop, matrix, offset, space.shape)], ndim) for crop in instances.crops]
+    return Instances(boxes.astype(np.float32), instances.scores, instances.classes, PackedCrops.join(crops, ndim))
 
 
 def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

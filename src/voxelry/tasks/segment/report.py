@@ -22,6 +22,7 @@ from voxelry.viz.report import Report
 
 __all__ = ["add_cases", "add_results", "add_scores", "add_sizes"]
 
+_MOST_IDS = 10  # in a caption; all of them are in the table of cases
 _BLIND = "_class_blind"
 _BASELINE = "watershed_record"  # the row's column that the task fills with the baseline's sums
 
@@ -187,7 +188,7 @@ def add_cases(
                 title=f"{title}: {sample.name}",
             ),
             f"{title} case, {sample.name}: AP {float(row['ap_50']):.2f} at IoU 0.5, PQ {float(row['pq']):.2f}, "
-            f"{float(row['predicted']):.0f} predicted of {float(row['truth']):.0f}",
+            f"{float(row['predicted']):.0f} predicted of {float(row['truth']):.0f}{_told_ids(row)}",
         )
     columns = ["name", "ap_50", "ap_75", "pq", "seg", "det", "recall_50", "precision_50", "predicted", "truth"]
     return report.table([rows[index] for index in order], columns=columns, caption="Every held-out case")
@@ -219,6 +220,15 @@ def match_ids(
     pairs = matched(overlaps, threshold)
     one, other = ids[0][overlaps.predicted[pairs]], ids[1][overlaps.truth[pairs]]
     return dict(zip(one.tolist(), other.tolist(), strict=True))
+
+
+def _told_ids(row: Row) -> str:
+    """The objects without a partner by their ids: missed ones by the label file's, others by the written volume's."""
+    told = ""
+    for column, words in (("missed_ids", "missed, by the label file's ids"), ("extra_ids", "predicted for nothing")):
+        if ids := str(row[column]).split():
+            told += f"; {words}: {', '.join(ids[:_MOST_IDS])}{', ...' * (len(ids) > _MOST_IDS)}"
+    return told
 
 
 def _ap(threshold: float) -> str:

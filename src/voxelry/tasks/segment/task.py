@@ -331,6 +331,7 @@ class SegmentTask(Task):
                     thresholds=self.chosen.thresholds or THRESHOLDS,
                     ranked=wanted(*RANKED),
                     counted=counted,
+                    truth_ids=batch.ids[place] if batch.ids else None,
                 )
             )
             if not bool(self.watershed.isnan().any()) and truth.size <= _BASELINE_VOXELS:
