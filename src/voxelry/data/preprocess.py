@@ -25,6 +25,7 @@ from voxelry.data.frame import filled, find_content, index_map, trimmed, untilte
 from voxelry.data.normalise import check_normalise, find_levels, finite, is_scaled, scale
 from voxelry.data.sample import Sample
 from voxelry.data.speckle import despeckle
+from voxelry.ops.labels import resample_labels
 from voxelry.ops.resample import Fill, resample, resample_points
 
 __all__ = ["Preprocess", "move", "orientation_steps"]
@@ -64,8 +65,8 @@ class Preprocess:
         keep_range: whether an image that is in [0, 1] already stays so; for readers of one's own, see `VolumeDataset`.
         despeckle: whether speckle is removed first, of ultrasound; see `data.speckle.despeckle`.
 
-    Images are interpolated linearly, and first smoothed when they shrink (see `move`); labels and masks take
-    the nearest voxel. What an aligned grid holds beyond the image gets each channel's smallest value; the padding
+    Images are interpolated linearly, and first smoothed when they shrink (see `move`); labels and masks keep
+    their volumes. What an aligned grid holds beyond the image gets each channel's smallest value; the padding
     that `auto` recognised, and what lies beyond the image there, get the nearest voxel's.
 
     Raises:
@@ -294,21 +295,21 @@ def orientation_steps(space: Space, code: str = _CANONICAL) -> tuple[tuple[int, 
 
 
 def move(sample: Sample, target: Space, *, fill: Fill | None = None) -> Sample:
-    """A sample resampled to another grid: image and target linear, labels and masks nearest, points and boxes exact.
+    """A sample resampled to another grid: image and target linear, points and boxes exact.
 
     Where the new voxels are larger than the old ones the image is smoothed first, with the Gaussian that
     makes the old point spread function the new one: variance `(k^2 - 1) / (8 ln 2)` old voxels for a factor
     `k` (Cardoso et al. 2015, MICCAI, LNCS 9350, 81-89). Outside of the image is `fill`, by default each channel's
-    smallest value, and 0 for labels and masks; a new voxel centre halfway between two old ones takes the lower
-    one's label. A box becomes the box around its moved corners.
+    smallest value, and 0 for labels and masks, which keep every class's and object's volume
+    (`ops.labels.resample_labels`). A box becomes the box around its moved corners.
     """
     matrix, offset = index_map(sample.space, target)
     if sample.space.shape == target.shape and _is_same(matrix, offset):
         return sample.replace(space=target)
     size = target.shape
 
-    def nearest(labels: Tensor | None) -> Tensor | None:
-        return None if labels is None else resample(labels[None], matrix, offset, size, order=0, fill=0)[0]
+    def shares(labels: Tensor | None) -> Tensor | None:
+        return None if labels is None else torch.from_numpy(resample_labels(labels.numpy(), matrix, offset, size))
 
     def points(index: Tensor) -> Tensor:
         return resample_points(index.to(torch.float64), matrix, offset, size).to(torch.float32)
@@ -322,8 +323,8 @@ def move(sample: Sample, target: Space, *, fill: Fill | None = None) -> Sample:
         target=None if sample.target is None else moved[channels:],
         space=target,
         landmarks=None if sample.landmarks is None else points(sample.landmarks),
-        labels=nearest(sample.labels),
-        masks=nearest(sample.masks),
+        labels=shares(sample.labels),
+        masks=shares(sample.masks),
         boxes=None if sample.boxes is None else _around(points(_corners(sample.boxes))),
     )
 

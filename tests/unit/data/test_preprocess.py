@@ -97,6 +97,23 @@ def test_labels_move_as_points_do():
     assert np.linalg.norm(result.space.to_world(found) - space.to_world(point[0].numpy())) < 0.25
 
 
+@pytest.mark.parametrize("spacing", [2.0, (0.7, 1.3, 2.1)])
+def test_labels_and_masks_keep_their_volume_and_go_on_touching(spacing):
+    space = oblique(Space.from_spacing((20, 24, 16), (0.8, 0.8, 1.5)))
+    labels = torch.zeros(space.shape, dtype=torch.int64)
+    labels[3:8, 4:15, 3:12] = 1
+    labels[8:13, 4:15, 3:12] = 2
+    sample = Sample(torch.rand(1, *space.shape), space, "case", "case.nii.gz", labels=labels, masks=labels)
+    prepared = Preprocess(spacing=spacing, orientation="RAS")(sample)
+    for moved in (prepared.labels, prepared.masks):
+        for value in (1, 2):
+            volume = float((moved == value).sum()) * float(np.prod(prepared.space.spacing))
+            assert volume == pytest.approx(float((labels == value).sum()) * float(np.prod(space.spacing)), rel=0.02)
+        first = (moved == 1).float()[None, None]
+        beside = (torch.nn.functional.max_pool3d(first, 3, 1, 1)[0, 0] > 0) & (moved == 2)
+        assert beside.sum() > 20
+
+
 def test_all_orientations_of_a_volume_become_one(rng):
     sample = full_sample(SPACES["oblique anisotropic"], rng)
     expected = Preprocess()(sample)
