@@ -2,14 +2,16 @@
 
 Pixels are 1 mm apart unless the user says otherwise: the dots per inch of such files are a printing hint.
 Palettes and CMYK become RGB, and of a palette the stored numbers are there, too (`ImageFile.indices`); greys of 1, 2
-and 4 bits keep their stored values (0 and 1, to 3, to 15). Camera rotation tags are left alone, since annotations are
-made on stored pixels as often as on shown ones.
+and 4 bits keep their stored values (0 and 1, to 3, to 15). A picture that a camera marked as turned is read as it is
+shown (`displayed`).
 """
 
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from PIL import Image as Pillow
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, order_axes
+from voxelry.data.io.displayed import ORIENTATION_TAG, as_shown
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
 
@@ -44,6 +47,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         width, height = image.size
         kind = image.format or ""
         frames = int(getattr(image, "n_frames", 1)) if kind == "PNG" else 1
+        orientation = _orientation(path, image)
     if frames > 1:
         raise FileError(path, f"is an animation of {frames} frames", "save them as a TIFF, or one PNG each")
     if mode not in _CHANNELS:
@@ -54,7 +58,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     channels = _PNG_CHANNELS[colour] if deep else _CHANNELS[mode]  # Pillow takes grey and alpha of 16 bits for RGBA
     check_stored(path, (height, width, channels), dtype.itemsize, path.stat().st_size, compressed=True)
     order = order_axes(path, (height, width, channels), "yxs", ndim=ndim, channel_axis=channel_axis)
-    return ImageFile(
+    picture = ImageFile(
         path=path,
         space=order.plain_space({}),
         channels=order.channels,
@@ -63,6 +67,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         loader=partial(_load, path, order, None if deep else mode),
         indices=_indices(path, (height, width), kind) if stored == "P" else None,
     )
+    return as_shown(picture, orientation)
 
 
 def _indices(path: Path, shape: tuple[int, int], kind: str) -> ImageFile:
@@ -112,6 +117,27 @@ def _load(path: Path, order: AxisOrder, mode: str | None, window: tuple[slice, .
             array = np.asarray(image if image.mode == mode else image.convert(mode))
         array = array // (255 // (2**depth - 1))  # Pillow spreads few greys over 0 to 255
     return order.arrange(array.reshape(order.shape)[order.index(window)])
+
+
+def _orientation(path: Path, image: Pillow.Image) -> object:
+    """The tag Orientation of the picture's Exif block; None without one, or where it is broken, as for viewers."""
+    with suppress(SyntaxError, ValueError, KeyError, struct.error), warnings.catch_warnings(action="ignore"):
+        if image.format == "PNG" and "exif" not in image.info:
+            image.info["exif"] = _exif_of_png(path)
+        return Pillow.Image.getexif(image).get(ORIENTATION_TAG)  # that of PNG decodes the pixels first
+    return None
+
+
+def _exif_of_png(path: Path) -> bytes:
+    """The chunk eXIf, which may also stand behind the pixels (PNG specification, third edition, 11.3.4.5)."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if name == b"eXIf":
+                return b"Exif\0\0" + file.read(length)
+            file.seek(length + 4, 1)
+    return b""
 
 
 def _grey_bits(path: Path, image: Pillow.Image) -> int:

@@ -2,7 +2,7 @@
 
 A file holds one image, or `dataset` says which by number or name; pyramids are read at full resolution. How far apart
 voxels are is read in `tiff_calibration`; a file that says it for some axes only is refused unless it is told the rest.
-Pages without a name are planes of a volume.
+Pages without a name are planes of a volume. A picture is read as it is shown (`displayed`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tifffile
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
+from voxelry.data.io.displayed import ORIENTATION_TAG, as_shown
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
 from voxelry.data.io.tiff_calibration import NOTE, read_calibration
@@ -64,6 +65,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         order = order_axes(path, shape, axes, ndim=ndim, channel_axis=channel_axis)
         lengths = Lengths(path)
         found = read_calibration(file, number, lengths)
+        orientation = series.keyframe.tags.valueof(ORIENTATION_TAG)
     if found.values:
         dtype = np.dtype(np.int16 if stored == np.uint16 and found.values == _SIGNED else np.float32)
     worlds = {axis: "xyz"[world] for world, axis in enumerate(reversed(order.spatial))}
@@ -79,7 +81,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
             space = Space(order.spatial_shape, affine[:, [*kept, -1]])
         elif affine.shape[1] == space.ndim + 1:
             space = Space(order.spatial_shape, affine)
-    return ImageFile(
+    image = ImageFile(
         path=path,
         space=space,
         channels=order.channels,
@@ -91,6 +93,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         order=None if found.values or number else order,  # others read the first series as it is stored
         spacing_fault=None if affine is not None else lengths.fault,
     )
+    return as_shown(image, orientation)
 
 
 def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None) -> None:
