@@ -4,7 +4,8 @@ Which one is said by `dataset=` or `file.h5::dataset`; a file with a single data
 needs no word. Its axes are those that an attribute `axistags` (vigra, ilastik) or `DIMENSION_LABELS` (the dimension
 scales of HDF5) names. An attribute `element_size_um` (as ilastik and PlantSeg write it, one number per stored or per
 spatial axis, stored order) is the spacing; one that seems to say it in another way (`resolution`, `voxel_size`, ...) is
-refused unless the spacing is told.
+refused unless the spacing is told. Scales of axes, as netCDF keeps them, name the axes and say their spacing where
+they have a unit of length; packed values are unpacked (`packing`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from voxelry.core.errors import FileError
 from voxelry.core.guard import guarded
 from voxelry.data.io.axes import AxisOrder, named_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
+from voxelry.data.io.packing import unpacked
 from voxelry.data.io.record import ImageFile
 from voxelry.data.io.units import Lengths
 
 __all__ = ["dataset_names", "open_file"]
+
+_UNEVEN = 0.01  # of a step: what rounding in coordinates may make of an even one
+_OTHER_NOTES = ("axistags", "DIMENSION_LIST", "REFERENCE_LIST")
 
 
 def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
@@ -40,14 +45,16 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         contiguous = stored.chunks is None and not stored.is_virtual and stored.external is None
         present = stored.id.get_storage_size() > 0
         check_stored(path, shape, stored.dtype.itemsize if contiguous and present else 0, path.stat().st_size)
-        size = stored.attrs.get("element_size_um")
-        said = {} if size is not None else {name: stored.attrs[name] for name in stored.attrs if name != "axistags"}
+        said = {name: stored.attrs[name] for name in stored.attrs if name not in _OTHER_NOTES}
         axes = named_axes(path, _axis_names(path, stored), ndim=ndim, channel_axis=channel_axis)
+        lengths = Lengths(path)
+        places = _coordinates(stored, axes, lengths)
     order = order_axes(path, shape, axes, ndim=ndim)
-    lengths = Lengths(path)
-    lengths.overlook(said)
-    spacing = {} if size is None else _spacing(np.asarray(size, dtype=np.float64).ravel(), axes, lengths)
-    return ImageFile(
+    size = said.get("element_size_um")
+    if size is None:
+        lengths.overlook(said)
+    spacing = places if size is None else _spacing(np.asarray(size, dtype=np.float64).ravel(), axes, lengths)
+    image = ImageFile(
         path=path,
         space=order.plain_space(spacing),
         channels=order.channels,
@@ -58,6 +65,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         order=order,
         spacing_fault=lengths.fault,
     )
+    return unpacked(image, said)
 
 
 def dataset_names(path: Path) -> list[str]:
@@ -74,7 +82,7 @@ def _axis_names(path: Path, stored: h5py.Dataset) -> list[str]:
     """What the file calls each axis, "" where it says nothing."""
     tags = stored.attrs.get("axistags")
     if tags is None:
-        labels = [dimension.label for dimension in stored.dims]
+        labels = [dimension.label or _scale_name(dimension) for dimension in stored.dims]
         return [label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label) for label in labels]
     try:
         names = [str(axis["key"]) for axis in json.loads(tags)["axes"]]
@@ -83,6 +91,40 @@ def _axis_names(path: Path, stored: h5py.Dataset) -> list[str]:
     if len(names) != len(stored.shape):
         raise FileError(path, f"its attribute axistags names {len(names)} axes, the dataset has {len(stored.shape)}")
     return names
+
+
+def _scale_name(dimension: h5py.DimensionManager) -> str:
+    """What netCDF calls an axis: the name of the dataset that is its scale."""
+    return str(dimension[0].name).rpartition("/")[2] if len(dimension) else ""
+
+
+def _coordinates(stored: h5py.Dataset, axes: str, lengths: Lengths) -> dict[int, float]:
+    """mm by stored axis, from the coordinates that netCDF and others keep beside an array, with their unit."""
+    found = {}
+    for axis, letter in enumerate(axes):
+        if letter not in "zyx" or not len(stored.dims[axis]):
+            continue
+        scale = stored.dims[axis][0]
+        places = np.asarray(scale[()], dtype=np.float64).ravel() if scale.dtype.kind in "iuf" else np.array([])
+        steps = np.diff(places)
+        if not steps.size or not steps.any():  # an axis that has a name, and no coordinates
+            continue
+        name, step = _scale_name(stored.dims[axis]), float(np.abs(np.mean(steps)))
+        if not step or np.ptp(steps) > _UNEVEN * step:
+            lengths.lack(f"its coordinates {name} aren't evenly spaced")
+            continue
+        unit = scale.attrs.get("units")
+        factor = lengths.factor(
+            unit.decode("utf-8", "replace") if isinstance(unit, bytes) else unit, f"units of {name}"
+        )
+        if factor is not None:
+            found[axis] = step * factor
+        elif not np.isclose(step, 1.0):
+            lengths.lack(f"its coordinates {name} are {step:.6g} apart, in no unit of length")
+    untold = [axes[axis] for axis in range(len(axes)) if axes[axis] in "zyx" and axis not in found]
+    if found and untold:
+        lengths.lack(f"says in which unit some axes are, not along {', '.join(untold)}")
+    return found
 
 
 def _spacing(size: np.ndarray, axes: str, lengths: Lengths) -> dict[int, float]:

@@ -59,6 +59,7 @@ _READERS = {  # suffix -> file of this package
     ".h5": "hdf5",
     ".hdf5": "hdf5",
     ".hdf": "hdf5",
+    ".nc": "hdf5",
     ".png": "raster",
     ".jpg": "raster",
     ".jpeg": "raster",

@@ -22,6 +22,7 @@ from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 from voxelry.data.io.axes import AxisOrder, named_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
+from voxelry.data.io.packing import unpacked
 from voxelry.data.io.record import ImageFile
 from voxelry.data.io.units import Lengths
 from voxelry.data.io.zarr_geometry import Geometry, check_version, image_document, level_geometry
@@ -66,7 +67,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     affine = _own_affine(path, node, place.letters, order)
     stack = np.array([0.0, 0.0, 1.0])  # of channels read as a volume
     steps = {axis: place.steps.get(axis, stack) for axis in order.spatial}
-    return ImageFile(
+    image = ImageFile(
         path=path,
         space=order.space(steps, place.origin) if affine is None else Space(order.spatial_shape, affine),
         channels=order.channels,
@@ -78,6 +79,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         order=order,
         spacing_fault=None if affine is not None else lengths.fault,
     )
+    return unpacked(image, node.attributes)
 
 
 def write_file(
