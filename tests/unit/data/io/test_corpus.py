@@ -228,10 +228,24 @@ def test_itk_agrees(name, shared_data, rng):
     assert_same(open_image(shared_data / name, ndim=peer.GetDimension()), array, itk_affine(peer), rng)
 
 
+SHOWN = {  # TIFF 6.0, section 8: what the stored first row and first column are
+    2: np.fliplr,  # top, right
+    3: lambda stored: np.rot90(stored, 2),  # bottom, right
+    4: np.flipud,  # bottom, left
+    5: np.transpose,  # left, top
+    6: lambda stored: np.rot90(stored, -1),  # right, top
+    7: lambda stored: np.rot90(stored, 2).T,  # right, bottom
+    8: np.rot90,  # left, bottom
+}
+
+
 @pytest.mark.parametrize("name", TIFF)
 def test_tifffile_agrees(name, shared_data):
     with tifffile.TiffFile(shared_data / name) as file:
         array, axes = file.series[0].asarray(), file.series[0].axes
+        orientation = int(file.pages.first.tags.valueof("Orientation", 1))
+    if orientation > 1:  # tifffile gives the stored pixels
+        array = SHOWN[orientation](array)
     channels = [axis for axis, letter in enumerate(axes) if letter in "CSQ" and (letter != "Q" or axis < len(axes) - 3)]
     array = np.moveaxis(array, channels, range(len(channels)))
     image = open_image(shared_data / name, dataset="0", spacing=1.0)  # some hold pages of unlike sizes or no distances
