@@ -18,6 +18,7 @@ import torch
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine.seen import lineage
 from voxelry.engine.template_file import read_template
 from voxelry.models.adapter_file import read_adapter
 from voxelry.models.adapters import Adapters
@@ -29,7 +30,8 @@ __all__ = ["ModelAdapters"]
 
 
 class ModelAdapters:
-    """The adapters of a model; with the active one go its organs, their frames, preprocessing and template.
+    """The adapters of a model; with the active one go its organs, their frames, preprocessing, template
+    and the cases it has seen, which are the base's, too.
 
     Args:
         model: of a task that adapters can be trained for; its task, preprocessing and template are changed in place.
@@ -45,8 +47,8 @@ class ModelAdapters:
         self._model = model
         self._adapters = Adapters(model.task.network)
         own = model.bundle
-        self._known: dict[str | None, tuple[Any, Preprocess, Template | None]] = {
-            None: (model.task, own.preprocess, own.template)
+        self._known: dict[str | None, tuple[Any, Preprocess, Template | None, dict[str, Any]]] = {
+            None: (model.task, own.preprocess, own.template, own.config.get("data") or {})
         }
 
     @property
@@ -89,7 +91,9 @@ class ModelAdapters:
                 known = {key: torch.tensor(value) for key, value in record["calibration"].items()}
                 task.calibration.load_state_dict(known)
             preprocess = Preprocess(**record["preprocess"])
-            self._known[found] = task.to(self._model.device).eval(), preprocess, read_template(folder, record)
+            template = read_template(folder, record)
+            data = record.get("data") or {"earlier": lineage({"data": self._known[None][3]})}
+            self._known[found] = task.to(self._model.device).eval(), preprocess, template, data
         except (AttributeError, CheckpointError, KeyError, RuntimeError, TypeError, ValueError) as error:
             self._adapters.remove(found)
             self._adapters.switch(before)
@@ -106,7 +110,8 @@ class ModelAdapters:
         """
         self._adapters.switch(name)
         bundle = self._model.bundle
-        self._model.task, bundle.preprocess, bundle.template = self._known[name]
+        self._model.task, bundle.preprocess, bundle.template, data = self._known[name]
+        bundle.config = {**bundle.config, "data": data}
         self._model.task.eval()
 
     @contextmanager

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -17,9 +18,10 @@ from voxelry.core.rank import per_axis
 from voxelry.engine.bundle import read_bundle
 from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.engine.networks import NETWORKS, build_network
+from voxelry.engine.seen import cases_of_parts, lineage
 from voxelry.interop.reference import SOURCES, from_reference, load_reference_file, source_of
 
-__all__ = ["Pretrained", "read_pretrained"]
+__all__ = ["Pretrained", "cases_seen_by", "read_pretrained"]
 
 # what a fine-tuned network may have of its own; all else is the pretrained one's architecture
 _FREE = ("checkpointing", "dropout")
@@ -123,6 +125,22 @@ def read_pretrained(path: Path, *, ndim: int | None = None) -> Pretrained:
             return found
         return _of(from_reference(source, {}, weights, ndim), _PLAIN_RANGE, path)
     raise CheckpointError(f"{path}: weights of no network that is known; expected those of {', '.join(SOURCES)}")
+
+
+def cases_seen_by(path: Path) -> list[dict[str, Any]]:
+    """The trainings behind what `read_pretrained` reads, as `engine.seen.lineage` has them; of published files none.
+
+    Raises:
+        CheckpointError: nothing there that can be used.
+    """
+    if (path / "bundle").is_dir():
+        path = path / "bundle"
+    if path.is_dir():
+        return lineage(yaml.safe_load((path / "config.yaml").read_bytes()))
+    if path.suffix != ".ckpt":
+        return []
+    state = read_checkpoint(path).get("voxelry", {})
+    return [cases_of_parts(state.get("run", {}).get("cases", {})), *state.get("earlier", ())]
 
 
 def _of_checkpoint(path: Path) -> Pretrained:

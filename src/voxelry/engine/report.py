@@ -14,7 +14,7 @@ import numpy as np
 from voxelry.engine.evaluate import Evaluation, evaluate_task
 from voxelry.engine.kinds import kind_of
 from voxelry.engine.model import Model
-from voxelry.engine.seen import SEEN_PARTS, case_digests, seen_as, seen_cases, told_of_seen
+from voxelry.engine.seen import SEEN_WORDS, case_digests, seen_as, seen_cases, told_of_seen
 from voxelry.engine.splits import SampleSource
 from voxelry.tasks.base import Row, Task
 from voxelry.viz import figures
@@ -117,9 +117,9 @@ def evaluate_folder(
         options, point_options: for the readers of images and of points, see `find_cases`.
 
     Returns:
-        The summary and the path of the report; `cases.csv` and `summary.json` lie beside it. Where the model was
-        trained or validated on some of the cases, `cases.csv` says so in a column `seen`, and the summary has the
-        figures of the others, too, their names beginning with `unseen.`.
+        The summary and the path of the report; `cases.csv` and `summary.json` lie beside it. Where the model, or what
+        it was begun with, was trained or validated on some of the cases, `cases.csv` says so in a column `seen`, and
+        the summary has the figures of the others, too, their names beginning with `unseen.`.
 
     Raises:
         VoxelryError: whatever is wrong with the data or the folder for the results.
@@ -145,7 +145,7 @@ def evaluate_folder(
 def _told_apart(task: Task, evaluation: Evaluation, seen: Mapping[str, str]) -> Evaluation:
     """An evaluation that says of each case whether the model has seen it, and sums up the others apart."""
     how = [seen_as(str(row.get("name", "")), seen) for row in evaluation.rows]
-    fresh = [row for row, word in zip(evaluation.rows, how, strict=True) if word not in SEEN_PARTS]
+    fresh = [row for row, word in zip(evaluation.rows, how, strict=True) if word not in SEEN_WORDS]
     others = Evaluation(fresh, task.summary(fresh) if fresh else {}).told(task)
     rows: list[Row] = [
         {"name": row.get("name", ""), "seen": word, **row} for row, word in zip(evaluation.rows, how, strict=True)

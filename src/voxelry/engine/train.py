@@ -98,6 +98,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     description = describe(task)
     digests = {} if placement.rank else digests_of_parts(splits)
     description["run"] = describe_run(config, digests)
+    description["earlier"] = _earlier(config)
     state: dict[str, Any] = {}
     if resume is not None:
         state = _state_to_resume(resume, config, description, same=placement.restored is not None)
@@ -152,7 +153,16 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     if not trainer.is_global_zero:
         return Run(None, {}, False, checkpoints.last_path)
     kept = _keep_best(task, checkpoints, trainer.global_step)
-    return _finish(config, task, splits, module, transferred, checkpoints, output, {"digests": digests, "kept": kept})
+    return _finish(
+        config,
+        task,
+        splits,
+        module,
+        transferred,
+        checkpoints,
+        output,
+        {"digests": digests, "earlier": description["earlier"], "kept": kept},
+    )
 
 
 def _validations(config: DictConfig, rhythm: Pace) -> Validations:
@@ -196,6 +206,15 @@ def _state_to_resume(path: Path, config: DictConfig, description: dict[str, Any]
         check_same_run(path, state.get("run", {}), description["run"], told=config.resume_changed)
     log.info("going on from %s, step %d", path, content["global_step"])
     return state | {"step": content["global_step"]}
+
+
+def _earlier(config: DictConfig) -> list[dict[str, Any]]:
+    """The cases that the weights have seen that a run begins with."""
+    if config.pretrained is None:
+        return []
+    from voxelry.engine.pretrained import cases_seen_by
+
+    return cases_seen_by(Path(config.pretrained))
 
 
 def _keep_best(task: Task, checkpoints: Checkpoints, step: int) -> str:
@@ -295,7 +314,7 @@ def _finish(
     """Calibrate, measure on held-out cases, write the bundle and the report.
 
     Args:
-        found: `digests` of the cases by part, and which weights were `kept`.
+        found: `digests` of the cases by part, `earlier` ones (see `seen.lineage`), and which weights were `kept`.
     """
     kind = kind_of_config(config)
     task.eval()
@@ -304,15 +323,17 @@ def _finish(
         validated = evaluate_task(task, splits.validation)
         cases = [kind.truth_of(splits.validation, index) for index in range(len(splits.validation))]
         task.calibrate(validated.predictions, cases)
-    kind.finish(task, splits, output)  # with what the calibration found
+    data = {
+        "root": str(config.data.get("index") or config.data.root),
+        **splits.names,
+        "digests": found["digests"],
+        "earlier": found["earlier"],
+    }
+    kind.finish(task, splits, output, data)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
     evaluation = evaluate_task(task, held_out).told(task) if len(held_out) else Evaluation.empty()
     record = {
-        "data": {
-            "root": str(config.data.get("index") or config.data.root),
-            **splits.names,
-            "digests": found["digests"],
-        },
+        "data": data,
         "weights": found["kept"],
         "training": OmegaConf.to_container(config, resolve=True),
         "metrics": {"on": part, **{key: float(value) for key, value in evaluation.summary.items()}},

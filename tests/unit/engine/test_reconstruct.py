@@ -24,6 +24,7 @@ from voxelry.engine.model import Model, load
 from voxelry.engine.predict import predict_files
 from voxelry.engine.reconstruct import read_points, reconstruct
 from voxelry.engine.report import evaluate_folder
+from voxelry.engine.seen import lineage
 from voxelry.engine.train import train
 from voxelry.models.shape import ShapeNet
 from voxelry.tasks.reconstruct import ReconstructTask
@@ -255,6 +256,9 @@ def test_adapters_on_their_base_answer_as_their_merged_bundles_do(trained, phant
     base = load(trained[1].bundle).reconstruct(image, click=clicks["liver"])
     model.adapters.load(tmp_path / "kidney" / "adapter")
     assert (model.adapters.names, model.adapters.active) == (("liver", "kidney"), "kidney")
+    own, began = lineage(model.bundle.config)
+    assert own["digests"]["train"] == lineage(load(runs["kidney"]).bundle.config)[0]["digests"]["train"]
+    assert [began] == lineage(load(trained[0]).bundle.config)
     for name, label in (("liver", LIVER), ("kidney", 3)):
         model.adapters.switch(name)
         found = model.reconstruct(image, click=clicks[name])

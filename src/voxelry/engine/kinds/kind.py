@@ -115,8 +115,12 @@ class Kind(ABC):
         """Change a new task before it is trained, such as by freezing its network; nothing by default."""
         return
 
-    def finish(self, task: Any, splits: Splits, output: Path) -> None:
-        """Change a trained task before it is measured and written, and write what belongs beside the bundle."""
+    def finish(self, task: Any, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
+        """Change a trained task before it is measured and written, and write what belongs beside the bundle.
+
+        Args:
+            data: what the bundle says of the cases.
+        """
         return
 
     def truth_of(self, dataset: Any, index: int) -> Sample:

@@ -119,11 +119,12 @@ class ReconstructKind(Kind):
         task.adapt(str(settings.pop("name", "adapter")), settings, head_rate=head_rate)
         _set_mean_shapes(task.network, dataset)
 
-    def finish(self, task: Any, splits: Splits, output: Path) -> None:
+    def finish(self, task: Any, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
         """Write an adapter beside the bundle, into whose weights it is merged."""
         if task.adapters is not None:
             record: dict[str, Any] = {"task": {"name": self.name, **task.settings()}}
             record |= {"preprocess": splits.preprocess.settings(), **template_record(splits.template)}
+            record["data"] = dict(data)
             if hasattr(task, "calibration"):
                 record["calibration"] = {name: value.item() for name, value in task.calibration.state_dict().items()}
             template = splits.template
