@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
+from voxelry.core.memory import told_shortage
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
@@ -32,7 +32,7 @@ __all__ = ["Preprocess", "move", "orientation_steps"]
 
 _CANONICAL = "SAR"
 _WORLD_AXIS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
-_MOST_VOXELS = 2**31
+_FLOATS = 3  # copies of an image that resampling and scaling hold at a time
 _METHOD = ("normalise", "window", "percentiles", "clip")
 
 
@@ -222,13 +222,7 @@ class Preprocess:
 
     def _moved(self, sample: Sample, box: Space, fill: Fill | None = None) -> Sample:
         """The sample in a box of the world, at the size wanted."""
-        target = self._resized(box)
-        if prod(target.shape) > _MOST_VOXELS:
-            raise DataError(
-                f"{sample.source or sample.name}: {target.shape} voxels of {target.spacing} mm are too many "
-                f"(the image's own are {sample.space.spacing} mm; if that is wrong, give it with spacing=)"
-            )
-        return move(sample, target, fill=fill)
+        return move(sample, self._resized(box), fill=fill)
 
     def _method(self, *, of_target: bool = False) -> dict[str, Any]:
         """The keywords of `find_levels` for the image, or for a target that has its own range."""
@@ -302,10 +296,14 @@ def move(sample: Sample, target: Space, *, fill: Fill | None = None) -> Sample:
     `k` (Cardoso et al. 2015, MICCAI, LNCS 9350, 81-89). Outside of the image is `fill`, by default each channel's
     smallest value, and 0 for labels and masks, which keep every class's and object's volume
     (`ops.labels.resample_labels`). A box becomes the box around its moved corners.
+
+    Raises:
+        DataError: a grid too large for the memory there is.
     """
     matrix, offset = index_map(sample.space, target)
     if sample.space.shape == target.shape and _is_same(matrix, offset):
         return sample.replace(space=target)
+    _check_fits(sample, target)
     size = target.shape
 
     def shares(labels: Tensor | None) -> Tensor | None:
@@ -327,6 +325,18 @@ def move(sample: Sample, target: Space, *, fill: Fill | None = None) -> Sample:
         masks=shares(sample.masks),
         boxes=None if sample.boxes is None else _around(points(_corners(sample.boxes))),
     )
+
+
+def _check_fits(sample: Sample, target: Space) -> None:
+    channels = len(sample.image) + (0 if sample.target is None else len(sample.target))
+    numbers = sum(labels is not None for labels in (sample.labels, sample.masks))
+    shortage = told_shortage(target.shape, 4 * _FLOATS * channels + 8 * numbers)
+    if shortage:
+        steps, own = (" x ".join(f"{step:.3g}" for step in space.spacing) for space in (target, sample.space))
+        raise DataError(
+            f"{sample.source or sample.name}: too large a grid of {steps} mm, {shortage}; give larger voxels (the "
+            f"image's own are {own} mm)"
+        )
 
 
 def _reordered(sample: Sample, axes: Sequence[int], flips: Sequence[bool]) -> Sample:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from voxelry.core import memory
 from voxelry.models import footprint
 
 __all__ = ["available_memory", "check_memory"]
@@ -21,11 +21,7 @@ def available_memory(accelerator: str = "auto") -> int | None:
     """Bytes that a training may take: of the GPU where it will use one, else of the machine; None where unknown."""
     if accelerator != "cpu" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
+    return memory.available_memory()
 
 
 def check_memory(

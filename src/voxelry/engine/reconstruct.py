@@ -8,6 +8,7 @@ shape.mesh, shape.mask(), shape.volume_ml, shape.on_slice_mm
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from os import PathLike
@@ -41,10 +42,12 @@ from voxelry.data.upright import upright
 from voxelry.engine.common_frame import Placed, place
 from voxelry.engine.kinds.kind import make_folder
 from voxelry.engine.model import Model
-from voxelry.ops.surface import extract_surface
+from voxelry.ops.surface import extract_surface, told_volume
 from voxelry.tasks.reconstruct import ReconstructPrediction
 
 __all__ = ["SAMPLING", "read_points", "reconstruct", "write_reconstruction"]
+
+log = logging.getLogger("voxelry")
 
 SAMPLING = ("samples", "steps", "sampler")
 """Options that say how hypotheses are drawn."""
@@ -167,7 +170,11 @@ def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format
         raise DataError(f"{prediction.name}: no shape was found at the click")
     folder, name = make_folder(folder), prediction.name
     if prediction.space.ndim == 3:
-        voxels = prediction.mask().astype(np.uint8 if prediction.label < 256 else np.int32) * prediction.label
+        inside = prediction.mask()
+        whole = float(np.count_nonzero(inside) * abs(np.linalg.det(prediction.space.affine[:3, :3])) / 1000)
+        if line := told_volume(f"{name}, label {prediction.label}", prediction.volume_ml, whole):
+            log.warning("%s", line)
+        voxels = inside.astype(np.uint8 if prediction.label < 256 else np.int32) * prediction.label
         write_image(folder / f"{name}.nii.gz", voxels[None], prediction.space)
     write_image(folder / f"{name}_sdf.nii.gz", prediction.sdf[None], prediction.frame)
     for number, other in enumerate(prediction.hypotheses, start=1):

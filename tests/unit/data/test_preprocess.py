@@ -336,8 +336,20 @@ def test_bad_settings_are_named(settings, message):
 
 def test_a_grid_beyond_memory_is_refused():
     sample = Sample(torch.rand(1, 8, 8, 8), Space.from_spacing((8, 8, 8)), "case", source="case.mha")
-    with pytest.raises(DataError, match=r"^case\.mha: .*too many"):
+    with pytest.raises(DataError, match=r"^case\.mha: too large a grid of 0.0001 x 0.0001 x 0.0001 mm, 80000 x"):
         Preprocess(spacing=1e-4)(sample)
+
+
+@pytest.mark.parametrize("settings", [{"spacing": 0.5}, {"image_size": 16}], ids=str)
+def test_a_grid_is_measured_against_the_memory_there_is(monkeypatch, settings):
+    sample = Sample(torch.rand(2, 8, 8, 8), Space.from_spacing((8, 8, 8)), "case", labels=torch.ones(8, 8, 8).long())
+    needed = 16**3 * (4 * 3 * 2 + 8)  # floats of two channels, classes
+    monkeypatch.setattr("voxelry.core.memory.available_memory", lambda: needed)
+    assert Preprocess(**settings)(sample).space.shape == (16, 16, 16)
+    monkeypatch.setattr("voxelry.core.memory.available_memory", lambda: needed - 1)
+    with pytest.raises(DataError, match=r"^case: .*16 x 16 x 16 voxels need about 0.0 GB, and there are 0.0 GB; give"):
+        Preprocess(**settings)(sample)
+    assert Preprocess()(sample).space.shape == (8, 8, 8)
 
 
 def test_normalisations():

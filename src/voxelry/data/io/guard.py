@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from voxelry.core.errors import FileError
+from voxelry.core.memory import available_memory
 
 __all__ = ["check_memory", "check_numeric", "check_stored"]
 
@@ -57,12 +57,10 @@ def check_memory(path: str | Path, needed: int) -> None:
     """Refuse what can't fit into this machine before trying.
 
     Raises:
-        FileError: `needed` bytes are more than the machine has.
+        FileError: `needed` bytes are more than there are.
     """
-    if not hasattr(os, "sysconf"):  # Windows doesn't tell so easily; there the allocation itself is refused
-        return
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > available:
+    available = available_memory()
+    if available is not None and needed > available:
         raise FileError(
-            path, f"needs {needed / 2**30:.1f} GiB, this machine has {available / 2**30:.1f}", "read a window of it"
+            path, f"needs {needed / 1e9:.1f} GB, and there are {available / 1e9:.1f} GB", "read a window of it"
         )

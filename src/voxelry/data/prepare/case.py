@@ -186,7 +186,7 @@ def prepare_case(
         write_transform(root / files["transform"], np.asarray(home["matrix"]))
     if settings.sdf == "full":
         files["sdf_full"] = f"sdf/{pair.name}_sdf.npy"
-    meshes, absent = _write_shapes(found, pair.name, files, root, settings)
+    meshes, absent, enclosed = _write_shapes(found, pair.name, files, root, settings)
     slices = _write_slices(image, found.map, target, pair.name, root, {**files, **meshes}, settings)
     written = [*files.values(), *meshes.values(), *(entry["file"] for entry in slices)]
     _remove_unnamed(root, pair.name, written)
@@ -203,7 +203,7 @@ def prepare_case(
         "volumes_ml": _volumes(found.written_ml),
         "drawn_volumes_ml": _volumes(found.drawn_ml),
         "absent": absent,
-        "warnings": [f"{pair.name}: {line}" for line in found.faults(names or {})],
+        "warnings": [f"{pair.name}: {line}" for line in found.faults(names or {}) + found.thin(enclosed, names or {})],
         "slices": slices,
         "identity": identity(pair, settings),
         "written": {name: [(root / name).stat().st_size, digest(root / name)] for name in written},
@@ -325,7 +325,7 @@ def _standard_image(
     modality = guess_modality(image, _told_modality(pair, settings))
     if modality == "us":
         image = torch.from_numpy(despeckle(image.numpy()))
-    plain = Sample(image, sample.space, sample.name)
+    plain = Sample(image, sample.space, sample.name, str(pair.image))
     image, standard = standardise(move(plain, target).image, modality, window=settings.window)
     if float(image.min()) == float(image.max()):
         low, high = ct_window(settings.window)
@@ -342,9 +342,9 @@ def _volumes(ml: NDArray[np.floating]) -> dict[str, float | None]:
 
 def _write_shapes(
     labels: CaseLabels, name: str, files: Mapping[str, str], root: Path, settings: PrepareSettings
-) -> tuple[dict[str, str], list[int]]:
-    """Write distances and surfaces; the surfaces' files by class, and the classes that aren't there."""
-    meshes, codes = {}, {}
+) -> tuple[dict[str, str], list[int], dict[int, float]]:
+    """Write distances and surfaces; the surfaces' files by class, the classes that aren't there, the surfaces' ml."""
+    meshes, codes, enclosed = {}, {}, {}
     count = len(labels.written_ml)
     with ExitStack() as stack:
         full = None
@@ -357,12 +357,13 @@ def _write_shapes(
             if mesh is not None and not mesh.is_empty:
                 meshes[str(found.label)] = f"meshes/{name}_{found.label}.ply"
                 write_mesh(root / meshes[str(found.label)], mesh)
+                enclosed[found.label] = mesh.volume_ml
             if full is not None:
                 window = tuple(slice(a, a + n) for a, n in zip(found.start, found.distances.shape, strict=True))
                 full[found.label - 1][window] = found.distances
     absent = [label for label in range(1, count + 1) if label not in codes]
     write_sdf(root / files["sdf"], codes, absent=absent, space=labels.target, truncation=settings.truncation)
-    return meshes, absent
+    return meshes, absent, enclosed
 
 
 def _write_slices(

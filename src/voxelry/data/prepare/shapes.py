@@ -8,7 +8,7 @@ rounds off what is convex.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from voxelry.data.frame import index_map
 from voxelry.data.organ_shape import OrganShape
 from voxelry.ops.labels import resample_labels
 from voxelry.ops.sdf import mask_window
-from voxelry.ops.surface import Mesh, extract_surface
+from voxelry.ops.surface import Mesh, extract_surface, told_volume
 
 __all__ = ["CaseLabels", "ClassShape"]
 
@@ -93,6 +93,14 @@ class CaseLabels:
                     f"{name} has {written:.3g} ml on the grid of {steps} mm, and {drawn:.3g} ml as it is drawn"
                 )
         return lines
+
+    def thin(self, enclosed: Mapping[int, float], names: Mapping[int, str]) -> list[str]:
+        """A line for each class whose mesh encloses (ml) another volume than its voxels have as they were drawn."""
+        lines = (
+            told_volume(names.get(label, f"class {label}"), volume, float(self.drawn_ml[label - 1]))
+            for label, volume in enclosed.items()
+        )
+        return [line for line in lines if line]
 
     def shapes(self, truncation: float) -> Iterator[ClassShape]:
         """Every class that the new map has, one after another, its distances clipped to ±`truncation` mm."""

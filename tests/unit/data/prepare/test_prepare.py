@@ -468,3 +468,34 @@ def test_the_example_in_the_documentation_runs_on_data_without_a_split(data, tmp
     assert found["case"].sdf.shape == (1, 64, 64, 64)
     assert found["plane"]["masks"].shape == (5, 256, 256)
     assert len(found["plane"]["mask_sdf"]) == 5
+
+
+def test_a_mesh_that_lacks_of_its_organ_s_volume_is_told_by_name(tmp_path):
+    """A single voxel of a diamond's mesh encloses a sixth of it; a ball keeps its volume, and isn't told of."""
+    space = Space.from_spacing((20, 22, 24), (2.0, 1.5, 1.5))
+    index = np.stack(np.meshgrid(*map(np.arange, space.shape), indexing="ij"), axis=-1)
+    labels = np.zeros(space.shape, np.uint8)
+    labels[np.linalg.norm(space.to_world(index.astype(float)) - 18.0, axis=-1) < 9] = 1
+    labels[2, 3, 4] = 2
+    (tmp_path / "data").mkdir()
+    write_image(tmp_path / "data" / "a-image.nii.gz", labels[None] + np.float32(0.1) * index[None, ..., 0], space)
+    write_image(tmp_path / "data" / "a-label.nii.gz", labels[None], space)
+    record = run(tmp_path / "data", tmp_path / "out", spacing=1.5, classes=2).records[0]
+    mesh = read_mesh(tmp_path / "out" / record["meshes"]["2"])
+    voxel = 2.0 * 1.5 * 1.5 / 1000
+    assert 0 < mesh.volume_ml < 0.9 * voxel
+    told = f"a: class 2: its mesh encloses {mesh.volume_ml:.3g} ml, its voxels {voxel:.3g} ml; it is small or thin"
+    assert [line for line in record["warnings"] if "encloses" in line] == [f"{told} for them"]
+
+
+def test_a_grid_beyond_memory_is_refused_in_one_line(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("voxelry.core.memory.available_memory", lambda: 8_000_000_000)
+    fault = (
+        r"^.*a-image\.nii\.gz: too large a grid of 0.0\d+ x .* mm, \d+ x \d+ x \d+ voxels need about [\d.]+ GB, and "
+    )
+    with pytest.raises(
+        DataError, match=fault + r"there are 8\.0 GB; give larger voxels \(the image's own are "
+    ) as caught:
+        run(data, tmp_path / "out", spacing=0.01)
+    assert "\n" not in str(caught.value)
+    assert not any((tmp_path / "out" / "volumes").glob("*"))
