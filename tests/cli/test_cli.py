@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from voxelry import cli
 from voxelry.core.space import Space
 from voxelry.data.io import read_landmarks, write_image
 from voxelry.data.phantoms import write_phantoms
@@ -34,23 +33,6 @@ def bundle(tmp_path_factory) -> Path:
     network = UNet(ndim=3, out_channels=len(NAMES), width=8, multipliers=(1, 2), groups=4, heads=2, head_dim=8)
     task = LandmarkTask(network, landmark_names=NAMES)
     return write_bundle(tmp_path_factory.mktemp("b") / "bundle", task, Preprocess(image_size=16), record={}, card="")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process; gives exit status, standard output and standard error."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["voxelry", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return command
 
 
 def one_line_error(result: tuple[int, str, str]) -> str:

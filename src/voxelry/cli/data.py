@@ -9,7 +9,15 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli.terminal import OPTION_HELP, POINT_OPTION_HELP, app, progress, read_file_options, read_spacing
+from voxelry.cli.terminal import (
+    LABEL_OPTION_HELP,
+    POINT_OPTION_HELP,
+    app,
+    progress,
+    read_file_options,
+    read_options,
+    read_spacing,
+)
 from voxelry.core.errors import SettingError
 
 __all__ = ["doctor", "index", "phantoms", "prepare"]
@@ -41,7 +49,7 @@ def doctor(
     ] = None,
     layout: Annotated[str, typer.Option(help="auto, volumes and others; of pairs: ab, contrasts, csv, ...")] = "auto",
     target: Annotated[str | None, typer.Option(help="Of pairs: the folder that the others are to become.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
     point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
 ) -> None:
     """Show what is in a dataset and what is wrong with it; exit status 1 when something is."""
@@ -123,6 +131,7 @@ def index(
     spacing: Annotated[
         str | None, typer.Option(help="mm per voxel instead of the files' own: 0.8, or per axis.")
     ] = None,
+    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
     digest: Annotated[str, typer.Option(help="Changed files are told by sampled blocks, or by the whole.")] = "sampled",
     on_error: Annotated[str, typer.Option(help="raise, or skip images that can't be read.")] = "raise",
 ) -> None:
@@ -154,7 +163,7 @@ def index(
             box_edges=box_edges,
             digest=digest,
             root=root,
-            options={name: value for name, value in reader.items() if value is not None},
+            options=read_options(option) | {name: value for name, value in reader.items() if value is not None},
             on_error=on_error,
             progress=lambda done, total, name: bar.update(job, total=total, completed=done),
             say=lambda line: print(f"voxelry: {line}", file=sys.stderr),
@@ -206,6 +215,7 @@ def prepare(
     transform: Annotated[str, typer.Option(help="How it is brought there: rigid or affine.")] = "rigid",
     meshes: Annotated[bool, typer.Option(help="Write surfaces as PLY.")] = True,
     smooth: Annotated[int, typer.Option(min=0, help="Rounds of smoothing of the surfaces.")] = 10,
+    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
     seed: Annotated[int, typer.Option(help="Of random slices and clicks.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; by default one per core.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip cases that can't be prepared.")] = "raise",
@@ -236,6 +246,7 @@ def prepare(
             truncation=truncation,
             meshes=meshes,
             smooth=smooth,
+            options=read_options(option),
             seed=seed,
             workers=workers,
             on_error=on_error,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from voxelry.cli.terminal import (
+    LABEL_OPTION_HELP,
     OPTION_HELP,
     POINT_OPTION_HELP,
     app,
@@ -192,7 +193,7 @@ def evaluate(
     cases: Annotated[Path | None, typer.Option(help="A list of case names; by default all of them.")] = None,
     adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
     point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:

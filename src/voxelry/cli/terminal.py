@@ -16,16 +16,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 __all__ = [
+    "LABEL_OPTION_HELP",
     "OPTION_HELP",
     "POINT_OPTION_HELP",
     "app",
     "progress",
     "read_changes",
     "read_file_options",
+    "read_options",
     "read_spacing",
 ]
 
-OPTION_HELP = "What the images don't say: NAME=VALUE of dataset, spacing, channel, channel_axis, ndim; repeatable."
+OPTION_HELP = (
+    "What the images don't say: NAME=VALUE of dataset, spacing, channel, channel_axis, ndim, stack; repeatable."
+)
+LABEL_OPTION_HELP = f"{OPTION_HELP} label_dataset=NAME is for labels."
 POINT_OPTION_HELP = "What the landmark files don't say: axis_order=zyx or coordinate_system=LPS."
 
 app = typer.Typer(
@@ -79,12 +84,19 @@ def read_spacing(text: str) -> float | list[float]:
     return values[0] if len(values) == 1 else values
 
 
+def read_options(option: list[str] | None) -> dict[str, Any]:
+    """What `--option` says about images with labels."""
+    from voxelry.data.io import IMAGE_OPTIONS
+
+    return read_changes(option, "--option", "channel_axis=0", (*IMAGE_OPTIONS, "label_dataset"))
+
+
 def read_file_options(option: list[str] | None, point_option: list[str] | None) -> dict[str, dict[str, Any]]:
     """What `--option` and `--point-option` say about the files of a dataset, as keywords of `find_cases`."""
-    from voxelry.data.io import IMAGE_OPTIONS, POINT_OPTIONS
+    from voxelry.data.io import POINT_OPTIONS
 
     return {
-        "options": read_changes(option, "--option", "channel_axis=0", (*IMAGE_OPTIONS, "label_dataset")),
+        "options": read_options(option),
         "point_options": read_changes(point_option, "--point-option", "axis_order=zyx", POINT_OPTIONS),
     }
 

@@ -328,7 +328,11 @@ def _compare_spacings(found: Diagnosis, reads: list[CaseRead]) -> None:
     )
     farthest = reads[int(np.argmax(apart))].case.image.name
     differ = f"{count} of {len(reads)} images differ from the median, most {farthest}"
-    found.add("warning", found.root, f"mixed spacings in mm: {spans}; {differ} (set spacing= to bring them to one)")
+    found.add(
+        "warning",
+        found.root,
+        f"mixed spacings in mm: {spans}; {differ} (data.preprocess.spacing=... of a training brings them to one)",
+    )
 
 
 def _compare_points(found: Diagnosis, reads: list[CaseRead]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from voxelry.core.errors import DataError
 from voxelry.data.io import open_image
+from voxelry.data.io.advice import way_to_say
 from voxelry.data.layouts import Case
 
 __all__ = ["class_list", "segment_names"]
@@ -47,8 +48,7 @@ def class_list(names: dict[int, str]) -> list[str]:
 
 
 def _contradicts(path: Path, fault: str, names: set[str]) -> DataError:
-    listed = ", ".join(f'"{name}"' for name in sorted(names))
-    return DataError(f"{path}: {fault} (data.options='{{label_dataset: [{listed}]}}' numbers segments by name)")
+    return DataError(f"{path}: {fault} (number segments by name: {way_to_say(label_dataset=sorted(names))})")
 
 
 def _check_asked(cases: Sequence[Case], found: set[str], known: set[str]) -> None:

@@ -98,7 +98,9 @@ def prepare(
     if Path(source).resolve() == Path(out).resolve():
         raise SettingError(f"out: expected another folder than the source, whose files would be overwritten: {out}")
     chosen = PrepareSettings(**settings)
-    pairs = find_pairs(source, layout, channel=chosen.channel, organs=organs)
+    pairs = find_pairs(
+        source, layout, channel=chosen.channel, organs=organs, segments=(chosen.options or {}).get("label_dataset")
+    )
     report = prepare_all(pairs, Path(out), chosen, workers=workers, on_error=on_error, progress=progress)
     return _summary(report, contact_sheet(report.root) if sheet else None)
 

@@ -62,13 +62,14 @@ def test_a_name_with_other_numbers_is_refused_and_numbered_by_name_as_advised(tm
     add_case(tmp_path, "b", **second)
     with pytest.raises(DataError, match=fault) as error:
         segment_names(find_cases(tmp_path))
-    assert "data.options='{label_dataset: [" in str(error.value)
+    assert "'data.options={label_dataset: [" in str(error.value)
     with pytest.raises(DataError, match=fault):
         find_pairs(tmp_path)
     assert [found.message for found in inspect(tmp_path).findings if found.severity == "error"] == [str(error.value)]
     chosen = ["liver", "kidney", "spleen"] if "kidney" in second else ["liver", "spleen"]
     names = segment_names(find_cases(tmp_path, options={"label_dataset": chosen}))
     assert names == dict(enumerate(chosen, 1))
+    assert len(find_pairs(tmp_path, segments=chosen).pairs) == 2
 
 
 def test_a_misspelt_name_is_refused(tmp_path):

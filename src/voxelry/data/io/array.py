@@ -16,6 +16,7 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.data.io.advice import choice
 from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.record import ImageFile
@@ -86,9 +87,9 @@ def _member(path: Path, dataset: str | None, lengths: Lengths) -> tuple[str, tup
         if dataset is not None:
             names = [f"{dataset}.npy"] if f"{dataset}.npy" in found else []
         if len(names) != 1:
-            listed = ", ".join(name.removesuffix(".npy") for name in list(found)[:10])
             fault = f"holds {len(names)} arrays of two or more axes" if dataset is None else f"no array {dataset!r}"
-            raise FileError(path, fault, f"choose one with dataset=, among {listed}" if listed else "")
+            arrays = [name.removesuffix(".npy") for name, (shape, _) in found.items() if len(shape) >= 2]
+            raise FileError(path, fault, choice(arrays))
         for name, (shape, stored) in found.items():
             if shape in ((2,), (3,)) and stored.kind in "uif":
                 with archive.open(name) as file:

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.data.io.advice import way_to_say
 
 __all__ = ["AxisOrder", "name_axes", "named_axes", "order_axes"]
 
@@ -135,7 +136,7 @@ def named_axes(path: str | Path, names: Sequence[object], *, ndim: int | None, c
     raise FileError(
         path,
         f"its axes are called {', '.join(word or 'nothing' for word in words)}, of which not all can be placed",
-        "ndim= takes them as z, y, x (and channels) in order, channel_axis= says which one is channels",
+        f"of z, y, x (and channels) in order {way_to_say(ndim=3)}; with channels first {way_to_say(channel_axis=0)}",
     )
 
 
@@ -179,7 +180,7 @@ def order_axes(
         raise FileError(
             path,
             f"expected {expected} spatial axes, got {len(spatial)} in axes {''.join(letters)} of shape {tuple(shape)}",
-            "set ndim or channel_axis",
+            f"say which axis is channels, {way_to_say(channel_axis=0)}, or the rank, {way_to_say(ndim=2)}",
         )
     return AxisOrder(tuple(int(size) for size in shape), tuple(spatial))
 

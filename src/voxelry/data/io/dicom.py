@@ -19,6 +19,7 @@ from pydicom.errors import InvalidDicomError
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.data.io.advice import way_to_say
 from voxelry.data.io.axes import AxisOrder, order_axes
 from voxelry.data.io.dicom_geometry import (
     Frame,
@@ -110,19 +111,24 @@ def _stack(path: Path, frames: list[Frame], stack: int | None) -> list[Frame]:
         return stacks[0]
     keys = ", ".join(differences(stacks[0][0], stacks[1][0]))
     listed = ", ".join(
-        f"stack={number} ({len(part)} frames of {part[0].size[0]} x {part[0].size[1]}, {plane_name(part[0])})"
+        f"{number} ({len(part)} frames of {part[0].size[0]} x {part[0].size[1]}, {plane_name(part[0])})"
         for number, part in enumerate(stacks[:5])
     )
-    more = f", ... stack={len(stacks) - 1}" if len(stacks) > 5 else ""
-    raise FileError(path, f"its frames lie on {len(stacks)} grids: they differ in {keys}", f"choose {listed}{more}")
+    more = f", ... {len(stacks) - 1}" if len(stacks) > 5 else ""
+    raise FileError(
+        path,
+        f"its frames lie on {len(stacks)} grids: they differ in {keys}",
+        f"choose a stack by its number: {way_to_say(stack=0)}; there are {listed}{more}",
+    )
 
 
 def _untold(path: Path, first: Frame) -> FileError:
     rows, columns = first.spacing or (1.0, 1.0)
+    planes, channels = way_to_say(ndim=3, spacing=[1, rows, columns]), way_to_say(ndim=2)
     return FileError(
         path,
         f"doesn't say whether its {frame_count(first.header)} frames are planes or moments, or how far apart they are",
-        f"set ndim=3 and spacing=[MM,{rows:g},{columns:g}] for planes MM mm apart, ndim=2 for channels",
+        f"of planes, if they are 1 mm apart, {planes}; of channels {channels}",
     )
 
 
@@ -184,9 +190,8 @@ def _series(path: Path, dataset: str | None) -> list[pydicom.Dataset]:
             others[name] = others.get(name, 0) + 1
     if dataset is None and len(found) > 1:
         listed = ", ".join(f"{uid} ({_counted(headers)})" for uid, headers in list(found.items())[:5])
-        raise FileError(
-            path, f"holds {len(found)} series", f"choose one with dataset=SeriesInstanceUID, among {listed}"
-        )
+        way = way_to_say(dataset=next(iter(found)))
+        raise FileError(path, f"holds {len(found)} series", f"choose one by its UID: {way}; there are {listed}")
     if not found:
         beside = ", ".join(f"{count} x {name}" for name, count in others.items())
         raise FileError(path, "holds no DICOM images" + (f", but {beside}" if beside else ""))

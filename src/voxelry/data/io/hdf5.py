@@ -19,6 +19,7 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.guard import guarded
+from voxelry.data.io.advice import choice
 from voxelry.data.io.axes import AxisOrder, named_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.packing import unpacked
@@ -156,8 +157,8 @@ def _dataset(path: Path, file: h5py.File, dataset: str | None) -> tuple[h5py.Dat
         return found[name], name
     images = [name for name, item in found.items() if item.ndim is not None and len(item.shape or ()) >= 2]
     if len(images) != 1:
-        listed = f"choose one with dataset= or {path.name}::NAME, among {', '.join(images[:10])}" if images else ""
-        raise FileError(path, f"holds {len(images)} datasets of two or more axes, expected one to be chosen", listed)
+        fault = f"holds {len(images)} datasets of two or more axes, expected one to be chosen"
+        raise FileError(path, fault, choice(images))
     return found[images[0]], images[0]
 
 

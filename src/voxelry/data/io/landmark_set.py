@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.io.advice import way_to_say
 from voxelry.data.io.units import millimetres
 
 __all__ = [
@@ -129,10 +130,7 @@ def system_advice(systems: Sequence[str] = COORDINATE_SYSTEMS) -> str:
     """How to say the system of a file that doesn't, as each of our commands takes it."""
     first = "index" if "index" in systems else systems[0]
     listed = ", ".join(f"{system} (pixels from 0)" if system == "index" else system for system in systems)
-    return (
-        f"say which, one of {listed}: 'data.point_options={{coordinate_system: {first}}}' in a training, "
-        f"--point-option coordinate_system={first} elsewhere"
-    )
+    return f"say which, one of {listed}: {way_to_say('point_options', '--point-option', coordinate_system=first)}"
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxelry.core.errors import FileError
+from voxelry.data.io.advice import way_to_say
 
 __all__ = ["Segment", "chosen_segments", "merged"]
 
@@ -74,4 +75,4 @@ def merged(
 
 
 def _way_out(names: Sequence[str]) -> str:
-    return f"choose some by name: options={{label_dataset: '{','.join(names)}'}}, which become 1, 2, ... in that order"
+    return f"choose some by name, which become 1, 2, ... in that order: {way_to_say(label_dataset=list(names))}"

@@ -21,6 +21,7 @@ import tifffile
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.data.io.advice import choice
 from voxelry.data.io.axes import AxisOrder, name_axes, order_axes
 from voxelry.data.io.displayed import ORIENTATION_TAG, as_shown
 from voxelry.data.io.guard import check_numeric, check_stored
@@ -196,8 +197,7 @@ def _halved(series: tifffile.TiffPageSeries, other: tifffile.TiffPageSeries) -> 
 
 
 def _choices(file: tifffile.TiffFile) -> str:
-    listed = [f"{number} ({series.name or series.shape})" for number, series in enumerate(file.series[:10])]
-    return f"choose one with dataset=, among {', '.join(listed)}"
+    return choice({str(number): str(series.name or series.shape) for number, series in enumerate(file.series)})
 
 
 def _stored_axes(series: tifffile.TiffPageSeries) -> tuple[tuple[int, ...], str]:

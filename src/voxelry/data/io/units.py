@@ -17,13 +17,11 @@ from os import PathLike
 import numpy as np
 
 from voxelry.core.errors import FileError
+from voxelry.data.io.advice import way_to_say
 
 __all__ = ["SPACING_ADVICE", "Lengths", "UnitError", "millimetres"]
 
-SPACING_ADVICE = (
-    "say it, mm in array order: 'data.options={spacing: [2, 1, 1]}' in a training, "
-    "--spacing 2,1,1 for index, --option 'spacing=[2, 1, 1]' elsewhere"
-)
+SPACING_ADVICE = f"say it, mm in array order: {way_to_say(spacing=[2, 1, 1])}"
 """The way out wherever a file doesn't say how far apart its voxels are; `open_image` takes it."""
 
 _PREFIXES = {

@@ -20,6 +20,7 @@ import tensorstore
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.data.io.advice import choice
 from voxelry.data.io.axes import AxisOrder, named_axes, order_axes
 from voxelry.data.io.guard import check_numeric, check_stored
 from voxelry.data.io.packing import unpacked
@@ -210,7 +211,7 @@ def _holds_image(node: _Node) -> bool:
 
 def _choices(root: Path) -> str:
     names = [node.path.name for node in _children(root) if _holds_image(node)]
-    return f"choose one with dataset=, among {', '.join(names[:10])}" if names else ""
+    return choice(names)
 
 
 def _multiscale(root: Path, node: _Node) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import open_image, write_image
+from voxelry.data.io import IMAGE_OPTIONS, open_image, write_image
 from voxelry.data.io.meshes import write_mesh
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts import Case
@@ -69,6 +69,8 @@ class PrepareSettings:
         transform: `rigid` or `affine`, see `prepare.register`.
         smooth: rounds of smoothing of meshes; it keeps their volume.
         channel: of images with several.
+        options: what the images don't say, as `open_image` takes it; `label_dataset` names the labels' dataset or
+            segments.
         seed: of random slices and clicks.
 
     Raises:
@@ -92,9 +94,12 @@ class PrepareSettings:
     transform: str = "rigid"
     smooth: int = 10
     channel: int = 0
+    options: Mapping[str, Any] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if strange := [name for name in self.options or {} if name not in (*IMAGE_OPTIONS, "label_dataset")]:
+            raise SettingError(f"options: expected some of {', '.join(IMAGE_OPTIONS)}, label_dataset, got {strange[0]}")
         for name in ("spacing", "truncation", "slices_per_class"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise SettingError(f"{name}: expected a positive number, got {getattr(self, name)}")
@@ -124,23 +129,38 @@ class PrepareSettings:
         values["axes"] = [int(axis) for axis in self.axes]
         values["merge"] = None if self.merge is None else [[int(label) for label in group] for group in self.merge]
         values["window"] = self.window if isinstance(self.window, str) else [float(end) for end in self.window]
+        if not self.options:  # what was prepared before there were any is still the same
+            del values["options"]
         return values
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Keywords of `open_image` for images."""
+        return {name: value for name, value in (self.options or {}).items() if name != "label_dataset"}
+
+    @property
+    def label_reading(self) -> dict[str, Any]:
+        """Keywords of `open_image` for labels."""
+        chosen = (self.options or {}).get("label_dataset")
+        if chosen is None:
+            return {}
+        return {"dataset": chosen if isinstance(chosen, str) else ",".join(map(str, chosen))}
 
 
 class _Reader(VolumeDataset):
     """Image and labels of a pair, on one grid."""
 
     def pair(self, pair: Pair, settings: PrepareSettings) -> Sample:
-        case = Case(pair.name, pair.image, labels=None)
+        case = Case(pair.name, pair.image, labels=None, options=settings.reading)
         sample = self.read(case)
         if sample.ndim != len(sample.image.shape) - 1 or sample.image.ndim != 4:
             raise DataError(f"{pair.image}: an image of rank {sample.ndim}; expected a volume")
         if not 0 <= settings.channel < len(sample.image):
             raise DataError(f"{pair.image}: no channel {settings.channel}; it has {len(sample.image)}")
         labels = np.zeros(sample.space.shape, dtype=np.int64)
-        reference = Reference.of_file(pair.image, {})
+        reference = Reference.of_file(pair.image, settings.reading)
         for path, label in pair.labels:
-            found = class_numbers(open_labels(path, reference).read(), path)
+            found = class_numbers(open_labels(path, reference, settings.label_reading).read(), path)
             if label == 0:
                 labels = found
                 break
@@ -167,7 +187,7 @@ def prepare_case(
         FileError, DataError: unreadable, an image without contrast, labels beyond `classes`, grids that differ, no
             foreground; one line.
     """
-    sample = _Reader([Case(pair.name, pair.image)], need=()).pair(pair, settings)
+    sample = _Reader([Case(pair.name, pair.image, options=settings.reading)], need=()).pair(pair, settings)
     labels = _checked_labels(sample, pair, settings)
     sample, target, home = _in_frame(sample, settings)
     image, standard = _standard_image(sample, pair, target, settings)
@@ -262,7 +282,7 @@ def _remove_unnamed(root: Path, name: str, written: Sequence[str]) -> None:
 def _told_modality(pair: Pair, settings: PrepareSettings) -> str:
     if settings.modality != "auto":
         return settings.modality
-    return pair.modality or str(open_image(pair.image).metadata.get("Modality", ""))
+    return pair.modality or str(open_image(pair.image, **settings.reading).metadata.get("Modality", ""))
 
 
 def _checked_labels(sample: Sample, pair: Pair, settings: PrepareSettings) -> NDArray[np.int64]:

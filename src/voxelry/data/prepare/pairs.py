@@ -81,7 +81,12 @@ class Pairs:
 
 
 def find_pairs(
-    root: str | Path, layout: str = "auto", *, channel: int = 0, organs: Sequence[str] | None = None
+    root: str | Path,
+    layout: str = "auto",
+    *,
+    channel: int = 0,
+    organs: Sequence[str] | None = None,
+    segments: str | Sequence[str] | None = None,
 ) -> Pairs:
     """The images with labels under `root`.
 
@@ -91,6 +96,7 @@ def find_pairs(
         channel: of `nnunet`, which of the files of a case.
         organs: of `totalsegmentator`, the masks to take, in the order of their classes; by default all that any
             case has, by name.
+        segments: of `volumes`, those of the labels that are numbered by name.
 
     Raises:
         FileError: `root` doesn't exist, or a list or `dataset.json` can't be read.
@@ -108,6 +114,8 @@ def find_pairs(
         found, names = _totalsegmentator(root, organs)
     elif chosen == "nnunet":
         found = _nnunet(root, channel)
+    elif chosen == "volumes":
+        found = _volumes(root, segments)
     else:
         found = _FINDERS[chosen](root)
     if not found:
@@ -140,9 +148,10 @@ def _recognise(root: Path) -> str:
     )
 
 
-def _volumes(root: Path) -> list[Pair]:
+def _volumes(root: Path, segments: str | Sequence[str] | None) -> list[Pair]:
     cases = find_cases(root, "volumes")
-    segment_names(cases)  # refuses numbers that mean another organ in another case
+    # refuses numbers that mean another organ in another case
+    segment_names(find_cases(root, "volumes", options={"label_dataset": segments}) if segments else cases)
     return [
         Pair(case.name, case.image, ((_labelled(case.image, case.labels, root / "labels"), 0),), split=case.split)
         for case in cases
@@ -260,7 +269,6 @@ def _listed(path: Path) -> list[Pair]:
 
 
 _FINDERS: dict[str, Callable[[Path], list[Pair]]] = {
-    "volumes": _volumes,
     "pairs": _paired,
     "decathlon": _decathlon,
     "dicom": _dicom,

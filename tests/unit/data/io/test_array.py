@@ -29,7 +29,9 @@ def test_arrays_without_names_and_of_bools(tmp_path):
 
 def test_one_of_several_is_chosen(tmp_path):
     np.savez(tmp_path / "a.npz", image=VOLUME, label=VOLUME > 3)
-    with pytest.raises(FileError, match=r"holds 2 arrays .*\(choose one with dataset=, among image, label\)"):
+    with pytest.raises(
+        FileError, match=r"holds 2 arrays .*\(choose one: .*--option dataset=image elsewhere; there are image, label\)"
+    ):
         open_image(tmp_path / "a.npz")
     np.testing.assert_array_equal(read_image(tmp_path / "a.npz", dataset="label").array[0], VOLUME > 3)
     with pytest.raises(FileError, match="no array 'mask'"):

@@ -93,7 +93,10 @@ def test_every_position_twice_is_two_channels(tmp_path):
 def test_several_series_have_to_be_chosen(tmp_path):
     save_series(tmp_path)
     save(tmp_path, "other.dcm", VOLUME[0], ORIGIN, series="9.8.7")
-    with pytest.raises(FileError, match=r"2 series .*dataset=SeriesInstanceUID, among .*9\.8\.7 \(1 images, MR\)"):
+    with pytest.raises(
+        FileError,
+        match=r"2 series .*by its UID: .*--option .dataset=.1.2.3.. elsewhere; there are .*9\.8\.7 \(1 images, MR\)",
+    ):
         open_image(tmp_path)
     assert open_image(tmp_path, dataset="1.2.3").space.shape == (5, 4, 3)
     assert open_image(tmp_path, dataset="9.8.7").space.shape == (4, 3)

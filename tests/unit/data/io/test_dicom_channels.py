@@ -178,7 +178,7 @@ def test_enhanced_angiography_is_moments(tmp_path):
 
 def test_intravascular_frames_have_to_be_told_apart(tmp_path):
     path = enhanced(tmp_path / "a.dcm", "1.2.840.10008.5.1.4.1.1.14.1")
-    with pytest.raises(FileError, match=r"set ndim=3 and spacing=\[MM,0\.5,0\.25\] .*, ndim=2 for channels"):
+    with pytest.raises(FileError, match=r"{ndim: 3, spacing: \[1, 0\.5, 0\.25\]}.* of channels .*--option ndim=2"):
         open_image(path)
     assert open_image(path, ndim=3, spacing=[0.2, 0.5, 0.25]).space.spacing == (0.2, 0.5, 0.25)
     assert open_image(path, ndim=2).channels == 4

@@ -107,7 +107,7 @@ def test_frames_with_a_distance_are_planes(placed, tmp_path):
 
 def test_frames_that_do_not_say_what_they_are(tmp_path):
     path = save(tmp_path / "a.dcm", CAPTURE, ramp(5, 3, 4), PixelSpacing=[0.3, 0.2])
-    with pytest.raises(FileError, match=r"its 5 frames are planes or moments.*spacing=\[MM,0.3,0.2\].*ndim=2"):
+    with pytest.raises(FileError, match=r"its 5 frames are planes or moments.*spacing=\[1, 0.3, 0.2\].*ndim=2"):
         open_image(path)
     with pytest.raises(FileError, match="doesn't say how far apart its frames are"):
         open_image(path, ndim=3)
@@ -184,7 +184,8 @@ def test_frames_of_several_orientations_are_stacks_to_choose_from(tmp_path):
     coronal = [(CORONAL, [0.0, y, 100.0], {}) for y in (-10.0, 0.0)]
     path = enhanced(tmp_path / "a.dcm", axial + coronal, shared=MEASURES)
     with pytest.raises(
-        FileError, match=r"2 grids.*ImageOrientationPatient \(choose stack=0 \(3 frames .*axial\), s.*1"
+        FileError,
+        match=r"2 grids.*ImageOrientationPatient \(choose .*--option stack=0 .*; there are 0 \(3 frames .*axial\), 1",
     ):
         open_image(path)
     first, second = (read_image(path, stack=number) for number in (0, 1))
@@ -217,9 +218,7 @@ def test_a_localizer_in_a_series_folder_is_a_stack_of_its_own(tmp_path):
         save(tmp_path / f"{plane}.dcm", CT, np.full((3, 4), plane), PixelSpacing=[1, 1], InstanceNumber=plane, **place)
     place = {"ImageOrientationPatient": CORONAL, "ImagePositionPatient": [0.0, 0.0, 9.0]}
     save(tmp_path / "scout.dcm", CT, np.full((5, 6), 9), PixelSpacing=[1, 1], InstanceNumber=9, **place)
-    with pytest.raises(
-        FileError, match=r"differ in Rows, Columns, ImageOrientationPatient.*stack=1 \(1 frames of 5 x 6"
-    ):
+    with pytest.raises(FileError, match=r"differ in Rows, Columns, ImageOrientationPatient.*, 1 \(1 frames of 5 x 6"):
         open_image(tmp_path)
     assert read_image(tmp_path, stack=0).array[0, :, 0, 0].tolist() == [0, 1, 2]
 

@@ -221,6 +221,6 @@ def test_groups_without_images_are_no_choice(tmp_path):
     put_group(tmp_path / "a.zarr" / "OME", {"version": "0.5", "series": ["0"]})
     np.testing.assert_allclose(affine(tmp_path / "a.zarr"), STRAIGHT)
     put(tmp_path / "a.zarr" / "1", SCALE)
-    with pytest.raises(FileError, match=r"holds 2 images.*dataset=, among 0, 1\)"):
+    with pytest.raises(FileError, match=r"holds 2 images.*--option .dataset=.0.. elsewhere; there are 0, 1\)"):
         open_image(tmp_path / "a.zarr")
     np.testing.assert_allclose(affine(tmp_path / "a.zarr", dataset="1"), STRAIGHT)
