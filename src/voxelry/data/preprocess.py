@@ -97,7 +97,10 @@ class Preprocess:
         if align not in ("nearest", "world", "auto"):
             raise SettingError(f"align: expected 'nearest', 'world' or 'auto', got {align!r}")
         if align != "nearest" and orientation is None:
-            raise SettingError(f"align: {align!r} needs an orientation, but orientation is None")
+            raise SettingError(
+                f"align: {align!r} needs an orientation, but orientation is None; expected nearest with it, "
+                "data.preprocess.align=nearest"
+            )
         if not isinstance(trim, bool):
             raise SettingError(f"trim: expected true or false, got {trim!r}")
         if image_size is not None and spacing is not None:

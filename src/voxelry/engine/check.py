@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from voxelry.backbones.build import BACKBONES
@@ -38,7 +38,7 @@ from voxelry.engine.rules import fault_of
 from voxelry.models.adapters import AdapterSettings
 from voxelry.models.unet import UNet
 
-__all__ = ["check_settings", "naming"]
+__all__ = ["check_settings", "drop_defaults", "naming"]
 
 _OPEN = ("data.where", "launcher.env", "launcher.resources_per_worker")  # any key
 _MAPPINGS = ("options", "point_options", "split", "preprocess", "patches", "slices", "pairs", "degrade")
@@ -94,6 +94,48 @@ def check_settings(config: DictConfig) -> None:
                 if fault:
                     raise ConfigError(f"{part.path(key)}: expected {fault}, got {value!r}")
     _try_out(settings)
+
+
+def drop_defaults(config: DictConfig) -> list[str]:
+    """Take what a group's file set out of a group whose `_target_` is somebody's own and doesn't take it.
+
+    What was typed stays, and is refused where nothing knows it.
+
+    Returns:
+        A line for each group that lost settings.
+
+    Raises:
+        ConfigError: a `_target_` that there isn't.
+    """
+    lines = []
+    for group in ("model", "optimizer", "learning_rate"):
+        node = config.get(group)
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if not isinstance(target, str) or any(
+            _with_defaults(group, one).get("_target_") == target for one in groups()[group]
+        ):
+            continue
+        callee = _located(f"{group}._target_", target)
+        if _takes_anything(callee):
+            continue
+        plain: Any = OmegaConf.to_container(node)
+        files: list[Mapping[str, Any]] = [_with_defaults(group, entry) for entry in groups()[group]]
+        files += [_mapping(_read(file).get(group)) for file in (CONFIGS / "experiment").glob("*.yaml")]
+        dropped = [
+            key
+            for key, value in plain.items()
+            if not key.startswith("_")
+            and key not in _parameters(callee)
+            and any(own.get(key, ...) == value for own in files)
+        ]
+        with open_dict(node):
+            for key in dropped:
+                del node[key]
+        if dropped:
+            lines.append(
+                f"{group}: {target} takes no {', '.join(dropped)}; the group's settings of that name are left out"
+            )
+    return lines
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The configuration of `voxelry train`, from what is given on the command line or in Python.
 
 What is given is settled before Hydra sees it, so that it means what it says: a mapping that a shell cut at its blanks
-is put together again, a path with odd characters needs no second pair of quotes, and a mapping may have keys that
-its default doesn't have. Keys that nothing knows are refused by `engine.check`, which names the nearest known one.
+is put together again, a path with odd characters needs no second pair of quotes and may begin with `~`, and a mapping
+may have keys that its default doesn't have. Keys that nothing knows are refused by `engine.check`, which names the
+nearest known one.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ CONFIGS = Path(voxelry.configs.__file__).parent
 _MAY_BE_NULL = ("backbone", "experiment")
 _PAIRS = {"}": "{", "]": "[", ")": "("}
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
-_TEXTS = (
-    "name",
+_PATHS = (
     "output_dir",
     "pretrained",
     "data.root",
@@ -38,6 +38,7 @@ _TEXTS = (
     "data.split.file",
     "data.pairs.target",
 )
+_TEXTS = ("name", *_PATHS)
 _LIKE_A_NUMBER = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?", re.IGNORECASE)
 _QUOTED_KEY = re.compile(r"""(["'])([\w.-]+)\1\s*:""")
 
@@ -125,6 +126,8 @@ def _override(text: str, elsewhere: bool) -> str:
             f"{text}: expected KEY=VALUE, such as data.root=DIR (voxelry train --help lists the settings)"
         )
     bare = key.lstrip("+")
+    if bare in _PATHS:  # of each value of a sweep
+        value = ",".join(map(_at_home, value.split(",")))
     if bare in groups():
         if not elsewhere:
             _check_entry(bare, value)
@@ -145,6 +148,11 @@ def _override(text: str, elsewhere: bool) -> str:
         f"{bare}: can't read {value!r}; expected a value such as 3, word, [1,2] or {{key: value}}, the whole "
         "setting in quotes where a shell would change it"
     )
+
+
+def _at_home(path: str) -> str:
+    """A path as a shell has it where it begins with `~`, which it leaves alone behind an equals sign."""
+    return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
 
 
 def _check_entry(group: str, value: str) -> None:

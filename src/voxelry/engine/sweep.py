@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +18,41 @@ __all__ = ["SweepSummary", "few_shot_table", "summarise"]
 
 
 class SweepSummary(Callback):
-    """Hydra's callback that calls `summarise` when a sweep ends."""
+    """Hydra's callback that calls `summarise` when a sweep ends; what was there when it began isn't its own."""
+
+    def __init__(self) -> None:
+        self._earlier: dict[Path, int] = {}
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember the summaries of earlier sweeps."""
+        self._earlier = {path: path.stat().st_mtime_ns for path in _summaries(Path(config.hydra.sweep.dir))}
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Summarise the sweep's folder."""
-        written = summarise(Path(config.hydra.sweep.dir))
+        folder = Path(config.hydra.sweep.dir)
+        written = summarise(folder, self._earlier)
         if written is not None:
             print(f"summary: {written}")
+        elif (folder / "sweep.csv").is_file():
+            print(f"no run of this sweep finished: {folder / 'sweep.csv'} is an earlier one's", file=sys.stderr)
 
 
-def summarise(folder: Path) -> Path | None:
+def summarise(folder: Path, earlier: Mapping[Path, int] | None = None) -> Path | None:
     """Gather every `summary.json` below `folder` into `sweep.csv` and `sweep.html`.
+
+    Args:
+        folder: the sweep's.
+        earlier: summaries that don't count unless they were written anew: their times of change (ns) by their paths.
 
     Returns:
         The page, or None when no run of the sweep finished.
     """
-    rows = []
-    for path in sorted(folder.glob("**/summary.json")):
-        if path.parent.name != "metrics":
-            rows.append({"run": str(path.parent.relative_to(folder)), **json.loads(path.read_text(encoding="utf-8"))})
+    known = earlier or {}
+    rows = [
+        {"run": str(path.parent.relative_to(folder)), **json.loads(path.read_text(encoding="utf-8"))}
+        for path in _summaries(folder)
+        if known.get(path) != path.stat().st_mtime_ns
+    ]
     if not rows:
         return None
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -43,6 +61,10 @@ def summarise(folder: Path) -> Path | None:
         writer.writeheader()
         writer.writerows(rows)
     return _page(folder, rows)
+
+
+def _summaries(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("**/summary.json")) if path.parent.name != "metrics"]
 
 
 def few_shot_table(rows: list[dict[str, Any]], metric: str) -> tuple[list[int], dict[str, np.ndarray]]:

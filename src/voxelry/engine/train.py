@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from voxelry.core.errors import ConfigError
 from voxelry.engine.bundle import describe, write_bundle
 from voxelry.engine.card import model_card
-from voxelry.engine.check import check_settings
+from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.checkpoints import Checkpoints, check_description, read_checkpoint
 from voxelry.engine.data import build_data
 from voxelry.engine.evaluate import Evaluation, evaluate_task, write_summary
@@ -81,6 +81,8 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     Raises:
         VoxelryError: see `train`.
     """
+    for line in drop_defaults(config):
+        log.info("%s", line)
     check_settings(config)
     output = Path(config.output_dir)
     config.trainer.precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)

@@ -97,7 +97,7 @@ class MetricChoice:
         ):
             for word in asked or ():
                 if not any(one == word or (name != "classes" and _fits(one, [str(word)])) for one in known):
-                    raise SettingError(f"metrics.{name}: no {word!r} here; {_nearest(str(word), known)}")
+                    raise SettingError(f"metrics.{name}: no {word!r} here; {_advice(name, asked or (), known, word)}")
         if highest is None and self.thresholds:
             raise SettingError("metrics.thresholds: nothing here is found or missed by a threshold; leave it out")
         above = [limit for limit in self.thresholds if highest is not None and limit > highest]
@@ -129,6 +129,14 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
 
 def _positive(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _advice(name: str, asked: Sequence[object], known: Sequence[str], word: object) -> str:
+    """What to give instead; of classes, numbers stand for the names in their order."""
+    numbers = [int(str(one)) for one in asked if str(one).isdigit()]
+    if name == "classes" and len(numbers) == len(asked) and all(1 <= number <= len(known) for number in numbers):
+        return f"classes go by their names: metrics.classes=[{','.join(known[number - 1] for number in numbers)}]"
+    return _nearest(str(word), known)
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from voxelry.core.errors import ConfigError
-from voxelry.engine.check import check_settings
+from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.compose import compose_training, settle
 
 
@@ -171,3 +171,62 @@ def own_optimizer(params, lr, **more):
 def test_keywords_that_something_of_ones_own_hands_on_are_taken(configured):
     config = changed(configured("landmarks_3d"), "optimizer._target_", f"{__name__}.own_optimizer")
     check_settings(changed(config, "optimizer.own", False))
+
+
+class OwnNetwork(torch.nn.Module):
+    """A network of somebody's own, which knows nothing of a U-Net's settings."""
+
+    def __init__(self, ndim: int, in_channels: int, out_channels: int, width: int = 8):
+        super().__init__()
+
+
+def test_defaults_that_a_target_of_one_s_own_doesn_t_take_are_left_out(configured):
+    given = ["model._target_", f"{__name__}.OwnNetwork"], ["optimizer._target_", "torch.optim.Rprop"]
+    config = configured("landmarks_3d")
+    for name, value in given:
+        changed(config, name, value)
+    lines = drop_defaults(config)
+    assert [line.partition(" takes no ")[0] for line in lines] == [
+        f"model: {__name__}.OwnNetwork",
+        "optimizer: torch.optim.Rprop",
+    ]
+    assert "multipliers" in lines[0]
+    assert lines[1].endswith("no weight_decay; the group's settings of that name are left out")
+    assert OmegaConf.to_container(config.model) == {"_target_": f"{__name__}.OwnNetwork", "width": 32}
+    assert set(config.optimizer) == {"_target_", "_partial_", "lr"}
+    check_settings(config)
+    assert drop_defaults(config) == []
+
+
+def test_what_was_typed_for_a_target_of_one_s_own_is_not_left_out(configured):
+    config = changed(configured("landmarks_3d"), "model._target_", f"{__name__}.OwnNetwork")
+    changed(config, "model.multipliers", [3, 1, 4])
+    drop_defaults(config)
+    with pytest.raises(ConfigError, match=r"^model\.multipliers: no such setting"):
+        check_settings(config)
+    assert drop_defaults(configured("landmarks_3d")) == []
+
+
+def test_an_image_s_own_orientation_needs_the_nearest_grid(configured):
+    config = changed(configured("landmarks_3d"), "data.preprocess.orientation", None)
+    with pytest.raises(ConfigError, match=r"^data\.preprocess\.align: .* with it, data\.preprocess\.align=nearest$"):
+        check_settings(config)
+    check_settings(changed(config, "data.preprocess.align", "nearest"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("data.root=~/x", "HOME/x"),
+        ("output_dir=~", "HOME"),
+        ("pretrained=~/a b/c", "HOME/a b/c"),
+        ("data.root=a~b", "a~b"),
+        ("data.root='~/x'", "~/x"),
+    ],
+)
+def test_a_path_may_begin_at_home(given, expected, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = compose_training(["data.root=nowhere", given])
+    found = OmegaConf.select(config, given.partition("=")[0])
+    assert found == expected.replace("HOME", str(tmp_path))
+    assert settle(["pretrained=null,~/a,~/b"]) == [f"++pretrained=null,{tmp_path}/a,{tmp_path}/b"]

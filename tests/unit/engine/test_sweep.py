@@ -2,8 +2,9 @@ import csv
 import json
 
 import numpy as np
+from omegaconf import OmegaConf
 
-from voxelry.engine.sweep import few_shot_table, summarise
+from voxelry.engine.sweep import SweepSummary, few_shot_table, summarise
 
 
 def row(count, seed, pretrained, error):
@@ -50,3 +51,24 @@ def test_a_sweep_ends_with_one_table_and_one_page(tmp_path):
 def test_a_sweep_of_which_nothing_finished_leaves_no_page(tmp_path):
     assert summarise(tmp_path) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_runs_of_an_earlier_sweep_in_the_folder_do_not_count(tmp_path, capsys):
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+
+    def sweep(errors):
+        callback = SweepSummary()
+        callback.on_multirun_start(config)
+        for number, error in enumerate(errors):
+            (tmp_path / str(number)).mkdir(exist_ok=True)
+            (tmp_path / str(number) / "summary.json").unlink(missing_ok=True)
+            (tmp_path / str(number) / "summary.json").write_text(json.dumps(row(1, number, False, error)))
+        callback.on_multirun_end(config)
+        with (tmp_path / "sweep.csv").open(newline="") as file:
+            return [(line["run"], float(line["mre_mm"])) for line in csv.DictReader(file)]
+
+    assert sweep([5.0, 4.0, 3.0]) == [("0", 5.0), ("1", 4.0), ("2", 3.0)]
+    assert sweep([2.0]) == [("0", 2.0)]
+    capsys.readouterr()
+    assert sweep([]) == [("0", 2.0)]
+    assert "no run of this sweep finished" in capsys.readouterr().err

@@ -141,3 +141,17 @@ def test_names_of_shapes_and_translations_are_those_that_are_measured():
         image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
         figures = translate_metrics(image, image, space=Space.from_spacing(shape))
         assert list(figures) == figure_names(len(shape))
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        ([1, 2], r"classes=\[liver,spleen\]"),
+        (["2"], r"classes=\[spleen\]"),
+        ([3], "expected some of"),
+        (["livr"], "'liver'"),
+    ],
+)
+def test_classes_asked_for_by_number_are_told_their_names(asked, advice):
+    with pytest.raises(SettingError, match=f"^metrics.classes: no .* here; .*{advice}"):
+        MetricChoice(classes=asked).check(["ap_50"], ["liver", "spleen"], None)
