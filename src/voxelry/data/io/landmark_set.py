@@ -112,6 +112,7 @@ class FilePoints:
         array_order: the axes of index coordinates are named in the file, so `axis_order` has no say.
         unit: unit of `RAS`, `LPS` and `scaled` coordinates, or "" where the file does not say.
         planes: the last coordinate is the number of a plane from 0, whatever the system of the others.
+        stands: the letters of the coordinates as their columns stand in the file, where these were found by name.
         hint: what to set where the system is not known.
     """
 
@@ -123,6 +124,7 @@ class FilePoints:
     array_order: bool = False
     unit: str = ""
     planes: bool = False
+    stands: str = ""
     hint: str = ""
 
 
@@ -254,7 +256,13 @@ def _from_grid(
                 f"{_place(found, row)}: coordinate {value:g} is outside [0, 1]; the format is normalised",
                 "for millimetres use a Slicer .mrk.json or a .csv with columns name,x,y,z,coordinateSystem",
             )
-    if axis_order == "xyz" and not found.array_order:
+    if axis_order == "zyx" and not found.array_order and found.stands[:1] > found.stands[-1:]:
+        raise FileError(
+            path,
+            f"its columns stand {', '.join(found.stands)} and are found by name: axis_order=zyx would turn them again",
+            "leave axis_order out",
+        )
+    if (axis_order == "xyz" or found.planes) and not found.array_order:
         points = points[:, ::-1]
     index = points
     if system == "normalised":

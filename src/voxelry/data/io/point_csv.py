@@ -13,8 +13,9 @@ Columns are found by name, in any order and case:
 - `slice` beside x and y: the number of the plane, from 1, as Fiji counts;
 - `defined` or `positionStatus`, as 3D Slicer exports them: whether the point was placed at all.
 
-Other numeric columns are kept as extras. A table holds the points of one image. Tables with
-commas, semicolons or tabs are read.
+Columns `i, j, k`, `index_x`, `axis-0` and `slice` name their axes, so `axis_order` has no say there; with it x, y, z on
+the grid may be array axes, x the first. Other numeric columns are kept as extras. A table holds the points of one
+image. Tables with commas, semicolons or tabs are read.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def parse_csv(path: str | PathLike[str], text: str, coordinate_system: str = "au
         array_order=in_array_order,
         unit="".join(units),
         planes=planes is not None,
+        stands="".join("xyz"[axis] for axis in np.argsort(columns)),
         hint=f"add a column coordinateSystem or a first line `# coordinateSystem = RAS`, or {system_advice()}",
     )
 

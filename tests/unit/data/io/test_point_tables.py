@@ -287,3 +287,31 @@ class TestWhatIsToldBesideThePoints:
         path.write_text(path.read_text().replace(order, "yxz"))
         with pytest.raises(FileError, match="axisOrder: expected xyz or zyx"):
             read_landmarks(path, space=STACK)
+
+
+@pytest.mark.parametrize("header", ["i,j,k", "index_x,index_y,index_z"])
+def test_columns_that_name_their_axes_are_the_same_in_any_axis_order(header, tmp_path):
+    space = Space.from_spacing((5, 6, 7))
+    path = tmp_path / "a.csv"
+    path.write_text(f"name,{header}\np,6,5,4\n")
+    for order in ("xyz", "zyx"):
+        assert read_landmarks(path, space=space, axis_order=order).index(space).tolist() == [[4, 5, 6]]
+
+
+def test_a_column_of_planes_is_one_in_any_axis_order(tmp_path):
+    space = Space.from_spacing((5, 6, 7))
+    (tmp_path / "a.csv").write_text("name,X,Y,Slice\np,6,5,4\n")
+    for order in ("xyz", "zyx"):
+        found = read_landmarks(tmp_path / "a.csv", space=space, coordinate_system="index", axis_order=order)
+        assert found.index(space).tolist() == [[3, 5, 6]]
+
+
+def test_an_axis_order_of_columns_that_stand_so_is_refused(tmp_path):
+    space = Space.from_spacing((5, 6, 7))
+    (tmp_path / "a.csv").write_text("name,z,y,x\np,4,5,6\n")
+    told = {"space": space, "coordinate_system": "index"}
+    assert read_landmarks(tmp_path / "a.csv", **told).index(space).tolist() == [[4, 5, 6]]
+    with pytest.raises(FileError, match=r"stand z, y, x and are found by name.*leave axis_order out"):
+        read_landmarks(tmp_path / "a.csv", **told, axis_order="zyx")
+    (tmp_path / "b.csv").write_text("name,x,y,z\np,4,5,6\n")
+    assert read_landmarks(tmp_path / "b.csv", **told, axis_order="zyx").index(space).tolist() == [[4, 5, 6]]
