@@ -74,21 +74,21 @@ def groups() -> dict[str, list[str]]:
 
 
 def settle(arguments: Sequence[str]) -> list[str]:
-    """Arguments of `voxelry train` as Hydra is to read them; see above. Flags stay as they are.
+    """Arguments of `voxelry train` as Hydra is to read them; see above. Flags come first, as they are.
 
     Raises:
         ConfigError: one that can't be read, or an entry that a group doesn't have.
     """
-    settled, flag = [], ""
+    flags, settled, flag = [], [], ""
     # entries of one's own may lie there, which Hydra looks up
     elsewhere = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
     for argument in _joined(arguments):
         if argument.startswith("-") or flag in _WITH_VALUE:
-            settled.append(argument)
+            flags.append(argument)
         else:
             settled.append(_override(argument, elsewhere))
         flag = argument
-    return settled
+    return [*flags, *settled]  # Hydra takes no flag between two overrides
 
 
 def _joined(arguments: Sequence[str]) -> Iterator[str]:

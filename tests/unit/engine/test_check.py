@@ -230,3 +230,8 @@ def test_a_path_may_begin_at_home(given, expected, monkeypatch, tmp_path):
     found = OmegaConf.select(config, given.partition("=")[0])
     assert found == expected.replace("HOME", str(tmp_path))
     assert settle(["pretrained=null,~/a,~/b"]) == [f"++pretrained=null,{tmp_path}/a,{tmp_path}/b"]
+
+
+def test_flags_between_overrides_come_first_with_their_values():
+    given = ["seed=1", "--multirun", "seed=2,3", "--cfg", "job"]
+    assert settle(given) == ["--multirun", "--cfg", "job", "++seed=1", "++seed=2,3"]
