@@ -203,6 +203,12 @@ def test_flags_of_hydra_that_exclude_each_other_are_refused(run):
     assert "Only one of --run, --multirun, --cfg" in found
 
 
+def test_a_run_s_folder_that_is_a_file_is_refused(run, tmp_path):
+    (tmp_path / "taken").touch()
+    code, _, error = run("train", "experiment=landmarks_3d", "data.root=DIR", f"output_dir={tmp_path / 'taken'}")
+    assert (code, error) == (1, f"voxelry: error: {tmp_path / 'taken'}: no folder for a run: File exists\n")
+
+
 def test_phantoms_are_the_same_for_the_same_seed(run, tmp_path):
     for name in ("one", "two"):
         assert run("phantoms", tmp_path / name, "--count", 2, "--size", 24, "--seed", 7)[0] == 0

@@ -34,6 +34,7 @@ from voxelry.data.cache import Cache
 from voxelry.data.case_points import read_case_landmarks
 from voxelry.data.context import border_distances
 from voxelry.data.io import Image, open_image
+from voxelry.data.io.landmark_set import numbered
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts import Case, find_cases
 from voxelry.data.patches import Patches
@@ -199,12 +200,14 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
     def check(self) -> None:
         """Read every case's points and the headers of its labels, to find at once what would stop the training later.
 
+        Names that are asked for are those that every case has, and no others.
+
         Raises:
             FileError, DataError: the first fault; one line naming the file.
         """
         for case in self.cases:
             if "landmarks" in self.need and case.landmarks:
-                self._order(read_case_landmarks(case, self._space(case))[1], case)
+                self._order(read_case_landmarks(case, self._space(case))[1], case, complete=True)
             maps = {"labels": case.labels, "masks": case.instances}
             paths = [path for need, path in maps.items() if path is not None and need in self.need]
             if paths and self._reads_files:
@@ -329,18 +332,27 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
             landmarks=torch.cat([sample.landmarks, absent])[order], landmark_names=self.landmark_names
         )
 
-    def _order(self, names: tuple[str, ...], case: Case) -> list[int]:
+    def _order(self, names: tuple[str, ...], case: Case, *, complete: bool = False) -> list[int]:
         """For each landmark of the dataset its place among the `names` of a case, -1 for an absent one.
 
         Points without names of their own are told apart by their order, so their number must be right.
+
+        Args:
+            complete: a case has all names that are asked for, and no others.
         """
         wanted = self.landmark_names
+        file = case.landmarks[0] if case.landmarks else case.image
+        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+        if twice is not None:
+            raise DataError(f"{file}: two landmarks are called {twice!r}; expected a name for each")
         if names == wanted:
             return list(range(len(names)))
-        file = case.landmarks[0] if case.landmarks else case.image
         overlap = set(names) & set(wanted)
         if self._given_names is not None:
-            if not overlap and len(names) == len(wanted):
+            unnamed = names == numbered(len(wanted)) or (len(names), wanted) == (len(wanted), numbered(len(wanted)))
+            if complete and set(names) != set(wanted):
+                raise DataError(f"{file}: landmarks {', '.join(names)}; expected {', '.join(wanted)}")
+            if not overlap and unnamed:
                 return list(range(len(names)))
             if not overlap:
                 raise DataError(f"{file}: {len(names)} landmarks, none of the {len(wanted)} asked for")

@@ -12,7 +12,8 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +21,11 @@ from typing import TypeVar
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.layouts import Case, case_name
 
-__all__ = ["SPLITS", "CaseType", "few_shot", "read_split", "split_cases"]
+__all__ = ["SPLITS", "CaseType", "few_shot", "read_names", "read_split", "split_cases"]
 
 SPLITS = ("train", "validation", "test")
 
+_COMMENT = re.compile(r"(?:^|\s)#")  # mouse#3 is a name
 _ALIASES = {"training": "train", "val": "validation", "valid": "validation", "testing": "test"}
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ def split_cases(
     if sum(way is not None for way in (file, fractions, fold)) > 1:
         raise SettingError("split: expected one of file, fractions and fold, got more")
     if file is not None:
-        return _by_names(cases, file if isinstance(file, Mapping) else read_split(file), str(file))
+        known = {case.name for case in cases}
+        return _by_names(cases, file if isinstance(file, Mapping) else read_split(file, known), str(file))
     if fold is not None:
         return _by_fold(cases, fold, folds, seed)
     if fractions is None and any(case.split for case in cases):
@@ -90,14 +93,32 @@ def few_shot(cases: Sequence[CaseType], n: int | str | None, seed: int | None = 
     return _shuffled(cases, seed, "few-shot")[:n]
 
 
-def read_split(path: str | PathLike[str]) -> dict[str, list[str]]:
+def read_names(path: str | PathLike[str]) -> list[str]:
+    """The names of a text file with one on each line; empty for whatever else `read_split` reads.
+
+    Raises:
+        FileError: the file can't be read.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() == ".json":
+        return []
+    lines = [line for _, line in _lines(path)]
+    return [] if any("," in line for line in lines) else lines
+
+
+def read_split(path: str | PathLike[str], cases: Collection[str] = ()) -> dict[str, list[str]]:
     """The names of each split, from
 
     - a folder with `train.txt`, `validation.txt`, `test.txt` (one name a line; not all need be there),
     - a `.json` file, `{"train": ["case_01", ...], ...}`,
-    - any other text file, a line `name,split` each; a header line is allowed, `#` starts a comment.
+    - any other text file, a line `name,split` each; a header line is allowed.
 
-    `val` and `training` and the like are understood; a name may carry its image suffix.
+    `#` at the beginning of a line or after a blank starts a comment. `val` and `training` and the like are
+    understood; a name may carry its image suffix.
+
+    Args:
+        path: of the list.
+        cases: the names that there are: a first line with one of them is no header.
 
     Raises:
         FileError: the file can't be read, or a line is not understood; the message names the line.
@@ -116,7 +137,7 @@ def read_split(path: str | PathLike[str]) -> dict[str, list[str]]:
         split = _canonical(cells[1]) if len(cells) == 2 else ""
         if split:
             names.setdefault(split, []).append(cells[0])
-        elif number or len(cells) != 2:
+        elif number or len(cells) != 2 or {cells[0], case_name(Path(cells[0]))} & set(cases):
             raise FileError(path, f"line {line_number}: expected name,split with split one of {', '.join(SPLITS)}")
     if not names:
         raise FileError(path, "names no case")
@@ -125,7 +146,7 @@ def read_split(path: str | PathLike[str]) -> dict[str, list[str]]:
 
 def _read_json(path: Path) -> dict[str, list[str]]:
     try:
-        content = json.loads("\n".join(line for _, line in _lines(path)))
+        content = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise FileError(path, f"line {error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(content, dict):
@@ -142,14 +163,17 @@ def _read_json(path: Path) -> dict[str, list[str]]:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """Line numbers from 1 and the lines, without blank ones and comments."""
+    lines = [(number, _COMMENT.split(line)[0].strip()) for number, line in enumerate(_text(path).splitlines(), 1)]
+    return [(number, line) for number, line in lines if line]
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise FileError(path, "not a text file; expected a list of names") from None
     except OSError as error:
         raise FileError(path, f"can't be read: {error.strerror}") from None
-    lines = [(number, line.split("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1)]
-    return [(number, line) for number, line in lines if line]
 
 
 def _canonical(split: str) -> str:

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from voxelry.core.errors import ConfigError, SettingError, VoxelryError
+from voxelry.core.errors import ConfigError, FileError, SettingError, VoxelryError
 from voxelry.engine.checkpoints import StoppedError
 from voxelry.engine.compose import in_one_line, settle
 
@@ -38,6 +38,7 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
     Raises:
         ConfigError: an argument that can't be read, or an unknown entry of a group.
         SettingError: flags of Hydra that exclude each other, such as `--multirun --cfg job`.
+        FileError: the run's folder can't be made.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     sys.argv = ["voxelry train", *settle(arguments)]
@@ -74,6 +75,10 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
         if debug or error in ours:
             raise
         raise ConfigError(in_one_line(error)) from error
+    except OSError as error:  # the run's folder, which Hydra makes
+        if debug or error in ours:
+            raise
+        raise FileError(error.filename or "output_dir", f"no folder for a run: {error.strerror or error}") from error
     except ValueError as error:
         # flags that exclude each other
         if debug or error in ours or isinstance(error, VoxelryError):

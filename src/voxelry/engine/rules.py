@@ -81,7 +81,7 @@ _TEXT: Rule = ("text", lambda value: isinstance(value, str) and bool(value))
 _WORDS: Rule = ("a list of names", lambda value: _filled(value, lambda word: isinstance(word, str)))
 _LONG: Rule = ("a number above 0", _number(lambda value: value > 0))
 _BELOW_ONE = _number(lambda value: 0 <= value < 1)
-_PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true")
+_PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 _RULES: Mapping[str, Rule] = {
     "name": _TEXT,
     "output_dir": _TEXT,

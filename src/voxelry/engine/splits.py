@@ -13,7 +13,7 @@ from voxelry.core.errors import VoxelryError
 from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
-from voxelry.data.splits import CaseType, split_cases
+from voxelry.data.splits import CaseType, read_names, split_cases
 
 __all__ = ["First", "SampleSource", "Splits", "named_cases", "plain"]
 
@@ -69,10 +69,16 @@ class Splits:
 
 
 def named_cases(found: Sequence[CaseType], file: Path | None) -> list[CaseType]:
-    """The test cases that a split file names, or all that it does; every one found without a file."""
+    """The cases of a list of names; of a split file its test cases, or all where there are none.
+
+    Args:
+        found: the cases that there are.
+        file: a name on each line, or whatever `data.splits.read_split` reads; None for every case.
+    """
     if file is None:
         return list(found)
-    parts = split_cases(found, file=file)
+    names = read_names(file)
+    parts = split_cases(found, file={"test": names} if names else file)
     return parts["test"] or [case for part in parts.values() for case in part]
 
 

@@ -21,6 +21,7 @@ from voxelry.engine.card import model_card
 from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.checkpoints import Checkpoints, check_description, read_checkpoint
 from voxelry.engine.data import build_data
+from voxelry.engine.devices import check_devices
 from voxelry.engine.evaluate import Evaluation, evaluate_task, write_summary
 from voxelry.engine.kinds import Kind, kind_of_config
 from voxelry.engine.lightning import TaskModule
@@ -84,6 +85,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     for line in drop_defaults(config):
         log.info("%s", line)
     check_settings(config)
+    check_devices(config.trainer.accelerator, config.trainer.devices)
     output = Path(config.output_dir)
     config.trainer.precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     anew = config.overwrite or (placement.admitted and not config.resume)

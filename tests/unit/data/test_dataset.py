@@ -192,6 +192,27 @@ def test_names_can_be_given_to_points_without_them(tmp_path):
     assert not torch.isnan(dataset[0].landmarks).any()
 
 
+def test_points_with_other_names_are_not_taken_by_their_order(tmp_path):
+    write_case(tmp_path, "a", tilted(), 0, names=("p", "q", "r"))
+    with pytest.raises(DataError, match=r"a\.fcsv: 3 landmarks, none of the 3 asked for"):
+        VolumeDataset.from_folder(tmp_path, landmark_names=("P", "Q", "R"))[0]
+
+
+def test_a_check_wants_every_name_that_is_asked_for_in_any_order(tmp_path):
+    write_case(tmp_path, "a", tilted(), 0, names=("p", "q", "r"))
+    VolumeDataset.from_folder(tmp_path, landmark_names=("r", "p", "q")).check()
+    for wanted in (("p", "q", "R"), ("p", "q"), ("p", "q", "r", "s")):
+        with pytest.raises(DataError, match=rf"a\.fcsv: landmarks p, q, r; expected {', '.join(wanted)}$"):
+            VolumeDataset.from_folder(tmp_path, landmark_names=wanted).check()
+
+
+def test_two_landmarks_of_one_name_are_refused(tmp_path):
+    write_case(tmp_path, "a", tilted(), 0, names=("p", "q", "p"))
+    for names in (None, ("p", "q"), ("p", "q", "p")):
+        with pytest.raises(DataError, match=r"a\.fcsv: two landmarks are called 'p'; expected a name for each"):
+            VolumeDataset.from_folder(tmp_path, landmark_names=names)[0]
+
+
 def test_counts_that_differ_name_both_files(tmp_path):
     write_case(tmp_path, "a", tilted(), 0, points=3)
     write_case(tmp_path, "b", tilted(), 1, points=4)

@@ -9,6 +9,7 @@ import pytest
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.layouts import Case
 from voxelry.data.splits import SPLITS, few_shot, read_split, split_cases
+from voxelry.engine.splits import named_cases
 
 
 def make_cases(count: int) -> list[Case]:
@@ -234,3 +235,29 @@ def test_without_a_seed_cases_stay_in_the_order_of_their_names(count, sizes):
 
 def test_without_a_seed_few_shots_are_the_first_by_name():
     assert names(few_shot(make_cases(9)[::-1], 3, None)) == ["case_000", "case_001", "case_002"]
+
+
+def test_a_first_line_of_a_case_is_no_header(tmp_path):
+    path = tmp_path / "split.csv"
+    path.write_text("case_000.nii.gz,trian\ncase_001,train\n")
+    with pytest.raises(FileError, match="line 1: expected name,split with split one of train"):
+        split_cases(make_cases(3), file=path)
+
+
+def test_a_hash_within_a_name_starts_no_comment(tmp_path):
+    cases = [Case(name, Path(f"{name}.png")) for name in ("mouse", "mouse#2", "rat # 3")]
+    (tmp_path / "train.txt").write_text("# all of ours\nmouse#2  # the second\n")
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["mouse#2", "rat # 3"]}))
+    assert names(split_cases(cases, file=tmp_path)["train"]) == ["mouse#2"]
+    assert names(split_cases(cases, file=tmp_path / "split.json")["train"]) == ["mouse#2", "rat # 3"]
+
+
+def test_a_name_on_each_line_is_a_list_of_cases(tmp_path):
+    path = tmp_path / "cases.txt"
+    path.write_text("# of our own\ncase_002\ncase_000.nii.gz\n")
+    assert names(named_cases(make_cases(4), path)) == ["case_002", "case_000"]
+    path.write_text("case_000,train\ncase_003,test\n")
+    assert names(named_cases(make_cases(4), path)) == ["case_003"]
+    path.write_text("case_000\ncase_009\n")
+    with pytest.raises(DataError, match="'case_009'"):
+        named_cases(make_cases(4), path)

@@ -31,6 +31,7 @@ def changed(config, name, value):
     ("experiment", "name", "value", "fault"),
     [
         ("landmarks_3d", "trainer.precision", "fp16", "expected one of auto, 32-true, 16-mixed"),
+        ("landmarks_3d", "trainer.precision", "64-true", "expected one of auto, 32-true, 16-mixed"),
         ("landmarks_3d", "trainer.validate_every", 0, "expected a whole number from 1"),
         ("landmarks_3d", "trainer.ema", 2, "expected a decay from 0 to below 1, or null"),
         ("landmarks_3d", "trainer.max_steps", 1000.0, "expected a whole number from 1"),

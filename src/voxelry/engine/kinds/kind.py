@@ -181,9 +181,14 @@ class Kind(ABC):
         needed = self.required == "landmarks"
         found = find_cases(root, layout, need_landmarks=needed, options=options, point_options=point_options)
         found = named_cases(found, file)
-        dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth)
+        names = self.landmark_names(model.task)
+        dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth, landmark_names=names)
         self.check(model.task, dataset)
         return self.held_out(model.task, dataset)
+
+    def landmark_names(self, task: Any) -> Sequence[str] | None:
+        """The points that a trained task is measured on, in their order; None: whatever the cases have."""
+        return None
 
     def check(self, task: Task, dataset: VolumeDataset) -> None:
         """Refuse cases that a trained task can't be measured on.

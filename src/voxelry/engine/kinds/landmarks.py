@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from voxelry.core.errors import ConfigError, DataError
+from voxelry.core.errors import ConfigError
 from voxelry.data.sample import Sample
 from voxelry.engine.kinds.kind import DenseKind, make_folder
 from voxelry.tasks.base import Task
@@ -73,14 +73,17 @@ class LandmarkKind(DenseKind):
             settings["input_range"] = pretrained.input_range
         return settings
 
+    def landmark_names(self, task: Any) -> Sequence[str] | None:
+        """Those that the task finds."""
+        return tuple(task.names)
+
     def check(self, task: Task, dataset: VolumeDataset) -> None:
-        """Refuse cases with other points than the task's."""
-        names = task.names
-        if dataset.landmark_names != names:
-            raise DataError(
-                f"{dataset.cases[0].landmarks[0]}: landmarks {', '.join(dataset.landmark_names)}; "
-                f"the model knows {', '.join(map(str, names))}"  # type: ignore[arg-type]
-            )
+        """Refuse cases with other points than the task's, in whatever order.
+
+        Raises:
+            DataError: names the first of them, and both lists of names.
+        """
+        dataset.check()
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
         """A file of points in the world of the image."""
