@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.core.errors import DataError
+from voxelry.core.errors import DataError, FileError
 from voxelry.core.space import Space
 from voxelry.data.case import Case
 from voxelry.data.io.landmark_set import numbered
@@ -26,7 +26,7 @@ def read_case_landmarks(case: Case, space: Space) -> tuple[NDArray[np.float64], 
         `(N, ndim)` in array order, NaN for an absent point, and one name per point.
 
     Raises:
-        FileError: a file of points can't be read.
+        FileError: a file of points can't be read, or two of them have one name.
         DataError: no points for this case, or observers who disagree on their number.
     """
     if not case.landmarks:
@@ -42,6 +42,10 @@ def read_case_landmarks(case: Case, space: Space) -> tuple[NDArray[np.float64], 
         return points, CEPHALOMETRIC_NAMES if known else numbered(len(points))
     sets = [read_landmarks(path, space=space, **case.point_options) for path in case.landmarks]
     for path, points_of in zip(case.landmarks, sets, strict=True):
-        if points_of.names != sets[0].names:
+        names = points_of.names
+        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+        if twice is not None:
+            raise FileError(path, f"two landmarks are called {twice!r}; expected a name for each")
+        if names != sets[0].names:
             raise DataError(f"{path}: other landmarks than in {case.landmarks[0]}; expected {', '.join(sets[0].names)}")
     return np.mean([points_of.index(space) for points_of in sets], axis=0), sets[0].names

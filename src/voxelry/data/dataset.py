@@ -16,6 +16,7 @@ our readers. The cache knows a method by its source; what it reads besides the f
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +47,8 @@ from voxelry.ops.masks import mask_boxes
 __all__ = ["NEEDS", "VolumeDataset", "WorkerError", "on_grid", "one_line_errors"]
 
 NEEDS = ("landmarks", "labels", "masks")
+
+log = logging.getLogger(__name__)
 
 
 class VolumeDataset(torch.utils.data.Dataset[Sample]):
@@ -200,20 +203,36 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
     def check(self) -> None:
         """Read every case's points and the headers of its labels, to find at once what would stop the training later.
 
-        Names that are asked for are those that every case has, and no others.
+        Names that are asked for are those that every case has, and no others; without any asked for, some of the
+        points have a position in some case.
 
         Raises:
             FileError, DataError: the first fault; one line naming the file.
         """
+        known: set[str] = set()
         for case in self.cases:
             if "landmarks" in self.need and case.landmarks:
-                self._order(read_case_landmarks(case, self._space(case))[1], case, complete=True)
+                points, names = read_case_landmarks(case, self._space(case))
+                self._order(names, case, complete=True)
+                known |= {name for name, point in zip(names, points, strict=True) if np.isfinite(point).all()}
             maps = {"labels": case.labels, "masks": case.instances}
             paths = [path for need, path in maps.items() if path is not None and need in self.need]
             if paths and self._reads_files:
                 reference = Reference.of_file(case.image, case.options)
                 for path in paths:
                     open_labels(path, reference)
+        if self._given_names is None:
+            self._check_known(known)
+
+    def _check_known(self, known: set[str]) -> None:
+        """Refuse points of which none has a position in any case, and tell of those that have none."""
+        never = [name for name in self.landmark_names if name not in known]
+        if not never:
+            return
+        file = next(case.landmarks[0] for case in self.cases if case.landmarks)
+        if not known:
+            raise DataError(f"{file}: no landmark has a position, here or in any other case that is learned from")
+        log.warning("no case that is learned from has a position of %s: it won't be found", ", ".join(never))
 
     def spaces(self, most: int | None = None) -> list[Space]:
         """Grids of the first cases after preprocessing, whole; by the headers alone where our own reader reads them."""
@@ -342,9 +361,6 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         """
         wanted = self.landmark_names
         file = case.landmarks[0] if case.landmarks else case.image
-        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
-        if twice is not None:
-            raise DataError(f"{file}: two landmarks are called {twice!r}; expected a name for each")
         if names == wanted:
             return list(range(len(names)))
         overlap = set(names) & set(wanted)

@@ -73,7 +73,10 @@ class Scan:
             raise SettingError(f"axis: expected 0 to {self.space.ndim - 1} for an image of this rank, got {axis}")
         runs = {world: place for place, (world, _) in enumerate(self.space.closest_axes())}
         if _WORLD_AXIS[axis] not in runs:
-            raise SettingError(f"axis: no axis of this image runs along {axis}; its axes are {self.space.orientation}")
+            raise SettingError(
+                f"axis: no axis of this image runs along {axis}; its axes are {self.space.orientation} (axis: 0 is the "
+                "first of the array, axis: any draws one)"
+            )
         return runs[_WORLD_AXIS[axis]]
 
 

@@ -343,6 +343,8 @@ def _compare_points(found: Diagnosis, reads: list[CaseRead]) -> None:
         ((r.placed.name, f"{len(r.names)} points") for r in reads if r.placed),
         "has {own}, expected {usual}",
     )
+    if reads and not any(read.row.points for read in reads):
+        found.add("error", found.root, "no landmark has a position in any case")
     tally = Counter(len(read.names) for read in reads).most_common(1)
     alike = [read for read in reads if tally and len(read.names) == tally[0][0]]
     _compare_names(found, alike)

@@ -38,6 +38,7 @@ __all__ = [
 Window = tuple[slice, ...]
 
 _ROUNDED = 1e-3  # so far from a whole number a value may be
+_LOSSY = (".jpg", ".jpeg")
 _LARGEST = np.iinfo(np.int64).max
 
 
@@ -159,8 +160,10 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
 
     Raises:
         FileError: it can't be read.
-        DataError: colours or other channels, another grid; names both files, what differs and the way out.
+        DataError: JPEG, colours or other channels, another grid; names both files, what differs and the way out.
     """
+    if path.suffix.lower() in _LOSSY:
+        raise DataError(f"{path}: JPEG changes values, so classes and ids are lost; save labels as PNG or TIFF")
     chosen = {"ndim": image.space.ndim, **(options or {})}
     file, chosen = _opened(path, chosen, image)
     file = file.indices or file  # of a palette the numbers are the classes, its colours are for show

@@ -209,8 +209,25 @@ def test_a_check_wants_every_name_that_is_asked_for_in_any_order(tmp_path):
 def test_two_landmarks_of_one_name_are_refused(tmp_path):
     write_case(tmp_path, "a", tilted(), 0, names=("p", "q", "p"))
     for names in (None, ("p", "q"), ("p", "q", "p")):
-        with pytest.raises(DataError, match=r"a\.fcsv: two landmarks are called 'p'; expected a name for each"):
+        with pytest.raises(FileError, match=r"a\.fcsv: two landmarks are called 'p'; expected a name for each"):
             VolumeDataset.from_folder(tmp_path, landmark_names=names)[0]
+
+
+def test_points_without_any_position_are_refused_and_those_of_one_name_told(tmp_path, caplog):
+    for name, last in (("a", 1), ("b", 2)):
+        write_image(tmp_path / "volumes" / f"{name}.nii.gz", np.zeros((1, *SHAPE), np.float32), tilted())
+        world = tilted().to_world(np.full((3, 3), 4.0))
+        world[last:] = np.nan
+        write_landmarks(tmp_path / "landmarks" / f"{name}.mrk.json", LandmarkSet(("p", "q", "r"), world))
+    dataset = VolumeDataset.from_folder(tmp_path)
+    dataset.check()
+    assert caplog.messages == ["no case that is learned from has a position of r: it won't be found"]
+    nowhere = LandmarkSet(("p", "q", "r"), np.full((3, 3), np.nan))
+    for name in ("a", "b"):
+        write_landmarks(tmp_path / "landmarks" / f"{name}.mrk.json", nowhere)
+    with pytest.raises(DataError, match=r"a\.mrk\.json: no landmark has a position, here or in any other case"):
+        VolumeDataset.from_folder(tmp_path).check()
+    VolumeDataset.from_folder(tmp_path, landmark_names=("p", "q", "r")).check()
 
 
 def test_counts_that_differ_name_both_files(tmp_path):

@@ -8,12 +8,14 @@ import torch
 from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
+from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.degrade import Degrade
 from voxelry.data.layouts import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
+from voxelry.engine.compose import compose_training
 from voxelry.ops.acquisition import truncate_kspace
 
 RECIPE = [{"name": "kspace", "axis": "IS", "keep": "1/3"}, {"name": "rician", "sigma": 0.03}]
@@ -75,12 +77,26 @@ def test_settings_are_plain_and_make_the_same_again(oblique, image):
     assert torch.equal(degrade(image, oblique, generators[0]), again(image, oblique, generators[1]))
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((16, 12), "AP"), ((8, 16, 12), "IS")])
+def test_what_is_degraded_by_default_is_there_at_any_rank(shape, axis, rng):
+    """Rows of an image that doesn't say how it lies; of a volume in canonical orientation what runs along the body."""
+    space = Space.from_spacing(shape, 1.0)
+    image = torch.from_numpy(rng.random((1, *shape))).float()
+    shipped = compose_training([f"experiment=translate_{len(shape)}d", "data.root=DIR"]).data.degrade
+    named = [{"name": "kspace", "axis": axis, "keep": "1/3"}, {"name": "rician", "sigma": 0.03}]
+    found, expected = (
+        Degrade(plain(steps))(image, space, np.random.default_rng(0)) for steps in (shipped.steps, named)
+    )
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, image)
+
+
 def test_slices_have_no_axis_across_them(rng):
     plane = Space.from_spacing((16, 12), (2.0, 0.5))  # along y and x
     image = torch.from_numpy(rng.random((1, 16, 12))).float()
     assert Degrade([{"name": "kspace", "axis": "AP", "keep": 0.5}])(image, plane, rng).shape == image.shape
     assert Degrade([{"name": "low_dose_ct", "dose": 0.5}])(image, plane, rng).shape == image.shape
-    with pytest.raises(SettingError, match="no axis of this image runs along IS"):
+    with pytest.raises(SettingError, match=r"no axis of this image runs along IS; .* \(axis: 0 is the first"):
         Degrade(RECIPE)(image, plane, rng)
 
 

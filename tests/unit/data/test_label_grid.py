@@ -152,6 +152,16 @@ def test_a_mask_in_colours_is_refused_with_the_way_out(tmp_path):
         open_labels(tmp_path / "colours.png", Reference.of_file(tmp_path / "a.png", {}))
 
 
+@pytest.mark.parametrize("name", ["ids.jpg", "ids.JPEG"])
+def test_labels_in_jpeg_are_refused(tmp_path, name):
+    ids = np.zeros((16, 16), np.uint8)
+    ids[3:9, 4:12] = 200
+    Pillow.fromarray(ids).save(tmp_path / name)
+    space = Space.from_spacing((16, 16), 1.0)
+    with pytest.raises(DataError, match=rf"{name}: JPEG changes values, .* save labels as PNG or TIFF$"):
+        open_labels(tmp_path / name, Reference(tmp_path / "image.png", space, False))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".bmp"])
 def test_of_a_palette_the_numbers_are_the_classes(tmp_path, suffix):
     numbers = np.array([[0, 1, 2], [7, 0, 1]], np.uint8)

@@ -44,6 +44,10 @@ def write_points(root: Path, number: int, names: tuple[str, ...], ndim: int = 3)
     (root / "landmarks" / f"{number}.csv").write_text("\n".join([head, *rows]) + "\n")
 
 
+def write_nowhere(path: Path) -> None:
+    path.write_text("# coordinateSystem = index\nname,z,y,x\nfirst,nan,nan,nan\nsecond,nan,nan,nan\n")
+
+
 @pytest.fixture
 def volumes(tmp_path) -> Path:
     for number, shape in enumerate(SIZES):
@@ -138,6 +142,8 @@ BAD = {
     "no points": (("landmarks",), lambda root: (root / f"landmarks/{ODD}.csv").unlink()),
     "fewer points": (("landmarks",), lambda root: write_points(root, ODD, ("first",))),
     "other points": (("landmarks",), lambda root: write_points(root, ODD, ("first", "third"))),
+    "one name twice": (("landmarks",), lambda root: write_points(root, ODD, ("first", "first"))),
+    "no positions": (("landmarks",), lambda root: [write_nowhere(path) for path in (root / "landmarks").iterdir()]),
     "points in words": (("landmarks",), lambda root: write_points(root, ODD, ("first", "second,"))),
     "no instances": (("segment",), lambda root: (root / f"instances/{ODD}.nii.gz").unlink()),
     "no labels": (("reconstruct",), lambda root: (root / f"labels/{ODD}.nii.gz").unlink()),
@@ -187,6 +193,7 @@ ACROSS = (
     "no points",
     "fewer points",
     "other points",
+    "no positions",
     "two cases",
     "one case",
     "another rank",

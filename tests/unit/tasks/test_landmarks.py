@@ -290,6 +290,15 @@ def test_few_cases_fall_back_on_all_landmarks_and_none_is_an_error():
         calibration.fit(np.full((1, 2), NAN), np.ones((1, 2)))
 
 
+def test_cases_without_any_position_leave_the_radii_as_they_are():
+    batch, task = make_batch(2), make_task(2)
+    before = task.predict(batch)
+    nowhere = [sample.replace(landmarks=torch.full_like(sample.landmarks, NAN)) for sample in make_samples(2)]
+    task.calibrate(before, nowhere)
+    np.testing.assert_array_equal(task.predict(batch)[0].radii_mm, before[0].radii_mm)
+    assert task.calibration.cases.item() == 0
+
+
 def test_calibration_is_saved_with_the_weights():
     batch = make_batch(2)
     task = make_task(2)

@@ -255,8 +255,10 @@ class LandmarkTask(Task):
     def calibrate(self, predictions: Sequence[LandmarkPrediction], samples: Sequence[Sample]) -> None:
         """Set the radii's factors from held-out cases; they are buffers and are saved with the weights.
 
+        Where no point is both predicted and annotated they stay as they are, those of a Gaussian.
+
         Raises:
-            DataError: no point is both predicted and annotated.
+            DataError: no cases.
         """
         if not predictions:
             raise DataError("calibration: expected at least one held-out case")
@@ -264,7 +266,8 @@ class LandmarkTask(Task):
             radial_errors(prediction.world, sample.space.to_world(_points(sample)))
             for prediction, sample in zip(predictions, samples, strict=True)
         ]
-        self.calibration.fit(np.stack([prediction.spread_mm for prediction in predictions]), np.stack(errors))
+        if np.isfinite(errors).any():
+            self.calibration.fit(np.stack([prediction.spread_mm for prediction in predictions]), np.stack(errors))
 
     def fit_baseline(self, samples: Iterable[Sample]) -> None:
         """Remember the training cases' mean positions, so that metrics can show the baseline beside the model.
