@@ -209,28 +209,39 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         Raises:
             FileError, DataError: the first fault; one line naming the file.
         """
-        known: set[str] = set()
+        if "landmarks" in self.need:
+            self._check_points()
         for case in self.cases:
-            if "landmarks" in self.need and case.landmarks:
-                points, names = read_case_landmarks(case, self._space(case))
-                self._order(names, case, complete=True)
-                known |= {name for name, point in zip(names, points, strict=True) if np.isfinite(point).all()}
             maps = {"labels": case.labels, "masks": case.instances}
             paths = [path for need, path in maps.items() if path is not None and need in self.need]
             if paths and self._reads_files:
                 reference = Reference.of_file(case.image, case.options)
                 for path in paths:
                     open_labels(path, reference)
-        if self._given_names is None:
-            self._check_known(known)
 
-    def _check_known(self, known: set[str]) -> None:
-        """Refuse points of which none has a position in any case, and tell of those that have none."""
+    def _check_points(self) -> None:
+        """Refuse points by their names and where none has a position in any case; tell of other odd positions."""
+        known: set[str] = set()
+        outside: list[str] = []
+        annotated = [case for case in self.cases if case.landmarks]
+        for case in annotated:
+            space = self._space(case)
+            points, names = read_case_landmarks(case, space)
+            self._order(names, case, complete=True)
+            present = np.isfinite(points).all(axis=1)
+            known |= {names[place] for place in np.flatnonzero(present)}
+            outside += [str(case.landmarks[0])] * int((present & ~space.contains(points)).sum())
+        if outside:
+            log.warning(
+                "%s: %s outside of the image (voxelry doctor names each)",
+                outside[0],
+                f"{len(outside)} landmarks of this and other files lie" if outside[1:] else "a landmark lies",
+            )
         never = [name for name in self.landmark_names if name not in known]
-        if not never:
+        if not never or self._given_names is not None:
             return
-        file = next(case.landmarks[0] for case in self.cases if case.landmarks)
         if not known:
+            file = annotated[0].landmarks[0]
             raise DataError(f"{file}: no landmark has a position, here or in any other case that is learned from")
         log.warning("no case that is learned from has a position of %s: it won't be found", ", ".join(never))
 

@@ -107,6 +107,8 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     if resume is not None:
         state = _state_to_resume(resume, config, description, same=placement.restored is not None)
     elif not placement.rank:
+        if config.resume:
+            log.info("%s: no run to go on with, a new one begins", output)
         begin_clean(output)
 
     rhythm = pace(
@@ -187,10 +189,9 @@ def _check_validated(config: DictConfig, splits: Splits) -> None:
         ("learning_rate", str(config.learning_rate.get("_target_")).endswith(".Plateau")),
     ):
         if asked:
-            raise ConfigError(
-                f"{name}: acts by validations, but the split has no validation cases; give some, such as by "
-                "data.split.fractions=[0.8,0.1,0.1]"
-            )
+            listed = config.data.split.get("file")
+            way = f"list some in {listed}" if listed else "give some, such as by data.split.fractions=[0.8,0.1,0.1]"
+            raise ConfigError(f"{name}: acts by validations, but the split has no validation cases; {way}")
     log.info("no validation cases: there is no best checkpoint, the bundle gets the weights of the last step")
 
 

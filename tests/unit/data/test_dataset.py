@@ -230,6 +230,17 @@ def test_points_without_any_position_are_refused_and_those_of_one_name_told(tmp_
     VolumeDataset.from_folder(tmp_path, landmark_names=("p", "q", "r")).check()
 
 
+def test_points_outside_of_their_image_are_told(tmp_path, caplog):
+    space = tilted()
+    for name, far in (("a", 4.0), ("b", 400.0)):
+        write_image(tmp_path / "volumes" / f"{name}.nii.gz", np.zeros((1, *SHAPE), np.float32), space)
+        points = space.to_world(np.array([[4.0, 4.0, 4.0], [4.0, 4.0, far], [np.nan, 4.0, 4.0]]))
+        write_landmarks(tmp_path / "landmarks" / f"{name}.mrk.json", LandmarkSet(("p", "q", "r"), points))
+    VolumeDataset.from_folder(tmp_path, landmark_names=("r", "q", "p")).check()
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("b.mrk.json: a landmark lies outside of the image (voxelry doctor names each)")
+
+
 def test_counts_that_differ_name_both_files(tmp_path):
     write_case(tmp_path, "a", tilted(), 0, points=3)
     write_case(tmp_path, "b", tilted(), 1, points=4)

@@ -161,14 +161,22 @@ def test_a_resumed_run_goes_on_with_its_log_and_refuses_another_seed(training, t
     assert len(log.read_text().splitlines()) > len(before)
 
 
+def test_a_list_without_validation_cases_is_where_to_add_some(training, phantoms, tmp_path):
+    listed = tmp_path / "split.csv"
+    listed.write_text("".join(f"{path.name},train\n" for path in sorted((phantoms / "volumes").iterdir())))
+    with pytest.raises(ConfigError, match=rf"trainer\.patience: .* has no validation cases; list some in {listed}$"):
+        train(training("landmarks_3d", "data.split.fractions=null", f"data.split.file={listed}", "trainer.patience=3"))
+
+
 def test_without_validation_cases_it_is_said_and_what_needs_them_is_refused(training, caplog):
     split = "data.split.fractions=[1.0,0.0,0.0]"
     for setting, name in (("trainer.patience=3", r"trainer\.patience"), ("learning_rate=plateau", "learning_rate")):
         with pytest.raises(ConfigError, match=f"{name}: acts by validations, but the split has no validation cases"):
             train(training("landmarks_3d", split, setting))
     with caplog.at_level(logging.INFO, logger="voxelry"):
-        run = train(training("landmarks_3d", split, "trainer.max_steps=1"))
+        run = train(training("landmarks_3d", split, "trainer.max_steps=1", "resume=true"))
     assert "no validation cases: there is no best checkpoint" in caplog.text
+    assert "no run to go on with, a new one begins" in caplog.text
     assert (run.bundle / "config.yaml").read_text().count("weights: last step, 1") == 1
 
 
