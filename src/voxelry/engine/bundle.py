@@ -166,6 +166,8 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     """
     folder = Path(folder)
     folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: a file; expected the bundle, a folder with {_FILES[0]} and {_FILES[1]}")
     missing = [name for name in _FILES[:2] if not (folder / name).is_file()]
     if missing:
         hint = ""

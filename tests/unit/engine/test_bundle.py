@@ -130,6 +130,12 @@ def test_a_missing_file_is_named(bundle, name):
         read_bundle(bundle)
 
 
+def test_a_file_of_a_bundle_is_not_the_bundle(tmp_path):
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"a file; expected the bundle, a folder with weights\.safetensors and"):
+        read_bundle(tmp_path / "weights.safetensors")
+
+
 def test_weights_of_another_architecture_are_refused(bundle):
     rewrite(bundle, lambda config: config["network"].update(width=16))
     with pytest.raises(CheckpointError, match=r"has shape .* expected .* by the configured architecture"):
