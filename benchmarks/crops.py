@@ -71,8 +71,8 @@ def make_source(folder: Path, volumes: int) -> Path:
 
 def build(source: str, out: str) -> dict[str, float]:
     """Build the index; run in a process of its own."""
-    from voxelry.data.crop_build import build_crop_index
-    from voxelry.data.crop_settings import CropSettings
+    from voxelry.data.crops.build import build_crop_index
+    from voxelry.data.crops.settings import CropSettings
 
     before = peak_mb()
     begin = time.perf_counter()
@@ -82,7 +82,7 @@ def build(source: str, out: str) -> dict[str, float]:
 
 def look_up(index: str, _: str) -> dict[str, float]:
     """Look up random crops; run in a process of its own."""
-    from voxelry.data.crop_index import CropIndex
+    from voxelry.data.crops.index import CropIndex
 
     opened = CropIndex(index)
     numbers = np.random.default_rng(1).integers(0, len(opened), 3000).tolist()
@@ -110,8 +110,8 @@ def reading(folder: Path, crops: int, rounds: int) -> tuple[float, float, float]
     import tensorstore
 
     from voxelry.core.space import Space
-    from voxelry.data.crop_reader import CropReader, Stored
-    from voxelry.data.io import open_image, write_image
+    from voxelry.data.crops.reader import CropReader, Stored
+    from voxelry.io import open_image, write_image
 
     generator = np.random.default_rng(2)
     volume = generator.poisson(40, (1, 256, 256, 256)).astype(np.uint16)

@@ -32,15 +32,15 @@ from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import LandmarkSet, write_image, write_landmarks
-from voxelry.data.layouts import Case, find_cases
+from voxelry.data.layouts.find import Case, find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.splits import split_cases
 from voxelry.engine.precision import fast_half
+from voxelry.io import LandmarkSet, write_image, write_landmarks
 from voxelry.metrics.landmarks import MeanPosition
-from voxelry.models.folded_unet import FoldedUNet
+from voxelry.models.unet.folded import FoldedUNet
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.landmarks import LandmarkPrediction, LandmarkTask, report
 from voxelry.tasks.pretrain import PretrainTask

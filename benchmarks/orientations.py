@@ -21,9 +21,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 import voxelry
+from voxelry.bundle.model import Model
 from voxelry.core.space import Space
-from voxelry.data.io import Image
-from voxelry.engine.model import Model
+from voxelry.io import Image
 from voxelry.ops.resample import resample
 from voxelry.tasks.landmarks import to_landmark_set
 

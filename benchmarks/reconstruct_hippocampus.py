@@ -29,12 +29,12 @@ import torch
 from torch import nn
 
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts import Case, find_cases
+from voxelry.data.layouts.find import Case, find_cases
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.slice_augment import SliceAugment
-from voxelry.data.slice_case import SliceBatch, collate_slices
-from voxelry.data.slice_dataset import SliceDataset
-from voxelry.data.slice_sources import VolumeSlices
+from voxelry.data.slices.augment import SliceAugment
+from voxelry.data.slices.case import SliceBatch, collate_slices
+from voxelry.data.slices.dataset import SliceDataset
+from voxelry.data.slices.sources import VolumeSlices
 from voxelry.data.splits import few_shot, split_cases
 from voxelry.models.shape import ShapeNet
 from voxelry.tasks.base import Row
@@ -274,8 +274,8 @@ def compare(arguments: argparse.Namespace, training_cases: list[Case], test_case
     task.fit_baseline(truths[index] for index in range(min(len(truths), len(task.baselines.shapes))))
     dataset, predictions, rows = table(task, held_out, training, arguments)
     if arguments.bundle:
-        from voxelry.engine.bundle import write_bundle
-        from voxelry.engine.card import model_card
+        from voxelry.bundle.bundle import write_bundle
+        from voxelry.bundle.card import model_card
 
         names = {"train": [case.name for case in training_cases], "validation": [case.name for case in test_cases]}
         record = {"data": {"root": str(arguments.data), **names, "test": []}, "metrics": {"on": "validation"}}
@@ -294,7 +294,7 @@ def phantom_base(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Weights of a network trained on phantoms, read from `--base` where that is there, else kept there."""
     from safetensors.torch import load_file, save_file
 
-    from voxelry.data.phantoms import write_phantoms
+    from voxelry.phantoms import write_phantoms
 
     if arguments.base is not None and arguments.base.is_file():
         return load_file(arguments.base)
@@ -312,7 +312,7 @@ def phantom_base(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
     """A base trained on phantoms, adapted to few cases, beside the same cases from scratch for the same time."""
-    from voxelry.models.adapters import Adapters, AdapterSettings
+    from voxelry.models.adapters.adapters import Adapters, AdapterSettings
 
     held_out = slices_of(test_cases)
     few = slices_of(few_shot(training_cases, arguments.shots, arguments.seed))

@@ -26,17 +26,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from voxelry.bundle.model import Model, load
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import read_image, write_image
-from voxelry.data.layouts import find_cases
-from voxelry.data.phantoms import write_phantoms
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.engine.compose import compose_training
-from voxelry.engine.model import Model, load
 from voxelry.engine.train import train
+from voxelry.io import read_image, write_image
 from voxelry.metrics.instances import instance_row, summarise
+from voxelry.phantoms import write_phantoms
 from voxelry.tasks.segment.baseline import Watershed
 
 DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

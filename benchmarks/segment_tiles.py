@@ -175,8 +175,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 def make_bundle(arguments: argparse.Namespace, path: str) -> None:
     """An untrained model, for the oracle to take the place of."""
     from voxelry.backbones.build import build_backbone
+    from voxelry.bundle.bundle import write_bundle
     from voxelry.data.preprocess import Preprocess
-    from voxelry.engine.bundle import write_bundle
     from voxelry.models.mask_rcnn import MaskRCNN
     from voxelry.tasks.segment import SegmentTask
 
@@ -189,7 +189,7 @@ def print_use(arguments: argparse.Namespace) -> None:
     """Settings of the prediction: the tiles, and limits that grow with them from what the model was made for."""
     from math import ceil, prod
 
-    from voxelry.engine.bundle import read_bundle
+    from voxelry.bundle.bundle import read_bundle
 
     changes: dict[str, Any] = {"task.tile_size": arguments.tile, "task.tile_overlap": arguments.overlap}
     if arguments.detector == "network":
@@ -207,8 +207,8 @@ def make_phantom(arguments: argparse.Namespace, size: str, image: str, truth: st
     import numpy as np
 
     from voxelry.core.space import Space
-    from voxelry.data.io.zarr_labels import write_labels
-    from voxelry.data.phantom_nuclei import make_nuclei
+    from voxelry.io.images.zarr_labels import write_labels
+    from voxelry.phantoms.nuclei import make_nuclei
 
     count = int(size) // BLOCK
     spacing = make_nuclei(0, shape=(8, 8, 8)).space.spacing
@@ -241,7 +241,7 @@ def whole_nuclei(seed: int, diameter: float) -> tuple[Any, Any]:
     import numpy as np
     from scipy.ndimage import binary_dilation, gaussian_filter
 
-    from voxelry.data.phantom_nuclei import make_nuclei
+    from voxelry.phantoms.nuclei import make_nuclei
 
     sample = make_nuclei(seed, shape=(BLOCK,) * 3, diameter=diameter, density=0.3, noise=0.03)
     assert sample.masks is not None
@@ -288,11 +288,11 @@ def predict_oracle(arguments: argparse.Namespace, truth: str, *command: str) -> 
     import numpy as np
 
     from voxelry import cli
-    from voxelry.data.io import open_image
-    from voxelry.engine.kinds import segment
-    from voxelry.engine.prepared_file import PreparedFile
+    from voxelry.data.preprocess.file import PreparedFile
+    from voxelry.io import open_image
     from voxelry.ops.instances import Instances, from_labels
     from voxelry.tasks.segment import SegmentTask
+    from voxelry.tasks.segment import recipe as segment
 
     labels = open_image(truth)
     seen: list[slice] = []
@@ -317,8 +317,8 @@ def predict_oracle(arguments: argparse.Namespace, truth: str, *command: str) -> 
 
 def compare(arguments: argparse.Namespace, predicted: str, truth: str, size: str) -> None:
     """Print the metrics of a label volume against the truth, read slab by slab, and the number of tiles."""
-    from voxelry.data.io import open_image
-    from voxelry.engine.bundle import read_bundle
+    from voxelry.bundle.bundle import read_bundle
+    from voxelry.io import open_image
     from voxelry.metrics.instances import instance_row
     from voxelry.ops.tiles import tiles
 

@@ -47,8 +47,8 @@ def build(name: str) -> Any:
             num_head_channels=32,
             norm_num_groups=32,
         )
-    from voxelry.models.haar_unet import HaarUNet
     from voxelry.models.unet import UNet
+    from voxelry.models.unet.haar import HaarUNet
 
     kind = HaarUNet if name == "haar" else UNet
     return kind(width=48, multipliers=(1, 2, 4, 7), blocks_per_level=1, **SHARED)
@@ -97,8 +97,8 @@ def keep(size: list[int]) -> None:
     import torch
 
     from voxelry.models.footprint import kept
-    from voxelry.models.haar_unet import HaarUNet
     from voxelry.models.unet import UNet
+    from voxelry.models.unet.haar import HaarUNet
 
     voxels = size[0] * size[1] * size[2]
     for kind in (UNet, HaarUNet):
@@ -119,7 +119,7 @@ def whole(threads: int) -> None:
 
     from voxelry.diffusion.plan import Plan
     from voxelry.engine.compose import compose_training
-    from voxelry.models.haar_unet import HaarUNet
+    from voxelry.models.unet.haar import HaarUNet
 
     torch.set_num_threads(threads)
     model = compose_training(["model=translate_small", "data.root=none"]).model

@@ -28,19 +28,19 @@ from torch import nn
 
 from voxelry.data.collate import collate
 from voxelry.data.degrade import Degrade
-from voxelry.data.degraded import DegradedDataset
-from voxelry.data.io import read_image
-from voxelry.data.layouts import Case, find_cases
-from voxelry.data.normalise import find_levels, scale
+from voxelry.data.degrade.dataset import DegradedDataset
+from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.parts import SampleSource
 from voxelry.data.patches import crop
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.normalise import find_levels, scale
 from voxelry.data.sample import Batch, Sample
 from voxelry.data.splits import split_cases
-from voxelry.engine.evaluate import evaluate_task
-from voxelry.engine.splits import SampleSource
+from voxelry.io import read_image
 from voxelry.metrics.translation import summarise, translate_metrics
-from voxelry.models.haar_unet import HaarUNet
+from voxelry.models.unet.haar import HaarUNet
 from voxelry.tasks.base import Row
+from voxelry.tasks.evaluate import evaluate_task
 from voxelry.tasks.translate import TranslatePrediction, TranslateTask
 from voxelry.tasks.translate.targets import input_channels
 
@@ -257,8 +257,8 @@ def leave(
         coverage = {name: value for name, value in evaluation.summary.items() if name.startswith("coverage_")}
         print("uncalibrated " + ", ".join(f"{name} {value:.3f}" for name, value in coverage.items()))
     if arguments.bundle:
-        from voxelry.engine.bundle import write_bundle
-        from voxelry.engine.card import model_card
+        from voxelry.bundle.bundle import write_bundle
+        from voxelry.bundle.card import model_card
 
         half = len(predictions) // 2
         task.calibrate(predictions[:half], [held_out[index] for index in range(half)])

@@ -17,9 +17,9 @@ import torch
 from omegaconf import OmegaConf
 
 from voxelry.backbones import build_backbone
+from voxelry.bundle.backbone import resolved
 from voxelry.core.space import Space
 from voxelry.engine.compose import compose_training
-from voxelry.engine.kinds.backbone import resolved
 
 SIZES = (32, 64, 96, 128)
 SIDES = {"windows": (), "all": ("backbone.window_size=0",)}

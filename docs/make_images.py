@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import voxelry
-from voxelry.data.layouts import find_cases, read_case_landmarks
+from voxelry.data.layouts.find import find_cases, read_case_landmarks
 from voxelry.viz import figures
 
 

@@ -12,12 +12,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "voxelry.engine.model",
-    "open_image": "voxelry.data.io",
-    "read_image": "voxelry.data.io",
-    "write_image": "voxelry.data.io",
-    "read_landmarks": "voxelry.data.io",
-    "write_landmarks": "voxelry.data.io",
+    "load": "voxelry.bundle.model",
+    "open_image": "voxelry.io",
+    "read_image": "voxelry.io",
+    "write_image": "voxelry.io",
+    "read_landmarks": "voxelry.io",
+    "write_landmarks": "voxelry.io",
     "errors": "voxelry.core",
 }
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from voxelry.bundle.bundle import write_bundle
 from voxelry.core.space import Space
-from voxelry.data.io import read_landmarks, write_image
-from voxelry.data.phantoms import write_phantoms
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.bundle import write_bundle
+from voxelry.io import read_landmarks, write_image
 from voxelry.models.unet import UNet
+from voxelry.phantoms import write_phantoms
 from voxelry.tasks.landmarks import LandmarkTask
 
 NAMES = tuple(f"point_{number}" for number in range(1, 9))
@@ -69,7 +69,7 @@ def test_predictions_lie_in_the_input_s_world(run, bundle, data, tmp_path, forma
     assert status == 0
     points = read_landmarks(out / f"case_000.{format}")
     assert points.names == NAMES
-    from voxelry.data.io import open_image
+    from voxelry.io import open_image
 
     space = open_image(data / "volumes" / "case_000.nii.gz").space
     assert space.contains(space.to_index(points.world)).all()

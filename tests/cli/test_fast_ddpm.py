@@ -9,12 +9,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from voxelry.bundle.model import load
 from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, ConfigError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
 from voxelry.engine.launch import launch_file
-from voxelry.engine.model import load
+from voxelry.io import read_image, write_image
 from voxelry.metrics.seed_images import fast_ddpm_scores
 
 FILE = {

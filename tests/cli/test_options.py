@@ -14,8 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from voxelry.cli.terminal import read_options
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, write_image
-from voxelry.data.io.advice import way_to_say
+from voxelry.io import open_image, write_image
+from voxelry.io.advice import way_to_say
 
 VOLUME = np.zeros((6, 7, 8), np.uint8)
 VOLUME[1:4, 2:6, 2:7] = 1

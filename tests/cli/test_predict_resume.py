@@ -11,13 +11,13 @@ import pytest
 
 from voxelry import cli
 from voxelry.backbones.build import build_backbone
-from voxelry.data.io import read_image, write_image
-from voxelry.data.phantom_nuclei import make_nuclei
+from voxelry.bundle.bundle import write_bundle
+from voxelry.bundle.model import load
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.bundle import write_bundle
-from voxelry.engine.model import load
 from voxelry.engine.predict import predict_files
+from voxelry.io import read_image, write_image
 from voxelry.models.mask_rcnn import MaskRCNN
+from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.tasks.segment import SegmentTask
 
 OUTPUTS = ("big.nii.gz", "big.instances.csv", "big.instances.json")

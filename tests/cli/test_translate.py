@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from voxelry import cli
+from voxelry.bundle.bundle import write_bundle
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.bundle import write_bundle
-from voxelry.models.haar_unet import HaarUNet
+from voxelry.io import read_image, write_image
+from voxelry.models.unet.haar import HaarUNet
 from voxelry.tasks.translate import TranslateTask
 from voxelry.tasks.translate.targets import input_channels
 

@@ -11,17 +11,17 @@ from omegaconf import OmegaConf
 
 import voxelry.configs
 from voxelry.backbones.build import build_backbone
+from voxelry.bundle.backbone import resolved
 from voxelry.core.space import Space
 from voxelry.data.augment import Augment
-from voxelry.data.crops import CropDataset
+from voxelry.data.crops.dataset import CropDataset
 from voxelry.data.degrade import Degrade
 from voxelry.data.pairs import find_pairs
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.slice_augment import SliceAugment
-from voxelry.data.slice_dataset import SliceDataset
-from voxelry.engine.kinds.backbone import resolved
+from voxelry.data.slices.augment import SliceAugment
+from voxelry.data.slices.dataset import SliceDataset
+from voxelry.metrics.choice import MetricChoice
 from voxelry.models.mask_rcnn import MaskRCNN
-from voxelry.tasks.metric_choice import MetricChoice
 
 FOLDER = Path(voxelry.configs.__file__).parent
 GROUPS = (

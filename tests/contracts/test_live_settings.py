@@ -14,9 +14,9 @@ from torch import nn
 
 import voxelry.configs
 from voxelry.backbones.build import build_backbone
+from voxelry.bundle.backbone import resolved
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.engine.kinds.backbone import resolved
 from voxelry.models.mask_rcnn import MaskRCNN
 
 FOLDER = Path(voxelry.configs.__file__).parent

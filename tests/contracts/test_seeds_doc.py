@@ -20,7 +20,7 @@ from voxelry.cli import app
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.engine.compose import compose_training
 from voxelry.engine.launch import launch
-from voxelry.interop.fast_ddpm_options import read_options
+from voxelry.interop.legacy.fast_ddpm_options import read_options
 
 DOCS = Path(__file__).parents[2] / "docs"
 CONFIGS = Path(voxelry.configs.__file__).parent

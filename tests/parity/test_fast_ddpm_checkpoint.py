@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from voxelry.engine.pretrained import read_pretrained
+from voxelry.bundle.pretrained import read_pretrained
 from voxelry.interop import load_reference_file
 from voxelry.models.transfer import transfer
 

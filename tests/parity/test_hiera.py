@@ -9,8 +9,8 @@ from safetensors import safe_open
 from voxelry.backbones.hiera import Hiera
 from voxelry.core.errors import CheckpointError
 from voxelry.interop import from_reference, infer_case, load_reference_file
-from voxelry.interop.hiera import rebuild_autoencoder
-from voxelry.interop.reference import source_of
+from voxelry.interop.weights.hiera import rebuild_autoencoder
+from voxelry.interop.weights.reference import source_of
 from voxelry.models.mae import MaskedAutoencoder
 
 FILES = ["hiera_2d", "hiera_3d"]

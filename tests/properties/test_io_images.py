@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image, write_image
+from voxelry.io import open_image, read_image, write_image
 
 WITH_AFFINE = [".nii", ".nii.gz", ".mha", ".mhd", ".ome.tif", ".tiff", ".zarr"]
 TYPES = ["uint8", "int16", "uint16", "int32", "float32", "float64"]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.frame import index_map
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.frame import index_map
 from voxelry.ops.labels import resample_labels
 
 STEPS = st.floats(0.5, 3.0)

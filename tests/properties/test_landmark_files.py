@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io.landmarks import LANDMARK_FORMATS, LandmarkSet, read_landmarks, write_landmarks
+from voxelry.io.points.landmarks import LANDMARK_FORMATS, LandmarkSet, read_landmarks, write_landmarks
 
 NAMED = ("mrk.json", "fcsv", "csv", "json")
 SYSTEMS = [

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.degrade import Degrade
-from voxelry.data.normalise import physical
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.normalise import physical
 from voxelry.data.sample import Sample
 
 

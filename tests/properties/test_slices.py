@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voxelry.core.space import Space
-from voxelry.data.organ_shape import OrganShape
-from voxelry.data.pointmaps import PointmapNormaliser, masked_pointmap, resize_pointmap
-from voxelry.data.slice_augment import SliceAugment, move_space
-from voxelry.data.slice_choice import choose_cuts
-from voxelry.data.slices import draw_click, plane_normal
+from voxelry.data.slices.augment import SliceAugment, move_space
+from voxelry.data.slices.choice import choose_cuts
+from voxelry.data.slices.cut import draw_click, plane_normal
+from voxelry.data.slices.organ_shape import OrganShape
+from voxelry.data.slices.pointmaps import PointmapNormaliser, masked_pointmap, resize_pointmap
 
 SHAPE = (12, 14, 16)
 

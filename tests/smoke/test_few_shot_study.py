@@ -81,7 +81,7 @@ def no_reports():
     """Seven reports would take longer than the trainings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("voxelry.engine.train.write_report", lambda *args, **options: None)
-        patch.setattr("voxelry.engine.samples.PeriodicSamples.on_validation_epoch_end", lambda *args: None)
+        patch.setattr("voxelry.tasks.pretrain.samples.PeriodicSamples.on_validation_epoch_end", lambda *args: None)
         yield
 
 

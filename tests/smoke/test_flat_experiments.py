@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import voxelry
-from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.compose import compose_training
 from voxelry.engine.train import train
+from voxelry.phantoms import write_phantoms
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "hiera": "voxelry.backbones.hiera:Hiera",
         "fpn": "voxelry.backbones.fpn:FPN",
         # built on a whole network, of a higher layer, and so known by its place alone
-        "unet": "voxelry.models.unet_backbone:UNetBackbone",
+        "unet": "voxelry.models.unet.backbone:UNetBackbone",
     },
 )
 """Backbones by the name that a description or a bundle has for them."""

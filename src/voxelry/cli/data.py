@@ -55,7 +55,7 @@ def doctor(
     """Show what is in a dataset and what is wrong with it; exit status 1 when something is."""
     from rich.console import Console
 
-    from voxelry.data.doctor import render
+    from voxelry.data.doctor.inspect import render
     from voxelry.engine.doctor import diagnose
 
     reading = read_file_options(option, point_option)
@@ -90,7 +90,7 @@ def phantoms(
     ] = (PhantomKind.torso),
 ) -> None:
     """Make images of invented torsos, nuclei or organs, of which everything is known exactly."""
-    from voxelry.data.phantoms import write_phantoms
+    from voxelry.phantoms import write_phantoms
 
     written = write_phantoms(
         out,

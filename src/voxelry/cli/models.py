@@ -109,9 +109,9 @@ def predict(
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:
     """Predict for images; outputs lie in the input's own world."""
-    from voxelry.data.io import IMAGE_OPTIONS
-    from voxelry.engine.model import load
+    from voxelry.bundle.model import load
     from voxelry.engine.predict import gather_inputs, predict_files
+    from voxelry.io import IMAGE_OPTIONS
 
     contrasts = _contrasts(contrast)
     if contrasts and inputs:
@@ -160,14 +160,14 @@ def predict(
 
 
 def _points(texts: list[str] | None) -> list[list[float]] | None:
-    from voxelry.engine.reconstruct import read_points
+    from voxelry.tasks.reconstruct.prompt import read_points
 
     return [read_points(text, "--click") for text in texts] if texts else None
 
 
 def _planes(texts: list[str] | None) -> str | list[float] | list[str | list[float]] | None:
     """One plane for all clicks, or one for each."""
-    from voxelry.engine.reconstruct import read_points
+    from voxelry.tasks.reconstruct.prompt import read_points
 
     planes = [read_points(text, "--plane") if "," in text else text for text in texts or ()]
     return planes[0] if len(planes) == 1 else planes or None
@@ -198,7 +198,7 @@ def evaluate(
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
 ) -> None:
     """Measure a model on labelled data: metrics per case, a summary and a report."""
-    from voxelry.engine.model import load
+    from voxelry.bundle.model import load
     from voxelry.engine.report import evaluate_folder
 
     reading = read_file_options(option, point_option)
@@ -230,7 +230,7 @@ def demo(
     task: Annotated[DemoTask, typer.Option(help="What is learned.")] = DemoTask.landmarks,
 ) -> None:
     """Phantoms, a short training, predictions for images not seen before, a report: a few minutes on a laptop."""
-    from voxelry.engine.demo import run_demo
+    from voxelry.demos.demo import run_demo
 
     report = run_demo(out, task=task.value, ndim=ndim)
     print(f"report: {report}")

@@ -86,14 +86,14 @@ def read_spacing(text: str) -> float | list[float]:
 
 def read_options(option: list[str] | None) -> dict[str, Any]:
     """What `--option` says about images with labels."""
-    from voxelry.data.io import IMAGE_OPTIONS
+    from voxelry.io import IMAGE_OPTIONS
 
     return read_changes(option, "--option", "channel_axis=0", (*IMAGE_OPTIONS, "label_dataset"))
 
 
 def read_file_options(option: list[str] | None, point_option: list[str] | None) -> dict[str, dict[str, Any]]:
     """What `--option` and `--point-option` say about the files of a dataset, as keywords of `find_cases`."""
-    from voxelry.data.io import POINT_OPTIONS
+    from voxelry.io import POINT_OPTIONS
 
     return {
         "options": read_options(option),

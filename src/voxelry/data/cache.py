@@ -27,7 +27,7 @@ from torch import Tensor
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError, VoxelryError
 from voxelry.core.space import Space
-from voxelry.data.layouts import Case
+from voxelry.data.layouts.find import Case
 from voxelry.data.sample import Sample
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ A dataset of one's own needs one method:
 
     dataset = MyDataset.from_folder("datasets/mine", preprocess=Preprocess(image_size=64))
 
-Such a tensor lies on a grid of 1 mm; return a `voxelry.data.io.Image` to say where it lies in the world.
+Such a tensor lies on a grid of 1 mm; return a `voxelry.io.Image` to say where it lies in the world.
 Files of points that need the image's size, labels, resizing, augmentation and the cache work as they do with
 our readers. The cache knows a method by its source; what it reads besides the file it is given, it can't know.
 """
@@ -32,16 +32,16 @@ from torch import Tensor
 from voxelry.core.errors import DataError, SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.cache import Cache
-from voxelry.data.case_points import read_case_landmarks
 from voxelry.data.context import border_distances
-from voxelry.data.io import Image, open_image
-from voxelry.data.io.landmark_set import numbered
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
-from voxelry.data.layouts import Case, find_cases
+from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.layouts.points import read_case_landmarks
 from voxelry.data.patches import Patches
 from voxelry.data.prepare.modality import own_image
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
+from voxelry.io import Image, open_image
+from voxelry.io.points.landmark_set import numbered
 from voxelry.ops.masks import mask_boxes
 
 __all__ = ["NEEDS", "VolumeDataset", "WorkerError", "on_grid", "one_line_errors"]

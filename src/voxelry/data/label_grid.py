@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError, FileError
 from voxelry.core.space import Space
-from voxelry.data.io import ImageFile, open_image
+from voxelry.io import ImageFile, open_image
 
 __all__ = [
     "LabelFile",

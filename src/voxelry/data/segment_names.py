@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voxelry.core.errors import DataError
-from voxelry.data.io import open_image
-from voxelry.data.io.advice import way_to_say
-from voxelry.data.layouts import Case
+from voxelry.data.layouts.find import Case
+from voxelry.io import open_image
+from voxelry.io.advice import way_to_say
 
 __all__ = ["class_list", "segment_names"]
 

@@ -26,16 +26,16 @@ from voxelry.data.augment import Augment
 from voxelry.data.augment.intensity import IntensityAugment
 from voxelry.data.augment.spatial import SpatialAugment
 from voxelry.data.degrade import Degrade
-from voxelry.data.io import IMAGE_OPTIONS, POINT_OPTIONS
 from voxelry.data.pairs import find_pairs
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.slice_augment import SliceAugment
-from voxelry.data.slice_dataset import SliceDataset
+from voxelry.data.slices.augment import SliceAugment
+from voxelry.data.slices.dataset import SliceDataset
 from voxelry.engine.compose import CONFIGS, groups
 from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.rules import fault_of
-from voxelry.models.adapters import AdapterSettings
+from voxelry.io import IMAGE_OPTIONS, POINT_OPTIONS
+from voxelry.models.adapters.adapters import AdapterSettings
 from voxelry.models.unet import UNet
 
 __all__ = ["check_settings", "drop_defaults", "naming"]

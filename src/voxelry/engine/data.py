@@ -17,9 +17,11 @@ from voxelry.core.errors import ConfigError, DataError
 from voxelry.data.augment import Augment
 from voxelry.data.cache import Cache, build
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.demands import GREY_AND_COLOUR, lacking
-from voxelry.data.io import open_image
-from voxelry.data.layouts import Case, find_cases
+from voxelry.data.doctor.demands import GREY_AND_COLOUR, lacking
+from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.loader import evaluation_loader, pass_loader
+from voxelry.data.own_dataset import check_own_rank, dataset_class, own_suffix
+from voxelry.data.parts import Splits, plain
 from voxelry.data.patches import Patches, window_size
 from voxelry.data.prepare.source import folder_template
 from voxelry.data.preprocess import Preprocess
@@ -27,9 +29,7 @@ from voxelry.data.sample import Sample
 from voxelry.data.segment_names import segment_names
 from voxelry.data.splits import SPLITS, CaseType, few_shot, split_cases
 from voxelry.engine.kinds import Kind
-from voxelry.engine.loader import evaluation_loader, pass_loader
-from voxelry.engine.own_dataset import check_own_rank, dataset_class, own_suffix
-from voxelry.engine.splits import Splits, plain
+from voxelry.io import open_image
 
 __all__ = [
     "Loaders",
@@ -136,15 +136,15 @@ def _build_splits(config: DictConfig, *, ndim: int, kind: Kind, augment: DictCon
     if apart and config.get("image_channels") is not None:
         raise ConfigError(f"data.image_channels: task={kind.name} has no use for it; expected null")
     if "index" in config:
-        from voxelry.engine.crop_data import build_crop_data
+        from voxelry.tasks.crops import build_crop_data
 
         return build_crop_data(config, ndim=ndim, kind=kind, augment=augment, seed=seed)
     if config.get("pairs") is not None or config.get("degrade") is not None:
-        from voxelry.engine.pair_data import build_pair_data
+        from voxelry.tasks.translate.data import build_pair_data
 
         return build_pair_data(config, ndim=ndim, kind=kind, augment=augment, seed=seed)
     if "slices" in config:
-        from voxelry.engine.prepared_data import build_prepared_data, reads_prepared
+        from voxelry.tasks.reconstruct.prepared import build_prepared_data, reads_prepared
 
         if reads_prepared(config.root, config.layout):
             return build_prepared_data(config, ndim=ndim, augment=augment, seed=seed)
@@ -182,7 +182,7 @@ def _build_splits(config: DictConfig, *, ndim: int, kind: Kind, augment: DictCon
     validation, test = (make(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
     splits = checked_splits(train, validation, test, unaltered=train.preprocessed)
     if "slices" in config:
-        from voxelry.engine.reconstruct_data import slice_splits
+        from voxelry.tasks.reconstruct.data import slice_splits
 
         return slice_splits(replace(splits, template=folder_template(config.root)), config.slices, seed)
     return splits

@@ -7,10 +7,10 @@ from os import PathLike
 from typing import Any
 
 from voxelry.core.errors import SettingError
-from voxelry.data.demands import Demands
-from voxelry.data.diagnosis import Diagnosis
-from voxelry.data.doctor import inspect
-from voxelry.data.pair_doctor import holds_pairs, inspect_pairs
+from voxelry.data.doctor.demands import Demands
+from voxelry.data.doctor.diagnosis import Diagnosis
+from voxelry.data.doctor.inspect import inspect
+from voxelry.data.doctor.pairs import holds_pairs, inspect_pairs
 from voxelry.engine.kinds import KINDS
 
 __all__ = ["demands_of", "diagnose"]
@@ -36,7 +36,7 @@ def diagnose(
         path, layout, options, point_options, progress: as in `voxelry.data.doctor.inspect`.
         task: the name of one; its errors are what a training with the default settings refuses. None: the folder is
             held to what it has, pairs, points or labels.
-        target: of pairs, see `voxelry.data.pair_doctor.inspect_pairs`.
+        target: of pairs, see `voxelry.data.doctor.pairs.inspect_pairs`.
 
     Raises:
         FileError: `path` does not exist.

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from voxelry.bundle.model import load
 from voxelry.core.errors import CheckpointError, ConfigError
 from voxelry.data.pairs import PairDataset
-from voxelry.engine.evaluate import Evaluation, evaluate_task
-from voxelry.engine.model import load
 from voxelry.engine.report import evaluation_dataset
-from voxelry.interop.fast_ddpm_config import data_set
-from voxelry.interop.fast_ddpm_options import Options
+from voxelry.interop.legacy.fast_ddpm_config import data_set
+from voxelry.interop.legacy.fast_ddpm_options import Options
 from voxelry.metrics.seed_images import fast_ddpm_scores
+from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.tasks.translate.predict import write_translation
 
 __all__ = ["sample_run"]

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from voxelry.bundle.model import load
 from voxelry.core.errors import CheckpointError, DataError
+from voxelry.data.parts import SampleSource, Splits, plain
 from voxelry.data.prepare.source import check_template
 from voxelry.engine.data import build_data
-from voxelry.engine.evaluate import evaluate_task
 from voxelry.engine.kinds import Kind, kind_of_config
-from voxelry.engine.model import load
 from voxelry.engine.report import add_results
-from voxelry.engine.splits import SampleSource, Splits, plain
 from voxelry.engine.train import build_task
 from voxelry.tasks.base import Task
+from voxelry.tasks.evaluate import evaluate_task
 from voxelry.viz.report import Report
 
 __all__ = ["measure_held_out"]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.data.crop_build import build_crop_index
-from voxelry.data.crop_index import CropIndex
-from voxelry.data.crop_settings import BuildReport, CropSettings
+from voxelry.data.crops.build import build_crop_index
+from voxelry.data.crops.index import CropIndex
+from voxelry.data.crops.settings import BuildReport, CropSettings
 
 __all__ = ["Anchors", "IndexSummary", "build_index", "propose_anchors"]
 

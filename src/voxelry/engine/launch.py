@@ -136,11 +136,11 @@ def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> Non
         ConfigError, FileError: the file can't be read as one of theirs.
         CheckpointError: Fast-DDPM's `--sample`, and its run was never trained.
     """
-    from voxelry.interop.fast_ddpm_config import is_theirs
-    from voxelry.interop.fast_ddpm_options import find_config
-    from voxelry.interop.overrides import read_settings
-    from voxelry.interop.seed_config import translate
-    from voxelry.interop.seed_options import read_seed_options
+    from voxelry.interop.legacy.config import translate
+    from voxelry.interop.legacy.fast_ddpm_config import is_theirs
+    from voxelry.interop.legacy.fast_ddpm_options import find_config
+    from voxelry.interop.legacy.options import read_seed_options
+    from voxelry.interop.legacy.overrides import read_settings
 
     path = find_config(path)
     content = read_settings(path)
@@ -180,8 +180,8 @@ def _measure(overrides: list[str], part: str, model: Path | None) -> None:
 
 def _launch_fast_ddpm(path: Path, content: dict[str, Any], arguments: list[str], *, debug: bool) -> None:
     """Train, or with its `--sample` measure, what a file of Fast-DDPM and the options of its command line say."""
-    from voxelry.interop import fast_ddpm_config
-    from voxelry.interop.fast_ddpm_options import read_options
+    from voxelry.interop.legacy import fast_ddpm_config
+    from voxelry.interop.legacy.fast_ddpm_options import read_options
 
     options, overrides = read_options(arguments)
     if options.measures:

@@ -154,7 +154,7 @@ class TaskModule(pl.LightningModule):
             self.history.append({"step": float(self.trainer.global_step), **{k: float(v) for k, v in summary.items()}})
 
     def _all_rows(self) -> list[Row]:
-        """The rows of all processes, in the order of the cases; see `engine.loader.evaluation_loader`."""
+        """The rows of all processes, in the order of the cases; see `data.loader.evaluation_loader`."""
         size = self.trainer.world_size
         if size == 1:
             return self.rows

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
-from voxelry.data.io import is_image
-from voxelry.data.io.image import split_dataset
-from voxelry.data.layouts import case_name
-from voxelry.engine.model import Model
+from voxelry.data.layouts.find import case_name
+from voxelry.io import is_image
+from voxelry.io.images.image import split_dataset
 
 __all__ = ["Outcome", "gather_inputs", "predict_files"]
 

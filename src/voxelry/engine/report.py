@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from voxelry.engine.evaluate import Evaluation, evaluate_task
+from voxelry.bundle.model import Model
+from voxelry.bundle.seen import SEEN_WORDS, case_digests, seen_as, seen_cases, told_of_seen
+from voxelry.data.parts import SampleSource
 from voxelry.engine.kinds import kind_of
-from voxelry.engine.model import Model
-from voxelry.engine.seen import SEEN_WORDS, case_digests, seen_as, seen_cases, told_of_seen
-from voxelry.engine.splits import SampleSource
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 
@@ -111,7 +111,7 @@ def evaluate_folder(
     """Measure a model on the cases of a folder.
 
     Args:
-        layout: of the folder, see `data.layouts`.
+        layout: of the folder, see `data.layouts.find`.
         cases: a split file; only its test cases (or all it names) are measured.
         progress: called with the number of cases after each.
         options, point_options: for the readers of images and of points, see `find_cases`.

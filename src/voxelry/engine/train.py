@@ -15,17 +15,18 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from voxelry.bundle.bundle import describe, write_bundle
+from voxelry.bundle.card import model_card
+from voxelry.bundle.seen import digests_of_parts
 from voxelry.core.errors import ConfigError
-from voxelry.engine.bundle import describe, write_bundle
-from voxelry.engine.card import model_card
+from voxelry.data.loader import evaluation_loader, training_loader
+from voxelry.data.parts import Splits
 from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.checkpoints import Checkpoints, check_description, read_checkpoint
 from voxelry.engine.data import build_data
 from voxelry.engine.devices import check_devices
-from voxelry.engine.evaluate import Evaluation, evaluate_task, write_summary
 from voxelry.engine.kinds import Kind, kind_of_config
 from voxelry.engine.lightning import TaskModule
-from voxelry.engine.loader import evaluation_loader, training_loader
 from voxelry.engine.logs import make_logger, progress_callback
 from voxelry.engine.pace import EPOCH, Pace, pace
 from voxelry.engine.placement import Placement
@@ -33,11 +34,10 @@ from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
 from voxelry.engine.resume import check_same_run, describe_run
 from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume
-from voxelry.engine.seen import digests_of_parts
-from voxelry.engine.splits import Splits
 from voxelry.engine.validations import LEAST, Validations
+from voxelry.metrics.choice import MetricChoice
 from voxelry.tasks.base import Task
-from voxelry.tasks.metric_choice import MetricChoice
+from voxelry.tasks.evaluate import Evaluation, evaluate_task, write_summary
 
 if TYPE_CHECKING:
     from voxelry.models.transfer import TransferReport
@@ -217,7 +217,7 @@ def _earlier(config: DictConfig) -> list[dict[str, Any]]:
     """The cases that the weights have seen that a run begins with."""
     if config.pretrained is None:
         return []
-    from voxelry.engine.pretrained import cases_seen_by
+    from voxelry.bundle.pretrained import cases_seen_by
 
     return cases_seen_by(Path(config.pretrained))
 
@@ -240,7 +240,7 @@ def build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, Tr
     """The task around a new network, its weights taken from `config.pretrained` where that is set."""
     pretrained = None
     if config.pretrained is not None:
-        from voxelry.engine.pretrained import read_pretrained
+        from voxelry.bundle.pretrained import read_pretrained
 
         pretrained = read_pretrained(Path(config.pretrained), ndim=config.ndim)
     kind.settle(config, splits)

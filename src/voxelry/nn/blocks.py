@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from voxelry.nn import nd
 from voxelry.nn.conv import SeparableConv, WeightStandardisedConv
-from voxelry.nn.fused import conv_of, norm_silu, norm_silu_conv
+from voxelry.nn.lean.fused import conv_of, norm_silu, norm_silu_conv
 
 __all__ = ["BLOCKS", "PreNormBlock", "SeparableBlock", "WeightStandardisedBlock"]
 

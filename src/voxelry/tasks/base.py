@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from voxelry.data.sample import Batch, Sample
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
+from voxelry.metrics.choice import MetricChoice, Wanted
 
 __all__ = ["Row", "Task"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
+from voxelry.io import write_image
 
 Objects = dict[int, tuple[slice, ...]]
 

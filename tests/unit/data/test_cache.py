@@ -17,10 +17,10 @@ from voxelry.core.space import Space
 from voxelry.data import cache as cache_module
 from voxelry.data.cache import Cache, build, content_hash
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import write_image
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
+from voxelry.io import write_image
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.collate import collate
-from voxelry.data.crop_build import build_crop_index
-from voxelry.data.crop_index import CropIndex
-from voxelry.data.crop_settings import CropSettings
-from voxelry.data.crops import CropDataset, split_crops
-from voxelry.data.io import read_image, write_image
-from voxelry.engine.loader import evaluation_loader, training_loader
+from voxelry.data.crops.build import build_crop_index
+from voxelry.data.crops.dataset import CropDataset, split_crops
+from voxelry.data.crops.index import CropIndex
+from voxelry.data.crops.settings import CropSettings
+from voxelry.data.loader import evaluation_loader, training_loader
+from voxelry.io import read_image, write_image
 from voxelry.ops.masks import mask_boxes
 
 SIZE = (8, 12, 14)
@@ -230,7 +230,7 @@ def test_a_fault_in_the_middle_is_reported_once_and_skipped(make, caplog, suffix
         if record.file.image.path == broken and (suffix == ".zarr" or record.start[0] <= 10 < record.start[0] + SIZE[0])
     }
     assert bad
-    with caplog.at_level(logging.WARNING, logger="voxelry.data.crops"):
+    with caplog.at_level(logging.WARNING, logger="voxelry.data.crops.dataset"):
         loader = DataLoader(
             dataset, batch_size=2, collate_fn=collate, num_workers=workers, timeout=60 if workers else 0
         )

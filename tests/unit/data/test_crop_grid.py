@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voxelry.data.crop_grid import crop_starts, crops_showing, slabs
+from voxelry.data.crops.grid import crop_starts, crops_showing, slabs
 
 
 def test_the_last_crop_is_moved_back_to_end_with_the_axis():

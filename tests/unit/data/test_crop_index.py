@@ -16,11 +16,11 @@ from filelock import FileLock
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.crop_build import build_crop_index
-from voxelry.data.crop_digest import digest
-from voxelry.data.crop_index import CropIndex
-from voxelry.data.crop_settings import CropSettings
-from voxelry.data.io import write_image
+from voxelry.data.crops.build import build_crop_index
+from voxelry.data.crops.digest import digest
+from voxelry.data.crops.index import CropIndex
+from voxelry.data.crops.settings import CropSettings
+from voxelry.io import write_image
 
 SIZE = (8, 12, 14)
 
@@ -160,8 +160,8 @@ def test_two_images_of_the_same_bytes_are_two(write_volumes, tmp_path):
 
 KILLED = """
     import os, sys
-    from voxelry.data.crop_build import build_crop_index
-    from voxelry.data.crop_settings import CropSettings
+    from voxelry.data.crops.build import build_crop_index
+    from voxelry.data.crops.settings import CropSettings
 
     def progress(done, total, name):
         if done == 2:
@@ -186,8 +186,8 @@ def test_a_killed_build_goes_on_where_it_stopped(write_volumes, tmp_path):
 
 BUILD = """
     import sys
-    from voxelry.data.crop_build import build_crop_index
-    from voxelry.data.crop_settings import CropSettings
+    from voxelry.data.crops.build import build_crop_index
+    from voxelry.data.crops.settings import CropSettings
 
     report = build_crop_index(sys.argv[1], sys.argv[2], CropSettings((8, 12, 14)))
     print(report.done, report.kept)

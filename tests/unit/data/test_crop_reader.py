@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.crop_reader import CropReader, Stored, UnopenedError
-from voxelry.data.io import open_image, write_image
+from voxelry.data.crops.reader import CropReader, Stored, UnopenedError
+from voxelry.io import open_image, write_image
 
 SHAPE = (2, 20, 24, 28)
 WINDOW = np.s_[3:11, 9:24, 0:17]

@@ -9,11 +9,11 @@ import zarr
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data import crop_scan
-from voxelry.data.crop_reader import CropReader, Stored
-from voxelry.data.crop_scan import QUANTILES, find_objects, intensities, scan_folder
-from voxelry.data.crop_selection import parse_selection
-from voxelry.data.io import open_image, write_image
+from voxelry.data.crops.dataset import scan as crop_scan
+from voxelry.data.crops.reader import CropReader, Stored
+from voxelry.data.crops.scan import QUANTILES, find_objects, intensities, scan_folder
+from voxelry.data.crops.selection import parse_selection
+from voxelry.io import open_image, write_image
 
 
 def stored(path, **options) -> Stored:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from voxelry.core.errors import SettingError
-from voxelry.data.crop_selection import parse_selection
+from voxelry.data.crops.selection import parse_selection
 
 
 @pytest.mark.parametrize(

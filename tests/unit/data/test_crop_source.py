@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from voxelry.core.errors import DataError, FileError, MissingDependencyError, SettingError
-from voxelry.data.crop_build import build_crop_index
-from voxelry.data.crop_index import CropIndex
-from voxelry.data.crop_selection import parse_selection
-from voxelry.data.crop_settings import CropSettings
-from voxelry.data.crop_source import Objects, checked_boxes, is_database, open_table
+from voxelry.data.crops.build import build_crop_index
+from voxelry.data.crops.index import CropIndex
+from voxelry.data.crops.selection import parse_selection
+from voxelry.data.crops.settings import CropSettings
+from voxelry.data.crops.source import Objects, checked_boxes, is_database, open_table
 
 IMAGES = "CREATE TABLE annotations (file_path TEXT, label_path TEXT, train_val_test TEXT, quality INT)"
 BOXES = (

@@ -12,12 +12,12 @@ from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import Image, write_image
-from voxelry.data.io.landmarks import LandmarkSet, write_landmarks
-from voxelry.data.layouts import Case, find_cases
+from voxelry.data.layouts.find import Case, find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess, orientation_steps
 from voxelry.data.sample import Sample
+from voxelry.io import Image, write_image
+from voxelry.io.points.landmarks import LandmarkSet, write_landmarks
 
 SHAPE = (8, 10, 12)
 

@@ -12,7 +12,7 @@ from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.degrade import Degrade
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.engine.compose import compose_training

@@ -12,11 +12,11 @@ from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.context import whole_view
 from voxelry.data.degrade import Degrade
-from voxelry.data.degraded import DegradedDataset
-from voxelry.data.io import write_image
-from voxelry.data.layouts import find_cases
+from voxelry.data.degrade.dataset import DegradedDataset
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
+from voxelry.io import write_image
 
 RECIPE = [{"name": "kspace", "axis": "IS", "keep": "1/3"}, {"name": "rician", "sigma": 0.03}]
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from voxelry.data.diagnosis import CaseRow, Diagnosis, Finding, render
+from voxelry.data.doctor.diagnosis import CaseRow, Diagnosis, Finding, render
 
 
 @pytest.fixture

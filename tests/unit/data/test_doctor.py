@@ -8,9 +8,9 @@ import pytest
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.doctor import inspect
-from voxelry.data.io.image import read_image, write_image
-from voxelry.data.io.landmarks import LandmarkSet, read_landmarks, write_landmarks
+from voxelry.data.doctor.inspect import inspect
+from voxelry.io.images.image import read_image, write_image
+from voxelry.io.points.landmarks import LandmarkSet, read_landmarks, write_landmarks
 
 NAMES = ("tip", "base", "left", "right", "top")
 # where the points are in the patient, mm from the image's centre
@@ -252,7 +252,7 @@ class TestPixels:
 
         self.spoil(clean, 3, change)
         whole = inspect(clean)
-        monkeypatch.setattr("voxelry.data.doctor._SLAB_BYTES", 5000)  # two planes
+        monkeypatch.setattr("voxelry.data.doctor.inspect._SLAB_BYTES", 5000)  # two planes
         assert inspect(clean) == whole
         assert whole.rows[3].high == 1e6
 

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.frame import filled, find_content, index_map, trimmed, untilted
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.frame import filled, find_content, index_map, trimmed, untilted
 from voxelry.data.sample import Sample
 from voxelry.ops.resample import resample
 

@@ -8,7 +8,7 @@ import pytest
 
 from voxelry.core.errors import DataError
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 
 
 @pytest.fixture

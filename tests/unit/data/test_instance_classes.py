@@ -11,10 +11,10 @@ from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import write_image
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
+from voxelry.io import write_image
 from voxelry.tasks.segment.targets import make_targets
 
 AS_IT_IS = Preprocess(orientation=None)

@@ -13,14 +13,14 @@ from PIL import Image as Pillow
 
 from voxelry.core.errors import DataError, FileError
 from voxelry.core.space import Space
-from voxelry.data.crops import CropDataset
+from voxelry.data.crops.dataset import CropDataset
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.doctor import inspect
-from voxelry.data.io import open_image, write_image
+from voxelry.data.doctor.inspect import inspect
 from voxelry.data.label_grid import Reference, class_numbers, fit, open_labels, place, whole_numbers
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.index import build_index
+from voxelry.io import open_image, write_image
 
 FILE = Path("ids.nii.gz")
 AS_IT_IS = Preprocess(orientation=None, normalise=None)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from voxelry.core.space import Space
-from voxelry.data.case_points import read_case_landmarks
-from voxelry.data.io.image import open_image
-from voxelry.data.landmark_checks import PlacedPoints, background_test, cohort_test, outside_test
-from voxelry.data.layouts import find_cases
+from voxelry.data.doctor.landmarks import PlacedPoints, background_test, cohort_test, outside_test
+from voxelry.data.layouts.find import find_cases
+from voxelry.data.layouts.points import read_case_landmarks
+from voxelry.io.images.image import open_image
 
 ANATOMY = np.array([[1.0, 9.0, 2.0], [0.0, -8.0, -3.0], [-6.0, 1.0, 1.0], [5.5, 2.0, 0.0], [0.5, -1.0, 5.0]])
 SHAPE = (16, 20, 28)

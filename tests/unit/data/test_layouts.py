@@ -5,9 +5,9 @@ import pytest
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.case_points import read_case_landmarks
-from voxelry.data.io import open_image, write_image
-from voxelry.data.layouts import case_name, find_cases
+from voxelry.data.layouts.find import case_name, find_cases
+from voxelry.data.layouts.points import read_case_landmarks
+from voxelry.io import open_image, write_image
 
 
 def picture(path, shape=(6, 8)):

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.diagnosis import Diagnosis
-from voxelry.data.io import write_image
-from voxelry.data.pair_doctor import holds_pairs, inspect_pairs
+from voxelry.data.doctor.diagnosis import Diagnosis
+from voxelry.data.doctor.pairs import holds_pairs, inspect_pairs
 from voxelry.data.pairs import PairDataset, find_pairs
+from voxelry.io import write_image
 
 
 def write(path: Path, space: Space, seed: int = 0) -> None:

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
-from voxelry.data.io import write_image
-from voxelry.data.normalise import physical
 from voxelry.data.pairs import PairCase, PairDataset, find_pairs
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.normalise import physical
+from voxelry.io import write_image
 
 AS_IT_IS = Preprocess(orientation=None, normalise=None)
 

@@ -6,10 +6,10 @@ import torch
 from scipy import ndimage
 
 from voxelry.core.errors import SettingError
-from voxelry.data.io import read_image
-from voxelry.data.phantom_nuclei import make_nuclei
-from voxelry.data.phantoms import write_phantoms
+from voxelry.io import read_image
 from voxelry.ops.masks import mask_boxes
+from voxelry.phantoms import write_phantoms
+from voxelry.phantoms.nuclei import make_nuclei
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -6,9 +6,9 @@ import torch
 from scipy import ndimage
 
 from voxelry.core.errors import SettingError
-from voxelry.data.io import read_image
-from voxelry.data.phantom_organ import ORGAN_LABELS, make_organ
-from voxelry.data.phantoms import write_phantoms
+from voxelry.io import read_image
+from voxelry.phantoms import write_phantoms
+from voxelry.phantoms.organ import ORGAN_LABELS, make_organ
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

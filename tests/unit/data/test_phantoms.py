@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from voxelry.core.errors import SettingError
-from voxelry.data.phantom_anatomy import LABEL_NAMES, LANDMARK_NAMES
-from voxelry.data.phantom_shapes import Ovoid, Tube, rotation_to
-from voxelry.data.phantoms import make_phantom, write_phantoms
 from voxelry.ops.masks import mask_boxes
+from voxelry.phantoms import make_phantom, write_phantoms
+from voxelry.phantoms.anatomy import LABEL_NAMES, LANDMARK_NAMES
+from voxelry.phantoms.shapes import Ovoid, Tube, rotation_to
 
 SMALL = {2: (56, 64), 3: (32, 36, 40)}
 
@@ -140,8 +140,8 @@ def test_wrong_settings_are_named(settings, message):
     ("ndim", "suffix", "landmark_format"), [(3, ".nii.gz", "txt"), (3, "nii", "csv"), (2, ".png", "txt")]
 )
 def test_written_phantoms_are_read_back(tmp_path, ndim, suffix, landmark_format):
-    from voxelry.data.io.image import read_image
-    from voxelry.data.io.landmarks import read_landmarks
+    from voxelry.io.images.image import read_image
+    from voxelry.io.points.landmarks import read_landmarks
 
     spacing = (4.4, 3.4, 3.2)[-ndim:] if ndim == 3 else (1.0, 1.0)
     settings = {"ndim": ndim, "shape": SMALL[ndim], "spacing": spacing}

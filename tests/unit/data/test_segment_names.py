@@ -9,11 +9,11 @@ import pytest
 
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
-from voxelry.data.doctor import inspect
-from voxelry.data.io import write_image
-from voxelry.data.layouts import find_cases
+from voxelry.data.doctor.inspect import inspect
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.segment_names import class_list, segment_names
+from voxelry.io import write_image
 
 SHAPE = (4, 5, 6)
 

@@ -6,9 +6,9 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.pointmaps import masked_pointmap, pointmap
-from voxelry.data.slice_augment import SliceAugment, SliceMovement, move_space
-from voxelry.data.slices import SliceSample, oblique_plane
+from voxelry.data.slices.augment import SliceAugment, SliceMovement, move_space
+from voxelry.data.slices.cut import SliceSample, oblique_plane
+from voxelry.data.slices.pointmaps import masked_pointmap, pointmap
 
 STILL = {"rotation": 0.0, "scale": 0.0, "turn": 0.0, "zoom": 0.0, "shift": 0.0}
 

@@ -8,14 +8,14 @@ from torch.nn.functional import grid_sample
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import write_image
+from voxelry.data.loader import EndlessOrder
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.slice_augment import SliceAugment
-from voxelry.data.slice_case import build_case, frame_of, view_box
-from voxelry.data.slice_dataset import SliceDataset, usual_edges
-from voxelry.data.slice_sources import VolumeSlices
-from voxelry.data.slices import take_slice
-from voxelry.engine.loader import EndlessOrder
+from voxelry.data.slices.augment import SliceAugment
+from voxelry.data.slices.case import build_case, frame_of, view_box
+from voxelry.data.slices.cut import take_slice
+from voxelry.data.slices.dataset import SliceDataset, usual_edges
+from voxelry.data.slices.sources import VolumeSlices
+from voxelry.io import write_image
 from voxelry.ops.sdf import canonical_sdf
 
 SHAPE = (20, 24, 22)

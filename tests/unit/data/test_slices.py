@@ -6,9 +6,8 @@ import torch
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
-from voxelry.data.slice_choice import choose_cuts
-from voxelry.data.slices import (
+from voxelry.data.slices.choice import choose_cuts
+from voxelry.data.slices.cut import (
     array_axis,
     axis_plane,
     check_click,
@@ -22,6 +21,7 @@ from voxelry.data.slices import (
     take_slice,
     view_plane,
 )
+from voxelry.io import write_image
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.collate import collate
-from voxelry.data.normalise import find_levels, normalise, physical, scale
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.normalise import find_levels, normalise, physical, scale
 from voxelry.data.sample import Sample
 
 

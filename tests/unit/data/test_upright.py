@@ -5,8 +5,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from voxelry.core.space import Space
-from voxelry.data.slice_augment import move_space
-from voxelry.data.upright import upright
+from voxelry.data.slices.augment import move_space
+from voxelry.data.slices.upright import upright
 
 
 def placed(axes, angles=(0, 0, 0), shear=0.0):

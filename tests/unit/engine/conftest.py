@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.compose import compose_training
+from voxelry.phantoms import write_phantoms
 
 
 @pytest.fixture(scope="session")

@@ -7,17 +7,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import voxelry
+from voxelry.bundle.bundle import write_bundle
+from voxelry.bundle.pretrained import read_pretrained
 from voxelry.core.errors import CheckpointError, ConfigError
 from voxelry.core.space import Space
-from voxelry.data.phantoms import write_phantoms
 from voxelry.data.sample import Sample
-from voxelry.engine.bundle import write_bundle
 from voxelry.engine.compose import compose_training
 from voxelry.engine.kinds import kind_of_config
-from voxelry.engine.networks import NETWORKS
-from voxelry.engine.pretrained import read_pretrained
 from voxelry.engine.train import train
 from voxelry.models.mae import MaskedAutoencoder
+from voxelry.models.networks import NETWORKS
+from voxelry.phantoms import write_phantoms
 from voxelry.tasks.pretrain.masked import MaskedPretrainTask
 
 HIERA = {"input_size": 32, "embed_dim": 8, "stages": [1, 1], "q_pool": 1, "mask_unit_size": 2}

@@ -5,9 +5,9 @@ import pytest
 
 import voxelry
 from voxelry.core.errors import ConfigError
-from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.compose import compose_training
 from voxelry.engine.train import train
+from voxelry.phantoms import write_phantoms
 
 
 @pytest.fixture(scope="module")

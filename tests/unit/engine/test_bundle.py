@@ -8,10 +8,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from voxelry.bundle import bundle as bundles
+from voxelry.bundle.bundle import read_bundle, write_bundle
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine import bundle as bundles
-from voxelry.engine.bundle import read_bundle, write_bundle
 from voxelry.engine.kinds import KINDS
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.models.unet import UNet

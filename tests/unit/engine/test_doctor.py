@@ -11,11 +11,11 @@ import pytest
 
 from voxelry.core.errors import SettingError, VoxelryError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.doctor import diagnose
 from voxelry.engine.kinds import kind_of_config
+from voxelry.io import read_image, write_image
 
 TASKS = ("landmarks", "segment", "reconstruct", "pretrain", "translate")
 SIZES = [(14, 16, 18), (12, 18, 14), (16, 14, 15), (15, 15, 13)]

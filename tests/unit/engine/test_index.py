@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
 from voxelry.engine.index import Anchors, build_index, propose_anchors
+from voxelry.io import write_image
 
 
 def test_anchors_of_equal_boxes_are_those_boxes():

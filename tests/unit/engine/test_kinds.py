@@ -10,7 +10,7 @@ from torch import nn
 import voxelry.configs
 from voxelry.core.errors import ConfigError, SettingError
 from voxelry.engine.kinds import KINDS, kind_of, kind_of_config
-from voxelry.engine.networks import NETWORKS
+from voxelry.models.networks import NETWORKS
 from voxelry.tasks.base import Task
 
 CONFIGS = sorted((Path(voxelry.configs.__file__).parent / "task").glob("*.yaml"))

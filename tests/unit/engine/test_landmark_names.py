@@ -8,9 +8,9 @@ from torch.testing import assert_close
 
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
-from voxelry.data.io import LandmarkSet, write_image, write_landmarks
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.kinds import KINDS
+from voxelry.io import LandmarkSet, write_image, write_landmarks
 
 TIP, BASE = [3.0, 2.0, 1.0], [6.0, 4.0, 2.0]
 

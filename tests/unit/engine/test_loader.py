@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 
-from voxelry.engine.loader import ClosedPasses, EndlessOrder, evaluation_loader, pass_loader
+from voxelry.data.loader import ClosedPasses, EndlessOrder, evaluation_loader, pass_loader
 
 
 def take(order, count):

@@ -7,16 +7,16 @@ from omegaconf import OmegaConf
 
 import voxelry
 from voxelry.backbones.build import build_backbone
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import CheckpointError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image
 from voxelry.data.sample import Sample
 from voxelry.engine.compose import compose_training
 from voxelry.engine.kinds import kind_of
-from voxelry.engine.kinds.masked_pretrain import MaskedPretrainKind
-from voxelry.engine.pretrained import Pretrained
 from voxelry.engine.train import train
+from voxelry.io import read_image
 from voxelry.models.unet import UNet
+from voxelry.tasks.pretrain.masked_recipe import MaskedPretrainKind
 
 SMALL = (
     "model.encoder.embed_dim=8",

@@ -11,13 +11,13 @@ import voxelry
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
-from voxelry.data.io import write_image
 from voxelry.data.patches import window_size
 from voxelry.engine import data as engine_data
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.train import train
+from voxelry.io import write_image
 
 SIZES = [(20, 24, 18), (17, 30, 22), (24, 19, 26), (21, 21, 21)]
 

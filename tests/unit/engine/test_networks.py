@@ -3,10 +3,10 @@
 import pytest
 
 from voxelry.backbones.build import build_backbone
-from voxelry.engine.networks import input_channels
-from voxelry.models.folded_unet import FoldedUNet
 from voxelry.models.mask_rcnn import MaskRCNN
+from voxelry.models.networks import input_channels
 from voxelry.models.unet import UNet
+from voxelry.models.unet.folded import FoldedUNet
 
 SMALL = {"width": 8, "multipliers": (1, 2), "groups": 4, "heads": 2, "head_dim": 8}
 

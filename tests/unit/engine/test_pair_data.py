@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.space import Space
 from voxelry.data.augment import Augment
-from voxelry.data.io import write_image
-from voxelry.data.phantoms import write_phantoms
+from voxelry.data.parts import Splits
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.kinds import KINDS
-from voxelry.engine.splits import Splits
+from voxelry.io import write_image
+from voxelry.phantoms import write_phantoms
 
 
 def built(root: Path, data: str, *overrides: str, ndim: int = 3, **settings: Any) -> Splits:

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from voxelry.core.errors import DataError, FileError, SettingError
-from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.prepare import prepare
+from voxelry.phantoms import write_phantoms
 
 
 def test_a_folder_is_prepared_summarised_and_drawn(tmp_path):

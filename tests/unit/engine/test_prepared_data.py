@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from voxelry.bundle.model import load
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.run import prepare_all
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.kinds import kind_of_config
-from voxelry.engine.model import load
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
+from voxelry.io import write_image
 
 SPACING, RADII = (3.0, 1.2, 1.5), np.array([10.0, 7.0, 13.0])
 SPLITS = {"a": "train", "b": "train", "c": "val", "d": "test", "e": "train"}

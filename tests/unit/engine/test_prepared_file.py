@@ -6,10 +6,10 @@ import torch
 
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image, write_image
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.file import PreparedFile
 from voxelry.data.sample import Sample
-from voxelry.engine.prepared_file import PreparedFile
+from voxelry.io import open_image, read_image, write_image
 
 MIRRORED = Space((7, 9, 12), [[0.1, -0.2, 2.0, 5.0], [0.0, 3.0, 0.2, -4.0], [-1.5, 0.0, 0.1, 60.0], [0, 0, 0, 1]])
 

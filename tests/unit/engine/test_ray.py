@@ -68,7 +68,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def many_phantoms(tmp_path_factory):
-    from voxelry.data.phantoms import write_phantoms
+    from voxelry.phantoms import write_phantoms
 
     return write_phantoms(tmp_path_factory.mktemp("ray") / "volumes3", 6, seed=5, shape=(20, 24, 28))
 

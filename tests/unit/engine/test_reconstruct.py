@@ -11,23 +11,23 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 import voxelry
+from voxelry.bundle.bundle import write_bundle
+from voxelry.bundle.model import Model, load
+from voxelry.bundle.seen import lineage
 from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, ConfigError, DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
-from voxelry.data.io.meshes import read_mesh
-from voxelry.data.layouts import case_name
+from voxelry.data.layouts.find import case_name
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.bundle import write_bundle
 from voxelry.engine.compose import compose_training
-from voxelry.engine.model import Model, load
 from voxelry.engine.predict import predict_files
-from voxelry.engine.reconstruct import read_points, reconstruct
 from voxelry.engine.report import evaluate_folder
-from voxelry.engine.seen import lineage
 from voxelry.engine.train import train
+from voxelry.io import read_image, write_image
+from voxelry.io.meshes import read_mesh
 from voxelry.models.shape import ShapeNet
 from voxelry.tasks.reconstruct import ReconstructTask
+from voxelry.tasks.reconstruct.prompt import read_points, reconstruct
 
 SMALL = {
     "image_size": 32, "grid": 24, "prior_grid": 24, "width": 8, "multipliers": (1, 2), "volume_width": 8,
@@ -295,7 +295,7 @@ def test_an_adapter_may_be_for_fewer_organs_than_its_base_knows(phantoms, tmp_pa
 
 
 def test_other_networks_can_t_be_adapted(trained, phantoms, tmp_path, quick):
-    from voxelry.models.folded_unet import FoldedUNet
+    from voxelry.models.unet.folded import FoldedUNet
     from voxelry.tasks.landmarks import LandmarkTask
 
     task = LandmarkTask(FoldedUNet(ndim=3, width=8, multipliers=(1,), out_channels=1), num_landmarks=1)

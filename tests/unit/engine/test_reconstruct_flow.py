@@ -8,15 +8,15 @@ import pytest
 from typer.testing import CliRunner
 
 import voxelry
+from voxelry.bundle.model import load
 from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, ConfigError, SettingError
-from voxelry.data.io import read_image
-from voxelry.data.io.meshes import read_mesh
 from voxelry.engine.compose import compose_training
-from voxelry.engine.model import load
 from voxelry.engine.predict import predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
+from voxelry.io import read_image
+from voxelry.io.meshes import read_mesh
 from voxelry.models.shape import ShapeFlow
 from voxelry.tasks.reconstruct import ReconstructFlowTask, report
 from voxelry.tasks.reconstruct.spread import HypothesisCalibration

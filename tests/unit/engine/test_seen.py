@@ -7,11 +7,11 @@ import shutil
 import pytest
 
 import voxelry
-from voxelry.data.phantoms import write_phantoms
-from voxelry.engine.pretrained import cases_seen_by
+from voxelry.bundle.pretrained import cases_seen_by
+from voxelry.bundle.seen import lineage, seen_as, seen_cases, told_of_seen
 from voxelry.engine.report import evaluate_folder
-from voxelry.engine.seen import lineage, seen_as, seen_cases, told_of_seen
 from voxelry.engine.train import train
+from voxelry.phantoms import write_phantoms
 
 CONFIG = {
     "data": {

@@ -7,15 +7,15 @@ import torch
 from voxelry.backbones.resnet import ResNet
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import read_image, write_image
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.patches import crop
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.evaluate import evaluate_task
 from voxelry.engine.kinds import kind_of
+from voxelry.io import read_image, write_image
 from voxelry.metrics.instances import instance_row
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.ops.instances import Instances, from_labels
+from voxelry.tasks.evaluate import evaluate_task
 from voxelry.tasks.segment import SegmentTask
 
 IDS = {41: (slice(3, 9), slice(4, 12), slice(2, 12)), 7: (slice(3, 9), slice(12, 21), slice(3, 14)),

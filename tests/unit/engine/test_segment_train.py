@@ -11,13 +11,13 @@ import torch
 import voxelry
 from voxelry.core.errors import CheckpointError, ConfigError, DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.phantoms import write_phantoms
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.predict import gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
+from voxelry.phantoms import write_phantoms
 
 SMALL = (
     "trainer=smoke",
@@ -263,7 +263,7 @@ def test_hdf5_volumes_with_thick_slices_train_as_they_lie(tmp_path, rng):
 
 
 def voxelry_nuclei(seed: int):
-    from voxelry.data.phantom_nuclei import make_nuclei
+    from voxelry.phantoms.nuclei import make_nuclei
 
     return make_nuclei(seed, shape=(20, 40, 40))
 
@@ -338,8 +338,8 @@ def test_data_sets_or_loaders_are_handed_out(flat):
 def test_a_large_image_is_predicted_piece_by_piece_and_goes_on_where_it_was_stopped(
     flat, nuclei, tmp_path, monkeypatch
 ):
-    from voxelry.engine.kinds import segment
     from voxelry.tasks.segment import SegmentTask
+    from voxelry.tasks.segment import recipe as segment
 
     run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25", "trainer.max_steps=1"))
     model = voxelry.load(run.bundle, "cpu")

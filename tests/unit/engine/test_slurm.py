@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from voxelry.data.phantoms import write_phantoms
+from voxelry.phantoms import write_phantoms
 
 FOLDER = Path(__file__).parents[3] / "scripts" / "slurm"
 SCRIPT, EVALUATION = FOLDER / "train_ray.sbatch", FOLDER / "evaluate.sbatch"

@@ -8,25 +8,25 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from voxelry.bundle.bundle import read_bundle, write_bundle
+from voxelry.bundle.model import load
 from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, DataError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.run import prepare_all
 from voxelry.data.prepare.source import folder_template
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.bundle import read_bundle, write_bundle
-from voxelry.engine.common_frame import place
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.kinds import kind_of_config
-from voxelry.engine.model import load
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
+from voxelry.io import read_image, write_image
 from voxelry.models.shape import ShapeNet
 from voxelry.tasks.reconstruct import ReconstructTask
+from voxelry.tasks.reconstruct.placed import place
 
 ORGAN = np.array([12.0, 5.0, -7.0])  # on a plane of the 2 mm grid
 RADII = np.array([9.0, 6.0, 4.0])

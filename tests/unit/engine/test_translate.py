@@ -7,18 +7,18 @@ import pytest
 import torch
 
 import voxelry
+from voxelry.bundle.bundle import write_bundle
+from voxelry.bundle.model import load
 from voxelry.core.errors import ConfigError, DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
-from voxelry.data.phantoms import write_phantoms
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.bundle import write_bundle
 from voxelry.engine.compose import compose_training
-from voxelry.engine.model import load
 from voxelry.engine.predict import predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
-from voxelry.models.haar_unet import HaarUNet
+from voxelry.io import read_image, write_image
+from voxelry.models.unet.haar import HaarUNet
+from voxelry.phantoms import write_phantoms
 from voxelry.tasks.translate import TranslateTask
 from voxelry.tasks.translate.targets import input_channels
 
@@ -206,10 +206,10 @@ def test_volumes_without_targets_are_refused(trained, phantoms):
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(trained, phantoms, monkeypatch):
-    monkeypatch.setattr("voxelry.engine.memory.available_memory", lambda accelerator: 30 * 2**20)
+    monkeypatch.setattr("voxelry.models.memory.available_memory", lambda accelerator: 30 * 2**20)
     with pytest.raises(SettingError, match=r"memory: a training step on 40×48×48 .* it would fit with .*32×32×32"):
         trained(phantoms, "data.preprocess.image_size=[40,48,48]")
-    monkeypatch.setattr("voxelry.engine.memory.available_memory", lambda accelerator: None)
+    monkeypatch.setattr("voxelry.models.memory.available_memory", lambda accelerator: None)
     assert trained(phantoms, "trainer.max_steps=1").bundle is not None
 
 

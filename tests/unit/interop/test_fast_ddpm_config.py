@@ -8,12 +8,12 @@ import yaml
 
 from voxelry.core.errors import ConfigError
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
 from voxelry.diffusion.schedules import Schedule
 from voxelry.engine.compose import compose_training
-from voxelry.interop.fast_ddpm_config import data_set, translate
-from voxelry.interop.fast_ddpm_options import Options, read_options
-from voxelry.interop.overrides import read_settings
+from voxelry.interop.legacy.fast_ddpm_config import data_set, translate
+from voxelry.interop.legacy.fast_ddpm_options import Options, read_options
+from voxelry.interop.legacy.overrides import read_settings
+from voxelry.io import write_image
 
 PUBLISHED = {
     "data": {

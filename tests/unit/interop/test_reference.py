@@ -4,7 +4,7 @@ import pytest
 
 from voxelry.core.errors import SettingError
 from voxelry.interop import from_reference, infer_case
-from voxelry.interop.reference import SOURCES, source_of
+from voxelry.interop.weights.reference import SOURCES, source_of
 
 
 @pytest.mark.parametrize(

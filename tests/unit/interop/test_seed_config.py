@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from voxelry.core.errors import ConfigError, FileError
 from voxelry.engine.compose import compose_training
 from voxelry.engine.schedules import Plateau
-from voxelry.interop.seed_config import translate
-from voxelry.interop.seed_options import read_seed_options
+from voxelry.interop.legacy.config import translate
+from voxelry.interop.legacy.options import read_seed_options
 
 PRETRAINING = {
     "gpu": 0,

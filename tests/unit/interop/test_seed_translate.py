@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from voxelry.diffusion.schedules import Schedule
-from voxelry.interop.seed_translate import (
+from voxelry.interop.legacy.translate import (
     BRATS,
     AttnBlock3D,
     Downsample3D,

@@ -6,8 +6,8 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
-from voxelry.interop.seeds import DDPM, Unet, Volume3DDiffusionDataset
+from voxelry.interop.legacy.seeds import DDPM, Unet, Volume3DDiffusionDataset
+from voxelry.io import write_image
 
 
 def test_the_network_example():

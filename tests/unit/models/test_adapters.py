@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from voxelry.backbones.build import build_backbone
 from voxelry.core.errors import CheckpointError, FileError, SettingError
-from voxelry.models.adapters import Adapters, AdapterSettings, base_hash
+from voxelry.models.adapters.adapters import Adapters, AdapterSettings, base_hash
 from voxelry.models.shape import Prompt, ShapeNet
 from voxelry.models.unet import UNet
 

@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
-from voxelry.models.folded_unet import FoldedUNet, fold_voxels, unfold_voxels
+from voxelry.models.unet.folded import FoldedUNet, fold_voxels, unfold_voxels
 
 SMALL = {"width": 8, "multipliers": (1, 2), "groups": 4, "heads": 2, "head_dim": 4}
 

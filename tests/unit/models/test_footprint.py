@@ -7,8 +7,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from voxelry.core.errors import SettingError
 from voxelry.models.footprint import check_memory, estimate, kept
-from voxelry.models.haar_unet import HaarUNet
 from voxelry.models.unet import UNet
+from voxelry.models.unet.haar import HaarUNet
 
 PLAIN = {"width": 16, "multipliers": (1, 2), "block": "pre_norm", "attention": "none", "middle_attention": "none"}
 NOTHING_BESIDE = {"optimiser_states": 0, "average": False}

@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
-from voxelry.engine.networks import NETWORKS, build_network, input_channels
-from voxelry.models.haar_unet import HaarUNet
+from voxelry.models.networks import NETWORKS, build_network, input_channels
+from voxelry.models.unet.haar import HaarUNet
 
 SMALL = {"width": 8, "multipliers": (1, 2), "groups": 4, "heads": 2, "head_dim": 4}
 

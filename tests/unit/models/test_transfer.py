@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from voxelry.models.folded_unet import FoldedUNet
 from voxelry.models.transfer import transfer
 from voxelry.models.unet import UNet
+from voxelry.models.unet.folded import FoldedUNet
 
 
 def network(inputs, *, ndim=2, outputs=1, cls=UNet):

@@ -9,7 +9,7 @@ from voxelry.core.errors import SettingError
 from voxelry.models.inflate import inflate_kernel
 from voxelry.models.transfer import transfer
 from voxelry.models.unet import UNet
-from voxelry.models.unet_parts import checkpointing_for
+from voxelry.models.unet.parts import checkpointing_for
 
 SIZES = {2: (9, 18), 3: (7, 10, 6)}
 DDPM = {

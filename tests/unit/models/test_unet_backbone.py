@@ -9,10 +9,10 @@ from torch import nn
 from voxelry.backbones.build import build_backbone
 from voxelry.backbones.fpn import FPN
 from voxelry.core.errors import SettingError
-from voxelry.models.folded_unet import FoldedUNet
 from voxelry.models.transfer import best_transfer
 from voxelry.models.unet import UNet
-from voxelry.models.unet_backbone import UNetBackbone
+from voxelry.models.unet.backbone import UNetBackbone
+from voxelry.models.unet.folded import FoldedUNet
 
 SMALL = {"width": 8, "multipliers": (1, 2, 4), "groups": 4, "heads": 2, "head_dim": 8}
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from voxelry.nn import fused, recipes, rows
+from voxelry.nn import recipes
 from voxelry.nn.attention import LinearAttention
 from voxelry.nn.blocks import PreNormBlock, WeightStandardisedBlock
+from voxelry.nn.lean import fused, rows
 
 SIZES = {2: (5, 7), 3: (3, 4, 5)}
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voxelry.nn import nd, onednn
+from voxelry.nn import nd
+from voxelry.nn.lean import onednn
 
 
 def test_layers_by_rank():

@@ -10,10 +10,10 @@ from voxelry.backbones.hiera import Hiera
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
-from voxelry.data.phantoms import make_phantom
 from voxelry.data.sample import Sample
 from voxelry.models.mae import MaskedAutoencoder, patchify, unpatchify
 from voxelry.models.transfer import transfer
+from voxelry.phantoms import make_phantom
 from voxelry.tasks.pretrain.masked import MaskedPretrainTask
 from voxelry.tasks.pretrain.masked_report import add_masked_reconstructions
 from voxelry.viz.report import Report

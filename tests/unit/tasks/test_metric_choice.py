@@ -8,12 +8,12 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.instances import instance_row, metric_names, summarise
 from voxelry.metrics.landmarks import case_row
 from voxelry.metrics.surfaces import METRICS, SURFACE_METRICS, reconstruction_metrics
 from voxelry.metrics.translation import figure_names, translate_metrics
 from voxelry.tasks.base import Task
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 
 
 class Sorter(Task):

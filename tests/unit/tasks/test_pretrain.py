@@ -266,7 +266,7 @@ def test_fixed_noise_belongs_to_the_case():
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_volumes_are_written_over_their_input(tmp_path, ndim):
-    from voxelry.data.io import read_image
+    from voxelry.io import read_image
 
     task = small_task(ndim).eval()
     prediction = task.predict(batch_of(ndim))[0]

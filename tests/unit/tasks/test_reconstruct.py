@@ -6,9 +6,9 @@ import torch
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.organ_shape import OrganShape
-from voxelry.data.slice_case import build_case, collate_slices
-from voxelry.data.slices import oblique_plane, take_slice
+from voxelry.data.slices.case import build_case, collate_slices
+from voxelry.data.slices.cut import oblique_plane, take_slice
+from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.models.shape import Prompt, ShapeNet
 from voxelry.ops.sdf import canonical_space
 from voxelry.tasks.reconstruct import ReconstructTask, losses

@@ -7,9 +7,9 @@ from scipy.stats import norm
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.organ_shape import OrganShape
-from voxelry.data.slice_case import build_case, collate_slices
-from voxelry.data.slices import take_slice
+from voxelry.data.slices.case import build_case, collate_slices
+from voxelry.data.slices.cut import take_slice
+from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.models.shape import ShapeFlow, ShapeNet
 from voxelry.ops.sdf import canonical_space
 from voxelry.tasks.reconstruct import ReconstructFlowTask, ReconstructPrediction, ReconstructTask

@@ -6,8 +6,8 @@ import pytest
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image, write_image
-from voxelry.data.io.zarr_labels import write_labels
+from voxelry.io import open_image, read_image, write_image
+from voxelry.io.images.zarr_labels import write_labels
 from voxelry.ops.instances import Instances, from_labels
 from voxelry.tasks.segment.outputs import read_masks, write_instances, write_label_volume, write_masks, write_table
 from voxelry.tasks.segment.predict import InstancePrediction

@@ -11,14 +11,14 @@ from voxelry.backbones.resnet import ResNet
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
-from voxelry.data.io import read_image
-from voxelry.data.phantom_nuclei import make_nuclei
 from voxelry.data.sample import Sample
+from voxelry.io import read_image
 from voxelry.metrics.instances import instance_row
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.models.mask_rcnn.detections import Detections
 from voxelry.ops.instances import Instances, from_labels
 from voxelry.ops.masks import mask_boxes
+from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.tasks.segment import SegmentTask
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode

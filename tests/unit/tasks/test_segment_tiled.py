@@ -3,7 +3,7 @@ import pytest
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, write_image
+from voxelry.io import open_image, write_image
 from voxelry.metrics.instances import instance_metrics
 from voxelry.metrics.matching import matched
 from voxelry.metrics.overlap import mask_overlaps

@@ -11,11 +11,11 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.context import context
-from voxelry.data.io import read_image
 from voxelry.data.sample import Sample
 from voxelry.diffusion.inputs import fixed_noise
+from voxelry.io import read_image
 from voxelry.metrics.continuity import seam_ratio
-from voxelry.models.haar_unet import HaarUNet
+from voxelry.models.unet.haar import HaarUNet
 from voxelry.ops.tiles import tile_starts
 from voxelry.tasks.translate import TranslatePrediction, TranslateTask
 from voxelry.tasks.translate.calibration import SpreadCalibration

@@ -20,12 +20,8 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import IMAGE_OPTIONS, open_image, write_image
-from voxelry.data.io.meshes import write_mesh
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
-from voxelry.data.layouts import Case
-from voxelry.data.normalise import finite
-from voxelry.data.pointmaps import masked_pointmap
+from voxelry.data.layouts.find import Case
 from voxelry.data.prepare.files import digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
 from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, standardise
 from voxelry.data.prepare.pairs import Pair
@@ -33,11 +29,15 @@ from voxelry.data.prepare.register import KINDS, write_transform
 from voxelry.data.prepare.shapes import CaseLabels
 from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess, move
+from voxelry.data.preprocess.normalise import finite
+from voxelry.data.preprocess.speckle import despeckle
 from voxelry.data.sample import Sample
-from voxelry.data.slice_augment import move_space
-from voxelry.data.slice_choice import choose_cuts, method_name
-from voxelry.data.slices import draw_click, take_labels
-from voxelry.data.speckle import despeckle
+from voxelry.data.slices.augment import move_space
+from voxelry.data.slices.choice import choose_cuts, method_name
+from voxelry.data.slices.cut import draw_click, take_labels
+from voxelry.data.slices.pointmaps import masked_pointmap
+from voxelry.io import IMAGE_OPTIONS, open_image, write_image
+from voxelry.io.meshes import write_mesh
 
 __all__ = ["PrepareSettings", "is_prepared", "prepare_case"]
 

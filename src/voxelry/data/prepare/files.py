@@ -19,9 +19,9 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.core.guard import guarded
 from voxelry.core.space import Space
-from voxelry.data.organ_shape import OrganShape
-from voxelry.data.pointmaps import PointmapNormaliser
-from voxelry.data.slices import SliceSample, array_axis
+from voxelry.data.slices.cut import SliceSample, array_axis
+from voxelry.data.slices.organ_shape import OrganShape
+from voxelry.data.slices.pointmaps import PointmapNormaliser
 from voxelry.ops.sdf import decode_int8, encode_int8
 
 __all__ = [

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
-from voxelry.data.io import Image, ImageFile, open_image
-from voxelry.data.normalise import finite
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.normalise import finite
+from voxelry.io import Image, ImageFile, open_image
 
 __all__ = [
     "CT_WINDOWS",

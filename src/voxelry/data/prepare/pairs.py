@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import DataError, FileError, SettingError
-from voxelry.data.io import is_image
-from voxelry.data.layouts import SPLIT_NAMES, case_name, find_cases
+from voxelry.data.layouts.find import SPLIT_NAMES, case_name, find_cases
 from voxelry.data.segment_names import segment_names
+from voxelry.io import is_image
 
 __all__ = ["LAYOUTS", "Pair", "Pairs", "find_pairs"]
 

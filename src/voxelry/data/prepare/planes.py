@@ -19,15 +19,15 @@ from torch import Tensor
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import one_line_errors
-from voxelry.data.frame import index_map
-from voxelry.data.io import read_image
-from voxelry.data.pointmaps import masked_pointmap
 from voxelry.data.prepare.files import nifti_affine, pointmap_range, read_class_map, read_full_sdf, read_slice_file
 from voxelry.data.prepare.modality import to_unit
 from voxelry.data.prepare.source import PreparedSlices
-from voxelry.data.slice_choice import Cut, choose_cuts, method_name
-from voxelry.data.slice_sources import Choice
-from voxelry.data.slices import SliceSample, draw_click, regrid, take_labels, view_plane
+from voxelry.data.preprocess.frame import index_map
+from voxelry.data.slices.choice import Cut, choose_cuts, method_name
+from voxelry.data.slices.cut import SliceSample, draw_click, regrid, take_labels, view_plane
+from voxelry.data.slices.pointmaps import masked_pointmap
+from voxelry.data.slices.sources import Choice
+from voxelry.io import read_image
 from voxelry.ops.resample import resample
 
 __all__ = ["PreparedPlanes"]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
-from voxelry.data.frame import world_aligned
-from voxelry.data.normalise import finite
 from voxelry.data.preprocess import move
+from voxelry.data.preprocess.frame import world_aligned
+from voxelry.data.preprocess.normalise import finite
 from voxelry.data.sample import Sample
 
 __all__ = ["KINDS", "register", "write_transform"]

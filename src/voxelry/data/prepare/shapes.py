@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from voxelry.core.space import Space
-from voxelry.data.frame import index_map
-from voxelry.data.organ_shape import OrganShape
+from voxelry.data.preprocess.frame import index_map
+from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.ops.labels import resample_labels
 from voxelry.ops.sdf import mask_window
 from voxelry.ops.surface import Mesh, extract_surface, told_volume

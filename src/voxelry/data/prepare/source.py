@@ -14,19 +14,19 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image
-from voxelry.data.layouts import Case, case_name
-from voxelry.data.organ_shape import OrganShape
+from voxelry.data.layouts.find import Case, case_name
 from voxelry.data.prepare.files import read_sdf, read_slice_file
 from voxelry.data.prepare.modality import preprocess_like, to_unit
 from voxelry.data.prepare.run import AGAIN, is_prepared_folder, read_manifest
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.slice_augment import move_slice
-from voxelry.data.slice_choice import Cut, spread_out
-from voxelry.data.slice_sources import Choice
-from voxelry.data.slices import SliceSample, array_axis
-from voxelry.data.upright import upright
+from voxelry.data.slices.augment import move_slice
+from voxelry.data.slices.choice import Cut, spread_out
+from voxelry.data.slices.cut import SliceSample, array_axis
+from voxelry.data.slices.organ_shape import OrganShape
+from voxelry.data.slices.sources import Choice
+from voxelry.data.slices.upright import upright
+from voxelry.io import open_image, read_image
 
 __all__ = ["PreparedSlices", "check_template", "folder_template", "patient_frame", "prepared_cases"]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from voxelry.core.errors import ConfigError, SettingError
-from voxelry.engine.kinds.kind import Kind
-from voxelry.engine.kinds.landmarks import LandmarkKind
-from voxelry.engine.kinds.masked_pretrain import MaskedPretrainKind
-from voxelry.engine.kinds.pretrain import PretrainKind
-from voxelry.engine.kinds.reconstruct import ReconstructKind
-from voxelry.engine.kinds.reconstruct_flow import ReconstructFlowKind
-from voxelry.engine.kinds.segment import SegmentKind
-from voxelry.engine.kinds.translate import TranslateKind
 from voxelry.tasks.base import Task
+from voxelry.tasks.landmarks.recipe import LandmarkKind
+from voxelry.tasks.pretrain.masked_recipe import MaskedPretrainKind
+from voxelry.tasks.pretrain.recipe import PretrainKind
+from voxelry.tasks.recipe import Kind
+from voxelry.tasks.reconstruct.flow_recipe import ReconstructFlowKind
+from voxelry.tasks.reconstruct.recipe import ReconstructKind
+from voxelry.tasks.segment.recipe import SegmentKind
+from voxelry.tasks.translate.recipe import TranslateKind
 
 __all__ = ["KINDS", "Kind", "kind_of", "kind_of_config"]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
-from voxelry.models.folded_unet import fold_voxels, unfold_voxels
 from voxelry.models.shape.decoder import factors
 from voxelry.models.shape.prior import truncate
+from voxelry.models.unet.folded import fold_voxels, unfold_voxels
 from voxelry.nn import nd
 
 __all__ = ["ShapeAutoencoder"]

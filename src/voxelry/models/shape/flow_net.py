@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import plain
 from voxelry.diffusion.flow import FLOW_SAMPLERS
-from voxelry.models.adapters import TARGETS
-from voxelry.models.folded_unet import fold_voxels
+from voxelry.models.adapters.adapters import TARGETS
 from voxelry.models.shape.autoencoder import ShapeAutoencoder
 from voxelry.models.shape.decoder import LIFTED, CrossBlock, LiftDecoder
 from voxelry.models.shape.encoder import OCTAVES, Encoded, fourier, zeroed
@@ -23,6 +22,7 @@ from voxelry.models.shape.prior import truncate
 from voxelry.models.shape.prompt import Prompt, frame_points
 from voxelry.models.shape.shape_net import RANK, ShapeNet, ShapeOutput
 from voxelry.models.unet import UNet
+from voxelry.models.unet.folded import fold_voxels
 from voxelry.nn import nd
 from voxelry.nn.time import TimeEmbedding
 

@@ -12,7 +12,7 @@ from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 
 if TYPE_CHECKING:
-    from voxelry.data.io.landmarks import LandmarkSet
+    from voxelry.io.points.landmarks import LandmarkSet
 
 __all__ = ["LandmarkPrediction", "to_landmark_set"]
 
@@ -61,12 +61,12 @@ class LandmarkPrediction:
 
 
 def to_landmark_set(prediction: LandmarkPrediction, *, presence_threshold: float = 0.0) -> LandmarkSet:
-    """A prediction as the record that `voxelry.data.io.write_landmarks` takes.
+    """A prediction as the record that `voxelry.io.write_landmarks` takes.
 
     Args:
         presence_threshold: points less likely to be there than this are written as absent.
     """
-    from voxelry.data.io.landmarks import LandmarkSet
+    from voxelry.io.points.landmarks import LandmarkSet
 
     absent = prediction.presence < presence_threshold
     world = np.where(absent[:, None], np.nan, prediction.world)

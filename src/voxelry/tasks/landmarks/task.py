@@ -16,6 +16,7 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.data.sample import Batch, Sample
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.landmarks import MeanPosition, radial_errors
 from voxelry.ops import peaks
 from voxelry.ops.heatmaps import covariance, expectation
@@ -29,7 +30,6 @@ from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_
 from voxelry.tasks.landmarks.scores import metric_names, score_rows, summarise_rows
 from voxelry.tasks.landmarks.seen import mirrored, shown
 from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 
 __all__ = ["DECODERS", "LandmarkTask"]
 

@@ -17,9 +17,9 @@ from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch
 from voxelry.metrics import images as image_metrics
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.models.mae import MaskedAutoencoder, PatchTargets, unpatchify
 from voxelry.tasks.base import Row, Task
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.pretrain.targets import Range
 
 __all__ = ["MaskedPrediction", "MaskedPretrainTask", "write_completion"]
@@ -199,7 +199,7 @@ def write_completion(prediction: MaskedPrediction, folder: Path, *, suffix: str 
     Raises:
         FileError: the folder can't be written, or the format is unknown.
     """
-    from voxelry.data.io import write_image
+    from voxelry.io import write_image
 
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {"masked": prediction.masked(), "reconstruction": prediction.reconstruction}

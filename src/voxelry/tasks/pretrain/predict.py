@@ -51,7 +51,7 @@ def write_reconstruction(prediction: PretrainPrediction, folder: Path, *, suffix
     Raises:
         FileError: the folder can't be written, or the format is unknown.
     """
-    from voxelry.data.io import write_image
+    from voxelry.io import write_image
 
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {"noised": prediction.noised, "reconstruction": prediction.reconstruction}
@@ -76,7 +76,7 @@ def write_samples(
         SettingError: a space of another shape than the samples, or not one for each.
         FileError: the folder can't be written, or the format is unknown.
     """
-    from voxelry.data.io import write_image
+    from voxelry.io import write_image
 
     spaces = [space] * len(samples) if isinstance(space, Space) else list(space)
     if len(spaces) != len(samples):

@@ -17,9 +17,9 @@ from voxelry.diffusion import samplers
 from voxelry.diffusion.objectives import Objective, convert, noise_like, q_sample, sample_times
 from voxelry.diffusion.schedules import Schedule, timesteps
 from voxelry.metrics import images as image_metrics
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.distribution import sliced_wasserstein
 from voxelry.tasks.base import Row, Task
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.pretrain.predict import PretrainPrediction
 from voxelry.tasks.pretrain.targets import Noised, Range, Rescale, band_edges, band_of, fixed_noise, noised
 

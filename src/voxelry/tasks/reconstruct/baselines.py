@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxelry.core.space import Space
-from voxelry.data.pointmaps import pointmap
-from voxelry.data.slice_case import SliceBatch, SliceCase
-from voxelry.data.slices import plane_normal
+from voxelry.data.slices.case import SliceBatch, SliceCase
+from voxelry.data.slices.cut import plane_normal
+from voxelry.data.slices.pointmaps import pointmap
 from voxelry.ops.sdf import canonical_space, decode_int8, encode_int8, resample_sdf, voxelise_sdf
 from voxelry.tasks.base import Row
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
-from voxelry.data.slice_case import SliceBatch, SliceCase
+from voxelry.data.slices.case import SliceBatch, SliceCase
 from voxelry.diffusion.flow import (
     FLOW_SAMPLERS,
     TIME_DISTRIBUTIONS,
@@ -22,9 +22,9 @@ from voxelry.diffusion.flow import (
     interpolate,
     velocity,
 )
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.models.shape import Prompt, ShapeFlow, ShapeOutput
 from voxelry.tasks.base import Row
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.reconstruct.baselines import dice_of
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 from voxelry.tasks.reconstruct.spread import SPREAD_METRICS, HypothesisCalibration, spread_metrics

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.space import Space
-from voxelry.data.slice_augment import move_space
+from voxelry.data.slices.augment import move_space
 from voxelry.metrics.slices import contour_error
 from voxelry.metrics.surfaces import surface_spread
 from voxelry.models.shape.prompt import Prompt, frame_points, project, sample_plane

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from voxelry.data.slice_case import SliceCase
+from voxelry.data.slices.case import SliceCase
 from voxelry.metrics.intervals import LEVELS
 from voxelry.metrics.surfaces import signed_error
 from voxelry.ops.sdf import signed_distance

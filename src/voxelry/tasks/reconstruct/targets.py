@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from voxelry.core.errors import DataError
-from voxelry.data.organ_shape import OrganShape
-from voxelry.data.slice_case import SliceBatch
-from voxelry.data.slice_sources import SliceSource
+from voxelry.data.slices.case import SliceBatch
+from voxelry.data.slices.organ_shape import OrganShape
+from voxelry.data.slices.sources import SliceSource
 from voxelry.models.shape.prior import MeanShape
 
 __all__ = ["Targets", "make_targets", "mean_shape", "occupancy", "organ_shapes"]

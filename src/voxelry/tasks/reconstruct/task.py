@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
-from voxelry.data.slice_case import SliceBatch, SliceCase
+from voxelry.data.slices.case import SliceBatch, SliceCase
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.slices import mask_metrics
 from voxelry.metrics.surfaces import METRICS, SURFACE_METRICS, reconstruction_metrics
-from voxelry.models.adapters import Adapters, AdapterSettings
+from voxelry.models.adapters.adapters import Adapters, AdapterSettings
 from voxelry.models.shape import Prompt, ShapeOutput
 from voxelry.tasks.base import Row, Task
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.reconstruct import losses
 from voxelry.tasks.reconstruct.baselines import BASELINE_METRICS, Baselines
 from voxelry.tasks.reconstruct.predict import (
@@ -57,7 +57,7 @@ class ReconstructTask(Task):
         network: a `models.shape.ShapeNet`, with the organs' mean shapes set.
         organs: label values of the network's classes from the first on, each a number or several that count as one
             organ; the first is the organ's value in predicted label volumes.
-        edges: mm, the frame's usual edge for each organ; see `data.slice_dataset.usual_edges`.
+        edges: mm, the frame's usual edge for each organ; see `data.slices.dataset.usual_edges`.
         organ_names: for reports; by default the label values.
         image_size: pixels of a slice's view; by default the network's.
         view: a view's side in edges.
@@ -153,7 +153,7 @@ class ReconstructTask(Task):
 
         Args:
             name: of the adapter, such as the organ's.
-            settings: of `models.adapters.AdapterSettings`.
+            settings: of `models.adapters.adapters.AdapterSettings`.
             head_rate: learning rate of the network's last layers, which an adapter holds whole; None for that of all.
 
         Raises:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.space import Space
-from voxelry.data.slice_augment import move_slice, move_space
-from voxelry.data.slice_case import SliceBatch, build_case, collate_slices
+from voxelry.data.slices.augment import move_slice, move_space
+from voxelry.data.slices.case import SliceBatch, build_case, collate_slices
 from voxelry.ops.sdf import canonical_space, resample_sdf
 
 __all__ = ["Views", "frame_space"]

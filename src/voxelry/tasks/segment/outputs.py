@@ -53,7 +53,7 @@ def write_instances(
     Raises:
         FileError: a format that can't be written, or the disk refuses.
     """
-    from voxelry.data.io.image import open_image
+    from voxelry.io.images.image import open_image
 
     folder = Path(folder)
     placed = prediction if space is None else prediction.on(space)
@@ -85,7 +85,7 @@ def write_label_volume(
     Raises:
         FileError: a suffix that can't be written, an image that doesn't fit, or the disk refuses.
     """
-    from voxelry.data.io.image import write_image
+    from voxelry.io.images.image import write_image
 
     path = Path(path)
     dtype = np.uint16 if len(prediction) <= np.iinfo(np.uint16).max else np.uint32
@@ -93,7 +93,7 @@ def write_label_volume(
         # ImageJ reads 32 bits as floats
         ids = np.asarray(prediction.label_volume).astype(np.uint16 if dtype is np.uint16 else np.int32)
         return write_image(path, ids[None], prediction.space)
-    from voxelry.data.io.zarr_labels import BLOCK, write_labels
+    from voxelry.io.images.zarr_labels import BLOCK, write_labels
 
     shape = prediction.space.shape
     names = ("id", "score", "class", "voxels")

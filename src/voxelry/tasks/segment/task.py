@@ -16,6 +16,7 @@ from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch, Sample
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.instances import (
     RANKED,
     THRESHOLDS,
@@ -27,7 +28,6 @@ from voxelry.metrics.instances import (
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.ops.instances import Instances, LabelVolume
 from voxelry.tasks.base import Row, Task
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
 from voxelry.tasks.segment.predict import InstancePrediction

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
-from voxelry.data.io.record import ImageFile
+from voxelry.io.images.record import ImageFile
 from voxelry.ops.instances import Instances, PackedCrops
 from voxelry.ops.tiles import tiles
 from voxelry.tasks.segment.stitch import TileDetections, stitch

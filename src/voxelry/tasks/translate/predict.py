@@ -12,10 +12,10 @@ from torch import Tensor
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
-from voxelry.data.normalise import physical
 from voxelry.data.preprocess import move
+from voxelry.data.preprocess.normalise import physical
 from voxelry.data.sample import Sample
+from voxelry.io import write_image
 
 __all__ = ["TranslatePrediction", "write_translation"]
 
@@ -76,7 +76,7 @@ def write_translation(
     Args:
         prediction: of one case.
         folder: made when missing.
-        suffix: of a format that `data.io.write_image` writes.
+        suffix: of a format that `io.write_image` writes.
         space: the grid to write on, the input's; values are interpolated linearly where it isn't the prediction's.
 
     Raises:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from voxelry.metrics.choice import Wanted
 from voxelry.metrics.intervals import LEVELS
 from voxelry.metrics.landmarks import bootstrap_interval
 from voxelry.metrics.translation import figure_names, translate_metrics
 from voxelry.tasks.base import Row
-from voxelry.tasks.metric_choice import Wanted
 from voxelry.tasks.translate.calibration import SpreadCalibration
 from voxelry.tasks.translate.predict import TranslatePrediction
 

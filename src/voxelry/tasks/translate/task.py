@@ -20,9 +20,9 @@ from voxelry.data.target_grid import TargetGrid
 from voxelry.diffusion.flow import GOLDEN_RATIO
 from voxelry.diffusion.inputs import Range, fixed_noise
 from voxelry.diffusion.objectives import LOSSES, mean_errors, noise_like
+from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.translation import summarise
 from voxelry.tasks.base import Row, Task
-from voxelry.tasks.metric_choice import MetricChoice, Wanted
 from voxelry.tasks.translate.calibration import SpreadCalibration
 from voxelry.tasks.translate.paths import Path, Predict, make_path
 from voxelry.tasks.translate.predict import TranslatePrediction

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from voxelry.core.errors import FileError
-from voxelry.data.io import open_image, read_image
+from voxelry.io import open_image, read_image
 
 VOLUME = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import tifffile
 
 from voxelry.core.errors import VoxelryError
-from voxelry.data.io.image import open_image
+from voxelry.io.images.image import open_image
 
 DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[5] / "shared" / "data"))
 
@@ -318,8 +318,8 @@ BROKEN = """
 import json, resource, sys
 from pathlib import Path
 from voxelry.core.errors import VoxelryError
-from voxelry.data.io.image import open_image
-import voxelry.data.io.tiff
+from voxelry.io.images.image import open_image
+import voxelry.io.images.tiff
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -7,7 +7,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from voxelry.core.errors import FileError
-from voxelry.data.io import open_image, read_image
+from voxelry.io import open_image, read_image
 
 ROTATION = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))[0]
 ROTATION[:, 2] = np.cross(ROTATION[:, 0], ROTATION[:, 1])  # columns: along a row, along a column, normal

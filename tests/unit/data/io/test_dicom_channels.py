@@ -8,9 +8,9 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from voxelry.core.errors import FileError
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import open_image, read_image
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
+from voxelry.io import open_image, read_image
 
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 BITS = "1.2.840.10008.5.1.4.1.1.7"

@@ -7,7 +7,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from voxelry.core.errors import FileError
-from voxelry.data.io import open_image, read_image
+from voxelry.io import open_image, read_image
 
 CT, MR, ENHANCED_MR = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "4", "4.1"))
 NM, CAPTURE, DOSE = (f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("20", "7.3", "481.2"))

@@ -12,8 +12,8 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from voxelry.core.errors import FileError
-from voxelry.data.io import open_image, read_landmarks
 from voxelry.data.label_grid import Reference, open_labels
+from voxelry.io import open_image, read_landmarks
 
 PIXELS = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
 SHOWN = {  # of [[1, 2, 3], [4, 5, 6]], from the definition of each number: where the first row and column are

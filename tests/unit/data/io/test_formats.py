@@ -17,7 +17,7 @@ from yaozarrs import validate_ome_json
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image, write_image
+from voxelry.io import open_image, read_image, write_image
 
 VOLUME = np.arange(3 * 4 * 5, dtype=np.uint16).reshape(3, 4, 5)
 COLOURED = np.arange(3 * 4 * 5 * 2, dtype=np.uint16).reshape(3, 4, 5, 2)

@@ -10,7 +10,7 @@ import pytest
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError, VoxelryError
 from voxelry.core.space import Space
-from voxelry.data.io import IMAGE_SUFFIXES, is_image, open_image, read_image, write_image
+from voxelry.io import IMAGE_SUFFIXES, is_image, open_image, read_image, write_image
 
 WRITABLE = [".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".tif", ".ome.tif", ".zarr"]
 OBLIQUE = Space(
@@ -57,7 +57,7 @@ def test_a_slice_keeps_its_plane(suffix, tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(suffix, tmp_path, monkeypatch):
     path = write_image(tmp_path / f"a{suffix}", counting(OBLIQUE), OBLIQUE)
     before = sorted(item.name for item in tmp_path.iterdir())
-    from voxelry.data.io import array, metaimage, nifti, tiff, zarr
+    from voxelry.io.images import array, metaimage, nifti, tiff, zarr
 
     def interrupted(place, *_):
         place.with_name("half").write_bytes(b"half")

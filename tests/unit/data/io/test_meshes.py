@@ -10,7 +10,7 @@ import trimesh
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io.meshes import MESH_SUFFIXES, read_mesh, write_mesh
+from voxelry.io.meshes import MESH_SUFFIXES, read_mesh, write_mesh
 from voxelry.ops.surface import Mesh, empty_mesh, extract_surface
 
 

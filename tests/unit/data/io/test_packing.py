@@ -10,8 +10,8 @@ import pytest
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, write_image
 from voxelry.data.label_grid import Reference, open_labels
+from voxelry.io import open_image, write_image
 
 STORED = np.arange(-12, 12, dtype=np.int16).reshape(2, 3, 4)
 

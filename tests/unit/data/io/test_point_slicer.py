@@ -7,7 +7,7 @@ import pytest
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io.landmarks import LandmarkSet, read_landmarks, write_landmarks
+from voxelry.io.points.landmarks import LandmarkSet, read_landmarks, write_landmarks
 
 # plane, row, column of 3, 2 and 0.5 mm; row and column mirrored, plane and row tilted into each other
 OBLIQUE = Space(

@@ -10,8 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import LandmarkSet, read_landmarks, write_landmarks
-from voxelry.data.pixel_points import observer_points, pixel_table
+from voxelry.io import LandmarkSet, read_landmarks, write_landmarks
+from voxelry.io.points.pixels import observer_points, pixel_table
 
 PLANE = Space.from_spacing((40, 50), (0.25, 0.5))
 STACK = Space.from_spacing((6, 40, 50), (2e-3, 0.25e-3, 0.5e-3), origin=(1.0, 2.0, 3.0))

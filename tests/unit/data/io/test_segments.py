@@ -11,10 +11,10 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import open_image, write_image
 from voxelry.data.label_grid import Reference, open_labels
-from voxelry.data.layouts import find_cases
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
+from voxelry.io import open_image, write_image
 
 SHAPE = (6, 5, 7)
 SPACING = (2.0, 0.6, 0.5)

@@ -9,7 +9,7 @@ import tifffile
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image, write_image
+from voxelry.io import open_image, read_image, write_image
 
 VOLUME = (np.arange(3 * 4 * 5) % 251).astype(np.uint16).reshape(3, 4, 5)
 

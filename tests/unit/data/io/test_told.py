@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image, write_image
+from voxelry.io import open_image, read_image, write_image
 
 VOLUME = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
 

@@ -9,9 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from voxelry.cli.terminal import read_changes
 from voxelry.core.errors import FileError
-from voxelry.data.io import open_image
-from voxelry.data.io.units import UnitError, millimetres
-from voxelry.data.pair_layouts import find_pairs
+from voxelry.data.layouts.pairs import find_pairs
+from voxelry.io import open_image
+from voxelry.io.units import UnitError, millimetres
 
 OME = {
     "Ym": 1e27, "Zm": 1e24, "Em": 1e21, "Pm": 1e18, "Tm": 1e15, "Gm": 1e12, "Mm": 1e9, "km": 1e6, "hm": 1e5,

@@ -8,8 +8,8 @@ import tensorstore
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import open_image, read_image, write_image
-from voxelry.data.io.zarr_labels import write_labels
+from voxelry.io import open_image, read_image, write_image
+from voxelry.io.images.zarr_labels import write_labels
 
 ARRAY = np.arange(2 * 3 * 4 * 5, dtype=np.uint16).reshape(2, 3, 4, 5)
 AXES = [{"name": "c", "type": "channel"}, *({"name": name, "type": "space", "unit": "micrometer"} for name in "zyx")]

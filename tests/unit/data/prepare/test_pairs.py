@@ -7,8 +7,8 @@ import pytest
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import write_image
 from voxelry.data.prepare.pairs import find_pairs
+from voxelry.io import write_image
 
 SPACE = Space.from_spacing((3, 4, 5))
 

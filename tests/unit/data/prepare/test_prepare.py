@@ -11,9 +11,7 @@ import torch
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.io import open_image, read_image, write_image
-from voxelry.data.io.meshes import read_mesh
-from voxelry.data.layouts import Case
+from voxelry.data.layouts.find import Case
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.files import read_sdf, read_slice_file
 from voxelry.data.prepare.modality import own_values, preprocess_like
@@ -21,9 +19,11 @@ from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.planes import PreparedPlanes
 from voxelry.data.prepare.run import prepare_all, read_manifest
 from voxelry.data.prepare.source import PreparedSlices
-from voxelry.data.slice_dataset import SliceDataset
-from voxelry.data.upright import upright
+from voxelry.data.slices.dataset import SliceDataset
+from voxelry.data.slices.upright import upright
 from voxelry.engine.prepare import prepare
+from voxelry.io import open_image, read_image, write_image
+from voxelry.io.meshes import read_mesh
 
 SHAPE, SPACING, CENTRE, RADIUS = (14, 20, 18), (3.0, 1.2, 1.5), np.array([-18.0, 33.0, 60.0]), 9.0
 

@@ -9,12 +9,12 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.data.io import read_image, write_image
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.register import write_transform
 from voxelry.data.prepare.run import prepare_all
 from voxelry.data.prepare.source import patient_frame
+from voxelry.io import read_image, write_image
 from voxelry.ops.sdf import canonical_space
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 

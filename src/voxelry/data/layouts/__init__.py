@@ -1,0 +1,1 @@
+"""How people lay out their folders, and the cases that are found in one."""

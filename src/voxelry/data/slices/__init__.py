@@ -1,0 +1,1 @@
+"""Single slices of a volume with clicks, and the shapes that they are cut from."""

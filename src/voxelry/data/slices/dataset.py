@@ -1,0 +1,293 @@
+"""Slices and clicks as a torch dataset: from 1 to N slices of an organ, and its true shape in their frame.
+
+    volumes = VolumeDataset.from_folder("datasets/organs", cache="memory")
+    dataset = SliceDataset(VolumeSlices(volumes), organs=[(1, 2)], slices=(1, 3), augment=SliceAugment())
+    case = dataset[0]                      # case.prompt(), case.sdf, ...
+
+Its random numbers depend on seed, epoch and index alone, as those of `VolumeDataset`. `dataset.collate` makes a
+batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voxelry.core.errors import DataError, SettingError
+from voxelry.data.dataset import one_line_errors
+from voxelry.data.slices.augment import SliceAugment, SliceMovement
+from voxelry.data.slices.case import SliceCase, build_case, collate_slices
+from voxelry.data.slices.choice import Cut, method_name
+from voxelry.data.slices.cut import SliceSample, draw_click
+from voxelry.data.slices.organ_shape import OrganShape
+from voxelry.data.slices.sources import Choice, SliceSource
+
+__all__ = ["SliceDataset", "usual_edges"]
+
+
+class SliceDataset(torch.utils.data.Dataset[SliceCase]):
+    """Prompts of some cases.
+
+    Args:
+        source: `VolumeSlices`, or `PreparedSlices` for slices on disk.
+        organs: label values to learn, each a number or several that count as one organ (the first names it).
+        slices: slices of a prompt, one number or (fewest, most).
+        method, axes, oblique, min_pixels: which planes, see `slice_choice.choose_cuts`. `random_axis` and `oblique`
+            draw anew in every epoch and give `repeats` items a case; the others list their planes, one item each.
+        count: planes per axis of `uniform`.
+        repeats: items of a case in an epoch, of `random_axis` and `oblique`.
+        every_organ: items of `random_axis` and `oblique` are `repeats` of each organ of each case, with other slices
+            each where there are enough, instead of one organ at random.
+        clicks: items that differ in nothing but the place of the click, next to each other.
+        mask: chance that a prompt has its slices' masks.
+        field_of_view: chance that a prompt tells where the volume lies that its slices are from.
+        image_size: pixels of a view's side.
+        view: a view's side in edges of the frame.
+        grid: cells of the true distances; None for none.
+        truncation: mm at which they are clipped.
+        edge: mm, of the frame, one number or one per organ's first label; by default `usual_edges(...)`.
+        margin: edges are this many times an organ's extent.
+        centre_jitter: the frame's centre moves by up to this many edges along each axis.
+        edge_jitter: its edge grows or shrinks by up to this share, uniform in the logarithm.
+        augment: moves slices and truth together.
+        truth: whether cases carry the organ's voxels on the volume's grid.
+        seed: of everything random.
+
+    Attributes:
+        collate: makes a `SliceBatch` of cases.
+
+    Raises:
+        SettingError: a value out of range.
+        DataError, FileError: a case can't be read or has none of the organs; one line naming the file.
+    """
+
+    collate = staticmethod(collate_slices)
+
+    def __init__(
+        self,
+        source: SliceSource,
+        *,
+        organs: Sequence[int | Sequence[int]] = (1,),
+        slices: int | Sequence[int] = 1,
+        method: str = "random_axis",
+        axes: Sequence[int] = (0, 1, 2),
+        count: int = 1,
+        oblique: float = 0.0,
+        min_pixels: int = 9,
+        repeats: int = 1,
+        every_organ: bool = False,
+        clicks: int = 1,
+        mask: float = 0.5,
+        field_of_view: float = 1.0,
+        image_size: int = 128,
+        view: float = 1.0,
+        grid: int | None = 64,
+        truncation: float = 20.0,
+        edge: float | Mapping[int, float] | None = None,
+        margin: float = 2.0,
+        centre_jitter: float = 0.0,
+        edge_jitter: float = 0.0,
+        augment: SliceAugment | None = None,
+        truth: bool = False,
+        seed: int = 0,
+    ):
+        self.source = source
+        self.organs = [(organ,) if isinstance(organ, int) else tuple(organ) for organ in organs]
+        low, high = (slices, slices) if isinstance(slices, int) else tuple(slices)
+        if not 1 <= low <= high:
+            raise SettingError(f"slices: expected a positive number, or fewest and most, got {slices}")
+        method = method_name(method)
+        if count < 1:
+            raise SettingError(f"count: expected at least 1, got {count}")
+        for name, value in (("mask", mask), ("oblique", oblique), ("field_of_view", field_of_view)):
+            if not 0 <= value <= 1:
+                raise SettingError(f"{name}: expected a chance from 0 to 1, got {value}")
+        for name, value in (
+            ("repeats", repeats),
+            ("clicks", clicks),
+            ("image_size", image_size),
+            ("view", view),
+            ("margin", margin),
+        ):
+            if not value > 0:
+                raise SettingError(f"{name}: expected a positive number, got {value}")
+        if not self.organs or not all(self.organs):
+            raise SettingError("organs: expected at least one label value")
+        self.slices = (int(low), int(high))
+        self.choice = Choice(method=method, axes=tuple(axes), count=count, oblique=oblique, min_pixels=min_pixels)
+        self.repeats, self.augment, self.truth, self.seed = repeats, augment, truth, seed
+        self.every_organ, self.clicks = every_organ, clicks
+        self.mask, self.field_of_view = mask, field_of_view
+        self.centre_jitter, self.edge_jitter = centre_jitter, edge_jitter
+        self.build = {
+            "image_size": image_size,
+            "view": view,
+            "grid": grid,
+            "truncation": truncation,
+            "margin": margin,
+        }
+        self.truncation = truncation
+        first = [organ[0] for organ in self.organs]
+        if edge is None:
+            edge = usual_edges(source, self.organs, margin=margin, truncation=truncation)
+        self.edges = dict(edge) if isinstance(edge, Mapping) else dict.fromkeys(first, float(edge))
+        if missing := [label for label in first if label not in self.edges]:
+            raise SettingError(f"edge: expected one for each organ, got none for label {missing[0]}")
+        self._items: list[tuple[int, int | None, Cut | str | None]] | None = None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """What `set_epoch` was last given."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other slices, clicks and changes from now on; reaches the workers of a DataLoader, too."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def items(self) -> list[tuple[int, int | None, Cut | str | None]]:
+        """Case, organ and plane of each item; None where they are drawn."""
+        if self._items is None:
+            cases = range(len(self.source.names))
+            self._items = []
+            if self.choice.method in ("random_axis", "oblique"):
+                self._items = [
+                    (case, organ, None)
+                    for case, organ in self._drawn_organs()
+                    for _ in range(self.repeats if self.every_organ else 1)
+                ]
+            else:
+                for case in cases:
+                    for organ in self.source.organs_of(case, self.organs):
+                        cuts = self.source.listed(case, self.organs[organ], self.choice)
+                        self._items += [(case, organ, cut) for cut in cuts]
+            self._items = [item for item in self._items for _ in range(self.clicks)]
+        return self._items
+
+    def _drawn_organs(self) -> list[tuple[int, int | None]]:
+        """Cases with an organ, or with None where it is drawn, too."""
+        cases = range(len(self.source.names))
+        if self.every_organ:
+            return [(case, organ) for case in cases for organ in self.source.organs_of(case, self.organs)]
+        return [(case, None) for _ in range(self.repeats) for case in cases]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> SliceCase:
+        """Item `index` in the epoch that `set_epoch` set."""
+        return self.sample(index, self.epoch)
+
+    def sample(self, index: int, epoch: int) -> SliceCase:
+        """Item `index` as it is in that pass over the data.
+
+        Raises:
+            FileError, DataError: the case can't be read or has none of the organs; one line naming the file.
+                Through a DataLoader with workers it is always a DataError, of that same one line.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a dataset of {len(self)}")
+        with one_line_errors():
+            return self._drawn(index % len(self), epoch)
+
+    def _drawn(self, index: int, epoch: int) -> SliceCase:
+        prompt, clicked = divmod(index, self.clicks)
+        generator = np.random.default_rng([self.seed, epoch, prompt])
+        case, place, first = self.items[index]
+        if place is None:
+            present = self.source.organs_of(case, self.organs)
+            place = present[int(generator.integers(len(present)))]
+        organ = self.organs[place]
+        edge = self.edges[organ[0]]
+        low, high = self.slices
+        count = int(generator.integers(low, high + 1))
+        choice = Choice(**{**vars(self.choice), "reach": 0.75 * edge * float(self.build["view"] or 1)})
+        slices = self._slices(prompt, case, organ, first, count, choice, generator)
+        if self.clicks > 1:
+            generator = np.random.default_rng([self.seed, epoch, prompt, 1 + clicked])
+        samples = [sample.replace(click=draw_click(_mask(sample), generator)) for sample in slices]
+        shape: OrganShape = self.source.shape(case, organ, self.truncation)
+        give = bool(generator.random() < self.mask)
+        give_field = bool(generator.random() < self.field_of_view)
+        shift = generator.uniform(-1, 1, 3) * self.centre_jitter
+        edge *= float(np.exp(np.log1p(self.edge_jitter) * generator.uniform(-1, 1)))
+        movement: SliceMovement | None = None
+        if self.augment is not None:
+            movement = self.augment.draw(np.mean([sample.click_world for sample in samples], axis=0), generator)
+            samples = [self.augment.move(sample, movement) for sample in samples]
+            samples = [self.augment.change_intensity(sample, generator) for sample in samples]
+            # what was made larger than the truncation allows for is clipped a little earlier
+            shape = shape.moved(movement.motion)
+        settings: dict[str, Any] = {**self.build, "truncation": min(self.truncation, shape.truncation)}
+        return build_case(
+            samples,
+            edge=edge,
+            slots=high,
+            give_mask=give,
+            give_field=give_field,
+            centre_shift=shift * edge,
+            movement=movement,
+            shape=shape,
+            truth=self.source.truth(case, organ) if self.truth else None,
+            **settings,
+        )
+
+    def _slices(
+        self,
+        prompt: int,
+        case: int,
+        organ: tuple[int, ...],
+        first: Cut | str | None,
+        count: int,
+        choice: Choice,
+        generator: np.random.Generator,
+    ) -> list[SliceSample]:
+        """The slices of a prompt; with `every_organ` those that the organ's other prompts don't have."""
+        if not self.every_organ or first is not None:
+            return self.source.slices(case, organ, first, count, choice, generator)
+        turn = prompt % self.repeats
+        shared = np.random.default_rng([self.seed, self.epoch, prompt - turn])
+        return self.source.slices(case, organ, None, count * self.repeats, choice, shared)[turn * count :][:count]
+
+
+def usual_edges(
+    source: SliceSource,
+    organs: Sequence[int | Sequence[int]],
+    *,
+    margin: float = 2.0,
+    quantile: float = 0.9,
+    truncation: float = 20.0,
+) -> dict[int, float]:
+    """The frame's edge for each organ, by its first label: `margin` times a large extent among the cases.
+
+    A click may fall on one end of an organ, so an edge of twice its extent holds it wherever the click is.
+
+    Args:
+        source: the training cases; all are read once.
+        organs: as for `SliceDataset`.
+        margin: edges per extent.
+        quantile: of the extents.
+        truncation: of the distance maps that are made on the way, which a source may keep.
+
+    Raises:
+        DataError: an organ that no case has.
+    """
+    sets = [(organ,) if isinstance(organ, int) else tuple(organ) for organ in organs]
+    extents: list[list[float]] = [[] for _ in sets]
+    for case in range(len(source.names)):
+        for place in source.organs_of(case, sets):
+            extents[place].append(source.shape(case, sets[place], truncation).extent)
+    if empty := [organ for organ, found in zip(sets, extents, strict=True) if not found]:
+        raise DataError(f"no case has label {'+'.join(map(str, empty[0]))}, of {len(source.names)} cases")
+    return {organ[0]: margin * float(np.quantile(found, quantile)) for organ, found in zip(sets, extents, strict=True)}
+
+
+def _mask(sample: SliceSample) -> Tensor:
+    if sample.mask is None:
+        raise DataError(f"{sample.source or sample.name}: a slice without a mask can't be learned from")
+    return sample.mask

@@ -1,0 +1,1 @@
+"""The main jobs on built-in phantoms, from data to a report."""

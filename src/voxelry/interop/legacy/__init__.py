@@ -1,0 +1,1 @@
+"""Configurations and command lines of the originals."""

@@ -1,0 +1,138 @@
+"""Networks of other projects, rebuilt as ours from their constructor arguments and weights."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from voxelry.core.errors import CheckpointError, FileError, SettingError
+
+__all__ = ["SOURCES", "Source", "from_reference", "infer_case", "load_reference_file", "source_of"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Another project, and the module that reads its weights.
+
+    Attributes:
+        module: name of a module of `voxelry.interop` with `rebuild(case, weights, ndim) -> nn.Module` and
+            `infer(weights) -> dict`, both for weights with or without a common prefix; imported when used.
+        mark: regular expression for a tensor name that, of all sources from here on, only this one has.
+    """
+
+    module: str
+    mark: str
+
+    def load(self) -> Any:
+        """The module."""
+        return import_module(f"voxelry.interop.weights.{self.module}")
+
+
+SOURCES: dict[str, Source] = {
+    "diffusion-xray": Source("diffusion_xray", r"(^|\.)init_conv\.weight$"),
+    "fast-ddpm": Source("fast_ddpm", r"(^|\.)conv_in\.weight$"),
+    "torchvision-maskrcnn": Source("torchvision_maskrcnn", r"(^|\.)rpn\.head\.cls_logits\.weight$"),
+    "torchvision-resnet-fpn": Source("torchvision_resnet", r"(^|\.)layer1\.0\.conv1\.weight$"),
+    "hiera": Source("hiera", r"(^|\.)blocks\.\d+\.proj\.weight$"),
+    "detectron2-vitdet": Source("detectron2_vitdet", r"(^|\.)blocks\.0\.attn\.qkv\.weight$"),
+}
+
+
+def from_reference(
+    source: str, case: Mapping[str, Any], weights: Mapping[str, Tensor], ndim: int | None = None
+) -> nn.Module:
+    """Rebuild another project's network, in eval mode, with our calling convention.
+
+    Args:
+        source: "diffusion-xray" (Di Via et al. 2025, `Unet`), "fast-ddpm" (Jiang et al. 2025, `Model`),
+            "torchvision-resnet-fpn" (`ResNet` with or without `FeaturePyramidNetwork`), "detectron2-vitdet"
+            (`ViT` with or without `SimpleFeaturePyramid`), "hiera" (Ryali et al. 2023, `Hiera`) or
+            "torchvision-maskrcnn" (`MaskRCNN`).
+        case: the original's constructor arguments; a flat dict, or for Fast-DDPM also its nested
+            configuration. Arguments left out take what the weights show, else the original's default.
+        weights: the original's state dict, with or without a common prefix such as `module.`.
+        ndim: rank of the result; None for that of the weights, 3 lifts 2-D weights (`models.inflate`).
+
+    Returns:
+        A `UNet` (`forward(x, time, condition)` with the self-conditioning estimate as `condition`), a
+        `Backbone` (`forward(x)` to a dict of levels) or a `MaskRCNN`.
+
+    Raises:
+        SettingError: an unknown source.
+        CheckpointError: weights that are not this architecture's; names the first tensors at fault.
+    """
+    return find_source(source).load().rebuild(case, weights, ndim)
+
+
+def infer_case(source: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Constructor arguments of the original, as far as its tensors show them.
+
+    What tensors can't show is assumed and documented by the source's `infer`, such as the number of groups
+    and the split of attention channels into heads.
+    """
+    return find_source(source).load().infer(weights)
+
+
+def source_of(names: Iterable[str]) -> str | None:
+    """The source whose tensors have these names, or None."""
+    present = list(names)
+    for name, source in SOURCES.items():
+        if any(re.search(source.mark, key) for key in present):
+            return name
+    return None
+
+
+def load_reference_file(path: str | Path, *, which: str = "model") -> dict[str, Tensor]:
+    """Read a published checkpoint's tensors: `.safetensors`, or a PyTorch file (tensors only, no code runs).
+
+    Understands a bare state dict, a dict with `model_state_dict`, `model_state`, `state_dict` or `model`, and
+    the list `[model, optimiser, epoch, step, ema]` of Fast-DDPM (`which="ema"` takes the averaged weights, its last
+    entry, where there are any).
+
+    Raises:
+        FileError: the file is not there.
+        CheckpointError: it can't be read safely, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(path, "no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as fault:
+        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+        raise CheckpointError(f"{path}: not a checkpoint that can be read without running code: {reason}") from fault
+    except Exception as fault:  # safetensors' own error class is no subclass of the above
+        raise CheckpointError(f"{path}: {fault}") from fault
+    if isinstance(content, list) and content:
+        content = content[-1] if which == "ema" and isinstance(content[-1], Mapping) else content[0]
+    for key in ("model_state_dict", "model_state", "state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise CheckpointError(f"{path}: expected a state dict of tensors or one under model_state_dict")
+    return tensors
+
+
+def find_source(name: str) -> Source:
+    """The source of that name.
+
+    Raises:
+        SettingError: an unknown source.
+    """
+    if name not in SOURCES:
+        raise SettingError(f"source: expected one of {', '.join(SOURCES)}, got {name!r}")
+    return SOURCES[name]

@@ -1,0 +1,1 @@
+"""Formats of images, a module each; `image` chooses among them."""

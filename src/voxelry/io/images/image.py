@@ -1,0 +1,288 @@
+"""Reading and writing images of any supported format through one pair of functions.
+
+A format is known by the suffix of its file, a folder by what lies in it; the reader itself is one file
+per format family beside this one, imported when first used. What every reader hands out is the same:
+`(C, *spatial)` in array order with a `Space` in RAS+ mm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxelry.core.atomic import replacing
+from voxelry.core.errors import FileError, SettingError
+from voxelry.core.guard import guarded
+from voxelry.core.space import Space
+from voxelry.io.images.record import Image, ImageFile, Loader
+
+__all__ = [
+    "IMAGE_OPTIONS",
+    "IMAGE_SUFFIXES",
+    "Image",
+    "ImageFile",
+    "is_image",
+    "open_image",
+    "read_image",
+    "split_dataset",
+    "write_image",
+]
+
+_READERS = {  # suffix -> file of this package
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".hdr": "nifti",
+    ".mgh": "nifti",
+    ".mgz": "nifti",
+    ".mnc": "nifti",
+    ".head": "nifti",
+    ".par": "nifti",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+    ".nrrd": "nrrd",
+    ".seg.nrrd": "seg_nrrd",
+    ".nhdr": "nrrd",
+    ".dcm": "dicom",
+    ".dicom": "dicom",
+    ".npy": "array",
+    ".npz": "array",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".btf": "tiff",
+    ".zarr": "zarr",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".hdf": "hdf5",
+    ".nc": "hdf5",
+    ".png": "raster",
+    ".jpg": "raster",
+    ".jpeg": "raster",
+    ".bmp": "raster",
+}
+_DATA_PARTNERS = {".img": "nifti", ".img.gz": "nifti", ".brik": "nifti", ".brik.gz": "nifti", ".rec": "nifti"}
+_WRITERS = {
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+    ".npy": "array",
+    ".ome.tif": "tiff",
+    ".ome.tiff": "tiff",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".zarr": "zarr",
+    ".png": "raster",
+}
+_ZARR_MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+
+IMAGE_SUFFIXES: tuple[str, ...] = tuple(_READERS)
+"""Suffixes of files (and, for `.zarr`, folders) that `open_image` reads, lower case, without data partners."""
+
+
+IMAGE_OPTIONS = ("dataset", "spacing", "channel", "channel_axis", "ndim", "stack")
+"""What `open_image` can be told beside the path."""
+
+
+def open_image(
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    spacing: float | Sequence[float] | None = None,
+    channel_axis: int | None = None,
+    channel: int | None = None,
+    ndim: int | None = None,
+    stack: int | None = None,
+) -> ImageFile:
+    """Read the header of an image.
+
+    Args:
+        path: a file, a DICOM series folder, a zarr folder, or `file.h5::dataset`.
+        dataset: which of several images a container holds: the path of an HDF5 dataset, of a zarr array or
+            group, the name of an array in an npz, the SeriesInstanceUID of one DICOM series in a folder, or names of
+            segments between commas.
+        spacing: mm per voxel in array order, one number or one per spatial axis, instead of the file's own;
+            directions and origin stay.
+        channel_axis: stored axis that holds channels, for files that don't say (npy, npz, zarr, HDF5, TIFF).
+        channel: deliver this one alone, from 0, of an image that has several (time points count as channels).
+        ndim: rank that is wanted, 2 or 3. None: the file's own, where an image one voxel thick counts as 2-D.
+            A 3-D array without named axes is a volume; `ndim=2` makes its last axis channels.
+        stack: which of several stacks of planes, from 0, where the frames of DICOM files don't share a grid.
+
+    Raises:
+        FileError: no such file, an unknown format, a broken header, no such channel, an image that can't have that
+            rank, or a unit of length that isn't known where `spacing` isn't given.
+    """
+    path, dataset = split_dataset(Path(path), None if dataset is None else str(dataset))
+    with guarded(path):
+        reader = _reader(path)
+        image = import_module(f"voxelry.io.images.{reader}").open_file(
+            path,
+            dataset=dataset,
+            channel_axis=channel_axis,
+            ndim=ndim,
+            **({"stack": stack} if reader == "dicom" else {}),
+        )
+        if channel is not None:
+            image = _single_channel(image, channel)
+        if spacing is not None:
+            return dataclasses.replace(image, space=image.space.with_spacing(spacing), spacing_fault=None)
+        if image.spacing_fault is not None:
+            raise image.spacing_fault
+        return image
+
+
+def read_image(path: str | Path, **settings: Any) -> Image:
+    """Read a whole image; keywords are those of `open_image`.
+
+    Raises:
+        FileError: as `open_image` and `ImageFile.read`.
+    """
+    image = open_image(path, **settings)
+    return Image(image.read(), image.space, image.path)
+
+
+def write_image(
+    path: str | Path,
+    array: np.ndarray,
+    space: Space,
+    *,
+    channel_names: Sequence[str] | None = None,
+    version: str | None = None,
+    description: str = "",
+) -> Path:
+    """Write an image in the format that the suffix names, whole or not at all.
+
+    NIfTI, MetaImage, OME-TIFF and OME-Zarr keep the affine (the last two in a note of our own beside the
+    spacing that their format can hold); npy and PNG keep no space at all. A plane is written as a volume one
+    voxel thick where the format needs that to say where it lies.
+
+    Args:
+        path: its suffix is one of .nii .nii.gz .mha .mhd .npy .tif .tiff .ome.tif .zarr .png; the folder is made.
+        array: `(C, *space.shape)`, real numbers; bool is written as uint8.
+        space: where the array lies.
+        channel_names: one per channel, for formats that have a place for them (OME-TIFF, OME-Zarr).
+        version: of OME-Zarr, `0.5` (None) or `0.6`; other formats have none to choose.
+        description: up to 79 characters for NIfTI's header.
+
+    Returns:
+        The path.
+
+    Raises:
+        SettingError: array, space and names don't fit together.
+        FileError: a suffix or a type that can't be written, or the disk refuses.
+    """
+    path, array = Path(path), np.asarray(array)
+    if array.ndim != space.ndim + 1 or array.shape[1:] != space.shape:
+        raise SettingError(f"array: expected shape (C, {', '.join(map(str, space.shape))}), got {array.shape}")
+    if array.dtype.kind not in "buif" or array.size == 0:
+        raise SettingError(f"array: expected at least one real number, got {array.dtype} of shape {array.shape}")
+    if channel_names is not None and len(channel_names) != len(array):
+        raise SettingError(f"channel_names: expected {len(array)} names, got {len(channel_names)}")
+    suffix = _suffix(path, _WRITERS)
+    if suffix is None:
+        raise FileError(path, "can't write this format", f"use one of {' '.join(_WRITERS)}")
+    if version is not None and (suffix != ".zarr" or version not in ("0.5", "0.6")):
+        raise SettingError(f"version: expected 0.5 or 0.6 of a .zarr, got {version!r} for {path.name}")
+    chosen: dict[str, str] = {} if version is None else {"version": version}
+    if description and _WRITERS[suffix] != "nifti":
+        raise SettingError(f"description: expected none for {suffix}; only NIfTI has a place for it")
+    if description:
+        chosen["description"] = description
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    with replacing(path) as place:
+        import_module(f"voxelry.io.images.{_WRITERS[suffix]}").write_file(
+            place, array, space, None if channel_names is None else tuple(channel_names), **chosen
+        )
+    return path
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether `open_image` would try: a known suffix, or a folder that holds a zarr or a DICOM file."""
+    path = split_dataset(Path(path))[0]
+    if path.is_dir():
+        return _is_zarr(path) or _has_dicom(path)
+    return _suffix(path, _READERS) is not None or (path.is_file() and not path.suffix and _is_dicom(path))
+
+
+def split_dataset(path: Path, dataset: str | None = None) -> tuple[Path, str | None]:
+    """Take the dataset off `file.h5::dataset`.
+
+    Raises:
+        SettingError: another one is given beside it.
+    """
+    text = str(path)
+    if "::" not in text or path.exists():
+        return path, dataset
+    file, _, inside = text.partition("::")
+    if dataset not in (None, inside):
+        raise SettingError(f"dataset: {dataset!r} contradicts {text}")
+    return Path(file), inside
+
+
+def _single_channel(image: ImageFile, channel: int) -> ImageFile:
+    if isinstance(channel, bool) or not 0 <= channel < image.channels:
+        raise FileError(image.path, f"has no channel {channel}", f"there are {image.channels}, counted from 0")
+    return dataclasses.replace(image, channels=1, order=None, loader=partial(_load_channel, image.loader, channel))
+
+
+def _load_channel(load: Loader, channel: int, window: tuple[slice, ...]) -> np.ndarray:
+    return load(window)[channel : channel + 1]
+
+
+def _reader(path: Path) -> str:
+    if not path.exists():
+        raise FileError(path, "no such file")
+    if path.is_dir():
+        if _is_zarr(path):
+            return "zarr"
+        if _has_dicom(path):
+            return _dicom_reader(path)
+        raise FileError(path, "expected an image, got a folder without zarr metadata or DICOM files")
+    suffix = _suffix(path, _READERS | _DATA_PARTNERS)
+    if suffix == ".zarr":
+        raise FileError(path, "expected a zarr folder, got a file")
+    if suffix is not None:
+        reader = (_READERS | _DATA_PARTNERS)[suffix]
+        return _dicom_reader(path) if reader == "dicom" else reader
+    if _is_dicom(path):
+        return _dicom_reader(path)
+    raise FileError(path, "unknown image format", f"known: {' '.join(IMAGE_SUFFIXES)}, DICOM and zarr folders")
+
+
+def _dicom_reader(path: Path) -> str:
+    """Segmentations are made of frames in another way than images are."""
+    segmentation: Path | None = import_module("voxelry.io.images.dicom_seg").segmentation_file(path)
+    return "dicom" if segmentation is None else "dicom_seg"
+
+
+def _suffix(path: Path, table: dict[str, str]) -> str | None:
+    name = path.name.lower()
+    found = [suffix for suffix in table if name.endswith(suffix)]
+    return max(found, key=len, default=None)
+
+
+def _is_zarr(folder: Path) -> bool:
+    return folder.suffix.lower() == ".zarr" or any((folder / marker).is_file() for marker in _ZARR_MARKERS)
+
+
+def _has_dicom(folder: Path) -> bool:
+    return any(
+        item.is_file() and (item.suffix.lower() in (".dcm", ".dicom") or _is_dicom(item)) for item in folder.iterdir()
+    )
+
+
+def _is_dicom(path: Path) -> bool:
+    """The four letters after the preamble (DICOM PS3.10, section 7.1)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""Formats of points, a module each; `landmarks` chooses among them."""

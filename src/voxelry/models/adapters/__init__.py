@@ -1,0 +1,1 @@
+"""Small additions to a trained network, saved apart from it."""

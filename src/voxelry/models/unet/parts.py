@@ -1,0 +1,225 @@
+"""The parts of the U-Net by name, and how its two wirings put them together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from voxelry.core.errors import SettingError
+from voxelry.core.rank import per_axis
+from voxelry.nn import nd
+from voxelry.nn.attention import ATTENTION, NoAttention
+from voxelry.nn.blocks import BLOCKS
+from voxelry.nn.conv import DOWN, UP
+from voxelry.nn.lean.fused import norm_silu
+
+__all__ = [
+    "CHECKPOINTING",
+    "WIRINGS",
+    "Level",
+    "NormAct",
+    "Parts",
+    "build_levels",
+    "checkpointing_for",
+    "level_strides",
+]
+
+CHECKPOINTING = ("auto", "none", "norms", "blocks")
+WIRINGS = ("paired", "dense")
+
+
+class Level(nn.Module):
+    """One level of the encoder or decoder: blocks, an attention after each, and the way to the next level."""
+
+    def __init__(
+        self, blocks: list[nn.Module], attentions: list[nn.Module], resample: nn.Module, is_skip: bool = False
+    ):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resample = resample
+        self.resample_is_skip = is_skip
+
+
+class NormAct(nn.Module):
+    """Group normalisation and SiLU, `(B, C, *S) -> (B, C, *S)`."""
+
+    def __init__(self, channels: int, *, groups: int, eps: float):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """Normalise and activate."""
+        return norm_silu(x, self.norm, recompute=recompute)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The chosen names and what every part shares; makes the parts."""
+
+    ndim: int
+    block: str
+    down: str
+    up: str
+    embedding: int
+    groups: int
+    eps: float
+    dropout: float
+    shortcut_kernel: int
+    heads: int
+    head_dim: int | None
+    attention_groups: int
+    attention_bias: bool
+    window: tuple[int, ...]
+
+    def make_block(self, in_channels: int, out_channels: int) -> nn.Module:
+        """A residual block that takes the time embedding."""
+        kind = chosen(BLOCKS, self.block, "block")
+        for channels in (in_channels, out_channels) if self.block != "weight_standardised" else (out_channels,):
+            divides("groups", self.groups, channels)
+        return kind(
+            in_channels,
+            out_channels,
+            ndim=self.ndim,
+            embedding=self.embedding,
+            groups=self.groups,
+            eps=self.eps,
+            dropout=self.dropout,
+            shortcut_kernel=self.shortcut_kernel,
+        )
+
+    def make_attention(self, kind: str, channels: int) -> nn.Module:
+        """Attention with its residual, or nothing for "none"."""
+        if kind == "none":
+            return NoAttention()
+        part = chosen(ATTENTION, kind, "attention", also=("none",))
+        divides("attention_groups", self.attention_groups, channels)
+        own = {"window": self.window} if kind == "window" else {}
+        return part(
+            channels,
+            ndim=self.ndim,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            bias=self.attention_bias,
+            groups=self.attention_groups,
+            eps=self.eps,
+            **own,
+        )
+
+    def make_down(self, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> nn.Module:
+        """The way to the next coarser level."""
+        return chosen(DOWN, self.down, "down")(in_channels, out_channels, ndim=self.ndim, stride=stride)
+
+    def make_up(self, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> nn.Module:
+        """The way to the next finer level."""
+        return chosen(UP, self.up, "up")(in_channels, out_channels, ndim=self.ndim, stride=stride)
+
+    def make_conv(self, in_channels: int, out_channels: int) -> nn.Module:
+        """A 3-wide convolution, where there is no further level to go to."""
+        return nd.conv(self.ndim)(in_channels, out_channels, 3, padding=1)
+
+
+def build_levels(
+    parts: Parts,
+    wiring: str,
+    width: int,
+    widths: Sequence[int],
+    attention: Sequence[str],
+    blocks_per_level: int,
+    strides: Sequence[tuple[int, ...]],
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Encoder levels, finest first, and decoder levels, coarsest first."""
+    if wiring not in WIRINGS:
+        raise SettingError(f"wiring: expected one of {', '.join(WIRINGS)}, got {wiring!r}")
+    if blocks_per_level < 1:
+        raise SettingError(f"blocks_per_level: expected at least 1, got {blocks_per_level}")
+    build = _paired if wiring == "paired" else _dense
+    down, up = build(parts, [width, *widths], attention, blocks_per_level, strides)
+    return nn.ModuleList(down), nn.ModuleList(up)
+
+
+def _paired(
+    parts: Parts, widths: Sequence[int], attention: Sequence[str], count: int, strides: Sequence[tuple[int, ...]]
+) -> tuple[list[Level], list[Level]]:
+    """A level keeps the width of the level above; the step after it changes the width."""
+    down, up = [], []
+    for index, kind in enumerate(attention):
+        fine, coarse = widths[index], widths[index + 1]
+        last = index == len(attention) - 1
+        step = parts.make_conv(fine, coarse) if last else parts.make_down(fine, coarse, strides[index])
+        kinds = ["none"] * (count - 1) + [kind]
+        blocks = [parts.make_block(fine, fine) for _ in kinds]
+        down.append(Level(blocks, [parts.make_attention(each, fine) for each in kinds], step))
+        back = parts.make_up(coarse, fine, strides[index - 1]) if index else parts.make_conv(coarse, fine)
+        blocks = [parts.make_block(coarse + fine, coarse) for _ in kinds]
+        up.append(Level(blocks, [parts.make_attention(each, coarse) for each in kinds], back))
+    return down, up[::-1]
+
+
+def _dense(
+    parts: Parts, widths: Sequence[int], attention: Sequence[str], count: int, strides: Sequence[tuple[int, ...]]
+) -> tuple[list[Level], list[Level]]:
+    """Blocks change the width, steps keep it; the decoder has one block more, for the skip of the step or stem."""
+    down, up = [], []
+    for index, kind in enumerate(attention):
+        fine, own = widths[index], widths[index + 1]
+        last = index == len(attention) - 1
+        step = nn.Identity() if last else parts.make_down(own, own, strides[index])
+        blocks = [parts.make_block(fine if place == 0 else own, own) for place in range(count)]
+        down.append(Level(blocks, [parts.make_attention(kind, own) for _ in blocks], step, is_skip=not last))
+        below = own if last else widths[index + 2]
+        inputs = [below + own, *[own + own] * (count - 1), own + fine]
+        blocks = [parts.make_block(channels, own) for channels in inputs]
+        back = parts.make_up(own, own, strides[index - 1]) if index else nn.Identity()
+        up.append(Level(blocks, [parts.make_attention(kind, own) for _ in blocks], back))
+    return down, up[::-1]
+
+
+def level_strides(strides: int | Sequence[int | Sequence[int]], steps: int, ndim: int) -> list[tuple[int, ...]]:
+    """Strides of each step between levels, per axis.
+
+    Raises:
+        SettingError: not one entry per step, or an entry below 1.
+    """
+    each = [strides] * steps if isinstance(strides, int) else list(strides)
+    if len(each) != steps:
+        raise SettingError(f"strides: expected 1 or {steps} entries (one per step between levels), got {len(each)}")
+    expanded = [per_axis(step, ndim, "strides") for step in each]
+    if any(size < 1 for step in expanded for size in step):
+        raise SettingError(f"strides: expected at least 1 everywhere, got {strides}")
+    return expanded
+
+
+def checkpointing_for(policy: str, x: Tensor, width: int) -> str:
+    """What "auto" means for this input, by the size of one feature map of the finest level.
+
+    Below 4 MB nothing is worth saving; up to 128 MB the cheap parts are computed again; above it whole
+    blocks are.
+    """
+    if policy != "auto":
+        return policy
+    size = x[:, :1].numel() * width * x.element_size()
+    return "none" if size < 4e6 else "norms" if size <= 128e6 else "blocks"
+
+
+def chosen(table: dict[str, type[nn.Module]], name: str, setting: str, also: tuple[str, ...] = ()) -> type[nn.Module]:
+    """The part of that name.
+
+    Raises:
+        SettingError: no such part; the message lists those there are.
+    """
+    if name not in table:
+        raise SettingError(f"{setting}: expected one of {', '.join((*table, *also))}, got {name!r}")
+    return table[name]
+
+
+def divides(setting: str, groups: int, channels: int) -> None:
+    """Check that groups share the channels evenly.
+
+    Raises:
+        SettingError: they do not.
+    """
+    if groups < 1 or channels % groups:
+        raise SettingError(f"{setting}: {groups} groups can't share {channels} channels evenly")

@@ -1,0 +1,1 @@
+"""Layers with gradients written by hand, which keep less in memory."""

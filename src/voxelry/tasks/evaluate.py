@@ -1,0 +1,94 @@
+"""Predictions and metrics of a task over a dataset."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from voxelry.core.errors import FileError
+from voxelry.data.loader import evaluation_loader
+from voxelry.data.parts import SampleSource
+from voxelry.engine.kinds import kind_of
+from voxelry.metrics.choice import Wanted
+from voxelry.tasks.base import Row, Task
+
+__all__ = ["Evaluation", "evaluate_task", "write_summary"]
+
+
+@dataclass
+class Evaluation:
+    """What a task said of a dataset and how good it was.
+
+    Attributes:
+        rows: one per case, `name` first.
+        summary: all cases in a few numbers.
+        predictions: the task's own records, in the order of the dataset.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    summary: dict[str, float] = field(default_factory=dict)
+    predictions: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Nothing held out, nothing measured."""
+        return cls()
+
+    def told(self, task: Task) -> Self:
+        """The same with those metrics alone in the summary that the task is to tell."""
+        return replace(self, summary=task.chosen.when_done().of(self.summary))
+
+    def write(self, folder: Path) -> None:
+        """Write `cases.csv` and `summary.json`.
+
+        Raises:
+            FileError: the folder can't be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
+                columns = list(dict.fromkeys(key for row in self.rows for key in row))
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            write_summary(folder / "summary.json", self.summary)
+        except OSError as error:
+            raise FileError(folder, f"the metrics can't be written: {error.strerror or error}") from error
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write numbers as JSON, which has no NaN: those are null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in summary.items()
+    }
+    path.write_text(json.dumps(finite, indent=2) + "\n", encoding="utf-8")
+
+
+def evaluate_task(
+    task: Task, dataset: SampleSource, *, progress: Callable[[Sequence[str]], None] | None = None
+) -> Evaluation:
+    """Predict and measure every case of a dataset, one at a time, on the device the task is on.
+
+    What is measured, and on which grid, is the kind's `compared`.
+    """
+    task.eval()
+    device = next(task.parameters()).device
+    evaluation, wanted, kind = Evaluation(), Wanted(), kind_of(task)
+    for index, loaded in enumerate(evaluation_loader(dataset, num_workers=0)):
+        batch = loaded.to(device)
+        with torch.inference_mode():
+            predictions = task.predict_to_measure(batch, wanted)
+        predictions, batch = kind.compared(predictions, batch, dataset, index)
+        evaluation.rows += task.metrics(predictions, batch, wanted)
+        evaluation.predictions += predictions
+        if progress is not None:
+            progress(batch.names)
+    evaluation.summary = task.summary(evaluation.rows)
+    return evaluation

@@ -1,0 +1,108 @@
+"""The landmark task in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from voxelry.core.errors import ConfigError
+from voxelry.data.sample import Sample
+from voxelry.tasks.base import Task
+from voxelry.tasks.recipe import DenseKind, make_folder
+
+if TYPE_CHECKING:
+    from voxelry.bundle.pretrained import Pretrained
+    from voxelry.data.dataset import VolumeDataset
+    from voxelry.data.parts import SampleSource
+    from voxelry.tasks.evaluate import Evaluation
+    from voxelry.viz.report import Report
+
+__all__ = ["LandmarkKind"]
+
+
+class LandmarkKind(DenseKind):
+    """Named points: a heatmap per landmark, files of points."""
+
+    name = "landmarks"
+    target = "voxelry.tasks.landmarks.LandmarkTask"
+    needs = ("landmarks", "labels")
+    truth = ("landmarks",)
+    required = "landmarks"
+    bordered = True
+    formats = ("mrk.json", "fcsv", "csv", "json", "txt")
+    adjustable = (
+        "task.decoder",
+        "task.window",
+        "task.tile_size",
+        "task.tile_overlap",
+        "task.refine",
+        "task.coarse",
+        "task.ensemble_shift",
+        "task.ensemble_flips",
+        "task.original_metrics",
+    )
+
+    def out_channels(self, sample: Sample, config: DictConfig) -> int:
+        """A map per landmark, and the classes of the labels where those are learned, too."""
+        if sample.landmarks is None:
+            raise ConfigError(f"{sample.source}: no landmarks, which task=landmarks needs")
+        return len(sample.landmarks) + int(config.task.get("label_classes", 0))
+
+    def in_channels(self, sample: Sample, config: DictConfig) -> int:
+        """The image's, and the distances to its borders where the data carry these."""
+        return super().in_channels(sample, config) + (0 if sample.borders is None else len(sample.borders))
+
+    def image_channels(self, task: Any) -> int:
+        """Those of the network without the distances to the borders."""
+        return super().image_channels(task) - (0 if task.borders is None else 2 * task.ndim)
+
+    def settings(self, config: DictConfig, dataset: VolumeDataset, pretrained: Pretrained | None) -> dict[str, Any]:
+        """The names of the points; tiles as large as the patches; the range of values of the pretraining; borders."""
+        settings: dict[str, Any] = {"landmark_names": dataset.landmark_names, "borders": config.data.get("borders")}
+        patches = getattr(dataset, "patches", None)
+        if patches is not None and config.task.tile_size is None:
+            # trained on windows of this size, so whole volumes are predicted by tiles of it
+            settings["tile_size"] = patches.size
+        if config.task.presence == "auto":
+            # a tile without a landmark has to know it
+            settings["presence"] = patches is not None
+        if pretrained is not None:
+            settings["input_range"] = pretrained.input_range
+        return settings
+
+    def landmark_names(self, task: Any) -> Sequence[str] | None:
+        """Those that the task finds."""
+        return tuple(task.names)
+
+    def check(self, task: Task, dataset: VolumeDataset) -> None:
+        """Refuse cases with other points than the task's, in whatever order.
+
+        Raises:
+            DataError: names the first of them, and both lists of names.
+        """
+        dataset.check()
+
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """A file of points in the world of the image."""
+        from voxelry.io import write_landmarks
+        from voxelry.tasks.landmarks import to_landmark_set
+
+        path = make_folder(folder) / f"{sample.name}.{format}"
+        return write_landmarks(path, to_landmark_set(prediction), space=sample.space, format=format)
+
+    def add_results(
+        self,
+        report: Report,
+        task: Any,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Errors, uncertainty and the cases to look at."""
+        from voxelry.tasks.landmarks import report as pages
+
+        samples = [held_out[index] for index in range(len(held_out))]
+        pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)

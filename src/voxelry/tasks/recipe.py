@@ -1,0 +1,345 @@
+"""What the engine has to know of a task beyond `tasks.base.Task`: its data, its network, its files, its report."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from voxelry.bundle.backbone import configured_backbone
+from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
+from voxelry.data.parts import named_cases
+from voxelry.data.sample import Batch, Sample
+from voxelry.models.networks import input_channels
+from voxelry.tasks.base import Task
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from voxelry.bundle.model import Model
+    from voxelry.bundle.pretrained import Pretrained
+    from voxelry.data.dataset import VolumeDataset
+    from voxelry.data.parts import SampleSource, Splits
+    from voxelry.models.transfer import TransferReport
+    from voxelry.tasks.evaluate import Evaluation
+    from voxelry.viz.report import Report
+
+__all__ = ["DenseKind", "Kind", "fitting", "make_folder"]
+
+
+class Kind(ABC):
+    """One task, as the engine sees it; `engine.kinds` lists them all.
+
+    Attributes:
+        name: what bundles, checkpoints and the command line call the task.
+        target: the task's class, as `_target_` in `configs/task`.
+        needs: what a dataset reads beside the images to learn from, see `data.dataset.VolumeDataset`.
+        truth: what it reads to measure predictions.
+        required: what every case must have to be learned from: `landmarks`, `labels`, `instances` or nothing.
+        formats: suffixes that predictions can be written in, the default first.
+        adjustable: settings of a bundle, `task.` or `network.` before their names, that only say how the trained model
+            is used, and so can be changed for a prediction, see `bundle.bundle.read_bundle`.
+        options: keywords of the task's `predict` beside the batch.
+        prompted: whether a prediction starts from a click.
+        adaptable: whether an adapter can be trained on a bundle of it (`adapter={...}`).
+        bordered: whether the network can be told how far the borders of an image are (`data.borders`).
+    """
+
+    name: str
+    target: str
+    needs: tuple[str, ...] = ()
+    truth: tuple[str, ...] = ()
+    required: str | None = None
+    formats: tuple[str, ...] = ()
+    adjustable: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    prompted: bool = False
+    adaptable: bool = False
+    bordered: bool = False
+
+    def task_class(self) -> type[Task]:
+        """The class that `target` names."""
+        module, _, name = self.target.rpartition(".")
+        found: type[Task] = getattr(import_module(module), name)
+        return found
+
+    @abstractmethod
+    def network(
+        self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """The network of a run, and what was taken over from pretrained weights.
+
+        Args:
+            config: of the whole run; `config.model` describes the network.
+            dataset: the training cases.
+            pretrained: weights to start from.
+
+        Raises:
+            CheckpointError: none of the weights fits.
+        """
+
+    def settings(self, config: DictConfig, dataset: Any, pretrained: Pretrained | None) -> dict[str, Any]:
+        """Keywords of the task that the data or the pretrained weights decide, beside those of `config.task`."""
+        return {}
+
+    def settle(self, config: DictConfig, splits: Any) -> None:
+        """Fill in what `config.task` leaves to the data, before the network is made; nothing by default.
+
+        Args:
+            splits: `data.parts.Splits`.
+
+        Raises:
+            DataError: the data don't have what the settings ask for.
+        """
+        return
+
+    def check_adapter(self, config: DictConfig) -> None:
+        """Refuse an adapter where none can be trained.
+
+        Raises:
+            ConfigError: `config.adapter` is set, and the task has none.
+        """
+        if config.get("adapter") is not None and not self.adaptable:
+            raise ConfigError(
+                f"adapter: the task {self.name} has none, only reconstruct and reconstruct_flow do; leave it out, and "
+                "pretrained=BUNDLE goes on with all of the weights"
+            )
+
+    def prepare(self, task: Any, config: DictConfig, dataset: Any) -> None:
+        """Change a new task before it is trained, such as by freezing its network; nothing by default."""
+        return
+
+    def finish(self, task: Any, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
+        """Change a trained task before it is measured and written, and write what belongs beside the bundle.
+
+        Args:
+            data: what the bundle says of the cases.
+        """
+        return
+
+    def truth_of(self, dataset: Any, index: int) -> Sample:
+        """A case with what predictions of it are measured by, on the grid they are measured on."""
+        sample: Sample = dataset[index]
+        return sample
+
+    def compared(self, predictions: list[Any], batch: Batch, dataset: Any, index: int) -> tuple[list[Any], Batch]:
+        """The predictions of one case, and the case, as they are measured; by default as the network sees it.
+
+        Args:
+            predictions: of the one sample of `batch`.
+            dataset, index: where the case comes from.
+        """
+        return predictions, batch
+
+    def held_out(self, task: Any, volumes: VolumeDataset) -> Any:
+        """Cases as the task is measured on them, by default the volumes."""
+        return volumes
+
+    def callbacks(self, output: Path) -> list[pl.Callback]:
+        """What else watches the training; `output` is the run's folder."""
+        return []
+
+    def image_channels(self, task: Any) -> int:
+        """Channels of the images that a trained task takes."""
+        return input_channels(task.network)
+
+    def on_target_grid(self, task: Task, sample: Sample) -> Sample:
+        """An image as it was read, on the grid that the task answers on; by default its own."""
+        return sample
+
+    def read_contrasts(self, task: Task, files: Mapping[str, Any], options: Mapping[str, Any]) -> Sample:
+        """One image from a file for each of its contrasts, by name.
+
+        Args:
+            options: for the files' reader.
+
+        Raises:
+            SettingError: the task takes single images.
+        """
+        raise SettingError(f"image: {self.name} takes one file for an image, got a mapping of {', '.join(files)}")
+
+    def cases(
+        self,
+        model: Model,
+        root: Path,
+        layout: str,
+        file: Path | None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        point_options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The cases of a folder as a trained model is measured on them; see `engine.report.evaluate_folder`."""
+        from voxelry.data.dataset import VolumeDataset
+        from voxelry.data.layouts.find import find_cases
+
+        needed = self.required == "landmarks"
+        found = find_cases(root, layout, need_landmarks=needed, options=options, point_options=point_options)
+        found = named_cases(found, file)
+        names = self.landmark_names(model.task)
+        dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth, landmark_names=names)
+        self.check(model.task, dataset)
+        return self.held_out(model.task, dataset)
+
+    def landmark_names(self, task: Any) -> Sequence[str] | None:
+        """The points that a trained task is measured on, in their order; None: whatever the cases have."""
+        return None
+
+    def check(self, task: Task, dataset: VolumeDataset) -> None:
+        """Refuse cases that a trained task can't be measured on.
+
+        Raises:
+            DataError: names the first of them.
+        """
+        return
+
+    def predict_file(
+        self,
+        model: Model,
+        path: Path,
+        folder: Path,
+        *,
+        format: str,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Predict one file and write the answer; see `Model.sample` and `write`.
+
+        Args:
+            progress: called with the parts that are done and all of them, by tasks that work part by part.
+        """
+        sample = model.sample(path, **options)
+        return self.write(model.predict(sample), sample, folder, format)
+
+    @abstractmethod
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """Write a prediction for an image as it was read into a folder and answer the file.
+
+        Args:
+            format: one of `formats`.
+
+        Raises:
+            FileError: the folder can't be written.
+        """
+
+    @abstractmethod
+    def add_results(
+        self,
+        report: Report,
+        task: Any,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """What the task has to show of held-out cases.
+
+        Args:
+            evaluation: not empty.
+            held_out: its cases.
+            history: the summaries of the validations, each with its `step`.
+        """
+
+
+class DenseKind(Kind):
+    """A task whose network answers a map of the image's size; pretrained weights bring their architecture along.
+
+    Attributes:
+        alike: other tasks whose networks answer the same, so that the last layer can be taken over from them.
+    """
+
+    alike: tuple[str, ...] = ()
+
+    @abstractmethod
+    def out_channels(self, sample: Sample, config: DictConfig) -> int:
+        """Channels of the map, by a training sample.
+
+        Raises:
+            ConfigError: the sample lacks what the task learns from.
+        """
+
+    def in_channels(self, sample: Sample, config: DictConfig) -> int:
+        """Channels that the network is given, by default the image's."""
+        return int(sample.image.shape[0])
+
+    def network(
+        self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """What `config.model` describes, or a U-Net like the pretrained one.
+
+        Of other pretrained networks the part is taken over that fits best, such as the backbone.
+
+        Raises:
+            CheckpointError: none of the weights fits, or they are no U-Net's and the configured network is one.
+            ConfigError: the network needs a backbone and none is configured.
+        """
+        from voxelry.models.transfer import best_transfer
+
+        sample = dataset[0]
+        channels = {
+            "ndim": config.ndim,
+            "in_channels": self.in_channels(sample, config),
+            "out_channels": self.out_channels(sample, config),
+        }
+        if pretrained is not None and pretrained.is_unet:
+            return self._continued(config, pretrained, sample, channels)
+        if "backbone" in config.model:
+            backbone = configured_backbone(config, sample, pretrained)
+            own: Any = OmegaConf.to_container(config.model, resolve=True)
+            network = get_class(own.pop("_target_"))(**{**own, **channels, "backbone": backbone})
+        elif pretrained is None:
+            network = instantiate(config.model, **channels, _convert_="all")
+        else:
+            raise CheckpointError(
+                f"{pretrained.source}: holds a {pretrained.kind}; expected a U-Net, or model=backbone_heatmaps, which "
+                "takes backbones over"
+            )
+        if pretrained is None:
+            return network, None
+        return network, fitting(best_transfer(network, pretrained.weights), pretrained)
+
+    def _continued(
+        self, config: DictConfig, pretrained: Pretrained, sample: Sample, channels: Mapping[str, int]
+    ) -> tuple[nn.Module, TransferReport]:
+        """A U-Net like the pretrained one, with its weights."""
+        from voxelry.models.transfer import transfer
+
+        same = not pretrained.task or pretrained.task in (self.name, *self.alike)
+        network = pretrained.build(config.model, **channels, same_answer=same)
+        shown = pretrained.settings["in_channels"] == sample.image.shape[0]
+        report = transfer(
+            network,
+            pretrained.weights,
+            head=same,
+            image_channels=pretrained.stem_channels,
+            new_inputs="between" if same and self.alike else "after" if shown else None,
+        )
+        return network, fitting(report, pretrained)
+
+
+def fitting(report: TransferReport, pretrained: Pretrained) -> TransferReport:
+    """The report of a transfer that took anything over at all.
+
+    Raises:
+        CheckpointError: nothing was.
+    """
+    if not report.matched:
+        raise CheckpointError(f"{pretrained.source}: none of its weights fits the configured network")
+    return report
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made where it isn't there.
+
+    Raises:
+        FileError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(folder, f"the folder can't be made: {error.strerror or error}") from error
+    return folder

@@ -1,0 +1,232 @@
+"""The reconstruction task in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from voxelry.bundle.template import template_record
+from voxelry.core.errors import CheckpointError, ConfigError, SettingError
+from voxelry.data.prepare.source import check_template
+from voxelry.data.prepare.template import TEMPLATE
+from voxelry.data.sample import Sample
+from voxelry.tasks.base import Task
+from voxelry.tasks.recipe import Kind, fitting
+
+if TYPE_CHECKING:
+    from voxelry.bundle.model import Model
+    from voxelry.bundle.pretrained import Pretrained
+    from voxelry.data.dataset import VolumeDataset
+    from voxelry.data.parts import SampleSource, Splits
+    from voxelry.data.slices.dataset import SliceDataset
+    from voxelry.data.slices.sources import SliceSource
+    from voxelry.models.transfer import TransferReport
+    from voxelry.tasks.evaluate import Evaluation
+    from voxelry.viz.report import Report
+
+__all__ = ["ReconstructKind"]
+
+PROMPT = ("click", "plane", "mask", "slice", "spacing", "label")
+"""Words of `predict_file`'s options that are the prompt's; the others are the image reader's."""
+
+_PRIOR_GRID = 64
+
+
+class ReconstructKind(Kind):
+    """Shapes from slices: meshes, label volumes and distances.
+
+    Attributes:
+        starts: networks whose weights a training may start from.
+    """
+
+    name = "reconstruct"
+    target = "voxelry.tasks.reconstruct.ReconstructTask"
+    needs = ("labels",)
+    truth = ("labels",)
+    required = "labels"
+    formats = ("ply", "stl", "glb", "obj")
+    prompted = True
+    adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")
+    adaptable = True
+    starts: tuple[str, ...] = ("shape_net",)
+
+    def network(
+        self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """The configured network with the training cases' mean shapes, its weights taken over where there are any.
+
+        With `config.adapter` the network is the pretrained one, frozen, and what is trained is an adapter on it.
+
+        Raises:
+            CheckpointError: pretrained weights of another kind of network.
+            ConfigError: an adapter without weights to adapt.
+        """
+        from voxelry.models.transfer import transfer
+
+        adapted = config.get("adapter") is not None
+        network: Any
+        report = None
+        if adapted and pretrained is None:
+            raise ConfigError("adapter: expected pretrained=BUNDLE, the network to adapt")
+        if pretrained is not None and pretrained.kind not in self.starts:
+            wanted = " or ".join(self.starts)
+            raise CheckpointError(f"{pretrained.source}: holds a {pretrained.kind}; expected a {wanted}")
+        if pretrained is not None and adapted:
+            from voxelry.models.networks import build_network
+
+            network = build_network(pretrained.kind, pretrained.settings)
+            if len(dataset.organs) > network.classes:
+                raise ConfigError(
+                    f"adapter: {pretrained.source} knows {network.classes} organs; expected no more in "
+                    f"data.slices.organs, got {len(dataset.organs)}"
+                )
+        else:
+            channels = int(dataset[0].image.shape[1])
+            network = instantiate(
+                config.model, ndim=config.ndim, in_channels=channels, classes=len(dataset.organs), _convert_="all"
+            )
+        if pretrained is not None:
+            report = fitting(transfer(network, pretrained.weights), pretrained)
+        if not adapted:
+            _set_mean_shapes(network, dataset)
+        return network, report
+
+    def settings(self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None) -> dict[str, Any]:
+        """The organs, what they are called, the edges of their frames, and how slices are shown."""
+        return {
+            "organ_names": config.task.organ_names or [dataset.source.organ_name(organ) for organ in dataset.organs],
+            "organs": [list(organ) for organ in dataset.organs],
+            "edges": [dataset.edges[organ[0]] for organ in dataset.organs],
+            "image_size": dataset.build["image_size"],
+            "view": dataset.build["view"],
+            "slices": dataset.slices[1],
+            "evaluation": dict(config.data.slices.get("evaluation") or {}),
+        }
+
+    def prepare(self, task: Any, config: DictConfig, dataset: SliceDataset) -> None:
+        """Freeze the network and add the adapter of `config.adapter`, which the mean shapes then belong to."""
+        if config.get("adapter") is None:
+            return
+        from voxelry.data.parts import plain
+
+        settings = plain(config.adapter)
+        head_rate = settings.pop("head_rate", None)
+        task.adapt(str(settings.pop("name", "adapter")), settings, head_rate=head_rate)
+        _set_mean_shapes(task.network, dataset)
+
+    def finish(self, task: Any, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
+        """Write an adapter beside the bundle, into whose weights it is merged."""
+        if task.adapters is not None:
+            record: dict[str, Any] = {"task": {"name": self.name, **task.settings()}}
+            record |= {"preprocess": splits.preprocess.settings(), **template_record(splits.template)}
+            record["data"] = dict(data)
+            if hasattr(task, "calibration"):
+                record["calibration"] = {name: value.item() for name, value in task.calibration.state_dict().items()}
+            template = splits.template
+            beside = {} if template is None else {TEMPLATE: template.write}
+            task.adapters.save(output / "adapter", record=record, beside=beside)
+            task.merge_adapter()
+
+    def cases(
+        self,
+        model: Model,
+        root: Path,
+        layout: str,
+        file: Path | None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        point_options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """As `Kind.cases`; of a prepared folder the slices that it holds, which need no options.
+
+        Raises:
+            DataError: cases that don't lie in the frame that the model was trained in.
+            SettingError: options for a prepared folder.
+        """
+        from voxelry.tasks.reconstruct.prepared import check_standard, held_out_axes, prepared_source, reads_prepared
+
+        check_template(root, model.bundle.template)
+        if not reads_prepared(root, layout):
+            return super().cases(model, root, layout, file, options=options, point_options=point_options)
+        if options or point_options:
+            raise SettingError(f"--option: {root} was prepared by voxelry; its files say everything themselves")
+        task: Any = model.task
+        source = prepared_source(root, task.organs, file)
+        check_standard(source, model.bundle.preprocess)
+        return self._still(task, source, **held_out_axes(source))
+
+    def held_out(self, task: Any, volumes: VolumeDataset) -> SliceDataset:
+        """Every organ of every case, with several slices and clicks (`evaluation`), always the same."""
+        from voxelry.data.slices.sources import VolumeSlices
+
+        return self._still(task, VolumeSlices(volumes))
+
+    @staticmethod
+    def _still(task: Any, source: SliceSource, **settings: Any) -> SliceDataset:
+        from voxelry.data.slices.dataset import SliceDataset
+        from voxelry.tasks.reconstruct.data import evaluation_items
+
+        return SliceDataset(
+            source,
+            organs=task.organs,
+            edge={organ[0]: edge for organ, edge in zip(task.organs, task.edges, strict=True)},
+            min_pixels=1,
+            mask=0.0,
+            image_size=task.image_size,
+            view=task.view,
+            grid=int(task.network.grid),
+            truth=True,
+            every_organ=True,
+            **{**evaluation_items(task.evaluation), **settings},
+        )
+
+    def predict_file(
+        self,
+        model: Model,
+        path: Path,
+        folder: Path,
+        *,
+        format: str,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Reconstruct the organ that is clicked on in one file; see `tasks.reconstruct.prompt.reconstruct`."""
+        from voxelry.tasks.reconstruct.prompt import reconstruct, write_reconstruction
+
+        prompt = {name: options[name] for name in PROMPT if options.get(name) is not None}
+        others = {name: value for name, value in options.items() if name not in PROMPT}
+        return write_reconstruction(reconstruct(model, path, **prompt, **others), folder, format)
+
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """Mesh, label volume, distances and numbers; the mesh is answered."""
+        from voxelry.tasks.reconstruct.prompt import write_reconstruction
+
+        return write_reconstruction(prediction, folder, format)
+
+    def add_results(
+        self,
+        report: Report,
+        task: Task,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Scores beside the baselines', and the cases to look at."""
+        from voxelry.tasks.reconstruct import report as pages
+
+        cases: Any = held_out  # only those that are shown are read again
+        pages.add_results(report, task, evaluation.predictions, cases, evaluation.rows)
+
+
+def _set_mean_shapes(network: Any, dataset: SliceDataset) -> None:
+    """Give a network the training cases' mean shape of every organ."""
+    from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
+
+    for place, organ in enumerate(dataset.organs):
+        shapes = organ_shapes(dataset.source, organ, dataset.truncation)
+        network.set_mean_shape(mean_shape(shapes, dataset.edges[organ[0]], _PRIOR_GRID, dataset.truncation), place)

@@ -1,0 +1,286 @@
+"""The segmentation task in the engine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from voxelry.bundle.backbone import configured_backbone
+from voxelry.core.errors import ConfigError, DataError
+from voxelry.core.rank import per_axis
+from voxelry.data.collate import collate
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.doctor.demands import lacking
+from voxelry.data.sample import Batch, Sample
+from voxelry.data.segment_names import class_list, segment_names
+from voxelry.tasks.base import Task
+from voxelry.tasks.recipe import Kind, fitting, make_folder
+
+if TYPE_CHECKING:
+    from voxelry.bundle.model import Model
+    from voxelry.bundle.pretrained import Pretrained
+    from voxelry.core.space import Space
+    from voxelry.data.crops.dataset import CropDataset
+    from voxelry.data.parts import SampleSource, Splits
+    from voxelry.models.mask_rcnn.transform import Transform
+    from voxelry.models.transfer import TransferReport
+    from voxelry.tasks.evaluate import Evaluation
+    from voxelry.viz.report import Report
+
+__all__ = ["SegmentKind"]
+
+log = logging.getLogger("voxelry")
+
+ANCHOR_UNITS = ("voxel", "mm")
+_ONE_CLASS = ("object",)
+_WHOLE_VOXELS = 1 << 23  # larger images are never read as a whole
+_PYRAMID_CHANNELS = 64  # around a backbone whose levels have unlike channels
+_SIZED_CASES = 1000  # training cases whose voxel size is looked at
+_ANCHOR_CASES = 200  # so many training cases are looked at for the sizes of their objects
+
+
+class SegmentKind(Kind):
+    """Instances: a detector around a backbone, label volumes."""
+
+    name = "segment"
+    target = "voxelry.tasks.segment.SegmentTask"
+    needs = ("masks", "labels")
+    truth = ("masks", "labels")
+    required = "instances"
+    formats = ("nii.gz", "ome.zarr", "tif")
+    adjustable = (
+        "task.tile_size",
+        "task.tile_overlap",
+        "task.voxel_size",
+        "task.score_threshold",
+        "task.mask_threshold",
+        "task.min_voxels",
+        "task.min_volume",
+        "task.min_visible",
+        "task.join_iou",
+        "task.nms_iou",
+        "network.rpn_pre_nms_top_n_test",
+        "network.rpn_post_nms_top_n_test",
+        "network.rpn_nms_thresh",
+        "network.rpn_score_thresh",
+        "network.box_score_thresh",
+        "network.box_nms_thresh",
+        "network.box_detections_per_img",
+    )
+
+    def settle(self, config: DictConfig, splits: Splits) -> None:
+        """The names of the classes, where they are left to the files of labels; several ask for labels."""
+        parts = (splits.train, splits.validation, splits.test)
+        cases = [case for part in parts if isinstance(part, VolumeDataset) for case in part.cases]
+        if config.task.class_names is None:
+            own = isinstance(splits.train, VolumeDataset) and not splits.train.reads_own()
+            config.task.class_names = class_list(segment_names(cases)) if own else []
+        if not config.task.class_names:
+            config.task.class_names = list(_ONE_CLASS)
+        elif len(config.task.class_names) > 1:
+            for case in cases:
+                if (fault := lacking(case, "labels")) is not None:
+                    names = ",".join(config.task.class_names)
+                    raise DataError(f"{case.image}: {fault}, which tell the classes of task.class_names=[{names}]")
+
+    def network(
+        self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """The detector of `config.model` around the backbone of `config.backbone`.
+
+        Of pretrained weights that part is taken over which fits best: a whole detector, or a backbone alone.
+
+        Raises:
+            ConfigError: no backbone, or sizes of anchors that can't be.
+        """
+        from voxelry.backbones.fpn import FPN
+        from voxelry.models.mask_rcnn.transform import Transform
+        from voxelry.models.transfer import best_transfer
+
+        backbone = configured_backbone(config, dataset[0], pretrained)
+        if len(set(backbone.out_channels.values())) > 1:
+            backbone = FPN(backbone, out_channels=_PYRAMID_CHANNELS, extra=None)
+        settings = _plain(config.model)
+        detector = get_class(settings.pop("_target_"))
+        sizes = ("min_size", "max_size", "fixed_size", "skip_resize")
+        given = {name: settings[name] for name in sizes if name in settings}
+        transform = Transform(ndim=backbone.ndim, **given)
+        settings["anchor_sizes"] = _anchor_sizes(settings, dataset, len(backbone.strides), transform)
+        network = detector(backbone, num_classes=1 + len(config.task.class_names or _ONE_CLASS), **settings)
+        if pretrained is None:
+            return network, None
+        return network, fitting(best_transfer(network, pretrained.weights), pretrained)
+
+    def settings(
+        self, config: DictConfig, dataset: VolumeDataset | CropDataset, pretrained: Pretrained | None
+    ) -> dict[str, Any]:
+        """Tiles as large as the patches or crops, the voxel size of the cases, the pretraining's range of values."""
+        settings: dict[str, Any] = {}
+        if config.task.voxel_size == "auto":
+            from voxelry.tasks.segment.rescale import common_size
+
+            # images that are resized to so many voxels have no size of their own
+            resized = config.data.get("preprocess") is not None and config.data.preprocess.image_size is not None
+            settings["voxel_size"] = None if resized else common_size(dataset.spaces(_SIZED_CASES))
+        if config.task.tile_size is None:
+            if "index" in config.data:
+                settings["tile_size"] = list(dataset[0].space.shape)
+            elif isinstance(dataset, VolumeDataset) and dataset.patches is not None:
+                settings["tile_size"] = dataset.patches.size
+        if pretrained is not None:
+            settings["input_range"] = pretrained.input_range
+        return settings
+
+    def check(self, task: Task, dataset: VolumeDataset) -> None:
+        """Refuse cases without instances."""
+        for case in dataset.cases:
+            if case.instances is None:
+                raise DataError(f"{case.image}: no instances for this image, to compare with")
+
+    def truth_of(self, dataset: SampleSource, index: int) -> Sample:
+        """A case on the voxels of its file, where it is one of whole files: those that labels are written on."""
+        if isinstance(dataset, VolumeDataset) and dataset.patches is None:
+            return dataset.on_own_grid(index)
+        return dataset[index]
+
+    def compared(
+        self, predictions: list[Any], batch: Batch, dataset: SampleSource, index: int
+    ) -> tuple[list[Any], Batch]:
+        """What `write` writes, and what the label file holds."""
+        sample = self.truth_of(dataset, index)
+        return [one.on(sample.space) for one in predictions], collate([sample]).to(batch.image.device)
+
+    def predict_file(
+        self,
+        model: Model,
+        path: Path,
+        folder: Path,
+        *,
+        format: str,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Predict one file, tile by tile if it is larger than one; what is very large is never read as a whole.
+
+        Finished tiles are kept in a hidden folder beside the output until all are done: the same command goes on where
+        a killed one stopped.
+        """
+        from voxelry.data.layouts.find import case_name
+        from voxelry.data.preprocess.file import PreparedFile
+        from voxelry.io import open_image
+        from voxelry.tasks.segment.rescale import assumption
+        from voxelry.tasks.segment.tiled import image_key
+
+        task: Any = model.task
+        options = model.reading(path, options)
+        file = open_image(path, **options)
+        model.check_image(str(path), file.space.ndim, file.channels)
+        source: PreparedFile | Sample
+        if prod(file.space.shape) > _WHOLE_VOXELS and task.tile_size and PreparedFile.fits(model.bundle.preprocess):
+            source = PreparedFile(file, model.bundle.preprocess)
+            read: Callable[[tuple[slice, ...]], Any] = source
+        else:
+            source = model.bundle.preprocess(model.sample(path, **options))
+            image = source.image
+
+            def read(window: tuple[slice, ...]) -> Any:
+                return image[(slice(None), *window)]
+
+        space, name = source.space, case_name(path)
+        if task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
+            log.warning("%s: %s", path, told)
+        state = make_folder(folder) / f".{name}.tiles"
+        if task.fits_a_tile(space):
+            found = task.detect(torch.as_tensor(read(tuple(slice(0, size) for size in space.shape))), space)
+        else:
+            chosen = json.dumps(dict(options), sort_keys=True, default=str)
+            found = task.tiled(
+                read,
+                space,
+                least_score=task.operating_threshold,
+                state=state,
+                key=image_key(file, f"{model.digest()} {chosen}"),
+                progress=progress,
+            )
+        written = self._write(task.prediction(name, space, found, painted=False), path, file.space, folder, format)
+        shutil.rmtree(state, ignore_errors=True)
+        return written
+
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """The label volume on the image's own grid, a table of the instances, and their masks."""
+        return self._write(prediction, Path(sample.source), sample.space, make_folder(folder), format)
+
+    @staticmethod
+    def _write(prediction: Any, source: Path, space: Space, folder: Path, format: str) -> Path:
+        from voxelry.tasks.segment.outputs import write_instances
+
+        image = source if format == "ome.zarr" and source.suffix == ".zarr" and source.is_dir() else None
+        return write_instances(prediction, folder, format=format, space=space, image=image)[0]
+
+    def add_results(
+        self,
+        report: Report,
+        task: Any,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Scores, curves, and the cases to look at."""
+        from voxelry.tasks.segment import report as pages
+
+        samples = [self.truth_of(held_out, index) for index in range(len(held_out))]
+        pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
+
+
+def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, transform: Transform) -> Any:
+    """Anchor sizes for each level, in voxels of what the network sees.
+
+    Takes the settings that only say how to find them out of `settings`.
+    """
+    from voxelry.tasks.segment.targets import anchors_for
+
+    sizes, unit = settings.pop("anchor_sizes", None), settings.pop("anchor_unit", "voxel")
+    per_level = settings.pop("anchors_per_level", 1)
+    if unit not in ANCHOR_UNITS:
+        raise ConfigError(f"model.anchor_unit: expected one of {', '.join(ANCHOR_UNITS)}, got {unit!r}")
+    if sizes == "auto":
+        cases = [dataset[index] for index in range(min(len(dataset), _ANCHOR_CASES))]
+        boxes = [case.boxes for case in cases if case.boxes is not None]
+        if not any(len(box) for box in boxes):
+            raise DataError(f"{cases[0].source}: no instances in the training cases; set model.anchor_sizes")
+        seen = [_as_seen(case.boxes, case.space.shape, transform) for case in cases if case.boxes is not None]
+        return anchors_for(torch.cat(seen), levels, per_level)
+    if unit == "voxel" or sizes is None:
+        return sizes
+    first = dataset[0].space
+    factors = zip(transform.resized_shape(first.shape), first.shape, strict=True)
+    spacing = [step * size / new for step, (new, size) in zip(first.spacing, factors, strict=True)]
+    return [
+        [
+            [length / step for length, step in zip(per_axis(size, len(spacing), "anchor_sizes"), spacing, strict=True)]
+            for size in level
+        ]
+        for level in sizes
+    ]
+
+
+def _as_seen(boxes: torch.Tensor, shape: Sequence[int], transform: Transform) -> torch.Tensor:
+    """Boxes of an image in voxels of what the network sees of it."""
+    from voxelry.models.mask_rcnn.transform import resize_boxes
+
+    return resize_boxes(boxes, shape, transform.resized_shape(shape), low=transform.low)
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(config, resolve=True)
+    return {str(key): value for key, value in found.items()}

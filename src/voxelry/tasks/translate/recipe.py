@@ -1,0 +1,251 @@
+"""The translation task in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from voxelry.core.errors import ConfigError, SettingError
+from voxelry.data.parts import First, named_cases
+from voxelry.data.sample import Sample
+from voxelry.tasks.recipe import DenseKind, make_folder
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from voxelry.bundle.model import Model
+    from voxelry.bundle.pretrained import Pretrained
+    from voxelry.data.parts import SampleSource
+    from voxelry.models.transfer import TransferReport
+    from voxelry.tasks.base import Task
+    from voxelry.tasks.evaluate import Evaluation
+    from voxelry.viz.report import Report
+
+__all__ = ["TranslateKind", "over_calls"]
+
+_STEPS = (1, 2, 4, 8)  # that the report compares, where the model was trained for them
+_CURVE_CASES = 16  # that are translated again for it
+
+
+class TranslateKind(DenseKind):
+    """Pairs of images, a network that is given one and the way to the other, translated images."""
+
+    name = "translate"
+    target = "voxelry.tasks.translate.TranslateTask"
+    formats = ("nii.gz", "mha", "npy", "ome.tif", "ome.zarr", "png")
+    alike = ("pretrain",)
+    options = ("steps", "sampler", "eta", "samples")
+    adjustable = (
+        "task.steps",
+        "task.sampler",
+        "task.eta",
+        "task.samples",
+        "task.spread_samples",
+        "task.tile_size",
+        "task.tile_overlap",
+        "task.data_range",
+        "task.seed",
+    )
+
+    def in_channels(self, sample: Sample, config: DictConfig) -> int:
+        """Conditions, what is told of them, and the image on its way."""
+        from voxelry.tasks.translate.targets import input_channels
+
+        return input_channels(
+            len(sample.image), self.out_channels(sample, config), sample.ndim, tells_place=sample.context is not None
+        )
+
+    def out_channels(self, sample: Sample, config: DictConfig) -> int:
+        """As many as the target has."""
+        if sample.target is None:
+            raise ConfigError(
+                f"data: {sample.source or sample.name} has no target; expected pairs (data=pairs) or data=degraded"
+            )
+        return int(sample.target.shape[0])
+
+    def network(
+        self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """The configured network, if a training step of it fits the memory.
+
+        Raises:
+            ConfigError: it doesn't; says what would.
+        """
+        from voxelry.models.memory import check_memory
+
+        network, report = super().network(config, dataset, pretrained)
+        sample = dataset[0]
+        check_memory(
+            network,
+            sample.space.shape,
+            in_channels=self.in_channels(sample, config),
+            batch=config.data.batch_size,
+            copies=2 if config.task.baseline and config.task.mode != "regression" else 1,
+            accelerator=config.trainer.accelerator,
+            precision=str(config.trainer.precision),
+        )
+        return network, report
+
+    def settings(self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None) -> dict[str, Any]:
+        """Channels and names of the data; tiles as large as the patches."""
+        sample = dataset[0]
+        assert sample.target is not None  # the network was built for it
+        names = getattr(dataset.cases[0], "contrasts", ()) if hasattr(dataset, "cases") else ()
+        settings: dict[str, Any] = {
+            "conditions": len(sample.image),
+            "targets": len(sample.target),
+            "context": sample.context is not None,
+            "condition_names": list(names) if len(names) == len(sample.image) else None,
+        }
+        pairs: Any = dataset
+        grid = pairs.target_grid() if getattr(dataset, "resample", False) else None
+        settings["target_grid"] = None if grid is None else grid.settings()
+        if config.task.tile_size is None and getattr(dataset, "patches", None) is not None:
+            settings["tile_size"] = list(sample.image.shape[1:])
+        return settings
+
+    def callbacks(self, output: Path) -> list[pl.Callback]:
+        """What tells the task how far the training is."""
+        from voxelry.tasks.translate.progress import TranslateProgress
+
+        return [TranslateProgress()]
+
+    def image_channels(self, task: Any) -> int:
+        """The conditions."""
+        return int(task.conditions)
+
+    def cases(
+        self,
+        model: Model,
+        root: Path,
+        layout: str,
+        file: Path | None,
+        *,
+        options: Mapping[str, Any] | None = None,
+        point_options: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The pairs of a folder, or its volumes degraded as in the training.
+
+        Raises:
+            ConfigError: the bundle doesn't say how its training data were made.
+        """
+        from voxelry.data.degrade import Degrade
+        from voxelry.data.degrade.dataset import DegradedDataset
+        from voxelry.data.layouts.find import find_cases
+        from voxelry.data.pairs import PairDataset, find_pairs
+
+        record = model.bundle.config.get("training") or {}
+        data = record.get("data") or {}
+        common: dict[str, Any] = {
+            "preprocess": model.bundle.preprocess,
+            "need": self.truth,
+            "seed": int(record.get("seed", 0)),
+        }
+        options = options or data.get("options")
+        if data.get("degrade"):
+            found = named_cases(find_cases(root, layout, options=options), file)
+            return DegradedDataset(found, degrade=Degrade(**data["degrade"]), **common)
+        if data.get("pairs") is None:
+            raise ConfigError(f"{model.bundle.path}: training.data: expected pairs or degrade, to make pairs by")
+        pairs = dict(data["pairs"])
+        resample = bool(pairs.pop("resample", False))
+        paired = named_cases(find_pairs(root, layout, options=options, **pairs), file)
+        return PairDataset(paired, resample=resample, **common)
+
+    def on_target_grid(self, task: Any, sample: Sample) -> Sample:
+        """An image as fine as its answer is to be: thick slices as thin ones, where the training had such pairs."""
+        from voxelry.data.preprocess import move
+
+        return sample if task.target_grid is None else move(sample, task.target_grid.of(sample.space))
+
+    def read_contrasts(self, task: Task, files: Mapping[str, Path | str | None], options: Mapping[str, Any]) -> Sample:
+        """The conditions of one case from a file for each; those that aren't named are absent.
+
+        Raises:
+            SettingError: a name that the model doesn't know.
+            DataError: files on different grids.
+        """
+        from voxelry.data.layouts.find import case_name
+        from voxelry.data.pairs import PairCase, PairDataset
+
+        names = getattr(task, "condition_names", None)
+        if not names:
+            raise SettingError("contrast: the model has no names for its conditions; expected a single image")
+        unknown = [name for name in files if name not in names]
+        if unknown:
+            raise SettingError(f"contrast: expected one of {', '.join(names)}, got {unknown[0]!r}")
+        paths = [None if files.get(name) is None else Path(str(files[name])) for name in names]
+        there = [path for path in paths if path is not None]
+        if not there:
+            raise SettingError(f"contrast: expected at least one of {', '.join(names)}")
+        case = PairCase.of(case_name(there[0]), paths, None, contrasts=tuple(names), options=dict(options))
+        dataset = PairDataset([case])
+        dataset.check()
+        return dataset.read(case)
+
+    def predict_file(
+        self,
+        model: Model,
+        path: Path,
+        folder: Path,
+        *,
+        format: str,
+        options: Mapping[str, Any],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Translate one file, or the files of `options["contrast"]`, name to path, of which `path` is one."""
+        from voxelry.data.preprocess.normalise import check_values
+
+        own = {name: value for name, value in options.items() if name in self.options}
+        reader = {name: value for name, value in options.items() if name not in (*self.options, "contrast")}
+        sample = model.sample(options.get("contrast") or path, **reader)
+        check_values(sample.image, path)
+        return self.write(model.predict(sample, **own), sample, folder, format)
+
+    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+        """The translated image, in physical values on the sample's grid, and its spread where there is one."""
+        from voxelry.tasks.translate.predict import write_translation
+
+        return write_translation(prediction, make_folder(folder), suffix=f".{format}", space=sample.space)[0]
+
+    def add_results(
+        self,
+        report: Report,
+        task: Any,
+        evaluation: Evaluation,
+        held_out: SampleSource,
+        history: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Figures beside regression's, what more calls buy, the spread's promise, and the cases to look at."""
+        from voxelry.tasks.translate import report as pages
+
+        pages.add_results(report, task, evaluation.predictions, evaluation.rows, calls=over_calls(task, held_out))
+
+
+def over_calls(task: Any, held_out: SampleSource, *, cases: int = _CURVE_CASES) -> list[dict[str, Any]]:
+    """The summary of held-out cases in each number of steps that the model was trained for.
+
+    Args:
+        task: a `TranslateTask`, in eval mode.
+        held_out: with truth.
+        cases: how many of them are translated.
+    """
+    from voxelry.tasks.evaluate import evaluate_task
+
+    path, found = task.path, []
+    try:
+        for steps in _STEPS:
+            try:
+                task.path = path.request(steps)
+            except SettingError:
+                continue  # not trained for
+            task.quick = True
+            summary = evaluate_task(task, First(held_out, cases)).summary
+            found.append({"sampler": task.path.settings()["sampler"], **summary, "calls": task.path.calls})
+    finally:
+        task.path, task.quick = path, False
+    return found
