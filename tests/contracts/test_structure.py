@@ -23,7 +23,7 @@ TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".j2", ".txt", ".cfg", ""}
 LENGTH, PARAMETERS = 143, 52
 
 # Readers and the originals' names have a rank of their own.
-RANK_AWARE = {"nn/nd.py", "core/rank.py", "engine/demo.py"}
+RANK_AWARE = {"nn/nd.py", "core/rank.py", "demos/demo.py"}
 
 CODE_BEARING = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
@@ -98,7 +98,7 @@ def has_no_rank_twins(path: Path, text: str) -> Iterator[str]:
 
 
 def does_not_branch_on_rank(path: Path, text: str) -> Iterator[str]:
-    if path.as_posix() in RANK_AWARE or path.as_posix().startswith(("interop/", "data/io/")):
+    if path.as_posix() in RANK_AWARE or path.as_posix().startswith(("interop/", "io/")):
         return
     for node in ast.walk(parse(path, text)):
         if isinstance(node, ast.Compare) and len(node.comparators) == 1:

@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
+from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.core.errors import CheckpointError, DataError
-from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.engine.launch import launch_file
 
 CASES, SIZE, EPOCHS, BATCH, ACCUMULATION = 40, 16, 2, 2, 8

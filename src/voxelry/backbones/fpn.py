@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone, every_second
+from voxelry.backbones.build import build_backbone
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import plain
 from voxelry.nn import nd
@@ -47,8 +48,6 @@ class FPN(Backbone):
     ):
         super().__init__()
         if isinstance(backbone, Mapping):
-            from voxelry.backbones.build import build_backbone  # which knows this class
-
             backbone = build_backbone(backbone)
         if extra not in ("maxpool", None):
             raise SettingError(f"extra: expected maxpool or None, got {extra!r}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from voxelry.backbones.base import Backbone
 from voxelry.backbones.build import BACKBONES, build_backbone
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError
+from voxelry.core.space import Space
+from voxelry.data.sample import Sample
 from voxelry.models.networks import NETWORKS
-
-if TYPE_CHECKING:
-    from voxelry.backbones.base import Backbone
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.core.space import Space
-    from voxelry.data.sample import Sample
 
 __all__ = ["configured_backbone", "resolved"]
 

@@ -20,15 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import voxelry
+from voxelry.bundle.registry import TASKS, recipe_named, recipe_of
 from voxelry.bundle.template import read_template, template_record
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.kinds import KINDS, kind_of
 from voxelry.metrics.choice import MetricChoice
 from voxelry.models.networks import NETWORKS, build_network
-from voxelry.tasks.base import Task
 
 __all__ = ["Bundle", "describe", "read_bundle", "write_bundle"]
 
@@ -42,33 +41,33 @@ class Bundle:
     """What a bundle holds.
 
     Attributes:
-        task: the trained task, in eval mode, on the CPU.
+        task: the trained task (`tasks.base.Task`), in eval mode, on the CPU.
         preprocess: what every image goes through before the network sees it.
         config: the whole settings file, with `data` and `training` for the record.
         path: the folder.
         template: the frame that the training's scans were registered to; None where they lay in their own.
     """
 
-    task: Task
+    task: Any
     preprocess: Preprocess
     config: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     template: Template | None = None
 
 
-def describe(task: Task) -> dict[str, Any]:
+def describe(task: Any) -> dict[str, Any]:
     """Names and settings from which `build` makes the same task again.
 
     Raises:
         SettingError: the task or its network is of a kind that bundles don't know.
     """
     return {
-        "task": {"name": kind_of(task).name, **task.settings()},
-        "network": {"name": NETWORKS.name_of(type(task.network)), **task.network.settings()},  # type: ignore[operator]
+        "task": {"name": recipe_of(task).name, **task.settings()},
+        "network": {"name": NETWORKS.name_of(type(task.network)), **task.network.settings()},
     }
 
 
-def build(description: dict[str, Any], source: Path) -> Task:
+def build(description: dict[str, Any], source: Path) -> Any:
     """The task of a `describe` answer, freshly initialised.
 
     Raises:
@@ -76,7 +75,7 @@ def build(description: dict[str, Any], source: Path) -> Task:
     """
     network = _construct(description, "network", NETWORKS, build_network, source)
     return _construct(
-        description, "task", KINDS, lambda name, settings: KINDS[name].task_class()(**settings), source, network=network
+        description, "task", TASKS, lambda name, settings: recipe_named(name).task(**settings), source, network=network
     )
 
 
@@ -101,7 +100,7 @@ def _construct(
 
 def write_bundle(
     folder: Path,
-    task: Task,
+    task: Any,
     preprocess: Preprocess,
     *,
     record: dict[str, Any],
@@ -156,7 +155,7 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
     Args:
         folder: where it is, or the folder of the run that made it; its files stay as they are.
         changes: other values of settings that only say how a trained model is used, such as
-            `{"task.tile_size": 192}`; `engine.kinds.Kind.adjustable` lists them for each task. Those that begin with
+            `{"task.tile_size": 192}`; `tasks.recipe.Recipe.adjustable` lists them for each task. Those that begin with
             `metrics.` say what an evaluation tells, see `metrics.choice`.
 
     Raises:
@@ -208,8 +207,8 @@ def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -
     if not changes:
         return config
     parts = {part: dict(config.get(part) or {}) for part in ("task", "network")}
-    kind = KINDS.get(str(parts["task"].get("name")))
-    allowed = () if kind is None else kind.adjustable
+    name = str(parts["task"].get("name"))
+    allowed = recipe_named(name).adjustable if name in TASKS else ()
     for name, value in changes.items():
         part, _, key = name.partition(".")
         if name not in allowed or key not in parts[part]:
@@ -219,7 +218,7 @@ def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -
     return {**config, **parts}
 
 
-def load_weights(task: Task, state: dict[str, torch.Tensor], source: Path) -> None:
+def load_weights(task: Any, state: dict[str, torch.Tensor], source: Path) -> None:
     """Put weights into a task; all of them must fit.
 
     Raises:

@@ -1,32 +1,40 @@
-"""A trained model in a user's hands."""
+"""A trained model in a user's hands, and with it the adapters of its network: small files, each for another organ.
+
+model = voxelry.load("runs/base/bundle", adapter="runs/liver/adapter")
+model.adapters.load("runs/spleen/adapter")   # now the active one
+model.adapters.switch("liver")               # None for the base alone
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from voxelry.bundle.bundle import Bundle, read_bundle
-from voxelry.core.errors import DataError, SettingError
+from voxelry.bundle.registry import TASKS, recipe_named
+from voxelry.bundle.seen import lineage
+from voxelry.bundle.template import read_template
+from voxelry.core.errors import CheckpointError, DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.collate import collate
 from voxelry.data.layouts.find import case_name, image_options
 from voxelry.data.prepare.modality import is_despeckled, own_values
+from voxelry.data.prepare.template import Template
+from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
-from voxelry.engine.kinds import KINDS, Kind
 from voxelry.io import open_image
+from voxelry.models.adapters.adapters import Adapters
+from voxelry.models.adapters.file import read_adapter
 
-if TYPE_CHECKING:
-    from voxelry.bundle.adapted import ModelAdapters
-
-__all__ = ["Model", "load"]
+__all__ = ["Model", "ModelAdapters", "Readable", "load"]
 
 Readable = str | PathLike[str] | np.ndarray | Sample | Mapping[str, Any]
 
@@ -50,19 +58,17 @@ class Model:
         return str(self.bundle.config["task"]["name"])
 
     @property
-    def kind(self) -> Kind:
-        """What the engine knows of the task."""
-        return KINDS[self.task_name]
+    def recipe(self) -> Any:
+        """What the program knows of the task, a `tasks.recipe.Recipe`."""
+        return recipe_named(self.task_name)
 
     @cached_property
     def adapters(self) -> ModelAdapters:
-        """Adapters of this model's network, to load and to switch between; see `bundle.adapted`.
+        """Adapters of this model's network, to load and to switch between; see `ModelAdapters`.
 
         Raises:
             SettingError: a task that has none.
         """
-        from voxelry.bundle.adapted import ModelAdapters
-
         return ModelAdapters(self)
 
     def to(self, device: str | torch.device) -> Self:
@@ -83,7 +89,7 @@ class Model:
                 model that takes several contrasts, a mapping from their names to files.
             space: where an array lies; without it, 1 mm voxels.
             options: for the file's reader, such as `dataset` or `spacing`; and those of the task, such as `steps` and
-                `samples` of a translation (`Kind.options`).
+                `samples` of a translation (`Recipe.options`).
 
         Returns:
             The task's own record; for landmarks a `LandmarkPrediction` with points in world mm.
@@ -92,23 +98,18 @@ class Model:
             FileError: the file can't be read.
             DataError: the image's rank or channels aren't the network's.
         """
-        own = {name: options.pop(name) for name in self.kind.options if name in options}
-        sample = self.bundle.preprocess(self.sample(image, space, **options))
-        batch = collate([sample]).to(self.device)
-        task: Any = self.task
-        with torch.inference_mode():
-            return task.predict(batch, **own)[0]
+        return self.recipe.predict(self, image, space, options)
 
     def sample(self, image: Readable, space: Space | None = None, **options: Any) -> Sample:
         """The image as a sample, not yet preprocessed; arguments and errors as `predict`.
 
         Of a translation from coarse images to fine ones it is as fine as the answer (`data.target_grid`).
         """
-        ndim = int(self.task.network.ndim)  # type: ignore[arg-type]
+        ndim = int(self.task.network.ndim)
         if isinstance(image, Sample):
             sample = image
         elif isinstance(image, Mapping):
-            sample = self.kind.read_contrasts(self.task, image, options)
+            sample = self.recipe.read_contrasts(self.task, image, options)
         elif isinstance(image, np.ndarray):
             array = image[None] if image.ndim == ndim else image
             where = space or Space.from_spacing(array.shape[1:])
@@ -119,7 +120,7 @@ class Model:
             pixels = torch.as_tensor(np.ascontiguousarray(own_values(read), dtype=np.float32))
             sample = Sample(pixels, read.space, case_name(path), str(path), despeckled=is_despeckled(read))
         self.check_image(sample.source, sample.ndim, int(sample.image.shape[0]))
-        return sample if isinstance(image, Sample) else self.kind.on_target_grid(self.task, sample)
+        return sample if isinstance(image, Sample) else self.recipe.on_target_grid(self.task, sample)
 
     def reading(self, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options for a file's reader: those given and, for an HDF5 file of several images, which of them is meant.
@@ -135,7 +136,7 @@ class Model:
         Raises:
             DataError: another rank or number of channels.
         """
-        own, taken = int(self.task.network.ndim), self.kind.image_channels(self.task)  # type: ignore[arg-type]
+        own, taken = int(self.task.network.ndim), self.recipe.image_channels(self.task)
         if ndim != own:
             raise DataError(f"{source}: an image of rank {ndim}, but the model is of rank {own}")
         if not self.bundle.preprocess.takes(channels, taken):
@@ -143,16 +144,15 @@ class Model:
             raise DataError(f"{source}: {channels} channels, but the model takes {taken}{hint}")
 
     def reconstruct(self, image: str | PathLike[str] | np.ndarray | Sample, **prompt: Any) -> Any:
-        """The organ that is clicked on, for a model of that task; see `tasks.reconstruct.prompt.reconstruct`.
+        """What is clicked on, of a model that starts from clicks; see `tasks.reconstruct.prompt.reconstruct`.
 
         Raises:
             SettingError: a model of another task.
         """
-        from voxelry.tasks.reconstruct.prompt import reconstruct
-
-        if not self.kind.prompted:
-            raise SettingError(f"task: expected a model of the task reconstruct, got one of {self.task_name}")
-        return reconstruct(self, image, **prompt)
+        if self.recipe.needed != "click":
+            wanted = " or ".join(name for name in TASKS if recipe_named(name).needed == "click")
+            raise SettingError(f"task: expected a model of the task {wanted}, got one of {self.task_name}")
+        return self.predict(image, **prompt)
 
     def digest(self) -> str:
         """What tells these weights and settings from others."""
@@ -160,6 +160,110 @@ class Model:
         for name, value in self.task.state_dict().items():
             found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()
+
+
+class ModelAdapters:
+    """The adapters of a model; with the active one go its organs, their frames, preprocessing, template
+    and the cases it has seen, which are the base's, too.
+
+    Args:
+        model: of a task that adapters can be trained for; its task, preprocessing and template are changed in place.
+
+    Raises:
+        SettingError: a model of another task.
+    """
+
+    def __init__(self, model: Model):
+        if not hasattr(model.task, "adapt"):
+            wanted = " or ".join(name for name in TASKS if recipe_named(name).adaptable)
+            raise SettingError(f"adapter: expected with a model of the task {wanted}, got one of {model.task_name}")
+        self._model = model
+        self._adapters = Adapters(model.task.network)
+        own = model.bundle
+        self._known: dict[str | None, tuple[Any, Preprocess, Template | None, dict[str, Any]]] = {
+            None: (model.task, own.preprocess, own.template, own.config.get("data") or {})
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that were loaded."""
+        return self._adapters.names
+
+    @property
+    def active(self) -> str | None:
+        """The one that answers; None for the base alone."""
+        return self._adapters.active
+
+    def load(self, folder: str | PathLike[str], name: str | None = None) -> str:
+        """Read an adapter that a training wrote, `output_dir/adapter`, and make it the active one.
+
+        Args:
+            folder: the adapter's.
+            name: what it shall be called; None for its own name.
+
+        Returns:
+            The name.
+
+        Raises:
+            CheckpointError: of another base or task, changed since it was written, or not an adapter.
+            SettingError: a name that is taken.
+        """
+        folder = Path(folder)
+        folder = folder if (folder / "adapter.yaml").is_file() else folder / "adapter"
+        record, _ = read_adapter(folder)
+        settings = dict(record.get("task") or {})
+        if settings.pop("name", None) != self._model.task_name:
+            raise CheckpointError(f"{folder}: says nothing of {self._model.task_name}; expected what a training wrote")
+        before = self.active
+        found = self._adapters.load(folder, name)
+        base: Any = self._known[None][0]
+        self._model.task.to(self._model.device)  # what is new of the network lies on the CPU
+        try:
+            task = type(base)(base.network, **settings)
+            if "calibration" in record:
+                known = {key: torch.tensor(value) for key, value in record["calibration"].items()}
+                task.calibration.load_state_dict(known)
+            preprocess = Preprocess(**record["preprocess"])
+            template = read_template(folder, record)
+            data = record.get("data") or {"earlier": lineage({"data": self._known[None][3]})}
+            self._known[found] = task.to(self._model.device).eval(), preprocess, template, data
+        except (AttributeError, CheckpointError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            self._adapters.remove(found)
+            self._adapters.switch(before)
+            told = str(error) if isinstance(error, CheckpointError) else f"{folder}: {error}"
+            raise CheckpointError(told) from error
+        self.switch(found)
+        return found
+
+    def switch(self, name: str | None) -> None:
+        """Make an adapter the active one; None for the base alone.
+
+        Raises:
+            SettingError: there is no such adapter.
+        """
+        self._adapters.switch(name)
+        bundle = self._model.bundle
+        self._model.task, bundle.preprocess, bundle.template, data = self._known[name]
+        bundle.config = {**bundle.config, "data": data}
+        self._model.task.eval()
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[Model]:
+        """Another adapter, or the base alone, for the length of a block."""
+        before = self.active
+        self.switch(name)
+        try:
+            yield self._model
+        finally:
+            self.switch(before)
+
+    def merge(self) -> None:
+        """Put the active adapter into the weights: the same answers, without its cost; see `Adapters.merge`."""
+        self._adapters.merge()
+
+    def unmerge(self) -> None:
+        """Undo `merge`; the base's weights come back bit by bit."""
+        self._adapters.unmerge()
 
 
 def load(

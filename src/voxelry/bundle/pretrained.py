@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone
 from voxelry.bundle.bundle import read_bundle
+from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.bundle.seen import cases_of_parts, lineage
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.rank import per_axis
-from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.interop.weights.reference import SOURCES, from_reference, load_reference_file, source_of
 from voxelry.models.networks import NETWORKS, build_network
 
@@ -39,7 +39,7 @@ class Pretrained:
         weights: its state dict.
         input_range: the range of values its images had, images in [0, 1] being the files' own.
         source: where it came from, for messages.
-        task: what it was trained for, by its name in `engine.kinds.KINDS`; empty where that isn't known.
+        task: what it was trained for, by its name in `bundle.registry.TASKS`; empty where that isn't known.
     """
 
     kind: str

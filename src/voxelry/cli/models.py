@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from voxelry.cli.asked import flagged, read_asked, with_options
 from voxelry.cli.terminal import (
     LABEL_OPTION_HELP,
     OPTION_HELP,
@@ -23,7 +23,7 @@ from voxelry.core.errors import ConfigError, SettingError
 
 __all__ = ["demo", "evaluate", "predict", "train"]
 
-ADAPTER_HELP = "reconstruct, reconstruct_flow: an adapter of that bundle, or the folder of the run that trained it."
+ADAPTER_HELP = "An adapter of that bundle, where its task has them, or the folder of the run that trained it."
 SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
 
 
@@ -54,7 +54,6 @@ def train(context: typer.Context) -> None:
     launch(arguments, debug=debug)
 
 
-@app.command()
 def predict(
     model: Annotated[Path, typer.Option(help="A bundle, or the folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
@@ -62,12 +61,7 @@ def predict(
         list[Path] | None, typer.Argument(help="Files, folders, DICOM series, or a .txt list of them.")
     ] = None,
     format: Annotated[
-        str | None,
-        typer.Option(
-            help="landmarks: mrk.json, fcsv, csv, json, txt; segment: nii.gz, ome.zarr, tif; "
-            "reconstruct: ply, stl, glb, obj; translate: nii.gz, mha, npy, ome.tif, ome.zarr, png; "
-            "by default the first."
-        ),
+        str | None, typer.Option(help="Suffix of what is written, of those that the task has; by default its first.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
     dataset: Annotated[
@@ -76,69 +70,28 @@ def predict(
     channel: Annotated[
         int | None, typer.Option(help="Which channel or time point, from 0, of an image with several.")
     ] = None,
-    click: Annotated[
-        list[str] | None,
-        typer.Option(help="reconstruct: x,y,z in RAS mm inside the organ, once per slice; column,row with --slice."),
-    ] = None,
-    plane: Annotated[
-        list[str] | None,
-        typer.Option(help="reconstruct: axial, coronal, sagittal, or a normal x,y,z; once, or once per click."),
-    ] = None,
-    mask: Annotated[Path | None, typer.Option(help="reconstruct: the organ in the clicked slice, as an image.")] = None,
-    slice: Annotated[Path | None, typer.Option(help="reconstruct: a single slice, without a volume.")] = None,
     spacing: Annotated[
         str | None, typer.Option(help="mm per voxel of a file that doesn't say or is wrong: 0.8, or one per axis.")
     ] = None,
-    label: Annotated[int | None, typer.Option(help="reconstruct: which organ, where a model knows several.")] = None,
     adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="translate: time steps to sample in, of those trained; reconstruct_flow.")
-    ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="translate, reconstruct_flow: another sampler than the model's.")
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(help="translate, reconstruct_flow: so many, and their mean and spread."),
-    ] = None,
-    contrast: Annotated[
-        list[str] | None,
-        typer.Option(help="translate: NAME=FILE for each contrast there is, instead of an input; as often as needed."),
-    ] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
+    **asked: Any,
 ) -> None:
     """Predict for images; outputs lie in the input's own world."""
     from voxelry.bundle.model import load
     from voxelry.engine.predict import gather_inputs, predict_files
     from voxelry.io import IMAGE_OPTIONS
 
-    contrasts = _contrasts(contrast)
-    if contrasts and inputs:
-        raise SettingError("--contrast: expected no input beside it")
-    paths = gather_inputs([*(inputs or []), *([] if slice is None else [slice]), *list(contrasts.values())[:1]])
+    own, files = read_asked(asked)
+    if inputs and (taken := next(iter(files), None)):
+        raise SettingError(f"--{taken}: expected no input beside it")
+    paths = gather_inputs([*(inputs or []), *(path for found in files.values() for path in found)])
     loaded = load(model, device, changes=read_changes(set), adapter=adapter)
-    prompt = {
-        "click": _points(click),
-        "plane": _planes(plane),
-        "mask": mask,
-        "slice": True if slice is not None else None,
-        "label": label,
-    }
-    given = {name: value for name, value in prompt.items() if value is not None}
-    if loaded.kind.prompted and click is None:
-        raise SettingError("--click: expected x,y,z in RAS mm inside the organ (column,row with --slice)")
-    if given and not loaded.kind.prompted:
-        raise SettingError(f"--{next(iter(given))}: expected with a model for reconstruct, not {loaded.task_name}")
-    sampling = {"steps": steps, "sampler": sampler, "samples": samples, "contrast": contrasts or None}
-    way = {name: value for name, value in sampling.items() if value is not None}
-    taken = {*loaded.kind.options, *(("contrast",) if loaded.task_name == "translate" else ())}
-    if strange := [name for name in way if name not in taken]:
-        wanted = "translate" if strange[0] == "contrast" else "translate or reconstruct_flow"
-        raise SettingError(f"--{strange[0]}: expected with a model for {wanted}, not {loaded.task_name}")
     reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else read_spacing(spacing)}
-    told = read_changes(option, "--option", "channel_axis=0", IMAGE_OPTIONS)
-    options = given | way | told | {name: value for name, value in reader.items() if value is not None}
+    reading = read_changes(option, "--option", "channel_axis=0", IMAGE_OPTIONS)
+    options = own | reading | {name: value for name, value in reader.items() if value is not None}
+    flagged(loaded.recipe.split, options)
     with progress("predicting", len(paths)) as (bar, job):
         within = bar.add_task("tiles", total=None, visible=False)
 
@@ -159,29 +112,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def _points(texts: list[str] | None) -> list[list[float]] | None:
-    from voxelry.tasks.reconstruct.prompt import read_points
-
-    return [read_points(text, "--click") for text in texts] if texts else None
-
-
-def _planes(texts: list[str] | None) -> str | list[float] | list[str | list[float]] | None:
-    """One plane for all clicks, or one for each."""
-    from voxelry.tasks.reconstruct.prompt import read_points
-
-    planes = [read_points(text, "--plane") if "," in text else text for text in texts or ()]
-    return planes[0] if len(planes) == 1 else planes or None
-
-
-def _contrasts(texts: list[str] | None) -> dict[str, Path]:
-    """`NAME=FILE` texts as a mapping."""
-    found = {}
-    for text in texts or ():
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise SettingError(f"--contrast: expected NAME=FILE such as t1=scan.nii.gz, got {text!r}")
-        found[name] = Path(path)
-    return found
+app.command()(with_options(predict))
 
 
 @app.command()
@@ -214,23 +145,16 @@ def evaluate(
     print(f"report: {report}")
 
 
-class DemoTask(StrEnum):
-    """What a demo is about."""
-
-    landmarks = "landmarks"
-    segment = "segment"
-    reconstruct = "reconstruct"
-    translation = "translate"  # `translate` is a method of every text
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
     ndim: Annotated[int, typer.Option(min=2, max=3, help="Rank of the images.")] = 3,
-    task: Annotated[DemoTask, typer.Option(help="What is learned.")] = DemoTask.landmarks,
+    task: Annotated[
+        str, typer.Option(help="What is learned: landmarks, segment, reconstruct, translate.")
+    ] = "landmarks",
 ) -> None:
     """Phantoms, a short training, predictions for images not seen before, a report: a few minutes on a laptop."""
     from voxelry.demos.demo import run_demo
 
-    report = run_demo(out, task=task.value, ndim=ndim)
+    report = run_demo(out, task=task, ndim=ndim)
     print(f"report: {report}")

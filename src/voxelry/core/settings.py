@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["plain"]
+__all__ = ["keywords", "plain"]
 
 
 def plain(value: Any) -> Any:
@@ -22,3 +22,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         return value
     return [plain(item) for item in value]
+
+
+def keywords(node: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A part of a configuration as keywords of what it describes: plain values, without `_target_`; {} for None."""
+    return {} if node is None else {name: value for name, value in plain(node).items() if name != "_target_"}

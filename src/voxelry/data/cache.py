@@ -18,27 +18,24 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from voxelry.core.atomic import replacing
-from voxelry.core.errors import FileError, SettingError, VoxelryError
+from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 from voxelry.data.layouts.find import Case
 from voxelry.data.sample import Sample
 
-if TYPE_CHECKING:
-    from voxelry.data.dataset import VolumeDataset
-
-__all__ = ["Cache", "build", "content_hash", "stamps"]
+__all__ = ["ABANDONED", "Cache", "content_hash", "stamps"]
 
 _VERSION = 3  # of the entries: raise it when preprocessing gives other values for the same settings
 _TENSORS = ("image", "landmarks", "labels", "boxes", "masks", "classes", "target", "present", "levels")
 _HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".head", ".brik", ".par", ".rec", ".brik.gz")  # data may be beside
-_ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry has no writer any more
+ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry has no writer any more
 
 
 class Cache:
@@ -141,54 +138,6 @@ class Cache:
         with replacing(note) as place:
             place.write_text(json.dumps({"stamp": stamp, "digest": digest}), encoding="utf-8")
         return digest
-
-
-def build(dataset: VolumeDataset, *, workers: int = 0, progress: Callable[[int, int], None] | None = None) -> int:
-    """Make every entry of a dataset's cache that isn't there yet.
-
-    Args:
-        dataset: one with a `cache` on disk.
-        workers: processes to share the work; 0 does it in this one.
-        progress: called as `progress(done, total)` after each case.
-
-    Returns:
-        Number of cases, all of which now have an entry.
-
-    Raises:
-        SettingError: the dataset has no cache on disk.
-        VoxelryError: the first case that can't be made, in one line; entries made before it stay.
-    """
-    from torch.utils.data import DataLoader
-
-    cache = dataset.cache
-    if not isinstance(cache, Cache):
-        raise SettingError("cache: expected a folder to build in, as the dataset has none")
-    cache.sweep(_ABANDONED)
-    # One thread a worker, so that processes don't fight for cores; only error or None travels back.
-    loader = DataLoader(_Builder(dataset), batch_size=None, num_workers=workers)
-    for done, error in enumerate(loader, 1):
-        if error is not None:
-            raise error
-        if progress is not None:
-            progress(done, len(dataset))
-    return len(dataset)
-
-
-class _Builder(torch.utils.data.Dataset[VoxelryError | None]):
-    def __init__(self, dataset: VolumeDataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> VoxelryError | None:
-        if index >= len(self):
-            raise IndexError(index)
-        try:
-            self.dataset.preprocessed(index)
-        except VoxelryError as error:
-            return error
-        return None
 
 
 def content_hash(path: Path) -> str:

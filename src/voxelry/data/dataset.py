@@ -102,8 +102,6 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         self._given_names = None if landmark_names is None else tuple(landmark_names)
         self._names = self._given_names
         self._memory: dict[int, Sample] | None = {} if in_memory else None
-        # Shared, so that workers that outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @classmethod
     def from_folder(
@@ -151,8 +149,8 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         return len(self.cases)
 
     def __getitem__(self, index: int) -> Sample:
-        """Case `index` as `sample` makes it, in the epoch that `set_epoch` set."""
-        return self.sample(index, self.epoch)
+        """Case `index` as `sample` makes it, in the first epoch."""
+        return self.sample(index, 0)
 
     def sample(self, index: int, epoch: int) -> Sample:
         """Case `index`, preprocessed, as a patch and augmented where that is wanted.
@@ -181,15 +179,6 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
     def altered(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """What becomes of a preprocessed sample, or of a window of it, in one epoch: the augmentation, if any."""
         return sample if self.augment is None else self.augment(sample, generator)
-
-    @property
-    def epoch(self) -> int:
-        """What `set_epoch` was last given."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other patches and augmentations from now on; reaches the workers of a DataLoader, too."""
-        self._epoch.fill_(epoch)
 
     @property
     def landmark_names(self) -> tuple[str, ...]:

@@ -15,15 +15,15 @@ from omegaconf import DictConfig
 
 import voxelry.configs
 from voxelry.core.errors import ConfigError, DataError
+from voxelry.core.settings import keywords
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.parts import plain
 
 __all__ = ["check_own_rank", "dataset_class", "own_suffix"]
 
-Kind = TypeVar("Kind", bound=VolumeDataset)
+Own = TypeVar("Own", bound=VolumeDataset)
 
 
-def dataset_class(config: DictConfig, usual: type[Kind]) -> Callable[..., Kind]:
+def dataset_class(config: DictConfig, usual: type[Own]) -> Callable[..., Own]:
     """What makes the datasets of a run: `usual`, or the class that `data._target_` names.
 
     Keys of `data` that no group of ours has, such as `+data.scanner=3`, are its keywords.
@@ -37,9 +37,9 @@ def dataset_class(config: DictConfig, usual: type[Kind]) -> Callable[..., Kind]:
     found = _imported(str(name))
     if not (isinstance(found, type) and issubclass(found, usual)):
         raise ConfigError(f"data._target_: expected a child of {usual.__module__}.{usual.__name__}, got {name}")
-    own = {str(key): plain(config)[key] for key in config if key not in _known()}
+    own = {str(key): keywords(config)[key] for key in config if key not in _known()}
 
-    def make(*args: Any, **settings: Any) -> Kind:
+    def make(*args: Any, **settings: Any) -> Own:
         try:
             return found(*args, **{**settings, **own})
         except TypeError as error:

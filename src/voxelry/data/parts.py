@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from voxelry.core.errors import VoxelryError
+from voxelry.core.errors import ConfigError, DataError
+from voxelry.data.cache import Cache
+from voxelry.data.cache_fill import fill_cache
+from voxelry.data.dataset import VolumeDataset
 from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
-from voxelry.data.splits import CaseType, read_names, split_cases
+from voxelry.data.splits import SPLITS, CaseType, few_shot, read_names, split_cases
 
-__all__ = ["First", "SampleSource", "Splits", "named_cases", "plain"]
+__all__ = ["First", "SampleSource", "Splits", "checked_splits", "divide", "named_cases"]
+
+CHOICES = ("drawn", "first")
 
 
 class SampleSource(Protocol):
@@ -82,11 +88,48 @@ def named_cases(found: Sequence[CaseType], file: Path | None) -> list[CaseType]:
     return parts["test"] or [case for part in parts.values() for case in part]
 
 
-def plain(config: DictConfig | None) -> dict[str, Any]:
-    """A configuration node as ordinary values."""
-    if not config:
-        return {}
-    container = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(container, dict):
-        raise VoxelryError(f"expected a mapping in the configuration, got {container!r}")
-    return {str(key): value for key, value in container.items() if key != "_target_"}
+def divide(cases: Sequence[CaseType], config: DictConfig, seed: int) -> dict[str, list[CaseType]]:
+    """The cases of each part as `config.split` has it, `config.training_samples` of them for training.
+
+    Raises:
+        DataError: none are left for training; or see `data.splits`.
+    """
+    split = config.split
+    parts = split_cases(
+        cases,
+        file=split.file,
+        fractions=None if split.fractions is None else [float(share) for share in split.fractions],
+        fold=split.fold if split.folds else None,
+        folds=split.folds or 5,
+        seed=split.seed,
+    )
+    choice = config.get("training_choice", CHOICES[0])
+    if choice not in CHOICES:
+        raise ConfigError(f"data.training_choice: expected {' or '.join(CHOICES)}, got {choice!r}")
+    training = few_shot(parts["train"], config.training_samples, seed if choice == "drawn" else None)
+    if not training:
+        raise DataError(f"{config.root}: no cases are left for training after the split (of {len(cases)} in all)")
+    return {**parts, "train": training}
+
+
+def checked_splits(
+    train: VolumeDataset, validation: VolumeDataset, test: VolumeDataset, *, unaltered: Callable[[int], Sample]
+) -> Splits:
+    """The parts of a run, looked through and, with a cache on disk, all of them in it.
+
+    Raises:
+        FileError, DataError: the first fault of a case; one line naming the file.
+    """
+    datasets = dict(zip(SPLITS, (train, validation, test), strict=True))
+    for dataset in datasets.values():
+        dataset.check()
+        if isinstance(dataset.cache, Cache):
+            fill_cache(dataset, workers=min(4, os.cpu_count() or 1))
+    return Splits(
+        train,
+        validation,
+        test,
+        preprocess=train.preprocess,
+        names={part: [case.name for case in dataset.cases] for part, dataset in datasets.items()},
+        unaltered=unaltered,
+    )

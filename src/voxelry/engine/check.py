@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from voxelry.backbones.build import BACKBONES
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import ConfigError, SettingError
 from voxelry.data.augment import Augment
 from voxelry.data.augment.intensity import IntensityAugment
@@ -32,7 +33,6 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.augment import SliceAugment
 from voxelry.data.slices.dataset import SliceDataset
 from voxelry.engine.compose import CONFIGS, groups
-from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.rules import fault_of
 from voxelry.io import IMAGE_OPTIONS, POINT_OPTIONS
 from voxelry.models.adapters.adapters import AdapterSettings
@@ -81,7 +81,7 @@ def check_settings(config: DictConfig) -> None:
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error
     if missing:
         raise ConfigError(f"{missing[0]}: not set; give it as {missing[0]}=... (voxelry train --help lists all)")
-    kind_of_config(config)
+    recipe_of_config(config)
     parts = list(_parts(settings))
     for part in parts:
         for key in part.values:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import signal
 import sys
 import threading
@@ -14,12 +13,11 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 from voxelry.core.errors import CheckpointError, FileError, VoxelryError
 from voxelry.engine.validations import Validations
 
-__all__ = ["Checkpoints", "StoppedError", "check_description", "read_checkpoint"]
+__all__ = ["Checkpoints", "StoppedError", "check_description"]
 
 log = logging.getLogger("voxelry")
 _NEVER = 1 << 62  # batches
@@ -194,23 +192,6 @@ class Checkpoints(pl.Callback):
         finally:
             if trainer.is_global_zero:  # another process would take the file away from under its name
                 partial.unlink(missing_ok=True)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, tensors and plain values only.
-
-    Raises:
-        CheckpointError: missing, unreadable, or holding anything that would have to be executed.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such checkpoint") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint of tensors and plain values") from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: expected a dictionary, found {type(checkpoint).__name__}")
-    return checkpoint
 
 
 def check_description(

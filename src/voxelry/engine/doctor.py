@@ -6,18 +6,13 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
-from voxelry.core.errors import SettingError
+from voxelry.bundle.registry import recipe_named
 from voxelry.data.doctor.demands import Demands
 from voxelry.data.doctor.diagnosis import Diagnosis
 from voxelry.data.doctor.inspect import inspect
 from voxelry.data.doctor.pairs import holds_pairs, inspect_pairs
-from voxelry.engine.kinds import KINDS
 
 __all__ = ["demands_of", "diagnose"]
-
-_PAIRED = "translate"
-_ORGAN = 1  # what `reconstruct` learns where it is told nothing else
-_FRACTIONS = dict.fromkeys(("pretrain", "masked_pretrain"), (0.9, 0.1, 0.0))  # as their experiments have them
 
 
 def diagnose(
@@ -43,7 +38,7 @@ def diagnose(
         SettingError: an unknown task, layout or target.
     """
     demands = None if task is None else demands_of(task)
-    if task in (None, _PAIRED) and holds_pairs(path, layout):
+    if (demands is None or demands.contrast) and holds_pairs(path, layout):
         return inspect_pairs(
             path, layout=layout, target=target, options=options, to_train=task is not None, progress=progress
         )
@@ -63,9 +58,5 @@ def demands_of(task: str) -> Demands:
     Raises:
         SettingError: there is no such task.
     """
-    if task not in KINDS:
-        raise SettingError(f"task: expected one of {', '.join(KINDS)}, got {task!r}")
-    kind = KINDS[task]
-    needs = kind.needs if task != _PAIRED else tuple(word for word in kind.truth if word != "landmarks")
-    shown = (_ORGAN,) if kind.required == "labels" else ()
-    return Demands(needs, kind.required, shown, contrast=task == _PAIRED, fractions=_FRACTIONS.get(task))
+    found: Demands = recipe_named(task).demands()
+    return found

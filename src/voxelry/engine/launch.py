@@ -19,7 +19,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from voxelry.core.errors import ConfigError, FileError, SettingError, VoxelryError
 from voxelry.engine.checkpoints import StoppedError
-from voxelry.engine.compose import in_one_line, settle
+from voxelry.engine.compose import compose_training, in_one_line, settle
+from voxelry.engine.fast_ddpm import sample_run
+from voxelry.engine.held_out import measure_held_out
+from voxelry.engine.train import train
+from voxelry.interop.legacy import fast_ddpm_config
+from voxelry.interop.legacy.config import translate
+from voxelry.interop.legacy.fast_ddpm_config import is_theirs
+from voxelry.interop.legacy.fast_ddpm_options import find_config, read_options
+from voxelry.interop.legacy.options import read_seed_options
+from voxelry.interop.legacy.overrides import read_settings
 
 __all__ = ["launch", "launch_file"]
 
@@ -103,8 +112,6 @@ def _errors_let_through() -> Iterator[None]:
 
 
 def _run(config: DictConfig) -> dict[str, Any]:
-    from voxelry.engine.train import train
-
     launched = HydraConfig.get()
     if launched.mode == RunMode.MULTIRUN:
         config.output_dir = launched.runtime.output_dir  # each run of a sweep has a folder of its own
@@ -136,12 +143,6 @@ def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> Non
         ConfigError, FileError: the file can't be read as one of theirs.
         CheckpointError: Fast-DDPM's `--sample`, and its run was never trained.
     """
-    from voxelry.interop.legacy.config import translate
-    from voxelry.interop.legacy.fast_ddpm_config import is_theirs
-    from voxelry.interop.legacy.fast_ddpm_options import find_config
-    from voxelry.interop.legacy.options import read_seed_options
-    from voxelry.interop.legacy.overrides import read_settings
-
     path = find_config(path)
     content = read_settings(path)
     if is_theirs(content):
@@ -168,9 +169,6 @@ def _measure(overrides: list[str], part: str, model: Path | None) -> None:
     """
     from hydra.errors import HydraException
 
-    from voxelry.engine.compose import compose_training
-    from voxelry.engine.held_out import measure_held_out
-
     try:
         config = compose_training(overrides)
     except HydraException as error:
@@ -180,13 +178,8 @@ def _measure(overrides: list[str], part: str, model: Path | None) -> None:
 
 def _launch_fast_ddpm(path: Path, content: dict[str, Any], arguments: list[str], *, debug: bool) -> None:
     """Train, or with its `--sample` measure, what a file of Fast-DDPM and the options of its command line say."""
-    from voxelry.interop.legacy import fast_ddpm_config
-    from voxelry.interop.legacy.fast_ddpm_options import read_options
-
     options, overrides = read_options(arguments)
     if options.measures:
-        from voxelry.engine.fast_ddpm import sample_run
-
         sample_run(path, content, options, overrides)
         return
     translation = fast_ddpm_config.translate(path, content, options)

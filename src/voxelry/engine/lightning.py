@@ -87,6 +87,8 @@ class TaskModule(pl.LightningModule):
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
         progress = self.progress()
         self.task.on_progress(progress)
+        drawn = self.batches_taken * self.trainer.world_size + self.global_rank
+        self.task.on_batch(drawn * len(batch))
         factor = self.learning_rate.factor(progress)
         optimizer = self.optimizers(use_pl_optimizer=False)
         for group in optimizer.param_groups:  # type: ignore[union-attr]

@@ -79,10 +79,10 @@ def predict_files(
     Raises:
         SettingError: the task writes no files in that format.
     """
-    kind = model.kind
-    chosen = kind.formats[0] if format is None else format.lstrip(".")
-    if chosen not in kind.formats:
-        raise SettingError(f"format: {kind.name} is written as one of {', '.join(kind.formats)}, got {format!r}")
+    recipe = model.recipe
+    chosen = recipe.formats[0] if format is None else format.lstrip(".")
+    if chosen not in recipe.formats:
+        raise SettingError(f"format: {recipe.name} is written as one of {', '.join(recipe.formats)}, got {format!r}")
     outcome = Outcome()
     stems: dict[str, Path] = {}
     for path in paths:
@@ -93,7 +93,7 @@ def predict_files(
             stems[name] = path
             part = None if tiles is None else partial(tiles, path)
             outcome.written.append(
-                kind.predict_file(model, path, out, format=chosen, options=options or {}, progress=part)
+                recipe.predict_file(model, path, out, format=chosen, options=options or {}, progress=part)
             )
         except VoxelryError as error:
             outcome.failed.append((path, str(error)))

@@ -24,11 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.core.optional import require
+from voxelry.engine.placement import Placement
+from voxelry.engine.run_folder import checkpoint_to_resume
+from voxelry.engine.train import Run, train_process
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-    from voxelry.engine.train import Run
 
 __all__ = ["train_on_ray"]
 
@@ -74,9 +75,6 @@ def train_on_ray(
         TrainingFailedError,
     )
     from ray.train.torch import TorchTrainer
-
-    from voxelry.engine.run_folder import checkpoint_to_resume
-    from voxelry.engine.train import Run
 
     output = Path(config.output_dir).resolve()
     checkpoint_to_resume(output, resume=config.resume, overwrite=config.overwrite)
@@ -133,9 +131,6 @@ def _work(job: dict[str, Any]) -> dict[str, Any] | None:
     """
     import ray.train
     from ray.train.lightning import RayDDPStrategy, RayLightningEnvironment
-
-    from voxelry.engine.placement import Placement
-    from voxelry.engine.train import train_process
 
     verdict = Path(job["verdict"])
     if verdict.exists():

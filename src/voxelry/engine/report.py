@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from voxelry.bundle.model import Model
+from voxelry.bundle.registry import recipe_of
 from voxelry.bundle.seen import SEEN_WORDS, case_digests, seen_as, seen_cases, told_of_seen
 from voxelry.data.parts import SampleSource
-from voxelry.engine.kinds import kind_of
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.viz import figures
@@ -67,7 +67,7 @@ def add_results(
     if not evaluation.rows:
         report.section("Results", "No cases were held out, so nothing was measured.")
     else:
-        kind_of(task).add_results(report, task, evaluation, held_out, history)
+        recipe_of(task).add_results(report, task, evaluation, held_out, history)
 
 
 def add_curves(report: Report, task: Task, history: Sequence[Mapping[str, float]], logs: Path) -> None:
@@ -168,8 +168,8 @@ def evaluation_dataset(
     Raises:
         DataError: no case, or points that are not the model's.
     """
-    kind = kind_of(model.task)
-    return kind.cases(model, Path(root), layout, cases, options=options, point_options=point_options)
+    recipe = recipe_of(model.task)
+    return recipe.cases(model, Path(root), layout, cases, options=options, point_options=point_options)
 
 
 def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, trainings: Mapping[str, Path]) -> Report:

@@ -14,6 +14,9 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from voxelry.viz import figures
+from voxelry.viz.report import Report
+
 __all__ = ["SweepSummary", "few_shot_table", "summarise"]
 
 
@@ -87,9 +90,6 @@ def few_shot_table(rows: list[dict[str, Any]], metric: str) -> tuple[list[int], 
 
 
 def _page(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    from voxelry.viz import figures
-    from voxelry.viz.report import Report
-
     report = Report("Sweep", subtitle=str(folder.name))
     metric = (
         "mre_mm"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,15 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxelry.bundle.bundle import describe, write_bundle
 from voxelry.bundle.card import model_card
+from voxelry.bundle.checkpoint import read_checkpoint
+from voxelry.bundle.pretrained import cases_seen_by, read_pretrained
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.bundle.seen import digests_of_parts
 from voxelry.core.errors import ConfigError
 from voxelry.data.loader import evaluation_loader, training_loader
 from voxelry.data.parts import Splits
 from voxelry.engine.check import check_settings, drop_defaults
-from voxelry.engine.checkpoints import Checkpoints, check_description, read_checkpoint
+from voxelry.engine.checkpoints import Checkpoints, check_description
 from voxelry.engine.data import build_data
 from voxelry.engine.devices import check_devices
-from voxelry.engine.kinds import Kind, kind_of_config
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.logs import make_logger, progress_callback
 from voxelry.engine.pace import EPOCH, Pace, pace
@@ -36,11 +38,10 @@ from voxelry.engine.resume import check_same_run, describe_run
 from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume
 from voxelry.engine.validations import LEAST, Validations
 from voxelry.metrics.choice import MetricChoice
+from voxelry.models.transfer import TransferReport
 from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task, write_summary
-
-if TYPE_CHECKING:
-    from voxelry.models.transfer import TransferReport
+from voxelry.tasks.recipe import Recipe
 
 __all__ = ["Run", "build_task", "train", "train_process"]
 
@@ -91,12 +92,12 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     anew = config.overwrite or (placement.admitted and not config.resume)
     resume = placement.restored or checkpoint_to_resume(output, resume=config.resume, overwrite=anew)
     pl.seed_everything(config.seed, verbose=False)
-    kind = kind_of_config(config)
-    kind.check_adapter(config)
+    recipe = recipe_of_config(config)
+    recipe.check_adapter(config)
     with placement.first_one_alone():
-        splits = build_data(config.data, ndim=config.ndim, augment=config.augment, seed=config.seed, kind=kind)
+        splits = build_data(config.data, ndim=config.ndim, augment=config.augment, seed=config.seed, recipe=recipe)
     _check_validated(config, splits)
-    task, transferred = build_task(config, kind, splits)
+    task, transferred = build_task(config, recipe, splits)
     if transferred is not None:
         log.info("%s", transferred)
     description = describe(task)
@@ -136,7 +137,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     )
     with _quiet():
         logger = make_logger(config.trainer.logger, output, state.get("step")) if not placement.rank else False
-        trainer = _trainer(config.trainer, kind, output, checkpoints, rhythm, {"logger": logger, **placement.trainer})
+        trainer = _trainer(config.trainer, recipe, output, checkpoints, rhythm, {"logger": logger, **placement.trainer})
         batches = training_loader(
             splits.train,
             batch_size=config.data.batch_size,
@@ -217,8 +218,6 @@ def _earlier(config: DictConfig) -> list[dict[str, Any]]:
     """The cases that the weights have seen that a run begins with."""
     if config.pretrained is None:
         return []
-    from voxelry.bundle.pretrained import cases_seen_by
-
     return cases_seen_by(Path(config.pretrained))
 
 
@@ -236,26 +235,24 @@ def _keep_best(task: Task, checkpoints: Checkpoints, step: int) -> str:
     return kept
 
 
-def build_task(config: DictConfig, kind: Kind, splits: Splits) -> tuple[Task, TransferReport | None]:
+def build_task(config: DictConfig, recipe: Recipe, splits: Splits) -> tuple[Task, TransferReport | None]:
     """The task around a new network, its weights taken from `config.pretrained` where that is set."""
     pretrained = None
     if config.pretrained is not None:
-        from voxelry.bundle.pretrained import read_pretrained
-
         pretrained = read_pretrained(Path(config.pretrained), ndim=config.ndim)
-    kind.settle(config, splits)
-    network, report = kind.network(config, splits.train, pretrained)
-    settings = kind.settings(config, splits.train, pretrained)
+    recipe.settle(config, splits)
+    network, report = recipe.network(config, splits.train, pretrained)
+    settings = recipe.settings(config, splits.train, pretrained)
     task: Task = instantiate(config.task, network=network, **settings, _convert_="all")
     chosen: Any = OmegaConf.to_container(config.metrics, resolve=True)
     task.choose(MetricChoice.from_settings(chosen))
-    kind.prepare(task, config, splits.train)
+    recipe.prepare(task, config, splits.train)
     return task, report
 
 
 def _trainer(
     config: DictConfig,
-    kind: Kind,
+    recipe: Recipe,
     output: Path,
     checkpoints: Checkpoints,
     rhythm: Pace,
@@ -269,7 +266,7 @@ def _trainer(
             0, EMAWeightAveraging(decay=config.ema, update_starting_at_step=_ema_start(config.ema, rhythm.max_steps))
         )
     # before the averaging callback, which takes the averaged weights away again when validation ends
-    callbacks[:0] = kind.callbacks(output)
+    callbacks[:0] = recipe.callbacks(output)
     if config.progress:
         callbacks.append(progress_callback())
     return pl.Trainer(
@@ -321,12 +318,12 @@ def _finish(
     Args:
         found: `digests` of the cases by part, `earlier` ones (see `seen.lineage`), and which weights were `kept`.
     """
-    kind = kind_of_config(config)
+    recipe = recipe_of_config(config)
     task.eval()
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)
-        cases = [kind.truth_of(splits.validation, index) for index in range(len(splits.validation))]
+        cases = [recipe.truth_of(splits.validation, index) for index in range(len(splits.validation))]
         task.calibrate(validated.predictions, cases)
     data = {
         "root": str(config.data.get("index") or config.data.root),
@@ -334,7 +331,7 @@ def _finish(
         "digests": found["digests"],
         "earlier": found["earlier"],
     }
-    kind.finish(task, splits, output, data)  # with what the calibration found
+    recipe.finish(task, splits, output, data)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
     evaluation = evaluate_task(task, held_out).told(task) if len(held_out) else Evaluation.empty()
     record = {

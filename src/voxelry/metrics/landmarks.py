@@ -8,18 +8,18 @@ means that the landmark is absent, NaN in a prediction that nothing was found.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
+from voxelry.ops.bootstrap import bootstrap_interval
 
 __all__ = [
     "SDR_THRESHOLDS_MM",
     "MeanPosition",
-    "bootstrap_interval",
     "case_row",
     "coverage",
     "inter_rater_errors",
@@ -96,36 +96,6 @@ def presence_auc(scores: Floats, present: NDArray[np.bool_]) -> float:
         return math.nan
     ranks = rankdata(scores)
     return float((ranks[present].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def bootstrap_interval(
-    cases: Floats,
-    statistic: Callable[..., Floats] = np.nanmean,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic over cases (Efron and Tibshirani 1993, chapter 13).
-
-    Whole cases are drawn, because the points of one case share their fate.
-
-    Args:
-        cases: `(cases,)` or `(cases, N)`.
-        statistic: takes the keyword `axis` (an int or a tuple), as numpy's reductions do.
-        seed: makes the interval the same at each call.
-
-    Returns:
-        The low and the high end; NaN for no cases.
-    """
-    cases = np.asarray(cases, dtype=np.float64)
-    kept = cases[~np.isnan(cases.reshape(len(cases), -1)).all(axis=1)] if len(cases) else cases
-    if not len(kept):
-        return math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(len(kept), size=(resamples, len(kept)))
-    values = statistic(kept[drawn], axis=tuple(range(1, kept.ndim + 1)))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 class MeanPosition:

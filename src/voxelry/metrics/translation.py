@@ -18,8 +18,8 @@ from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.metrics.continuity import gradient_error
 from voxelry.metrics.images import mae, masked_mean, mse, nmse, psnr, ssim
-from voxelry.metrics.landmarks import bootstrap_interval
 from voxelry.metrics.perception import detail_ratio, gmsd, spectral_distance
+from voxelry.ops.bootstrap import bootstrap_interval
 
 __all__ = ["figure_names", "summarise", "translate_metrics"]
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
 from voxelry.core.space import Space
+from voxelry.ops.masks import largest_component
 from voxelry.ops.resample import resample
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "canonical_space",
     "decode_int8",
     "encode_int8",
-    "largest_component",
+    "largest_shape",
     "mask_window",
     "resample_sdf",
     "signed_distance",
@@ -154,17 +155,12 @@ def decode_int8(codes: NDArray[np.int8], truncation: float) -> Array:
     return np.asarray(codes).astype(np.float32) * np.float32(_positive(truncation, "truncation") / _LEVELS)
 
 
-def largest_component(sdf: NDArray[np.floating]) -> Array:
+def largest_shape(sdf: NDArray[np.floating]) -> Array:
     """The shape without all its parts but the largest (by voxels, face neighbours); others turn to outside."""
-    from scipy.ndimage import label
-
     sdf = np.asarray(sdf, dtype=np.float32)
-    parts, count = label(sdf < 0)
-    if count < 2:
-        return sdf.copy()
-    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    inside = sdf < 0
     # mirrored, not filled: the field stays smooth and the surface of what is kept doesn't move
-    return np.where((parts > 0) & (parts != largest), np.abs(sdf), sdf)
+    return np.where(inside & ~largest_component(inside), np.abs(sdf), sdf)
 
 
 def mask_window(

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim
 from voxelry.data.sample import Sample
+from voxelry.io.images.image import write_image
+from voxelry.io.points.landmark_set import LandmarkSet
+from voxelry.io.points.landmarks import write_landmarks
 from voxelry.ops.masks import mask_boxes
 from voxelry.phantoms.anatomy import LABEL_NAMES, LANDMARK_NAMES, Organ, draw_nodules, draw_organs
 from voxelry.phantoms.frame import draw_frame, draw_space, grid_shape, grid_steps, scan
@@ -131,10 +134,6 @@ def write_phantoms(
     Raises:
         SettingError: an unknown layout or kind, a count below 1, or settings that `make_phantom` can't take.
     """
-    from voxelry.io.images.image import write_image
-    from voxelry.io.points.landmark_set import LandmarkSet
-    from voxelry.io.points.landmarks import write_landmarks
-
     if layout != "volumes":
         raise SettingError(f'layout: expected "volumes", got {layout!r}')
     if kind not in KINDS:

@@ -24,6 +24,7 @@ class Task(nn.Module, ABC):
     """A network together with what it is trained for.
 
     Attributes:
+        name: what bundles, checkpoints and the command line call the task.
         network: the module whose weights a bundle holds.
         monitor: the summary metric that decides which checkpoint is best.
         higher_is_better: the sense of `monitor`.
@@ -32,6 +33,7 @@ class Task(nn.Module, ABC):
         chosen: which metrics are computed and told, see `choose`.
     """
 
+    name: str
     network: nn.Module
     monitor: str
     higher_is_better: bool = False
@@ -97,6 +99,10 @@ class Task(nn.Module, ABC):
 
         For what changes in the course of a training. An interrupted one goes on with the share it had reached.
         """
+        return
+
+    def on_batch(self, drawn: int) -> None:
+        """Told before every training batch how many samples all processes have drawn so far; nothing by default."""
         return
 
     def judged(self, share: float) -> bool:

@@ -12,10 +12,10 @@ from typing import Any, Self
 
 import torch
 
+from voxelry.bundle.registry import recipe_of
 from voxelry.core.errors import FileError
 from voxelry.data.loader import evaluation_loader
 from voxelry.data.parts import SampleSource
-from voxelry.engine.kinds import kind_of
 from voxelry.metrics.choice import Wanted
 from voxelry.tasks.base import Row, Task
 
@@ -76,16 +76,16 @@ def evaluate_task(
 ) -> Evaluation:
     """Predict and measure every case of a dataset, one at a time, on the device the task is on.
 
-    What is measured, and on which grid, is the kind's `compared`.
+    What is measured, and on which grid, is the recipe's `compared`.
     """
     task.eval()
     device = next(task.parameters()).device
-    evaluation, wanted, kind = Evaluation(), Wanted(), kind_of(task)
+    evaluation, wanted, recipe = Evaluation(), Wanted(), recipe_of(task)
     for index, loaded in enumerate(evaluation_loader(dataset, num_workers=0)):
         batch = loaded.to(device)
         with torch.inference_mode():
             predictions = task.predict_to_measure(batch, wanted)
-        predictions, batch = kind.compared(predictions, batch, dataset, index)
+        predictions, batch = recipe.compared(predictions, batch, dataset, index)
         evaluation.rows += task.metrics(predictions, batch, wanted)
         evaluation.predictions += predictions
         if progress is not None:

@@ -1,72 +1,101 @@
-"""What the engine has to know of a task beyond `tasks.base.Task`: its data, its network, its files, its report."""
+"""Everything the program must know of a task beyond `tasks.base.Task`: its data, network, files and report."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from voxelry.bundle.backbone import configured_backbone
+from voxelry.bundle.model import Model, Readable
+from voxelry.bundle.pretrained import Pretrained
+from voxelry.bundle.registry import TASKS, recipe_named
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
-from voxelry.data.parts import named_cases
+from voxelry.core.option import Option
+from voxelry.core.space import Space
+from voxelry.data.collate import collate
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.doctor.demands import Demands
+from voxelry.data.layouts.find import find_cases
+from voxelry.data.parts import SampleSource, Splits, named_cases
 from voxelry.data.sample import Batch, Sample
 from voxelry.models.networks import input_channels
+from voxelry.models.transfer import TransferReport, best_transfer, transfer
 from voxelry.tasks.base import Task
+from voxelry.tasks.evaluate import Evaluation
+from voxelry.tasks.options import takers
+from voxelry.tasks.sources import SOURCES
+from voxelry.viz.report import Report
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from voxelry.bundle.model import Model
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.data.dataset import VolumeDataset
-    from voxelry.data.parts import SampleSource, Splits
-    from voxelry.models.transfer import TransferReport
-    from voxelry.tasks.evaluate import Evaluation
-    from voxelry.viz.report import Report
-
-__all__ = ["DenseKind", "Kind", "fitting", "make_folder"]
+__all__ = ["DenseRecipe", "Recipe", "fitting", "make_folder"]
 
 
-class Kind(ABC):
-    """One task, as the engine sees it; `engine.kinds` lists them all.
+class Recipe(ABC):
+    """One task, as the program sees it; `bundle.registry` lists them all.
 
     Attributes:
-        name: what bundles, checkpoints and the command line call the task.
-        target: the task's class, as `_target_` in `configs/task`.
+        task: its class.
         needs: what a dataset reads beside the images to learn from, see `data.dataset.VolumeDataset`.
         truth: what it reads to measure predictions.
         required: what every case must have to be learned from: `landmarks`, `labels`, `instances` or nothing.
         formats: suffixes that predictions can be written in, the default first.
         adjustable: settings of a bundle, `task.` or `network.` before their names, that only say how the trained model
             is used, and so can be changed for a prediction, see `bundle.bundle.read_bundle`.
-        options: keywords of the task's `predict` beside the batch.
-        prompted: whether a prediction starts from a click.
+        options: what a prediction may be asked for beside the image, see `core.option`.
+        needed: the option without which nothing is predicted, such as a click.
         adaptable: whether an adapter can be trained on a bundle of it (`adapter={...}`).
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
     """
 
-    name: str
-    target: str
+    task: type[Task]
     needs: tuple[str, ...] = ()
     truth: tuple[str, ...] = ()
     required: str | None = None
     formats: tuple[str, ...] = ()
     adjustable: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    prompted: bool = False
+    options: tuple[Option, ...] = ()
+    needed: str | None = None
     adaptable: bool = False
     bordered: bool = False
 
-    def task_class(self) -> type[Task]:
-        """The class that `target` names."""
-        module, _, name = self.target.rpartition(".")
-        found: type[Task] = getattr(import_module(module), name)
+    @property
+    def name(self) -> str:
+        """What bundles, checkpoints and the command line call the task."""
+        return self.task.name
+
+    def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options of a prediction: those of the task, and those of the image's reader.
+
+        Raises:
+            SettingError: an option of other tasks, or one that is needed isn't there.
+        """
+        names = {option.name for option in self.options}
+        own = {name: value for name, value in options.items() if name in names and value is not None}
+        reading = {name: value for name, value in options.items() if name not in names}
+        for name in reading:
+            if others := takers(name):
+                raise SettingError(f"{name}: expected with a model for {' or '.join(others)}, not {self.name}")
+        if self.needed is not None and self.needed not in own:
+            about = next(option.help for option in self.options if option.name == self.needed)
+            raise SettingError(f"{self.needed}: expected {about}")
+        return own, reading
+
+    def demands(self) -> Demands:
+        """What a folder is looked at for before a training with the default settings."""
+        return Demands(self.needs, self.required)
+
+    def data(self, config: DictConfig, *, ndim: int, augment: DictConfig | None = None, seed: int = 0) -> Splits:
+        """What a run trains and is measured on; arguments and errors as `engine.data.build_data`."""
+        found: Splits = SOURCES[config.source](config, ndim=ndim, recipe=self, augment=augment, seed=seed)
         return found
 
     @abstractmethod
@@ -106,8 +135,9 @@ class Kind(ABC):
             ConfigError: `config.adapter` is set, and the task has none.
         """
         if config.get("adapter") is not None and not self.adaptable:
+            adaptable = " and ".join(name for name in TASKS if recipe_named(name).adaptable)
             raise ConfigError(
-                f"adapter: the task {self.name} has none, only reconstruct and reconstruct_flow do; leave it out, and "
+                f"adapter: the task {self.name} has none, only {adaptable} do; leave it out, and "
                 "pretrained=BUNDLE goes on with all of the weights"
             )
 
@@ -175,9 +205,6 @@ class Kind(ABC):
         point_options: Mapping[str, Any] | None = None,
     ) -> Any:
         """The cases of a folder as a trained model is measured on them; see `engine.report.evaluate_folder`."""
-        from voxelry.data.dataset import VolumeDataset
-        from voxelry.data.layouts.find import find_cases
-
         needed = self.required == "landmarks"
         found = find_cases(root, layout, need_landmarks=needed, options=options, point_options=point_options)
         found = named_cases(found, file)
@@ -198,6 +225,14 @@ class Kind(ABC):
         """
         return
 
+    def predict(self, model: Model, image: Readable, space: Space | None, options: Mapping[str, Any]) -> Any:
+        """What a trained task makes of one image; arguments and errors as `Model.predict`."""
+        own, reading = self.split(options)
+        batch = collate([model.bundle.preprocess(model.sample(image, space, **reading))]).to(model.device)
+        task: Any = model.task
+        with torch.inference_mode():
+            return task.predict(batch, **own)[0]
+
     def predict_file(
         self,
         model: Model,
@@ -213,8 +248,9 @@ class Kind(ABC):
         Args:
             progress: called with the parts that are done and all of them, by tasks that work part by part.
         """
-        sample = model.sample(path, **options)
-        return self.write(model.predict(sample), sample, folder, format)
+        own, reading = self.split(options)
+        sample = model.sample(path, **reading)
+        return self.write(model.predict(sample, **own), sample, folder, format)
 
     @abstractmethod
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
@@ -245,7 +281,7 @@ class Kind(ABC):
         """
 
 
-class DenseKind(Kind):
+class DenseRecipe(Recipe):
     """A task whose network answers a map of the image's size; pretrained weights bring their architecture along.
 
     Attributes:
@@ -277,8 +313,6 @@ class DenseKind(Kind):
             CheckpointError: none of the weights fits, or they are no U-Net's and the configured network is one.
             ConfigError: the network needs a backbone and none is configured.
         """
-        from voxelry.models.transfer import best_transfer
-
         sample = dataset[0]
         channels = {
             "ndim": config.ndim,
@@ -306,8 +340,6 @@ class DenseKind(Kind):
         self, config: DictConfig, pretrained: Pretrained, sample: Sample, channels: Mapping[str, int]
     ) -> tuple[nn.Module, TransferReport]:
         """A U-Net like the pretrained one, with its weights."""
-        from voxelry.models.transfer import transfer
-
         same = not pretrained.task or pretrained.task in (self.name, *self.alike)
         network = pretrained.build(config.model, **channels, same_answer=same)
         shown = pretrained.settings["in_channels"] == sample.image.shape[0]

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
+from voxelry.ops.bootstrap import bootstrap_interval
 from voxelry.viz.style import INK, QUIET, as_array, clean, colour, new_figure, row_of_keys
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["box_by_landmark", "calibration", "cumulative_error", "curves", "few_shot", "small_multiples"]
-
-_RESAMPLES = 2000
 
 
 def curves(
@@ -249,6 +248,4 @@ def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
     if len(values) < 3:
         middle = float(values.mean()) if len(values) else float("nan")
         return middle, middle
-    draws = np.random.default_rng(0).choice(values, (_RESAMPLES, len(values)))
-    low, high = np.percentile(draws.mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    return bootstrap_interval(values)

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data import cache as cache_module
-from voxelry.data.cache import Cache, build, content_hash
+from voxelry.data.cache import Cache, content_hash
+from voxelry.data.cache_fill import fill_cache
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
@@ -116,12 +117,12 @@ def test_labels_of_any_size_come_back(tmp_path, smallest, largest):
 
 def test_moved_and_touched_files_keep_their_entry(folder, tmp_path):
     root = tmp_path / "cache"
-    build(dataset_of(folder, root))
+    fill_cache(dataset_of(folder, root))
     moved = folder.rename(tmp_path / "elsewhere")
     for path in moved.rglob("*.nii.gz"):
         os.utime(path, ns=(1, 1))
     dataset = dataset_of(moved, root)
-    build(dataset)
+    fill_cache(dataset)
     assert len(entries(root)) == 3
     assert dataset[0].source == str(moved / "volumes" / "a.nii.gz")
 
@@ -145,7 +146,9 @@ def test_a_subclass_has_entries_of_its_own(folder, tmp_path):
 def test_build_makes_all_and_reports(folder, tmp_path, workers):
     root = tmp_path / "cache"
     steps = []
-    count = build(dataset_of(folder, root), workers=workers, progress=lambda done, total: steps.append((done, total)))
+    count = fill_cache(
+        dataset_of(folder, root), workers=workers, progress=lambda done, total: steps.append((done, total))
+    )
     assert count == 3
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert len(entries(root)) == 3
@@ -156,7 +159,7 @@ def test_build_makes_all_and_reports(folder, tmp_path, workers):
 def test_a_broken_file_stops_the_build_with_one_line(folder, tmp_path, workers):
     (folder / "volumes" / "b.nii.gz").write_bytes(b"not an image")
     with pytest.raises(FileError, match=r"b\.nii\.gz") as caught:
-        build(dataset_of(folder, tmp_path / "cache"), workers=workers)
+        fill_cache(dataset_of(folder, tmp_path / "cache"), workers=workers)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
     assert not leftovers(tmp_path / "cache")
@@ -238,7 +241,7 @@ def _build_in_process(folder, root, barrier):
     torch.set_num_threads(1)
     dataset = dataset_of(folder, root)
     barrier.wait()
-    build(dataset)
+    fill_cache(dataset)
 
 
 def test_two_processes_build_the_same_cache(folder, tmp_path):
@@ -278,10 +281,10 @@ def test_a_killed_writer_leaves_no_entry_and_the_next_build_cleans_up(folder, tm
     assert process.exitcode == -signal.SIGKILL
     assert not entries(root)
     assert leftovers(root)
-    build(dataset_of(folder, root))  # too fresh: another process may still be writing it
+    fill_cache(dataset_of(folder, root))  # too fresh: another process may still be writing it
     assert leftovers(root)
     monkeypatch.setattr(cache_module, "_ABANDONED", 0.0)
-    build(dataset_of(folder, root))
+    fill_cache(dataset_of(folder, root))
     assert not leftovers(root)
     assert len(entries(root)) == 3
     assert_same(dataset_of(folder, root)[0], dataset_of(folder, None)[0])
@@ -328,4 +331,4 @@ def test_content_is_what_counts(tmp_path):
 
 def test_build_needs_a_folder(folder):
     with pytest.raises(SettingError, match="cache: expected a folder"):
-        build(dataset_of(folder, None))
+        fill_cache(dataset_of(folder, None))

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 import voxelry
 from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.pretrained import read_pretrained
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import CheckpointError, ConfigError
 from voxelry.core.space import Space
 from voxelry.data.sample import Sample
 from voxelry.engine.compose import compose_training
-from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.train import train
 from voxelry.models.mae import MaskedAutoencoder
 from voxelry.models.networks import NETWORKS
@@ -113,7 +113,7 @@ def test_published_weights_bring_the_backbone_of_landmarks_and_instances(
     sample = Sample(image, space, "case", landmarks=torch.zeros(2, ndim), boxes=boxes)
     segment = compose_training([f"experiment=segment_{ndim}d", "data.root=nowhere", f"backbone={entry}"])
     for config in (configured(f"backbone={entry}", f"ndim={ndim}"), segment):
-        network, _ = kind_of_config(config).network(config, [sample], published)
+        network, _ = recipe_of_config(config).network(config, [sample], published)
         backbone = network.backbone.backbone if entry == "hiera" else network.backbone
         prefix = "backbone." if case == "maskrcnn_2d" else ""
         for name, value in backbone.state_dict().items():

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from voxelry.bundle import bundle as bundles
 from voxelry.bundle.bundle import read_bundle, write_bundle
+from voxelry.bundle.registry import TASKS, recipe_named
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.kinds import KINDS
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.models.unet import UNet
 from voxelry.tasks.landmarks import LandmarkTask
@@ -86,9 +86,9 @@ def test_a_setting_of_use_that_can_not_be_is_refused(bundle):
         read_bundle(bundle, {"task.tile_size": [8, 8]})
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", [recipe_named(name) for name in TASKS], ids=TASKS)
 def test_settings_of_use_are_keywords_of_the_task_or_the_detector(kind):
-    owners = inspect.getmro(kind.task_class())[:-1]  # a task may hand keywords on to its base
+    owners = inspect.getmro(kind.task)[:-1]  # a task may hand keywords on to its base
     known = {
         "task": {name for owner in owners for name in inspect.signature(owner).parameters},
         "network": inspect.signature(MaskRCNN).parameters,

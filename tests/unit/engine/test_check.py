@@ -79,7 +79,7 @@ def changed(config, name, value):
         ("pretrain_mae_3d", "model.encoder.embd_dim", 9, "the nearest is model.encoder.embed_dim"),
         ("translate_3d", "data.degrade.steps", [{"name": "gaussia"}], "did you mean 'gaussian'"),
         ("landmarks_3d", "model._target_", "no.such", "expected the name of a class"),
-        ("landmarks_3d", "task._target_", "os.system", "expected one of voxelry.tasks"),
+        ("landmarks_3d", "task._target_", "os.system", "expected the class of one of landmarks"),
     ],
 )
 def test_a_setting_that_can_not_be_is_named(configured, experiment, name, value, fault):

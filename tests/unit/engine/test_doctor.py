@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.doctor import diagnose
-from voxelry.engine.kinds import kind_of_config
 from voxelry.io import read_image, write_image
 
 TASKS = ("landmarks", "segment", "reconstruct", "pretrain", "translate")
@@ -71,7 +71,7 @@ def refused(root: Path, task: str, ndim: int) -> str | None:
     config = deepcopy(composed(task, ndim))
     config.data.root = str(root)
     try:
-        parts = build_data(config.data, ndim=ndim, kind=kind_of_config(config), augment=config.augment)
+        parts = build_data(config.data, ndim=ndim, recipe=recipe_of_config(config), augment=config.augment)
         for part in (parts.train, parts.validation, parts.test):
             for index in range(len(part)):
                 part.sample(index, 0)

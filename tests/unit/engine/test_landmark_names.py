@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from torch.testing import assert_close
+from voxelry.engine.kinds import KINDS
 
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.kinds import KINDS
 from voxelry.io import LandmarkSet, write_image, write_landmarks
 
 TIP, BASE = [3.0, 2.0, 1.0], [6.0, 4.0, 2.0]

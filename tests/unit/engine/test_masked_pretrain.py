@@ -8,15 +8,15 @@ from omegaconf import OmegaConf
 import voxelry
 from voxelry.backbones.build import build_backbone
 from voxelry.bundle.pretrained import Pretrained
+from voxelry.bundle.registry import recipe_of
 from voxelry.core.errors import CheckpointError
 from voxelry.core.space import Space
 from voxelry.data.sample import Sample
 from voxelry.engine.compose import compose_training
-from voxelry.engine.kinds import kind_of
 from voxelry.engine.train import train
 from voxelry.io import read_image
 from voxelry.models.unet import UNet
-from voxelry.tasks.pretrain.masked_recipe import MaskedPretrainKind
+from voxelry.tasks.pretrain.masked_recipe import MaskedPretrainRecipe
 
 SMALL = (
     "model.encoder.embed_dim=8",
@@ -47,7 +47,7 @@ def test_a_run_leaves_a_bundle_that_completes_images(trained, phantoms, tmp_path
     path = sorted((phantoms / "volumes").iterdir())[0]
     prediction = model.predict(path)
     assert prediction.hidden.any()
-    written = kind_of(model.task).write(prediction, model.sample(path), tmp_path / "out", "nii.gz")
+    written = recipe_of(model.task).write(prediction, model.sample(path), tmp_path / "out", "nii.gz")
     image = read_image(written)
     assert written.name == f"{prediction.name}_reconstruction.nii.gz"
     assert image.space.is_close(prediction.space)
@@ -67,7 +67,7 @@ def test_a_network_of_another_kind_can_not_be_gone_on_from():
     unet = Pretrained("unet", {}, UNet(ndim=3, width=8, multipliers=(1, 2)).state_dict(), (0.0, 1.0), "unet")
     dataset = [Sample(torch.zeros(1, 16, 16, 16), Space.from_spacing((16, 16, 16)), "case")]
     with pytest.raises(CheckpointError, match="unet: none of its weights fits"):
-        MaskedPretrainKind().network(config, dataset, unet)
+        MaskedPretrainRecipe().network(config, dataset, unet)
 
 
 def test_a_published_hiera_starts_the_encoder():
@@ -75,6 +75,6 @@ def test_a_published_hiera_starts_the_encoder():
     encoder = build_backbone({**OmegaConf.to_container(config.model.encoder), "ndim": 3})
     published = Pretrained("hiera", encoder.settings(), encoder.state_dict(), (0.0, 1.0), "published")
     dataset = [Sample(torch.zeros(1, 16, 16, 16), Space.from_spacing((16, 16, 16)), "case")]
-    network, report = MaskedPretrainKind().network(config, dataset, published)
+    network, report = MaskedPretrainRecipe().network(config, dataset, published)
     assert set(report.matched) == set(encoder.state_dict())
     assert torch.equal(network.encoder.patch_embed.proj.weight, encoder.patch_embed.proj.weight)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import voxelry
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.patches import window_size
-from voxelry.engine import data as engine_data
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
-from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.train import train
 from voxelry.io import write_image
+from voxelry.tasks import volumes as source
 
 SIZES = [(20, 24, 18), (17, 30, 22), (24, 19, 26), (21, 21, 21)]
 
@@ -58,7 +58,7 @@ def built(experiment: str, root: Path, *overrides: str):
     config = compose_training(
         [f"experiment={experiment}", f"data.root={root}", "data.split.fractions=[0.5,0.25,0.25]", *overrides]
     )
-    return build_data(config.data, ndim=config.ndim, kind=kind_of_config(config), augment=config.augment)
+    return build_data(config.data, ndim=config.ndim, recipe=recipe_of_config(config), augment=config.augment)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_volume_among_pictures_is_refused(pictures, rng):
 
 
 def test_large_images_are_learned_from_in_windows(volumes, monkeypatch, caplog):
-    monkeypatch.setattr(engine_data, "MOST_VOXELS", 2 * 16**3)
+    monkeypatch.setattr(source, "MOST_VOXELS", 2 * 16**3)
     with caplog.at_level("INFO", logger="voxelry"):
         splits = built("landmarks_3d", volumes)
     assert "in windows of 16 x 16 x 16" in caplog.text
@@ -106,7 +106,7 @@ def test_large_images_are_learned_from_in_windows(volumes, monkeypatch, caplog):
 
 
 def test_a_task_trained_on_windows_predicts_in_tiles(volumes, monkeypatch, tmp_path, quick_training):
-    monkeypatch.setattr(engine_data, "MOST_VOXELS", 2 * 16**3)
+    monkeypatch.setattr(source, "MOST_VOXELS", 2 * 16**3)
     overrides = [f"data.root={volumes}", f"output_dir={tmp_path / 'run'}", *quick_training, "trainer.max_steps=1"]
     run = train(compose_training(["experiment=landmarks_3d", *overrides]))
     task = voxelry.load(run.bundle).task

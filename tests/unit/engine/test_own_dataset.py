@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import ConfigError, DataError, SettingError
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
-from voxelry.engine.kinds import kind_of_config
 
 MODULE = """
 import numpy as np, torch
@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 def splits(folder, *overrides, experiment="pretrain_3d"):
     config = compose_training([f"experiment={experiment}", f"data.root={folder}", *overrides])
-    return build_data(config.data, ndim=3, kind=kind_of_config(config), seed=0)
+    return build_data(config.data, ndim=3, recipe=recipe_of_config(config), seed=0)
 
 
 def test_any_suffix_is_read_by_ones_own_reader_and_stays_in_its_range(folder):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from voxelry.bundle.model import load
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.prepare.case import PrepareSettings
@@ -16,7 +17,6 @@ from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.run import prepare_all
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
-from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
 from voxelry.io import write_image
@@ -76,7 +76,7 @@ def prepared(source, tmp_path_factory):
 
 def splits(root, *overrides, experiment="reconstruct_3d"):
     config = compose_training([f"experiment={experiment}", f"data.root={root}", *NETWORK, *overrides])
-    return build_data(config.data, ndim=3, kind=kind_of_config(config), augment=config.augment)
+    return build_data(config.data, ndim=3, recipe=recipe_of_config(config), augment=config.augment)
 
 
 def read_off(case, points):

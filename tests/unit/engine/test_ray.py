@@ -9,8 +9,8 @@ from textwrap import dedent
 import pytest
 import torch
 
+from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.core.errors import ConfigError, MissingDependencyError, VoxelryError
-from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.engine.compose import compose_training
 from voxelry.engine.train import train
 

@@ -27,7 +27,8 @@ from voxelry.io import read_image, write_image
 from voxelry.io.meshes import read_mesh
 from voxelry.models.shape import ShapeNet
 from voxelry.tasks.reconstruct import ReconstructTask
-from voxelry.tasks.reconstruct.prompt import read_points, reconstruct
+from voxelry.tasks.reconstruct.options import OPTIONS
+from voxelry.tasks.reconstruct.prompt import reconstruct
 
 SMALL = {
     "image_size": 32, "grid": 24, "prior_grid": 24, "width": 8, "multipliers": (1, 2), "volume_width": 8,
@@ -187,9 +188,10 @@ def test_settings_of_a_prompt_are_checked(model, scan):
         reconstruct(model, scan, click=CLICK, label=9)
     with pytest.raises(SettingError, match="up to 3 slices"):
         reconstruct(model, scan, click=[CLICK] * 4)
-    assert read_points("1,-2.5,3", "--click") == [1.0, -2.5, 3.0]
+    click = next(option for option in OPTIONS if option.name == "click")
+    assert click.read(["1,-2.5,3"]) == [[1.0, -2.5, 3.0]]
     with pytest.raises(SettingError, match="--click: expected two or three numbers"):
-        read_points("1;2", "--click")
+        click.read(["1;2"])
 
 
 @pytest.mark.parametrize(("size", "grid", "pixels"), [("tiny", 48, 64), ("small", 64, 256), ("base", 128, 256)])

@@ -6,10 +6,11 @@ import logging
 import pytest
 import torch
 
+from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.bundle.pretrained import read_pretrained
 from voxelry.core.errors import CheckpointError, ConfigError
 from voxelry.engine import run_folder
-from voxelry.engine.checkpoints import StoppedError, read_checkpoint
+from voxelry.engine.checkpoints import StoppedError
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.resume import check_same_run
 from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from voxelry.backbones.resnet import ResNet
+from voxelry.bundle.registry import recipe_of
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.patches import crop
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.kinds import kind_of
 from voxelry.io import read_image, write_image
 from voxelry.metrics.instances import instance_row
 from voxelry.models.mask_rcnn import MaskRCNN
@@ -71,7 +71,7 @@ def test_scores_are_those_of_the_written_volume_against_the_label_file(folder, t
     file = folder / "instances" / "case.nii.gz"
     truth = read_image(file)
     whole = task.prediction("case", seen.space, candidates)
-    kind = kind_of(task)
+    kind = recipe_of(task)
     written = read_image(kind.write(whole, dataset.on_own_grid(0), tmp_path, "nii.gz"))
     assert written.space.is_close(truth.space)
     volume = written.array[0].astype(np.int64)

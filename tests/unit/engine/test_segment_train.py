@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import voxelry
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import CheckpointError, ConfigError, DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
-from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.predict import gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
@@ -315,17 +315,17 @@ def test_descriptions_that_can_t_be_are_refused(nuclei, tmp_path, override, faul
 
 def test_anchors_in_mm_become_voxels(flat):
     config = flat("model.anchor_unit=mm", "model.anchor_sizes=[[0.00254],[[0.00254,0.00508]]]", "backbone.extra=null")
-    kind = kind_of_config(config)
-    splits = build_data(config.data, ndim=2, kind=kind, seed=0)
-    network, _ = kind.network(config, splits.train, None)
+    recipe = recipe_of_config(config)
+    splits = build_data(config.data, ndim=2, recipe=recipe, seed=0)
+    network, _ = recipe.network(config, splits.train, None)
     np.testing.assert_allclose(network.settings()["anchor_sizes"], [[[20, 20]], [[20, 40]]], rtol=1e-3)
 
 
 def test_data_sets_or_loaders_are_handed_out(flat):
     config = flat("data.batch_size=2")
-    kind, common = kind_of_config(config), {"ndim": 2, "augment": config.augment, "seed": 1}
-    splits = build_data(config.data, kind=kind, **common)
-    loaders = build_data(config.data, kind=kind, **common, return_dataloaders=True)
+    recipe, common = recipe_of_config(config), {"ndim": 2, "augment": config.augment, "seed": 1}
+    splits = build_data(config.data, recipe=recipe, **common)
+    loaders = build_data(config.data, recipe=recipe, **common, return_dataloaders=True)
     first, second = (list(loaders.train) for _ in range(2))
     assert [len(batch) for batch in first] == [2]
     assert {name for batch in first for name in batch.names} == set(splits.names["train"])

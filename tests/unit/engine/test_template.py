@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from voxelry.bundle.bundle import read_bundle, write_bundle
 from voxelry.bundle.model import load
+from voxelry.bundle.registry import recipe_of_config
 from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, DataError
 from voxelry.core.space import Space
@@ -20,7 +21,6 @@ from voxelry.data.prepare.source import folder_template
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
-from voxelry.engine.kinds import kind_of_config
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
 from voxelry.io import read_image, write_image
@@ -198,5 +198,5 @@ def test_a_training_keeps_the_template_of_its_folder(prepared, tmp_path, quick_t
     assert bundle.template.grid.is_close(read_image(prepared / "volumes" / "a.nii.gz").space, tolerance=1e-4)
     assert bundle.config["template"] == {"transform": "rigid", "spacing": 2.0, "sha256": known.digest}
     config.data.layout = "volumes"
-    volumes = build_data(config.data, ndim=3, kind=kind_of_config(config), augment=config.augment)
+    volumes = build_data(config.data, ndim=3, recipe=recipe_of_config(config), augment=config.augment)
     assert volumes.template.digest == known.digest

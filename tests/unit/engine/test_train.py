@@ -5,8 +5,8 @@ import torch
 import yaml
 
 import voxelry
+from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.core.errors import CheckpointError, ConfigError
-from voxelry.engine.checkpoints import read_checkpoint
 from voxelry.engine.lightning import DivergedError, TaskModule
 from voxelry.engine.train import train
 

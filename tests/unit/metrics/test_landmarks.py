@@ -11,7 +11,6 @@ from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.metrics.landmarks import (
     MeanPosition,
-    bootstrap_interval,
     case_row,
     coverage,
     inter_rater_errors,
@@ -21,6 +20,7 @@ from voxelry.metrics.landmarks import (
     success_rate,
     summarise,
 )
+from voxelry.ops.bootstrap import bootstrap_interval
 
 NAN, INF = math.nan, math.inf
 

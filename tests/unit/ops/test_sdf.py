@@ -158,10 +158,10 @@ def test_int8_loses_no_more_than_it_says(rng):
 def test_the_largest_component_stays_where_it_is():
     distances = np.full((3, 12), 2.0, dtype=np.float32)
     distances[1, 1:3], distances[1, 5:10] = -1.0, -1.5
-    kept = ops.largest_component(distances)
+    kept = ops.largest_shape(distances)
     assert (kept[1, 1:3] == 1.0).all()
     np.testing.assert_array_equal(kept[:, 4:], distances[:, 4:])
-    np.testing.assert_array_equal(ops.largest_component(kept), kept)
+    np.testing.assert_array_equal(ops.largest_shape(kept), kept)
 
 
 @pytest.mark.parametrize(

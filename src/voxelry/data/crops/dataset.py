@@ -110,15 +110,13 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
                 )
         self.reader = CropReader()
         self.reports = _Reports()
-        # Shared, so that workers that outlive an epoch see the next one.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, index: int) -> Sample:
-        """Crop `index` as `sample` makes it, in the epoch that `set_epoch` set."""
-        return self.sample(index, self.epoch)
+        """Crop `index` as `sample` makes it, in the first epoch."""
+        return self.sample(index, 0)
 
     def sample(self, index: int, epoch: int) -> Sample:
         """Crop `index`, normalised and augmented.
@@ -145,15 +143,6 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         at = int(np.searchsorted(self._ends, index, side="right"))
         file = self.files[at]
         return self.index.crop_of(file, index - int(self._ends[at]) + file.crops)
-
-    @property
-    def epoch(self) -> int:
-        """What `set_epoch` was last given."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other augmentations from now on; reaches the workers of a DataLoader, too."""
-        self._epoch.fill_(epoch)
 
     @property
     def start_method(self) -> str | None:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import FileError
 from voxelry.core.guard import guarded
+from voxelry.data.crops.tiff import TiffStack
 from voxelry.data.label_grid import Placement
 from voxelry.io import ImageFile, open_image
 from voxelry.io.images.axes import AxisOrder
@@ -274,8 +275,6 @@ def _open_hdf5(stored: Stored) -> _Handle:
 
 
 def _open_tiff(stored: Stored) -> _Handle:
-    from voxelry.data.crops.tiff import TiffStack
-
     stack = TiffStack(stored.path, stored.shape)
     return _Handle(stack.__getitem__, None, stack.close)
 

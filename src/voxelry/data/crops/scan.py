@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError, SettingError
+from voxelry.core.guard import guarded
 from voxelry.data.crops.reader import CropReader, Stored
 from voxelry.data.crops.selection import Criterion
 from voxelry.data.crops.source import Listed, Objects, Source, id_array
@@ -106,8 +107,6 @@ def _inside(path: Path) -> dict[str, str]:
     """Names of the image and of the labels in a container, as `raw` and `label`, where it has them by these names."""
     if path.suffix.lower() in (".h5", ".hdf5", ".hdf"):
         import h5py
-
-        from voxelry.core.guard import guarded
 
         with guarded(path), h5py.File(path, "r") as file:
             names = [name for name, item in file.items() if isinstance(item, h5py.Dataset)]

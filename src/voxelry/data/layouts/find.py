@@ -40,6 +40,7 @@ import numpy as np
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.layouts.case import Case
 from voxelry.io import IMAGE_OPTIONS, IMAGE_SUFFIXES, is_image
+from voxelry.io.images.hdf5 import dataset_names
 from voxelry.io.points.landmarks import LANDMARK_FORMATS, POINT_OPTIONS
 from voxelry.io.points.pixels import observer_points, pixel_row, pixel_table
 
@@ -275,8 +276,6 @@ def _cephalometric(root: Path, need_landmarks: bool) -> list[Case]:
 
 
 def _hdf5(root: Path, need_landmarks: bool, *, dataset: str, label_dataset: str) -> list[Case]:
-    from voxelry.io.images.hdf5 import dataset_names
-
     paths = [root] if root.is_file() else [p for p in sorted(_existing(root).iterdir()) if p.suffix in _HDF5_SUFFIXES]
     if need_landmarks and paths:
         raise DataError(f"{paths[0]}: an HDF5 file has no landmarks; expected folders volumes and landmarks")
@@ -300,8 +299,6 @@ def image_options(path: Path, dataset: str | None = None) -> dict[str, Any]:
     Raises:
         FileError: not HDF5.
     """
-    from voxelry.io.images.hdf5 import dataset_names
-
     if path.suffix.lower() not in _HDF5_SUFFIXES or not path.is_file():
         return {}
     usual = (dataset or _HDF5_DATASETS["dataset"]).strip("/")

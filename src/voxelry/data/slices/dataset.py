@@ -138,16 +138,6 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         if missing := [label for label in first if label not in self.edges]:
             raise SettingError(f"edge: expected one for each organ, got none for label {missing[0]}")
         self._items: list[tuple[int, int | None, Cut | str | None]] | None = None
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        """What `set_epoch` was last given."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other slices, clicks and changes from now on; reaches the workers of a DataLoader, too."""
-        self._epoch.fill_(epoch)
 
     @property
     def items(self) -> list[tuple[int, int | None, Cut | str | None]]:
@@ -180,8 +170,8 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> SliceCase:
-        """Item `index` in the epoch that `set_epoch` set."""
-        return self.sample(index, self.epoch)
+        """Item `index` as `sample` makes it, in the first epoch."""
+        return self.sample(index, 0)
 
     def sample(self, index: int, epoch: int) -> SliceCase:
         """Item `index` as it is in that pass over the data.
@@ -207,7 +197,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         low, high = self.slices
         count = int(generator.integers(low, high + 1))
         choice = Choice(**{**vars(self.choice), "reach": 0.75 * edge * float(self.build["view"] or 1)})
-        slices = self._slices(prompt, case, organ, first, count, choice, generator)
+        slices = self._slices((epoch, prompt), case, organ, first, count, choice, generator)
         if self.clicks > 1:
             generator = np.random.default_rng([self.seed, epoch, prompt, 1 + clicked])
         samples = [sample.replace(click=draw_click(_mask(sample), generator)) for sample in slices]
@@ -239,7 +229,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
 
     def _slices(
         self,
-        prompt: int,
+        asked: tuple[int, int],
         case: int,
         organ: tuple[int, ...],
         first: Cut | str | None,
@@ -247,11 +237,16 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         choice: Choice,
         generator: np.random.Generator,
     ) -> list[SliceSample]:
-        """The slices of a prompt; with `every_organ` those that the organ's other prompts don't have."""
+        """The slices of a prompt; with `every_organ` those that the organ's other prompts don't have.
+
+        Args:
+            asked: epoch and number of the prompt.
+        """
         if not self.every_organ or first is not None:
             return self.source.slices(case, organ, first, count, choice, generator)
+        epoch, prompt = asked
         turn = prompt % self.repeats
-        shared = np.random.default_rng([self.seed, self.epoch, prompt - turn])
+        shared = np.random.default_rng([self.seed, epoch, prompt - turn])
         return self.source.slices(case, organ, None, count * self.repeats, choice, shared)[turn * count :][:count]
 
 

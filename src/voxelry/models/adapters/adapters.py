@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.rank import RANKS
 from voxelry.models.adapters.file import read_adapter, write_adapter
+from voxelry.models.adapters.layers import LAYERS
 from voxelry.models.adapters.names import base_hash, base_modules, base_state, inner, is_of, without
 from voxelry.nn.nd import conv
 
@@ -135,8 +136,6 @@ class Adapters:
                 layer, or heads that the network doesn't have.
         """
         from peft import LoraConfig, LoraModel
-
-        from voxelry.models.adapters.layers import LAYERS
 
         settings = settings or AdapterSettings()
         if settings.targets is None:

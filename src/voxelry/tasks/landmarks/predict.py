@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-
-if TYPE_CHECKING:
-    from voxelry.io.points.landmarks import LandmarkSet
+from voxelry.io.points.landmarks import LandmarkSet
 
 __all__ = ["LandmarkPrediction", "to_landmark_set"]
 
@@ -66,8 +63,6 @@ def to_landmark_set(prediction: LandmarkPrediction, *, presence_threshold: float
     Args:
         presence_threshold: points less likely to be there than this are written as absent.
     """
-    from voxelry.io.points.landmarks import LandmarkSet
-
     absent = prediction.presence < presence_threshold
     world = np.where(absent[:, None], np.nan, prediction.world)
     return LandmarkSet(

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
+from voxelry.io import write_landmarks
 from voxelry.tasks.base import Task
-from voxelry.tasks.recipe import DenseKind, make_folder
+from voxelry.tasks.evaluate import Evaluation
+from voxelry.tasks.landmarks import LandmarkTask, to_landmark_set
+from voxelry.tasks.landmarks import report as pages
+from voxelry.tasks.recipe import DenseRecipe, make_folder
+from voxelry.viz.report import Report
 
-if TYPE_CHECKING:
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.data.dataset import VolumeDataset
-    from voxelry.data.parts import SampleSource
-    from voxelry.tasks.evaluate import Evaluation
-    from voxelry.viz.report import Report
-
-__all__ = ["LandmarkKind"]
+__all__ = ["LandmarkRecipe"]
 
 
-class LandmarkKind(DenseKind):
+class LandmarkRecipe(DenseRecipe):
     """Named points: a heatmap per landmark, files of points."""
 
-    name = "landmarks"
-    target = "voxelry.tasks.landmarks.LandmarkTask"
+    task = LandmarkTask
     needs = ("landmarks", "labels")
     truth = ("landmarks",)
     required = "landmarks"
@@ -87,9 +87,6 @@ class LandmarkKind(DenseKind):
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
         """A file of points in the world of the image."""
-        from voxelry.io import write_landmarks
-        from voxelry.tasks.landmarks import to_landmark_set
-
         path = make_folder(folder) / f"{sample.name}.{format}"
         return write_landmarks(path, to_landmark_set(prediction), space=sample.space, format=format)
 
@@ -102,7 +99,5 @@ class LandmarkKind(DenseKind):
         history: Sequence[Mapping[str, float]],
     ) -> None:
         """Errors, uncertainty and the cases to look at."""
-        from voxelry.tasks.landmarks import report as pages
-
         samples = [held_out[index] for index in range(len(held_out))]
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)

@@ -79,6 +79,7 @@ class LandmarkTask(Task):
         SettingError: a setting out of its range; the message names it.
     """
 
+    name = "landmarks"
     monitor = "mre_mm"
     highest_threshold = math.inf
     mean_fractions: Tensor

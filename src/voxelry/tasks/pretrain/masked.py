@@ -16,6 +16,7 @@ from torch import Tensor
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch
+from voxelry.io import write_image
 from voxelry.metrics import images as image_metrics
 from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.models.mae import MaskedAutoencoder, PatchTargets, unpatchify
@@ -68,6 +69,7 @@ class MaskedPretrainTask(Task):
         SettingError: a number that can't be, or a network that is no masked autoencoder.
     """
 
+    name = "masked_pretrain"
     network: MaskedAutoencoder
     monitor = "val_loss"
     higher_is_better = False
@@ -199,8 +201,6 @@ def write_completion(prediction: MaskedPrediction, folder: Path, *, suffix: str 
     Raises:
         FileError: the folder can't be written, or the format is unknown.
     """
-    from voxelry.io import write_image
-
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {"masked": prediction.masked(), "reconstruction": prediction.reconstruction}
     return [

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from voxelry.bundle.pretrained import Pretrained
+from voxelry.data.doctor.demands import Demands
+from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
-from voxelry.tasks.recipe import Kind, fitting, make_folder
+from voxelry.models.transfer import TransferReport, transfer
+from voxelry.tasks.evaluate import Evaluation
+from voxelry.tasks.pretrain.masked import MaskedPretrainTask, write_completion
+from voxelry.tasks.pretrain.masked_report import add_masked_reconstructions
+from voxelry.tasks.pretrain.recipe import FRACTIONS
+from voxelry.tasks.recipe import Recipe, fitting, make_folder
+from voxelry.viz.report import Report
 
-if TYPE_CHECKING:
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.data.parts import SampleSource
-    from voxelry.models.transfer import TransferReport
-    from voxelry.tasks.evaluate import Evaluation
-    from voxelry.viz.report import Report
-
-__all__ = ["MaskedPretrainKind"]
+__all__ = ["MaskedPretrainRecipe"]
 
 
-class MaskedPretrainKind(Kind):
+class MaskedPretrainRecipe(Recipe):
     """Images alone, most of each hidden: a network that completes them."""
 
-    name = "masked_pretrain"
-    target = "voxelry.tasks.pretrain.masked.MaskedPretrainTask"
+    task = MaskedPretrainTask
     formats = ("nii.gz",)
+
+    def demands(self) -> Demands:
+        """Nothing but images; no case is kept for a test."""
+        return Demands((), fractions=FRACTIONS)
 
     def network(
         self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
     ) -> tuple[nn.Module, TransferReport | None]:
         """The autoencoder that `config.model` describes, begun from another one or from a bare Hiera."""
-        from voxelry.models.transfer import transfer
-
         channels = int(dataset[0].image.shape[0])
         network = instantiate(config.model, ndim=config.ndim, in_channels=channels, _convert_="all")
         if pretrained is None:
@@ -46,8 +49,6 @@ class MaskedPretrainKind(Kind):
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
         """The masked and the completed image as NIfTI."""
-        from voxelry.tasks.pretrain.masked import write_completion
-
         return write_completion(prediction, make_folder(folder), suffix=f".{format}")[-1]
 
     def add_results(
@@ -59,6 +60,4 @@ class MaskedPretrainKind(Kind):
         history: Sequence[Mapping[str, float]],
     ) -> None:
         """What was hidden of each image and what the network made of it."""
-        from voxelry.tasks.pretrain.masked_report import add_masked_reconstructions
-
         add_masked_reconstructions(report, task, evaluation.predictions, evaluation.rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
+from voxelry.io import write_image
 
 __all__ = ["PretrainPrediction", "write_reconstruction", "write_samples"]
 
@@ -51,8 +52,6 @@ def write_reconstruction(prediction: PretrainPrediction, folder: Path, *, suffix
     Raises:
         FileError: the folder can't be written, or the format is unknown.
     """
-    from voxelry.io import write_image
-
     folder.mkdir(parents=True, exist_ok=True)
     pairs = {"noised": prediction.noised, "reconstruction": prediction.reconstruction}
     return [
@@ -76,8 +75,6 @@ def write_samples(
         SettingError: a space of another shape than the samples, or not one for each.
         FileError: the folder can't be written, or the format is unknown.
     """
-    from voxelry.io import write_image
-
     spaces = [space] * len(samples) if isinstance(space, Space) else list(space)
     if len(spaces) != len(samples):
         raise SettingError(f"space: expected one or {len(samples)}, one for each sample, got {len(spaces)}")

@@ -9,28 +9,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 
+from voxelry.data.doctor.demands import Demands
+from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
-from voxelry.tasks.recipe import DenseKind, make_folder
+from voxelry.tasks.evaluate import Evaluation
+from voxelry.tasks.pretrain import PretrainTask
+from voxelry.tasks.pretrain import report as pages
+from voxelry.tasks.pretrain.predict import write_reconstruction
+from voxelry.tasks.pretrain.samples import PeriodicSamples
+from voxelry.tasks.recipe import DenseRecipe, make_folder
+from voxelry.viz.report import Report
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from voxelry.data.parts import SampleSource
-    from voxelry.tasks.evaluate import Evaluation
-    from voxelry.viz.report import Report
-
-__all__ = ["PretrainKind", "add_new_images"]
+__all__ = ["PretrainRecipe", "add_new_images"]
 
 SAMPLES = 4
+FRACTIONS = (0.9, 0.1, 0.0)  # of the experiments
 
 
-class PretrainKind(DenseKind):
+class PretrainRecipe(DenseRecipe):
     """Diffusion: images alone, an estimate of the noise in each, new images."""
 
-    name = "pretrain"
-    target = "voxelry.tasks.pretrain.PretrainTask"
+    task = PretrainTask
     formats = ("nii.gz",)
     alike = ("translate",)
+
+    def demands(self) -> Demands:
+        """Nothing but images; no case is kept for a test."""
+        return Demands((), fractions=FRACTIONS)
 
     def out_channels(self, sample: Sample, config: DictConfig) -> int:
         """As many as the image has."""
@@ -38,14 +46,10 @@ class PretrainKind(DenseKind):
 
     def callbacks(self, output: Path) -> list[pl.Callback]:
         """A sheet of new images after each validation."""
-        from voxelry.tasks.pretrain.samples import PeriodicSamples
-
         return [PeriodicSamples(output / "samples")]
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
         """The reconstruction as NIfTI."""
-        from voxelry.tasks.pretrain.predict import write_reconstruction
-
         return write_reconstruction(prediction, make_folder(folder))[-1]
 
     def add_results(
@@ -57,8 +61,6 @@ class PretrainKind(DenseKind):
         history: Sequence[Mapping[str, float]],
     ) -> None:
         """Reconstructions, losses by time step, and new images."""
-        from voxelry.tasks.pretrain import report as pages
-
         pages.add_reconstructions(report, task, evaluation.predictions, evaluation.rows)
         pages.add_losses(report, task, evaluation.rows, history)
         add_new_images(report, task, evaluation)
@@ -66,8 +68,6 @@ class PretrainKind(DenseKind):
 
 def add_new_images(report: Report, task: Any, evaluation: Evaluation, seed: int = 0) -> None:
     """New images of the first held-out case's size, beside held-out ones."""
-    from voxelry.tasks.pretrain import report as pages
-
     first = evaluation.predictions[0]
     alike = [record.image for record in evaluation.predictions if record.image.shape == first.image.shape]
     generator = torch.Generator().manual_seed(seed)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from voxelry.core.errors import FileError
 from voxelry.data.sample import Batch
-from voxelry.engine.lightning import TaskModule
 from voxelry.tasks.pretrain import PretrainTask
+from voxelry.viz import figures
 
 __all__ = ["PeriodicSamples"]
 
 COUNT = 4
+SHARE = 0.1  # of the network's work
+STEP_COST = 3  # calls of the network that learning from an image is worth: forward and twice that backward
 
 
 class PeriodicSamples(pl.Callback):
-    """After each validation, a sheet of new images from the same noise: `step_000500.png`, and so on.
+    """After validations, a sheet of new images from the same noise: `step_000500.png`, and so on.
+
+    After the first one, and after others while that takes the network no more than a tenth of its work.
 
     Args:
         folder: where the pictures go.
@@ -27,6 +32,13 @@ class PeriodicSamples(pl.Callback):
     def __init__(self, folder: Path):
         self.folder = folder
         self._like: Batch | None = None
+        self._trained = 0  # images
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count what was learned from."""
+        self._trained += len(batch)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -38,11 +50,11 @@ class PeriodicSamples(pl.Callback):
         """Draw and write."""
         if self._like is None or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        from voxelry.viz import figures
-
-        assert isinstance(pl_module, TaskModule)
-        assert isinstance(pl_module.task, PretrainTask)
         task = pl_module.task
+        assert isinstance(task, PretrainTask)
+        made = len(list(self.folder.glob("step_*.png")))
+        if made and made * COUNT * len(task.sample_steps) > SHARE * STEP_COST * self._trained:
+            return
         generator = torch.Generator().manual_seed(task.seed)
         images = task.sample(COUNT, self._like.image.shape[1:], generator=generator)
         sheet = figures.sheet([image.cpu().numpy() for image in images], space=self._like.spaces[0])

@@ -58,6 +58,7 @@ class PretrainTask(Task):
         SettingError: an unknown name, or a number that can't be.
     """
 
+    name = "pretrain"
     monitor = "val_loss"
     higher_is_better = False
 

@@ -2,111 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from omegaconf import DictConfig
 
-from voxelry.core.errors import SettingError
-from voxelry.data.parts import Splits, plain
-from voxelry.data.slices.augment import SliceAugment
-from voxelry.data.slices.case import SliceCase
-from voxelry.data.slices.dataset import SliceDataset
+from voxelry.core.settings import keywords
+from voxelry.data.parts import Splits
+from voxelry.data.prepare.source import folder_template
 from voxelry.data.slices.sources import SliceSource, VolumeSlices
 from voxelry.data.splits import SPLITS
+from voxelry.tasks.recipe import Recipe
+from voxelry.tasks.reconstruct.prepared import build_prepared, reads_prepared
+from voxelry.tasks.reconstruct.prompts import prompts
+from voxelry.tasks.volumes import build_volumes, no_channels
 
-__all__ = ["evaluation_items", "prompts", "slice_splits", "still_slices"]
+__all__ = ["build_slices"]
 
 
-def slice_splits(splits: Splits, config: DictConfig, seed: int) -> Splits:
-    """The volumes of a run as prompts: training drawn anew in every pass, the rest always the same.
+def build_slices(
+    config: DictConfig, *, ndim: int, recipe: Recipe, augment: DictConfig | None = None, seed: int = 0
+) -> Splits:
+    """The volumes of a run as prompts, or the slices of a prepared folder; arguments as `engine.data.build_data`.
 
-    Args:
-        splits: with `VolumeDataset`s that read labels.
-        config: `config.data.slices`, see `configs/data/reconstruct.yaml`.
-        seed: of slices, clicks and movements.
+    Training prompts are drawn anew in every pass, the rest are always the same.
 
     Raises:
-        DataError: a case without an organ that is asked for.
+        DataError: a case without an organ that is asked for; or see `build_data`.
     """
-    settings = plain(config)
+    no_channels(config, recipe.name)
+    if reads_prepared(config.root, config.layout):
+        return build_prepared(config, ndim=ndim, augment=augment, seed=seed)
+    splits = build_volumes(config, ndim=ndim, recipe=recipe, augment=augment, seed=seed)
+    settings = keywords(config.slices)
     settings["organs"] = settings["organs"] or [1]
     sources: dict[str, SliceSource] = {part: VolumeSlices(getattr(splits, part)) for part in SPLITS}
-    return replace(splits, **prompts(sources, settings, seed))
-
-
-def still_slices(source: SliceSource, like: SliceDataset, *, slices: int, mask: float, **items: Any) -> SliceDataset:
-    """Prompts of held-out cases, in the frame of the training, with the truth to measure on.
-
-    Args:
-        source: the cases.
-        like: the training's.
-        slices: slices of a prompt.
-        mask: chance that a prompt has its slices' masks.
-        items: of `SliceDataset`: `repeats`, `every_organ`, `clicks`, `seed`.
-    """
-    return SliceDataset(
-        source,
-        organs=like.organs,
-        slices=slices,
-        axes=like.choice.axes,
-        oblique=float(like.choice.oblique == 1),
-        min_pixels=like.choice.min_pixels,
-        mask=mask,
-        edge=like.edges,
-        truth=True,
-        **{"seed": 1000, **like.build, **items},
-    )
-
-
-def prompts(sources: Mapping[str, SliceSource], settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The parts of a run and its training cases unaltered, as `Splits` has them.
-
-    Args:
-        sources: of the cases, by part.
-        settings: of `SliceDataset`, and of `SliceAugment` as `augment`.
-        seed: of slices, clicks and movements.
-    """
-    settings = dict(settings)
-    augment = settings.pop("augment", None)
-    measured = {"every_organ": True, **evaluation_items(settings.pop("evaluation", None) or {})}
-    train = SliceDataset(
-        sources["train"],
-        augment=None if augment is None else SliceAugment(**augment),
-        seed=seed,
-        **settings,
-    )
-    seed = measured["seed"]
-    held_out = {
-        "validation": still_slices(sources["validation"], train, slices=1, mask=0.0, every_organ=True, seed=seed),
-        "test": still_slices(sources["test"], train, slices=1, mask=0.0, **measured),
-    }
-    return {"train": train, **held_out, "unaltered": _Unaltered(sources["train"], train)}
-
-
-def evaluation_items(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of an evaluation (`slices` of each organ, `clicks` on each, `seed`) as `SliceDataset` calls them.
-
-    Raises:
-        SettingError: another setting, or a number that isn't whole and positive.
-    """
-    known = {"slices": 3, "clicks": 2, "seed": 1000}
-    for name, value in settings.items():
-        if name not in known:
-            raise SettingError(f"data.slices.evaluation: expected {', '.join(known)}, got {name!r}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "seed" else 1):
-            raise SettingError(f"data.slices.evaluation.{name}: expected a positive whole number, got {value!r}")
-    chosen = {**known, **settings}
-    return {"repeats": chosen["slices"], "clicks": chosen["clicks"], "seed": chosen["seed"]}
-
-
-class _Unaltered:
-    """A training case with its shape and nothing moved, by its number."""
-
-    def __init__(self, source: SliceSource, train: SliceDataset):
-        self.dataset: Any = still_slices(source, train, slices=1, mask=0.0, repeats=train.repeats)
-
-    def __call__(self, index: int) -> SliceCase:
-        case: SliceCase = self.dataset[index]
-        return case
+    return replace(splits, template=folder_template(config.root), **prompts(sources, settings, seed))

@@ -66,6 +66,7 @@ class ReconstructFlowTask(ReconstructTask):
         SettingError: a setting out of its range; the message names it.
     """
 
+    name = "reconstruct_flow"
     draws_hypotheses = True
 
     def __init__(

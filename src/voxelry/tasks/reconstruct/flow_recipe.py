@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from omegaconf import DictConfig
 from torch import nn
 
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError
-from voxelry.tasks.reconstruct.recipe import ReconstructKind
+from voxelry.data.slices.dataset import SliceDataset
+from voxelry.models.transfer import TransferReport
+from voxelry.tasks.reconstruct import ReconstructFlowTask
+from voxelry.tasks.reconstruct.options import FLOW_OPTIONS
+from voxelry.tasks.reconstruct.recipe import ReconstructRecipe
 
-if TYPE_CHECKING:
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.data.slices.dataset import SliceDataset
-    from voxelry.models.transfer import TransferReport
-
-__all__ = ["ReconstructFlowKind"]
+__all__ = ["ReconstructFlowRecipe"]
 
 
-class ReconstructFlowKind(ReconstructKind):
+class ReconstructFlowRecipe(ReconstructRecipe):
     """Shapes from slices by a flow; may start from a model of `reconstruct`, whose network is a part of its own."""
 
-    name = "reconstruct_flow"
-    target = "voxelry.tasks.reconstruct.ReconstructFlowTask"
+    task = ReconstructFlowTask
     starts = ("shape_net", "shape_flow")
-    options = ("samples", "steps", "sampler")
-    adjustable = tuple(f"task.{name}" for name in (*options, "shift", "noise_seed")) + ReconstructKind.adjustable
+    options = FLOW_OPTIONS
+    adjustable = (
+        *(f"task.{name}" for name in ("samples", "steps", "sampler", "shift", "noise_seed")),
+        *ReconstructRecipe.adjustable,
+    )
 
     def network(
         self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
     ) -> tuple[nn.Module, TransferReport | None]:
-        """As `ReconstructKind.network`; an adapter needs a flow, which a model of `reconstruct` doesn't have.
+        """As `ReconstructRecipe.network`; an adapter needs a flow, which a model of `reconstruct` doesn't have.
 
         Raises:
             CheckpointError: pretrained weights of another kind of network.

@@ -17,7 +17,7 @@ from voxelry.data.slices.augment import move_space
 from voxelry.metrics.slices import contour_error
 from voxelry.metrics.surfaces import surface_spread
 from voxelry.models.shape.prompt import Prompt, frame_points, project, sample_plane
-from voxelry.ops.sdf import largest_component, resample_sdf, signed_distance, voxelise_sdf
+from voxelry.ops.sdf import largest_shape, resample_sdf, signed_distance, voxelise_sdf
 from voxelry.ops.surface import Mesh, extract_surface
 
 __all__ = ["ReconstructPrediction", "cut_iou", "meet_contours", "plane_distances"]
@@ -123,7 +123,7 @@ def _in_millimetres(sdf: NDArray[np.float32], before: Space, after: Space) -> ND
 
 def one_part(sdf: NDArray[np.float32]) -> NDArray[np.float32]:
     """The largest connected part of a shape; an organ has no crumbs."""
-    return largest_component(sdf)
+    return largest_shape(sdf)
 
 
 def plane_distances(masks: Tensor, views: Sequence[Space], truncation: float) -> Tensor:

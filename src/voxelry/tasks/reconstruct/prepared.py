@@ -10,15 +10,15 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from voxelry.core.errors import DataError, SettingError
-from voxelry.data.parts import Splits, named_cases, plain
+from voxelry.core.settings import keywords
+from voxelry.data.parts import Splits, divide, named_cases
 from voxelry.data.prepare.run import is_prepared_folder
 from voxelry.data.prepare.source import PreparedSlices, folder_template, prepared_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.sources import Choice
-from voxelry.engine.data import divide
-from voxelry.tasks.reconstruct.data import prompts
+from voxelry.tasks.reconstruct.prompts import prompts
 
-__all__ = ["build_prepared_data", "check_standard", "held_out_axes", "prepared_source", "reads_prepared"]
+__all__ = ["build_prepared", "check_standard", "held_out_axes", "prepared_source", "reads_prepared"]
 
 _RANK = 3
 _INSTEAD = "prepare it anew, or cut slices from its volumes with data.layout=volumes"
@@ -32,7 +32,7 @@ def reads_prepared(root: str | Path, layout: str) -> bool:
     return layout == "prepared" or (layout == "auto" and is_prepared_folder(root))
 
 
-def build_prepared_data(config: DictConfig, *, ndim: int, augment: DictConfig | None = None, seed: int = 0) -> Splits:
+def build_prepared(config: DictConfig, *, ndim: int, augment: DictConfig | None = None, seed: int = 0) -> Splits:
     """Split and wrap the slices of the prepared folder `config.root`; arguments as `engine.data.build_data`.
 
     Cases without any of the organs are left out. Where `slices.organs` is null, every class is learned that the
@@ -49,7 +49,7 @@ def build_prepared_data(config: DictConfig, *, ndim: int, augment: DictConfig | 
         raise DataError(f"{root}: slices of volumes, but ndim={ndim} is configured")
     whole = PreparedSlices(root)
     _check_followed(config, augment, whole)
-    settings = plain(config.slices)
+    settings = keywords(config.slices)
     if _is_oblique(whole):
         settings["oblique"] = 1.0
     classes = [int(label) for label in whole.manifest["classes"]]
@@ -138,7 +138,11 @@ def _check_followed(config: DictConfig, augment: DictConfig | None, source: Prep
         if value is not None and value != own[name]:
             told = "as it is" if own[name] is None else f"with {own[name]}"
             raise SettingError(f"data.preprocess.{name}: {source.root} was prepared {told}, got {value}; {_INSTEAD}")
-    for name, value in (("patches", config.patches), ("options", plain(config.options)), ("augment", plain(augment))):
+    for name, value in (
+        ("patches", config.patches),
+        ("options", keywords(config.options)),
+        ("augment", keywords(augment)),
+    ):
         if value:
             where = name if name == "augment" else f"data.{name}"
             raise SettingError(f"{where}: is for volumes, and {source.root} holds slices; {_INSTEAD}")

@@ -45,27 +45,12 @@ from voxelry.tasks.recipe import make_folder
 from voxelry.tasks.reconstruct import ReconstructPrediction
 from voxelry.tasks.reconstruct.placed import Placed, place
 
-__all__ = ["SAMPLING", "read_points", "reconstruct", "write_reconstruction"]
+__all__ = ["reconstruct", "write_reconstruction"]
 
 log = logging.getLogger("voxelry")
 
 SAMPLING = ("samples", "steps", "sampler")
 """Options that say how hypotheses are drawn."""
-
-
-def read_points(text: str, name: str) -> list[float]:
-    """Numbers between commas, as given on a command line: `"12,-40.5,88"`.
-
-    Raises:
-        SettingError: something else; names the option.
-    """
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) not in (2, 3) or not all(math.isfinite(value) for value in values):
-        raise SettingError(f"{name}: expected two or three numbers between commas, such as 12,-40.5,88, got {text!r}")
-    return values
 
 
 def reconstruct(
@@ -75,7 +60,7 @@ def reconstruct(
     click: ArrayLike | Sequence[ArrayLike],
     plane: str | ArrayLike | Sequence[str | ArrayLike] | None = None,
     mask: str | PathLike[str] | NDArray[Any] | None = None,
-    slice: bool = False,
+    slice: bool | str | PathLike[str] = False,
     spacing: float | Sequence[float] | None = None,
     label: int | None = None,
     space: Space | None = None,
@@ -94,12 +79,12 @@ def reconstruct(
             x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
         mask: the organ on the slices, as far as it is known: a label volume on the volume's grid (in any order of axes
             where it is a file), or an image of the slice's size with `slice`; what isn't 0 (or -1) is organ.
-        slice: there is one image of rank 2 and no volume.
+        slice: there is one image of rank 2 and no volume; true, or that image's file once more.
         spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
         label: the organ, one of the model's; may be left out where it has only one.
         space: where an array lies.
-        options: for the file's reader; and those of the task (`Kind.options`): `samples`, the number of hypotheses, and
-            `steps` and `sampler` of a model that draws them.
+        options: for the file's reader; and of a model that draws hypotheses `samples`, their number, `steps` and
+            `sampler`.
 
     Raises:
         DataError: a click outside of the volume or in air, a mask that isn't on the image's grid or is empty, a slice
@@ -109,8 +94,6 @@ def reconstruct(
     """
     task: Any = model.task
     own = {name: options.pop(name) for name in SAMPLING if options.get(name) is not None}
-    if strange := [name for name in own if name not in model.kind.options]:
-        raise SettingError(f"{strange[0]}: expected with a model of reconstruct_flow, not of {model.task_name}")
     organ = _organ(task, label)
     points = np.atleast_2d(np.asarray(click, dtype=np.float64))
     turned, placed = np.eye(4), None

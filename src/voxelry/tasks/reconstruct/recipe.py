@@ -4,56 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
+from voxelry.bundle.model import Model, Readable
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.bundle.template import template_record
 from voxelry.core.errors import CheckpointError, ConfigError, SettingError
+from voxelry.core.option import Option
+from voxelry.core.settings import keywords
+from voxelry.core.space import Space
+from voxelry.data.dataset import VolumeDataset
+from voxelry.data.doctor.demands import Demands
+from voxelry.data.parts import SampleSource, Splits
 from voxelry.data.prepare.source import check_template
 from voxelry.data.prepare.template import TEMPLATE
 from voxelry.data.sample import Sample
+from voxelry.data.slices.dataset import SliceDataset
+from voxelry.data.slices.sources import SliceSource, VolumeSlices
+from voxelry.models.networks import build_network
+from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.base import Task
-from voxelry.tasks.recipe import Kind, fitting
+from voxelry.tasks.evaluate import Evaluation
+from voxelry.tasks.recipe import Recipe, fitting
+from voxelry.tasks.reconstruct import ReconstructTask
+from voxelry.tasks.reconstruct import report as pages
+from voxelry.tasks.reconstruct.options import OPTIONS
+from voxelry.tasks.reconstruct.prepared import check_standard, held_out_axes, prepared_source, reads_prepared
+from voxelry.tasks.reconstruct.prompt import reconstruct, write_reconstruction
+from voxelry.tasks.reconstruct.prompts import evaluation_items
+from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
+from voxelry.viz.report import Report
 
-if TYPE_CHECKING:
-    from voxelry.bundle.model import Model
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.data.dataset import VolumeDataset
-    from voxelry.data.parts import SampleSource, Splits
-    from voxelry.data.slices.dataset import SliceDataset
-    from voxelry.data.slices.sources import SliceSource
-    from voxelry.models.transfer import TransferReport
-    from voxelry.tasks.evaluate import Evaluation
-    from voxelry.viz.report import Report
-
-__all__ = ["ReconstructKind"]
-
-PROMPT = ("click", "plane", "mask", "slice", "spacing", "label")
-"""Words of `predict_file`'s options that are the prompt's; the others are the image reader's."""
+__all__ = ["ReconstructRecipe"]
 
 _PRIOR_GRID = 64
 
 
-class ReconstructKind(Kind):
+class ReconstructRecipe(Recipe):
     """Shapes from slices: meshes, label volumes and distances.
 
     Attributes:
         starts: networks whose weights a training may start from.
     """
 
-    name = "reconstruct"
-    target = "voxelry.tasks.reconstruct.ReconstructTask"
+    task = ReconstructTask
     needs = ("labels",)
     truth = ("labels",)
     required = "labels"
     formats = ("ply", "stl", "glb", "obj")
-    prompted = True
+    options: tuple[Option, ...] = OPTIONS
+    needed = "click"
     adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")
     adaptable = True
     starts: tuple[str, ...] = ("shape_net",)
+
+    def demands(self) -> Demands:
+        """Cases that show the first organ, which is learned where nothing else is said."""
+        return Demands(self.needs, self.required, (1,))
 
     def network(
         self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
@@ -66,8 +77,6 @@ class ReconstructKind(Kind):
             CheckpointError: pretrained weights of another kind of network.
             ConfigError: an adapter without weights to adapt.
         """
-        from voxelry.models.transfer import transfer
-
         adapted = config.get("adapter") is not None
         network: Any
         report = None
@@ -77,8 +86,6 @@ class ReconstructKind(Kind):
             wanted = " or ".join(self.starts)
             raise CheckpointError(f"{pretrained.source}: holds a {pretrained.kind}; expected a {wanted}")
         if pretrained is not None and adapted:
-            from voxelry.models.networks import build_network
-
             network = build_network(pretrained.kind, pretrained.settings)
             if len(dataset.organs) > network.classes:
                 raise ConfigError(
@@ -112,9 +119,7 @@ class ReconstructKind(Kind):
         """Freeze the network and add the adapter of `config.adapter`, which the mean shapes then belong to."""
         if config.get("adapter") is None:
             return
-        from voxelry.data.parts import plain
-
-        settings = plain(config.adapter)
+        settings = keywords(config.adapter)
         head_rate = settings.pop("head_rate", None)
         task.adapt(str(settings.pop("name", "adapter")), settings, head_rate=head_rate)
         _set_mean_shapes(task.network, dataset)
@@ -142,14 +147,12 @@ class ReconstructKind(Kind):
         options: Mapping[str, Any] | None = None,
         point_options: Mapping[str, Any] | None = None,
     ) -> Any:
-        """As `Kind.cases`; of a prepared folder the slices that it holds, which need no options.
+        """As `Recipe.cases`; of a prepared folder the slices that it holds, which need no options.
 
         Raises:
             DataError: cases that don't lie in the frame that the model was trained in.
             SettingError: options for a prepared folder.
         """
-        from voxelry.tasks.reconstruct.prepared import check_standard, held_out_axes, prepared_source, reads_prepared
-
         check_template(root, model.bundle.template)
         if not reads_prepared(root, layout):
             return super().cases(model, root, layout, file, options=options, point_options=point_options)
@@ -162,15 +165,10 @@ class ReconstructKind(Kind):
 
     def held_out(self, task: Any, volumes: VolumeDataset) -> SliceDataset:
         """Every organ of every case, with several slices and clicks (`evaluation`), always the same."""
-        from voxelry.data.slices.sources import VolumeSlices
-
         return self._still(task, VolumeSlices(volumes))
 
     @staticmethod
     def _still(task: Any, source: SliceSource, **settings: Any) -> SliceDataset:
-        from voxelry.data.slices.dataset import SliceDataset
-        from voxelry.tasks.reconstruct.data import evaluation_items
-
         return SliceDataset(
             source,
             organs=task.organs,
@@ -185,6 +183,13 @@ class ReconstructKind(Kind):
             **{**evaluation_items(task.evaluation), **settings},
         )
 
+    def predict(self, model: Model, image: Readable, space: Space | None, options: Mapping[str, Any]) -> Any:
+        """The organ that is clicked on; see `tasks.reconstruct.prompt.reconstruct`."""
+        self.split(options)
+        if isinstance(image, Mapping):
+            raise SettingError(f"image: {self.name} takes one file for an image, got a mapping of {', '.join(image)}")
+        return reconstruct(model, image, space=space, **options)
+
     def predict_file(
         self,
         model: Model,
@@ -196,16 +201,10 @@ class ReconstructKind(Kind):
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Reconstruct the organ that is clicked on in one file; see `tasks.reconstruct.prompt.reconstruct`."""
-        from voxelry.tasks.reconstruct.prompt import reconstruct, write_reconstruction
-
-        prompt = {name: options[name] for name in PROMPT if options.get(name) is not None}
-        others = {name: value for name, value in options.items() if name not in PROMPT}
-        return write_reconstruction(reconstruct(model, path, **prompt, **others), folder, format)
+        return write_reconstruction(self.predict(model, path, None, options), folder, format)
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
         """Mesh, label volume, distances and numbers; the mesh is answered."""
-        from voxelry.tasks.reconstruct.prompt import write_reconstruction
-
         return write_reconstruction(prediction, folder, format)
 
     def add_results(
@@ -217,16 +216,12 @@ class ReconstructKind(Kind):
         history: Sequence[Mapping[str, float]],
     ) -> None:
         """Scores beside the baselines', and the cases to look at."""
-        from voxelry.tasks.reconstruct import report as pages
-
         cases: Any = held_out  # only those that are shown are read again
         pages.add_results(report, task, evaluation.predictions, cases, evaluation.rows)
 
 
 def _set_mean_shapes(network: Any, dataset: SliceDataset) -> None:
     """Give a network the training cases' mean shape of every organ."""
-    from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
-
     for place, organ in enumerate(dataset.organs):
         shapes = organ_shapes(dataset.source, organ, dataset.truncation)
         network.set_mean_shape(mean_shape(shapes, dataset.edges[organ[0]], _PRIOR_GRID, dataset.truncation), place)

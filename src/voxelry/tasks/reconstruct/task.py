@@ -81,6 +81,7 @@ class ReconstructTask(Task):
         SettingError: a setting out of its range; the message names it.
     """
 
+    name = "reconstruct"
     draws_hypotheses = False
     monitor = "dice"
     higher_is_better = True

@@ -20,6 +20,8 @@ import numpy as np
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.io.images.image import open_image, write_image
+from voxelry.io.images.zarr_labels import BLOCK, write_labels
 from voxelry.ops.instances import Instances, paint_blocks
 from voxelry.ops.rle import decode_rle, encode_rle
 from voxelry.tasks.segment.predict import InstancePrediction
@@ -53,8 +55,6 @@ def write_instances(
     Raises:
         FileError: a format that can't be written, or the disk refuses.
     """
-    from voxelry.io.images.image import open_image
-
     folder = Path(folder)
     placed = prediction if space is None else prediction.on(space)
     path = folder / f"{prediction.name}.{format.lstrip('.')}"
@@ -85,16 +85,12 @@ def write_label_volume(
     Raises:
         FileError: a suffix that can't be written, an image that doesn't fit, or the disk refuses.
     """
-    from voxelry.io.images.image import write_image
-
     path = Path(path)
     dtype = np.uint16 if len(prediction) <= np.iinfo(np.uint16).max else np.uint32
     if path.suffix != ".zarr" and path.parent.name != "labels":
         # ImageJ reads 32 bits as floats
         ids = np.asarray(prediction.label_volume).astype(np.uint16 if dtype is np.uint16 else np.int32)
         return write_image(path, ids[None], prediction.space)
-    from voxelry.io.images.zarr_labels import BLOCK, write_labels
-
     shape = prediction.space.shape
     names = ("id", "score", "class", "voxels")
     rows = prediction.table(class_names=class_names)

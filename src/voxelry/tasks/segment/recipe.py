@@ -8,36 +8,45 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
+from voxelry.backbones.fpn import FPN
 from voxelry.bundle.backbone import configured_backbone
+from voxelry.bundle.model import Model
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.rank import per_axis
+from voxelry.core.settings import keywords
+from voxelry.core.space import Space
 from voxelry.data.collate import collate
+from voxelry.data.crops.dataset import CropDataset
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.doctor.demands import lacking
+from voxelry.data.layouts.find import case_name
+from voxelry.data.parts import SampleSource, Splits
+from voxelry.data.preprocess.file import PreparedFile
 from voxelry.data.sample import Batch, Sample
 from voxelry.data.segment_names import class_list, segment_names
+from voxelry.io import open_image
+from voxelry.models.mask_rcnn.transform import Transform, resize_boxes
+from voxelry.models.transfer import TransferReport, best_transfer
 from voxelry.tasks.base import Task
-from voxelry.tasks.recipe import Kind, fitting, make_folder
+from voxelry.tasks.evaluate import Evaluation
+from voxelry.tasks.recipe import Recipe, fitting, make_folder
+from voxelry.tasks.segment import SegmentTask
+from voxelry.tasks.segment import report as pages
+from voxelry.tasks.segment.outputs import write_instances
+from voxelry.tasks.segment.rescale import assumption, common_size
+from voxelry.tasks.segment.targets import anchors_for
+from voxelry.tasks.segment.tiled import image_key
+from voxelry.viz.report import Report
 
-if TYPE_CHECKING:
-    from voxelry.bundle.model import Model
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.core.space import Space
-    from voxelry.data.crops.dataset import CropDataset
-    from voxelry.data.parts import SampleSource, Splits
-    from voxelry.models.mask_rcnn.transform import Transform
-    from voxelry.models.transfer import TransferReport
-    from voxelry.tasks.evaluate import Evaluation
-    from voxelry.viz.report import Report
-
-__all__ = ["SegmentKind"]
+__all__ = ["SegmentRecipe"]
 
 log = logging.getLogger("voxelry")
 
@@ -49,11 +58,10 @@ _SIZED_CASES = 1000  # training cases whose voxel size is looked at
 _ANCHOR_CASES = 200  # so many training cases are looked at for the sizes of their objects
 
 
-class SegmentKind(Kind):
+class SegmentRecipe(Recipe):
     """Instances: a detector around a backbone, label volumes."""
 
-    name = "segment"
-    target = "voxelry.tasks.segment.SegmentTask"
+    task = SegmentTask
     needs = ("masks", "labels")
     truth = ("masks", "labels")
     required = "instances"
@@ -103,15 +111,11 @@ class SegmentKind(Kind):
         Raises:
             ConfigError: no backbone, or sizes of anchors that can't be.
         """
-        from voxelry.backbones.fpn import FPN
-        from voxelry.models.mask_rcnn.transform import Transform
-        from voxelry.models.transfer import best_transfer
-
         backbone = configured_backbone(config, dataset[0], pretrained)
         if len(set(backbone.out_channels.values())) > 1:
             backbone = FPN(backbone, out_channels=_PYRAMID_CHANNELS, extra=None)
-        settings = _plain(config.model)
-        detector = get_class(settings.pop("_target_"))
+        settings = keywords(config.model)
+        detector = get_class(str(config.model._target_))
         sizes = ("min_size", "max_size", "fixed_size", "skip_resize")
         given = {name: settings[name] for name in sizes if name in settings}
         transform = Transform(ndim=backbone.ndim, **given)
@@ -127,8 +131,6 @@ class SegmentKind(Kind):
         """Tiles as large as the patches or crops, the voxel size of the cases, the pretraining's range of values."""
         settings: dict[str, Any] = {}
         if config.task.voxel_size == "auto":
-            from voxelry.tasks.segment.rescale import common_size
-
             # images that are resized to so many voxels have no size of their own
             resized = config.data.get("preprocess") is not None and config.data.preprocess.image_size is not None
             settings["voxel_size"] = None if resized else common_size(dataset.spaces(_SIZED_CASES))
@@ -175,12 +177,6 @@ class SegmentKind(Kind):
         Finished tiles are kept in a hidden folder beside the output until all are done: the same command goes on where
         a killed one stopped.
         """
-        from voxelry.data.layouts.find import case_name
-        from voxelry.data.preprocess.file import PreparedFile
-        from voxelry.io import open_image
-        from voxelry.tasks.segment.rescale import assumption
-        from voxelry.tasks.segment.tiled import image_key
-
         task: Any = model.task
         options = model.reading(path, options)
         file = open_image(path, **options)
@@ -222,8 +218,6 @@ class SegmentKind(Kind):
 
     @staticmethod
     def _write(prediction: Any, source: Path, space: Space, folder: Path, format: str) -> Path:
-        from voxelry.tasks.segment.outputs import write_instances
-
         image = source if format == "ome.zarr" and source.suffix == ".zarr" and source.is_dir() else None
         return write_instances(prediction, folder, format=format, space=space, image=image)[0]
 
@@ -236,8 +230,6 @@ class SegmentKind(Kind):
         history: Sequence[Mapping[str, float]],
     ) -> None:
         """Scores, curves, and the cases to look at."""
-        from voxelry.tasks.segment import report as pages
-
         samples = [self.truth_of(held_out, index) for index in range(len(held_out))]
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
 
@@ -247,8 +239,6 @@ def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, 
 
     Takes the settings that only say how to find them out of `settings`.
     """
-    from voxelry.tasks.segment.targets import anchors_for
-
     sizes, unit = settings.pop("anchor_sizes", None), settings.pop("anchor_unit", "voxel")
     per_level = settings.pop("anchors_per_level", 1)
     if unit not in ANCHOR_UNITS:
@@ -276,11 +266,4 @@ def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, 
 
 def _as_seen(boxes: torch.Tensor, shape: Sequence[int], transform: Transform) -> torch.Tensor:
     """Boxes of an image in voxels of what the network sees of it."""
-    from voxelry.models.mask_rcnn.transform import resize_boxes
-
     return resize_boxes(boxes, shape, transform.resized_shape(shape), low=transform.low)
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    found: Any = OmegaConf.to_container(config, resolve=True)
-    return {str(key): value for key, value in found.items()}

@@ -69,6 +69,7 @@ class SegmentTask(Task):
         SettingError: a setting out of its range; the message names it.
     """
 
+    name = "segment"
     network: MaskRCNN
     monitor = "ap_50"
     higher_is_better = True

@@ -7,40 +7,29 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from voxelry.core.errors import ConfigError
+from voxelry.core.settings import keywords
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.own_dataset import check_own_rank, dataset_class, own_suffix
 from voxelry.data.pairs import PairCase, PairDataset, find_pairs
-from voxelry.data.parts import Splits, plain
+from voxelry.data.parts import Splits, checked_splits, divide
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.data import changes, check_rank, checked_splits, choose_cache, divide, preprocessing
-from voxelry.engine.kinds import Kind
+from voxelry.tasks.recipe import Recipe
+from voxelry.tasks.volumes import changes, check_rank, choose_cache, no_channels, preprocessing
 
-__all__ = ["build_pair_data"]
+__all__ = ["build_degraded", "build_pairs"]
 
 
-def build_pair_data(
-    config: DictConfig, *, ndim: int, kind: Kind, augment: DictConfig | None = None, seed: int = 0
+def build_pairs(
+    config: DictConfig, *, ndim: int, recipe: Recipe, augment: DictConfig | None = None, seed: int = 0
 ) -> Splits:
-    """Find, split and wrap pairs; arguments and errors as `engine.data.build_data`.
+    """Find, split and wrap pairs of files; arguments and errors as `engine.data.build_data`.
 
-    Training samples are drawn anew in every epoch: movement, patch, and degradation if there is one. Held-out ones
-    are whole and always the same.
-
-    Raises:
-        ConfigError: both `pairs` and `degrade` are configured.
+    Training samples are drawn anew in every epoch: movement and patch. Held-out ones are whole and always the same.
     """
-    if config.get("degrade") is None:
-        return _paired(config, ndim, kind, augment, seed)
-    if config.get("pairs") is not None:
-        raise ConfigError("data: expected pairs or degrade, got both; set one of them to null")
-    return _degraded(config, ndim, kind, augment, seed)
-
-
-def _paired(config: DictConfig, ndim: int, kind: Kind, augment: DictConfig | None, seed: int) -> Splits:
-    pairs = plain(config.pairs)
+    no_channels(config, recipe.name)
+    pairs = keywords(config.pairs)
     resample = bool(pairs.pop("resample", False))
     make = dataset_class(config, PairDataset)
     reads_own = own_suffix(config, PairDataset) is not None
@@ -48,8 +37,8 @@ def _paired(config: DictConfig, ndim: int, kind: Kind, augment: DictConfig | Non
     if not reads_own:
         check_rank(cases, ndim)
     common = {
-        **_common(kind, seed),
-        "preprocess": Preprocess(**plain(config.preprocess)),
+        **_common(recipe, seed),
+        "preprocess": Preprocess(**keywords(config.preprocess)),
         "resample": resample,
     }
     parts = divide(cases, config, seed)
@@ -66,8 +55,8 @@ def _paired(config: DictConfig, ndim: int, kind: Kind, augment: DictConfig | Non
 
 def _all_pairs(config: DictConfig, pairs: dict[str, Any]) -> list[PairCase]:
     """The pairs of `config.root`, and of `config.roots`, which are then the split."""
-    folders = {part: folder for part, folder in (plain(config.get("roots")) or {}).items() if folder is not None}
-    options = plain(config.options)
+    folders = {part: folder for part, folder in (keywords(config.get("roots")) or {}).items() if folder is not None}
+    options = keywords(config.options)
     cases = find_pairs(config.root, config.layout, options=options, **pairs)
     if not folders:
         return cases
@@ -81,16 +70,24 @@ def _all_pairs(config: DictConfig, pairs: dict[str, Any]) -> list[PairCase]:
     return cases
 
 
-def _degraded(config: DictConfig, ndim: int, kind: Kind, augment: DictConfig | None, seed: int) -> Splits:
+def build_degraded(
+    config: DictConfig, *, ndim: int, recipe: Recipe, augment: DictConfig | None = None, seed: int = 0
+) -> Splits:
+    """Find, split and wrap volumes and their degraded selves; arguments and errors as `engine.data.build_data`.
+
+    Training samples are drawn anew in every epoch: movement, patch and degradation. Held-out ones are whole and always
+    the same.
+    """
+    no_channels(config, recipe.name)
     make = dataset_class(config, DegradedDataset)
     suffix = own_suffix(config, DegradedDataset)
-    cases = find_cases(config.root, config.layout, options=plain(config.options), suffix=suffix)
+    cases = find_cases(config.root, config.layout, options=keywords(config.options), suffix=suffix)
     if suffix is None:
         check_rank(cases, ndim)
     common = {
-        **_common(kind, seed),
+        **_common(recipe, seed),
         "preprocess": preprocessing(config, cases if suffix is None else ()),
-        "degrade": Degrade(plain(config.degrade)["steps"]),
+        "degrade": Degrade(keywords(config.degrade)["steps"]),
     }
     parts = divide(cases, config, seed)
     common["cache"] = choose_cache(config.cache, make(parts["train"][:1], **common), len(cases))
@@ -102,7 +99,7 @@ def _degraded(config: DictConfig, ndim: int, kind: Kind, augment: DictConfig | N
     return checked_splits(train, validation, test, unaltered=train.still)
 
 
-def _common(kind: Kind, seed: int) -> dict[str, Any]:
+def _common(recipe: Recipe, seed: int) -> dict[str, Any]:
     """What all parts are made with; labels are read where the task measures on them."""
-    need = [word for word in dict.fromkeys((*kind.needs, *kind.truth)) if word != "landmarks"]
+    need = [word for word in dict.fromkeys((*recipe.needs, *recipe.truth)) if word != "landmarks"]
     return {"need": need, "seed": seed}

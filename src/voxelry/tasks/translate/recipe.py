@@ -9,36 +9,46 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from torch import nn
 
+from voxelry.bundle.model import Model
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError, SettingError
-from voxelry.data.parts import First, named_cases
+from voxelry.data.degrade import Degrade
+from voxelry.data.degrade.dataset import DegradedDataset
+from voxelry.data.doctor.demands import Demands
+from voxelry.data.layouts.find import case_name, find_cases
+from voxelry.data.pairs import PairCase, PairDataset, find_pairs
+from voxelry.data.parts import First, SampleSource, named_cases
+from voxelry.data.preprocess import move
+from voxelry.data.preprocess.normalise import check_values
 from voxelry.data.sample import Sample
-from voxelry.tasks.recipe import DenseKind, make_folder
+from voxelry.models.memory import check_memory
+from voxelry.models.transfer import TransferReport
+from voxelry.tasks.base import Task
+from voxelry.tasks.evaluate import Evaluation, evaluate_task
+from voxelry.tasks.recipe import DenseRecipe, make_folder
+from voxelry.tasks.translate import TranslateTask
+from voxelry.tasks.translate import report as pages
+from voxelry.tasks.translate.options import OPTIONS
+from voxelry.tasks.translate.predict import write_translation
+from voxelry.tasks.translate.targets import input_channels
+from voxelry.viz.report import Report
 
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
+    pass
 
-    from voxelry.bundle.model import Model
-    from voxelry.bundle.pretrained import Pretrained
-    from voxelry.data.parts import SampleSource
-    from voxelry.models.transfer import TransferReport
-    from voxelry.tasks.base import Task
-    from voxelry.tasks.evaluate import Evaluation
-    from voxelry.viz.report import Report
-
-__all__ = ["TranslateKind", "over_calls"]
+__all__ = ["TranslateRecipe", "over_calls"]
 
 _STEPS = (1, 2, 4, 8)  # that the report compares, where the model was trained for them
 _CURVE_CASES = 16  # that are translated again for it
 
 
-class TranslateKind(DenseKind):
+class TranslateRecipe(DenseRecipe):
     """Pairs of images, a network that is given one and the way to the other, translated images."""
 
-    name = "translate"
-    target = "voxelry.tasks.translate.TranslateTask"
+    task = TranslateTask
     formats = ("nii.gz", "mha", "npy", "ome.tif", "ome.zarr", "png")
     alike = ("pretrain",)
-    options = ("steps", "sampler", "eta", "samples")
+    options = OPTIONS
     adjustable = (
         "task.steps",
         "task.sampler",
@@ -51,10 +61,12 @@ class TranslateKind(DenseKind):
         "task.seed",
     )
 
+    def demands(self) -> Demands:
+        """Images with something in them; landmarks aren't read."""
+        return Demands(tuple(word for word in self.truth if word != "landmarks"), self.required, contrast=True)
+
     def in_channels(self, sample: Sample, config: DictConfig) -> int:
         """Conditions, what is told of them, and the image on its way."""
-        from voxelry.tasks.translate.targets import input_channels
-
         return input_channels(
             len(sample.image), self.out_channels(sample, config), sample.ndim, tells_place=sample.context is not None
         )
@@ -75,8 +87,6 @@ class TranslateKind(DenseKind):
         Raises:
             ConfigError: it doesn't; says what would.
         """
-        from voxelry.models.memory import check_memory
-
         network, report = super().network(config, dataset, pretrained)
         sample = dataset[0]
         check_memory(
@@ -108,12 +118,6 @@ class TranslateKind(DenseKind):
             settings["tile_size"] = list(sample.image.shape[1:])
         return settings
 
-    def callbacks(self, output: Path) -> list[pl.Callback]:
-        """What tells the task how far the training is."""
-        from voxelry.tasks.translate.progress import TranslateProgress
-
-        return [TranslateProgress()]
-
     def image_channels(self, task: Any) -> int:
         """The conditions."""
         return int(task.conditions)
@@ -133,11 +137,6 @@ class TranslateKind(DenseKind):
         Raises:
             ConfigError: the bundle doesn't say how its training data were made.
         """
-        from voxelry.data.degrade import Degrade
-        from voxelry.data.degrade.dataset import DegradedDataset
-        from voxelry.data.layouts.find import find_cases
-        from voxelry.data.pairs import PairDataset, find_pairs
-
         record = model.bundle.config.get("training") or {}
         data = record.get("data") or {}
         common: dict[str, Any] = {
@@ -158,8 +157,6 @@ class TranslateKind(DenseKind):
 
     def on_target_grid(self, task: Any, sample: Sample) -> Sample:
         """An image as fine as its answer is to be: thick slices as thin ones, where the training had such pairs."""
-        from voxelry.data.preprocess import move
-
         return sample if task.target_grid is None else move(sample, task.target_grid.of(sample.space))
 
     def read_contrasts(self, task: Task, files: Mapping[str, Path | str | None], options: Mapping[str, Any]) -> Sample:
@@ -169,9 +166,6 @@ class TranslateKind(DenseKind):
             SettingError: a name that the model doesn't know.
             DataError: files on different grids.
         """
-        from voxelry.data.layouts.find import case_name
-        from voxelry.data.pairs import PairCase, PairDataset
-
         names = getattr(task, "condition_names", None)
         if not names:
             raise SettingError("contrast: the model has no names for its conditions; expected a single image")
@@ -198,18 +192,13 @@ class TranslateKind(DenseKind):
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Translate one file, or the files of `options["contrast"]`, name to path, of which `path` is one."""
-        from voxelry.data.preprocess.normalise import check_values
-
-        own = {name: value for name, value in options.items() if name in self.options}
-        reader = {name: value for name, value in options.items() if name not in (*self.options, "contrast")}
-        sample = model.sample(options.get("contrast") or path, **reader)
+        own, reader = self.split(options)
+        sample = model.sample(own.pop("contrast", None) or path, **reader)
         check_values(sample.image, path)
         return self.write(model.predict(sample, **own), sample, folder, format)
 
     def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
         """The translated image, in physical values on the sample's grid, and its spread where there is one."""
-        from voxelry.tasks.translate.predict import write_translation
-
         return write_translation(prediction, make_folder(folder), suffix=f".{format}", space=sample.space)[0]
 
     def add_results(
@@ -221,8 +210,6 @@ class TranslateKind(DenseKind):
         history: Sequence[Mapping[str, float]],
     ) -> None:
         """Figures beside regression's, what more calls buy, the spread's promise, and the cases to look at."""
-        from voxelry.tasks.translate import report as pages
-
         pages.add_results(report, task, evaluation.predictions, evaluation.rows, calls=over_calls(task, held_out))
 
 
@@ -234,8 +221,6 @@ def over_calls(task: Any, held_out: SampleSource, *, cases: int = _CURVE_CASES) 
         held_out: with truth.
         cases: how many of them are translated.
     """
-    from voxelry.tasks.evaluate import evaluate_task
-
     path, found = task.path, []
     try:
         for steps in _STEPS:

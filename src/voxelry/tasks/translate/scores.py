@@ -9,8 +9,8 @@ from torch import Tensor
 
 from voxelry.metrics.choice import Wanted
 from voxelry.metrics.intervals import LEVELS
-from voxelry.metrics.landmarks import bootstrap_interval
 from voxelry.metrics.translation import figure_names, translate_metrics
+from voxelry.ops.bootstrap import bootstrap_interval
 from voxelry.tasks.base import Row
 from voxelry.tasks.translate.calibration import SpreadCalibration
 from voxelry.tasks.translate.predict import TranslatePrediction

@@ -76,6 +76,7 @@ class TranslateTask(Task):
         SettingError: an unknown name, or a number that can't be.
     """
 
+    name = "translate"
     monitor = "psnr"
     higher_is_better = True
     slow = (*COVERAGES, "input_*")

@@ -1,4 +1,4 @@
-"""The registry of tasks: whatever can be configured is known, and what isn't known is refused."""
+"""The registries of tasks and networks: whatever can be configured is known, what isn't known is refused."""
 
 from pathlib import Path
 
@@ -8,10 +8,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import voxelry.configs
+from voxelry.bundle.registry import TASKS, recipe_named, recipe_of, recipe_of_config
 from voxelry.core.errors import ConfigError, SettingError
-from voxelry.engine.kinds import KINDS, kind_of, kind_of_config
 from voxelry.models.networks import NETWORKS
 from voxelry.tasks.base import Task
+from voxelry.tasks.options import OPTIONS
 
 CONFIGS = sorted((Path(voxelry.configs.__file__).parent / "task").glob("*.yaml"))
 
@@ -19,23 +20,24 @@ CONFIGS = sorted((Path(voxelry.configs.__file__).parent / "task").glob("*.yaml")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_task_that_can_be_configured_is_known(path):
     config = OmegaConf.create({"task": yaml.safe_load(path.read_text())})
-    assert issubclass(kind_of_config(config).task_class(), Task)
+    assert issubclass(recipe_of_config(config).task, Task)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_kind_has_what_the_engine_asks_for(name):
-    kind = KINDS[name]
-    assert kind.name == name
-    assert kind.formats
-    assert set(kind.truth) <= {"landmarks", "labels", "masks"}
-    assert kind.task_class().monitor
+@pytest.mark.parametrize("name", TASKS)
+def test_a_recipe_has_what_the_engine_asks_for(name):
+    recipe = recipe_named(name)
+    assert recipe.name == name
+    assert recipe.options == OPTIONS.get(name, ())
+    assert recipe.formats
+    assert set(recipe.truth) <= {"landmarks", "labels", "masks"}
+    assert recipe.task.monitor
 
 
 def test_an_unknown_task_is_refused():
-    with pytest.raises(ConfigError, match=r"task\._target_: expected one of voxelry\.tasks\.landmarks\.LandmarkTask"):
-        kind_of_config(OmegaConf.create({"task": {"_target_": "os.system"}}))
-    with pytest.raises(SettingError, match="Linear: expected one of landmarks"):
-        kind_of(nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match=r"task\._target_: expected the class of one of landmarks, pretrain"):
+        recipe_of_config(OmegaConf.create({"task": {"_target_": "os.system"}}))
+    with pytest.raises(SettingError, match=r"task: expected one of landmarks.*got 'Linear'"):
+        recipe_of(nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -50,12 +52,12 @@ def test_an_unknown_network_is_refused():
         NETWORKS.name_of(nn.Linear)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TASKS)
 def test_an_adapter_for_a_task_that_has_none_is_refused_by_name(name):
     config = OmegaConf.create({"adapter": {"name": "liver"}})
-    if KINDS[name].adaptable:
-        KINDS[name].check_adapter(config)
+    if recipe_named(name).adaptable:
+        recipe_named(name).check_adapter(config)
     else:
         with pytest.raises(ConfigError, match=f"adapter: the task {name} has none, only reconstruct and"):
-            KINDS[name].check_adapter(config)
-        KINDS[name].check_adapter(OmegaConf.create({"adapter": None}))
+            recipe_named(name).check_adapter(config)
+        recipe_named(name).check_adapter(OmegaConf.create({"adapter": None}))

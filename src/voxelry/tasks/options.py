@@ -1,0 +1,24 @@
+"""What predictions of each task may be asked for beside the image; nothing heavy is imported for it."""
+
+from __future__ import annotations
+
+from voxelry.core.option import Option
+from voxelry.core.registry import Registry
+
+__all__ = ["OPTIONS", "takers"]
+
+OPTIONS: Registry[tuple[Option, ...]] = Registry(
+    "options",
+    "options of the task",
+    {
+        "reconstruct": "voxelry.tasks.reconstruct.options:OPTIONS",
+        "reconstruct_flow": "voxelry.tasks.reconstruct.options:FLOW_OPTIONS",
+        "translate": "voxelry.tasks.translate.options:OPTIONS",
+    },
+)
+"""By the task's name; a task without any needs no entry."""
+
+
+def takers(option: str) -> list[str]:
+    """The tasks that take an option of that name."""
+    return [task for task in OPTIONS if any(one.name == option for one in OPTIONS[task])]
