@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from torch.testing import assert_close
-from voxelry.engine.kinds import KINDS
+from voxelry.bundle.registry import recipe_named
 
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
@@ -27,7 +27,7 @@ def measured(tmp_path):
         model = SimpleNamespace(
             task=SimpleNamespace(names=("tip", "base")), bundle=SimpleNamespace(preprocess=Preprocess())
         )
-        return KINDS["landmarks"].cases(model, tmp_path, "auto", None)
+        return recipe_named("landmarks").cases(model, tmp_path, "auto", None)
 
     return cases
 
