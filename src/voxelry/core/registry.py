@@ -70,7 +70,7 @@ class Registry(Mapping[str, T]):
 
     def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
         """The thing of that name, or `default` where there is none."""
-        return self[name] if name in self else default
+        return self[name] if name in self else default  # noqa: SIM401 it is this one
 
     def name_of(self, thing: object) -> str:
         """The name that a thing has here.
