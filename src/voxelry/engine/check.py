@@ -32,7 +32,7 @@ from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.augment import SliceAugment
 from voxelry.data.slices.dataset import SliceDataset
-from voxelry.engine.compose import CONFIGS, groups
+from voxelry.engine.configs import groups, top_file
 from voxelry.engine.rules import fault_of
 from voxelry.io import IMAGE_OPTIONS, POINT_OPTIONS
 from voxelry.models.adapters.adapters import AdapterSettings
@@ -120,7 +120,7 @@ def drop_defaults(config: DictConfig) -> list[str]:
             continue
         plain: Any = OmegaConf.to_container(node)
         files: list[Mapping[str, Any]] = [_with_defaults(group, entry) for entry in groups()[group]]
-        files += [_mapping(_read(file).get(group)) for file in (CONFIGS / "experiment").glob("*.yaml")]
+        files += [_mapping(_read(file).get(group)) for file in groups()["experiment"].values()]
         dropped = [
             key
             for key, value in plain.items()
@@ -338,7 +338,7 @@ def _made_of(node: Mapping[str, Any]) -> Any:
 
 @cache
 def _shipped_top() -> dict[str, Any]:
-    files = [CONFIGS / "train.yaml", *(CONFIGS / "experiment").glob("*.yaml")]
+    files = [top_file(), *groups()["experiment"].values()]
     found: dict[str, Any] = dict.fromkeys(groups())
     for file in files:
         found |= {key: value for key, value in _read(file).items() if key not in ("defaults", "hydra")}
@@ -357,7 +357,7 @@ def _shipped(group: str, target: str = "") -> dict[str, Any]:
 
 
 def _with_defaults(group: str, entry: str) -> dict[str, Any]:
-    own = _read(CONFIGS / group / f"{entry}.yaml")
+    own = _read(groups()[group][entry])
     found: dict[str, Any] = {}
     for base in own.pop("defaults", ()):
         found = _merged(found, own if base == "_self_" else _with_defaults(group, base))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
@@ -20,12 +19,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-import voxelry.configs
 from voxelry.core.errors import ConfigError
+from voxelry.engine.configs import OWN, groups
 
-__all__ = ["CONFIGS", "compose_training", "groups", "in_one_line", "settle"]
+__all__ = ["compose_training", "in_one_line", "settle"]
 
-CONFIGS = Path(voxelry.configs.__file__).parent
 _MAY_BE_NULL = ("backbone", "experiment")
 _PAIRS = {"}": "{", "]": "[", ")": "("}
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
@@ -49,7 +47,7 @@ def compose_training(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override can't be read, or names a group's entry that isn't there.
     """
-    with initialize_config_module("voxelry.configs", version_base="1.3"):
+    with initialize_config_module(OWN, version_base="1.3"):
         try:
             return compose("train", overrides=settle(overrides))
         except (HydraException, OmegaConfBaseException) as error:
@@ -61,16 +59,6 @@ def in_one_line(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     parts = [str(part).strip().splitlines() for part in (error, cause) if part is not None]
     return ": ".join(lines[0].rstrip(".") for lines in parts if lines)
-
-
-@cache
-def groups() -> dict[str, list[str]]:
-    """The groups of settings and the entries of each."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONFIGS.iterdir())
-        if folder.is_dir() and folder.name not in ("hydra", "__pycache__")
-    }
 
 
 def settle(arguments: Sequence[str]) -> list[str]:

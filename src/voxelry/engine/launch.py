@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from voxelry.core.errors import ConfigError, FileError, SettingError, VoxelryError
 from voxelry.engine.checkpoints import StoppedError
 from voxelry.engine.compose import compose_training, in_one_line, settle
+from voxelry.engine.configs import OWN
 from voxelry.engine.fast_ddpm import sample_run
 from voxelry.engine.held_out import measure_held_out
 from voxelry.engine.train import train
@@ -32,7 +33,6 @@ from voxelry.interop.legacy.overrides import read_settings
 
 __all__ = ["launch", "launch_file"]
 
-CONFIGS = "pkg://voxelry.configs"
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended
 
@@ -79,7 +79,7 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
 
     try:
         with _errors_let_through():
-            hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")(job)()
+            hydra.main(version_base="1.3", config_path=f"pkg://{OWN}", config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         if debug or error in ours:
             raise

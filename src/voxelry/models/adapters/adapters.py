@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.rank import RANKS
 from voxelry.models.adapters.file import read_adapter, write_adapter
-from voxelry.models.adapters.layers import LAYERS
+from voxelry.models.adapters.layers import adapted_layers
 from voxelry.models.adapters.names import base_hash, base_modules, base_state, inner, is_of, without
 from voxelry.nn.nd import conv
 
@@ -156,7 +156,7 @@ class Adapters:
             use_rslora=settings.rank_stabilised,
             modules_to_save=list(heads) or None,
         )
-        config._register_custom_module(LAYERS)
+        config._register_custom_module(adapted_layers())
         training = self.network.training
         if self._state.tuner is None:
             self._state.tuner = LoraModel(self.network, config, inner(name))

@@ -1,16 +1,16 @@
-"""Convolutions with a low-rank addition; imported only where adapters are used, for PEFT takes seconds to import."""
+"""Convolutions with a low-rank addition; PEFT, which takes seconds to import, is imported where they are made."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from peft.tuners.lora import layer
 from torch import Tensor, nn
 
 from voxelry.core.rank import RANKS
 from voxelry.nn.nd import conv
 
-__all__ = ["LAYERS"]
+__all__ = ["adapted_layers"]
 
 
 class _Adapted:
@@ -51,10 +51,15 @@ class _Adapted:
             return getattr(super().__getattr__("base_layer"), name)  # type: ignore[misc]
 
 
+@cache
+def adapted_layers() -> dict[type[nn.Module], type[nn.Module]]:
+    """Our convolution of each rank, and the layer that adapts it."""
+    return {conv(ndim): _adapted(ndim) for ndim in RANKS}
+
+
 def _adapted(ndim: int) -> Any:
     """PEFT's layer for our convolution of a rank, with what it lacks."""
+    from peft.tuners.lora import layer
+
     name = next(kind.__name__ for kind in conv(ndim).__mro__ if hasattr(layer, kind.__name__))  # ours may be a child
     return type(f"Adapted{name}", (_Adapted, getattr(layer, name)), {"__doc__": "A convolution with adapters."})
-
-
-LAYERS: dict[type[nn.Module], type[nn.Module]] = {conv(ndim): _adapted(ndim) for ndim in RANKS}

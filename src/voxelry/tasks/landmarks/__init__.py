@@ -1,6 +1,13 @@
 """Named points in millimetres from heatmaps."""
 
-from voxelry.tasks.landmarks.predict import LandmarkPrediction, to_landmark_set
-from voxelry.tasks.landmarks.task import LandmarkTask
+from voxelry.core.lazy import lazily
 
-__all__ = ["LandmarkPrediction", "LandmarkTask", "to_landmark_set"]
+_PLACES = {
+    "LandmarkPrediction": "voxelry.tasks.landmarks.predict",
+    "LandmarkTask": "voxelry.tasks.landmarks.task",
+    "to_landmark_set": "voxelry.tasks.landmarks.predict",
+}
+
+__all__ = [*_PLACES]
+
+__getattr__ = lazily(__name__, _PLACES)

@@ -16,8 +16,9 @@ from voxelry.data.sample import Sample
 from voxelry.io import write_landmarks
 from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation
-from voxelry.tasks.landmarks import LandmarkTask, to_landmark_set
 from voxelry.tasks.landmarks import report as pages
+from voxelry.tasks.landmarks.predict import to_landmark_set
+from voxelry.tasks.landmarks.task import LandmarkTask
 from voxelry.tasks.recipe import DenseRecipe, make_folder
 from voxelry.viz.report import Report
 

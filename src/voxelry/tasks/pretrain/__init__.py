@@ -1,6 +1,12 @@
 """Pretraining: a U-Net that learns to denoise unlabelled images, and draws new ones."""
 
-from voxelry.tasks.pretrain.predict import PretrainPrediction
-from voxelry.tasks.pretrain.task import PretrainTask
+from voxelry.core.lazy import lazily
 
-__all__ = ["PretrainPrediction", "PretrainTask"]
+_PLACES = {
+    "PretrainPrediction": "voxelry.tasks.pretrain.predict",
+    "PretrainTask": "voxelry.tasks.pretrain.task",
+}
+
+__all__ = [*_PLACES]
+
+__getattr__ = lazily(__name__, _PLACES)

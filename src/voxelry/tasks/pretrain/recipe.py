@@ -13,10 +13,10 @@ from voxelry.data.doctor.demands import Demands
 from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.tasks.evaluate import Evaluation
-from voxelry.tasks.pretrain import PretrainTask
 from voxelry.tasks.pretrain import report as pages
 from voxelry.tasks.pretrain.predict import write_reconstruction
 from voxelry.tasks.pretrain.samples import PeriodicSamples
+from voxelry.tasks.pretrain.task import PretrainTask
 from voxelry.tasks.recipe import DenseRecipe, make_folder
 from voxelry.viz.report import Report
 

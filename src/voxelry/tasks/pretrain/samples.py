@@ -10,7 +10,7 @@ import torch
 
 from voxelry.core.errors import FileError
 from voxelry.data.sample import Batch
-from voxelry.tasks.pretrain import PretrainTask
+from voxelry.tasks.pretrain.task import PretrainTask
 from voxelry.viz import figures
 
 __all__ = ["PeriodicSamples"]

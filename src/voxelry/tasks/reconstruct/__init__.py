@@ -1,7 +1,13 @@
 """Whole organs from one slice and a click."""
 
-from voxelry.tasks.reconstruct.flow import ReconstructFlowTask
-from voxelry.tasks.reconstruct.predict import ReconstructPrediction
-from voxelry.tasks.reconstruct.task import ReconstructTask
+from voxelry.core.lazy import lazily
 
-__all__ = ["ReconstructFlowTask", "ReconstructPrediction", "ReconstructTask"]
+_PLACES = {
+    "ReconstructFlowTask": "voxelry.tasks.reconstruct.flow",
+    "ReconstructPrediction": "voxelry.tasks.reconstruct.predict",
+    "ReconstructTask": "voxelry.tasks.reconstruct.task",
+}
+
+__all__ = [*_PLACES]
+
+__getattr__ = lazily(__name__, _PLACES)

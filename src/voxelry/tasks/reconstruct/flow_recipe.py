@@ -9,7 +9,7 @@ from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError
 from voxelry.data.slices.dataset import SliceDataset
 from voxelry.models.transfer import TransferReport
-from voxelry.tasks.reconstruct import ReconstructFlowTask
+from voxelry.tasks.reconstruct.flow import ReconstructFlowTask
 from voxelry.tasks.reconstruct.options import FLOW_OPTIONS
 from voxelry.tasks.reconstruct.recipe import ReconstructRecipe
 

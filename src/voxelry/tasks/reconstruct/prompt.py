@@ -42,8 +42,8 @@ from voxelry.io import write_image
 from voxelry.io.meshes import write_mesh
 from voxelry.ops.surface import extract_surface, told_volume
 from voxelry.tasks.recipe import make_folder
-from voxelry.tasks.reconstruct import ReconstructPrediction
 from voxelry.tasks.reconstruct.placed import Placed, place
+from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 
 __all__ = ["reconstruct", "write_reconstruction"]
 

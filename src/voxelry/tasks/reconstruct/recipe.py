@@ -30,13 +30,13 @@ from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import Recipe, fitting
-from voxelry.tasks.reconstruct import ReconstructTask
 from voxelry.tasks.reconstruct import report as pages
 from voxelry.tasks.reconstruct.options import OPTIONS
 from voxelry.tasks.reconstruct.prepared import check_standard, held_out_axes, prepared_source, reads_prepared
 from voxelry.tasks.reconstruct.prompt import reconstruct, write_reconstruction
 from voxelry.tasks.reconstruct.prompts import evaluation_items
 from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
+from voxelry.tasks.reconstruct.task import ReconstructTask
 from voxelry.viz.report import Report
 
 __all__ = ["ReconstructRecipe"]

@@ -1,6 +1,12 @@
 """Instance segmentation: every object of an image with its box, class, score and outline."""
 
-from voxelry.tasks.segment.predict import InstancePrediction
-from voxelry.tasks.segment.task import SegmentTask
+from voxelry.core.lazy import lazily
 
-__all__ = ["InstancePrediction", "SegmentTask"]
+_PLACES = {
+    "InstancePrediction": "voxelry.tasks.segment.predict",
+    "SegmentTask": "voxelry.tasks.segment.task",
+}
+
+__all__ = [*_PLACES]
+
+__getattr__ = lazily(__name__, _PLACES)

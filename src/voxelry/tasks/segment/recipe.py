@@ -38,11 +38,11 @@ from voxelry.models.transfer import TransferReport, best_transfer
 from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import Recipe, fitting, make_folder
-from voxelry.tasks.segment import SegmentTask
 from voxelry.tasks.segment import report as pages
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.rescale import assumption, common_size
 from voxelry.tasks.segment.targets import anchors_for
+from voxelry.tasks.segment.task import SegmentTask
 from voxelry.tasks.segment.tiled import image_key
 from voxelry.viz.report import Report
 

@@ -1,6 +1,12 @@
 """Translation: one or more contrasts of an image to another, by a bridge, a flow, a diffusion or plain regression."""
 
-from voxelry.tasks.translate.predict import TranslatePrediction
-from voxelry.tasks.translate.task import TranslateTask
+from voxelry.core.lazy import lazily
 
-__all__ = ["TranslatePrediction", "TranslateTask"]
+_PLACES = {
+    "TranslatePrediction": "voxelry.tasks.translate.predict",
+    "TranslateTask": "voxelry.tasks.translate.task",
+}
+
+__all__ = [*_PLACES]
+
+__getattr__ = lazily(__name__, _PLACES)

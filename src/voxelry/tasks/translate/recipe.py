@@ -26,11 +26,11 @@ from voxelry.models.transfer import TransferReport
 from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.tasks.recipe import DenseRecipe, make_folder
-from voxelry.tasks.translate import TranslateTask
 from voxelry.tasks.translate import report as pages
 from voxelry.tasks.translate.options import OPTIONS
 from voxelry.tasks.translate.predict import write_translation
 from voxelry.tasks.translate.targets import input_channels
+from voxelry.tasks.translate.task import TranslateTask
 from voxelry.viz.report import Report
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Settings that `voxelry train` finds beside its own."""
