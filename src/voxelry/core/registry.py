@@ -68,7 +68,7 @@ class Registry(Mapping[str, T]):
             raise SettingError(f"{self.word} {name}: {place} of an entry point can't be imported: {error}") from error
         return found
 
-    def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, name: str, default: Any = None) -> Any:
         """The thing of that name, or `default` where there is none."""
         return self[name] if name in self else default  # noqa: SIM401 it is this one
 

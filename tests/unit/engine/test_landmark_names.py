@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from torch.testing import assert_close
-from voxelry.bundle.registry import recipe_named
 
+from voxelry.bundle.registry import recipe_named
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.preprocess import Preprocess
