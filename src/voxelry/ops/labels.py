@@ -25,6 +25,7 @@ __all__ = ["resample_labels"]
 
 _MOST = 65535
 _SLAB = 1 << 24  # new voxels that are worked on at a time
+_SCATTER = 2654435761  # spreads numbers evenly over 32 bits (Knuth 1998, section 6.4)
 _TIE = 1e-4  # old voxels by which places are moved, so that a tie goes to the lower index
 
 
@@ -41,6 +42,7 @@ def resample_labels(
     Returns:
         `shape`, of the type of `labels`. A label has the voxels that its volume on the part of the old grid makes
         that the new one covers, as far as its borders reach; one that fills no half of any new voxel may be lost.
+        New voxels that each lie within an old one have its label.
 
     Raises:
         SettingError: labels out of range, shapes that don't fit together, a matrix without an inverse.
@@ -57,6 +59,9 @@ def resample_labels(
     if np.linalg.matrix_rank(linear) < 3:
         raise SettingError(f"matrix: expected an invertible one, got {linear.tolist()}")
     source = np.ascontiguousarray(labels.reshape(*(1,) * (3 - ndim), *labels.shape), dtype=np.uint16)
+    inside_one = _cells(linear, start, size)
+    if inside_one is not None:
+        return _copied(source, *inside_one).reshape(size[3 - ndim :]).astype(labels.dtype)
     result, borders = _largest_shares(source, linear, start, size)
     count = int(source.max()) + 1
     inverse = np.linalg.inv(linear)
@@ -72,6 +77,37 @@ def resample_labels(
         exchange(first, second, free, excess, chosen)
     result.reshape(-1)[place] = chosen
     return result.reshape(size[3 - ndim :]).astype(labels.dtype)
+
+
+def _cells(
+    matrix: NDArray[np.float64], offset: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[list[int], list[NDArray[np.int64]]] | None:
+    """The old voxel that each new one lies in, where each lies in one: old axes of the new ones, old places along them.
+
+    None where a new voxel reaches into several old ones.
+    """
+    used = np.abs(matrix) > _TIE * np.abs(matrix).max()
+    if (used.sum(axis=0) != 1).any():
+        return None
+    axes = used.argmax(axis=0).tolist()
+    places = []
+    for axis, (old, count) in enumerate(zip(axes, shape, strict=True)):
+        ends = np.sort(matrix[old, axis] * (np.arange(count) + np.array([[-0.5], [0.5]])) + offset[old] + 0.5, axis=0)
+        low, high = np.floor(ends[0] + _TIE).astype(np.int64), np.ceil(ends[1] - _TIE).astype(np.int64)
+        if (high - low != 1).any():
+            return None
+        places.append(low)
+    return axes, places
+
+
+def _copied(labels: NDArray[np.uint16], axes: list[int], places: list[NDArray[np.int64]]) -> NDArray[np.uint16]:
+    """Labels at those places, 0 beyond the grid."""
+    found = labels.transpose(axes)
+    for axis, along in enumerate(places):
+        there = (along >= 0) & (along < found.shape[axis])
+        line = np.take(found, np.where(there, along, 0), axis=axis)
+        found = line * there.reshape([-1 if other == axis else 1 for other in range(3)]).astype(np.uint16)
+    return np.ascontiguousarray(found)
 
 
 def _largest_shares(
@@ -92,7 +128,8 @@ def _largest_shares(
         near = low * shape[1] * shape[2] + border
         found.append((lead.ravel()[border], near, slab.ravel()[border], second.ravel()[border]))
     lead, place, first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.argsort(lead, kind="stable")
+    # of voxels that are as close as each other any may be exchanged: those of one end of the grid would move the label
+    order = np.lexsort((place * _SCATTER % (1 << 32), np.round(lead, 4)))
     return result, (place[order], first[order], second[order])
 
 
