@@ -11,9 +11,9 @@ OPTIONS: Registry[tuple[Option, ...]] = Registry(
     "options",
     "options of the task",
     {
+        "translate": "voxelry.tasks.translate.options:OPTIONS",
         "reconstruct": "voxelry.tasks.reconstruct.options:OPTIONS",
         "reconstruct_flow": "voxelry.tasks.reconstruct.options:FLOW_OPTIONS",
-        "translate": "voxelry.tasks.translate.options:OPTIONS",
     },
 )
 """By the task's name; a task without any needs no entry."""

@@ -239,6 +239,24 @@ def test_overlapping_masks_are_kept(tmp_path, shape):
 
 
 @pytest.mark.parametrize("format", [".nii.gz", ".zarr"])
+def test_what_lies_wholly_under_others_is_in_none_of_the_files(tmp_path, format):
+    found = prediction(oblique((10, 12, 14)))
+    hidden = found.instances.take([1, 0, 2, 1])  # the second under the last, which is the same and has its score
+    scores = np.array([0.9, 0.5, 0.75, 0.6])
+    crowd = Instances(hidden.boxes, scores, hidden.classes, hidden.crops)
+    labels, table, masks = write_instances(
+        InstancePrediction.from_instances("crowd", found.space, crowd), tmp_path, format=format
+    )
+    ids = np.unique(read_image(labels).array)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ids.tolist() == [0, 1, 2, 3]
+    assert [int(row["id"]) for row in rows] == [1, 2, 3]
+    assert [float(row["score"]) for row in rows] == pytest.approx([0.9, 0.5, 0.75])
+    assert len(read_masks(masks)) == 3
+
+
+@pytest.mark.parametrize("format", [".nii.gz", ".zarr"])
 def test_no_instances_give_files_all_the_same(tmp_path, format):
     space = oblique((10, 12, 14))
     none = InstancePrediction.from_instances("empty", space, Instances.empty(3))

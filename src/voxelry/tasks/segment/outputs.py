@@ -41,6 +41,8 @@ def write_instances(
 ) -> list[Path]:
     """Write all three for one image: `NAME` + format, `NAME.instances.csv`, `NAME.instances.json`.
 
+    They hold the same instances, those of which the label volume shows a voxel at least, with the same ids.
+
     Args:
         folder: made if it isn't there.
         format: suffix of the label volume; `.zarr` for OME-Zarr labels.
@@ -56,7 +58,7 @@ def write_instances(
         FileError: a format that can't be written, or the disk refuses.
     """
     folder = Path(folder)
-    placed = prediction if space is None else prediction.on(space)
+    placed = (prediction if space is None else prediction.on(space)).visible()
     path = folder / f"{prediction.name}.{format.lstrip('.')}"
     if inside:
         if image is None:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.ops.instances import Crop, Instances, LabelVolume, PackedCrops
+from voxelry.ops.instances import Crop, Instances, LabelVolume, PackedCrops, paint_blocks
 
 __all__ = ["InstancePrediction"]
 
 MICROSCOPIC_MM = 0.05  # voxels below this are a microscope's, whose users think in micrometres
+_BLOCK = 256
 _EAGER = 1 << 26  # voxels: label volumes up to here are painted at once, larger ones where they are looked at
 _SIZES = {2: "area", 3: "volume"}
 
@@ -166,6 +167,18 @@ class InstancePrediction:
         lazy = LabelVolume(moved, space.shape) if isinstance(self.label_volume, LabelVolume) else None
         candidates = None if self.candidates is None else _moved(self.candidates, self.space, space)
         return InstancePrediction.from_instances(self.name, space, moved, lazy, candidates=candidates)
+
+    def visible(self) -> InstancePrediction:
+        """Those of which the label volume shows a voxel: the others lie wholly under better ones, or between voxels."""
+        shown = np.zeros(len(self) + 1, dtype=bool)
+        for _, block in paint_blocks(self.instances, self.space.shape, (_BLOCK,) * self.space.ndim):
+            shown[block] = True
+        if shown[1:].all():
+            return self
+        lazy = isinstance(self.label_volume, LabelVolume)
+        kept = self.instances.take(np.flatnonzero(shown[1:]))
+        volume = LabelVolume(kept, self.space.shape) if lazy else None
+        return InstancePrediction.from_instances(self.name, self.space, kept, volume, candidates=self.candidates)
 
 
 def _moved(instances: Instances, source: Space, space: Space) -> Instances:

@@ -160,7 +160,7 @@ class SegmentRecipe(Recipe):
     ) -> tuple[list[Any], Batch]:
         """What `write` writes, and what the label file holds."""
         sample = self.truth_of(dataset, index)
-        return [one.on(sample.space) for one in predictions], collate([sample]).to(batch.image.device)
+        return [one.on(sample.space).visible() for one in predictions], collate([sample]).to(batch.image.device)
 
     def predict_file(
         self,
