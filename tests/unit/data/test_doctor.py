@@ -205,6 +205,20 @@ class TestFiles:
             "case_11.nii.gz": "belongs to no image: there is no case_11 in volumes",
         }
 
+    def test_a_mask_of_foreground_among_instances(self, clean):
+        for number in range(8):
+            image = read_image(clean / f"volumes/case_{number}.nii.gz")
+            ids = np.zeros((1, *image.space.shape), np.uint8)
+            ids[0, 2:5, 2:5, 2:5] = ids[0, 8:10, 8:10, 8:10] = 255
+            ids[0, 12, 12, 12] = number and 254  # every other file knows its objects apart
+            write_image(clean / f"instances/case_{number}.nii.gz", ids, image.space)
+        assert told(inspect(clean)) == [
+            (
+                "case_0.nii.gz",
+                "one object in 2 pieces: expected an id for each object, not one for all that is foreground",
+            )
+        ]
+
 
 class TestPixels:
     def spoil(self, root, number, change):

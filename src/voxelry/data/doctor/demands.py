@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label
+
 from voxelry.data.layouts.find import Case
 
-__all__ = ["GREY_AND_COLOUR", "Demands", "lacking", "no_foreground"]
+__all__ = ["GREY_AND_COLOUR", "Demands", "in_pieces", "lacking", "no_foreground"]
 
 GREY_AND_COLOUR = frozenset({1, 3})
 """Numbers of channels that are learned from together: all are taken as grey."""
@@ -43,6 +47,16 @@ def lacking(case: Case, required: str | None) -> str | None:
     if required not in _WAYS or getattr(case, required) is not None:
         return None
     return f"no {required} for this image; {_WAYS[required].format(name=case.name)}"
+
+
+def in_pieces(ids: NDArray[np.integer]) -> str | None:
+    """What is said of instances with one id in several pieces, as masks of foreground have it; None for all others."""
+    if len(np.unique(ids[ids > 0])) != 1:
+        return None
+    pieces = int(label(ids > 0)[1])
+    if pieces < 2:
+        return None
+    return f"one object in {pieces} pieces: expected an id for each object, not one for all that is foreground"
 
 
 def no_foreground(wanted: Iterable[object], values: Iterable[int]) -> str:

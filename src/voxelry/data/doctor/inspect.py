@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.dataset import NEEDS
-from voxelry.data.doctor.demands import GREY_AND_COLOUR, Demands, lacking, no_foreground
+from voxelry.data.doctor.demands import GREY_AND_COLOUR, Demands, in_pieces, lacking, no_foreground
 from voxelry.data.doctor.diagnosis import CaseRow, Diagnosis, Finding, render
 from voxelry.data.doctor.landmarks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
 from voxelry.data.label_grid import Reference, class_numbers, open_labels, whole_numbers
@@ -278,11 +278,16 @@ def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], shown: S
         try:
             file = open_labels(path, reference)
             present: set[int] = set()
-            for window in _slabs(file.placement.shape, file.file.dtype.itemsize):
-                present.update(np.unique(kind(file.read(window), path)).tolist())
+            told = None
+            for window in (windows := [*_slabs(file.placement.shape, file.file.dtype.itemsize)]):
+                ids = kind(file.read(window), path)
+                present.update(np.unique(ids).tolist())
+                told = in_pieces(ids) if need == "masks" and len(windows) == 1 else None
         except VoxelryError as error:
             found.add("error", path, str(error).removeprefix(f"{path}: "))
             continue
+        if told is not None:
+            found.add("warning", path, told)
         if need == "labels" and shown and not present & set(shown):
             found.add("error", path, no_foreground(shown, present))
 

@@ -26,7 +26,7 @@ from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.crops.dataset import CropDataset
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.doctor.demands import lacking
+from voxelry.data.doctor.demands import in_pieces, lacking
 from voxelry.data.layouts.find import case_name
 from voxelry.data.parts import SampleSource, Splits
 from voxelry.data.preprocess.file import PreparedFile
@@ -246,6 +246,9 @@ def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, 
     if sizes == "auto":
         cases = [dataset[index] for index in range(min(len(dataset), _ANCHOR_CASES))]
         boxes = [case.boxes for case in cases if case.boxes is not None]
+        pieces = [None if case.masks is None else in_pieces(case.masks.numpy()) for case in cases]
+        if pieces[0] is not None and all(pieces):
+            log.warning("%s: %s", cases[0].source, pieces[0])
         if not any(len(box) for box in boxes):
             raise DataError(f"{cases[0].source}: no instances in the training cases; set model.anchor_sizes")
         seen = [_as_seen(case.boxes, case.space.shape, transform) for case in cases if case.boxes is not None]
