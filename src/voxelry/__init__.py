@@ -1,33 +1,42 @@
 """voxelry: deep learning on biomedical images and volumes, in patient millimetres.
 
-`voxelry.load(bundle)` gives a trained model; `voxelry.read_image` and `voxelry.read_landmarks` read files.
-Everything heavy is imported when it is first used.
+`voxelry.train`, `predict` and `evaluate` are the commands; `voxelry.load(bundle)` gives a trained model;
+`voxelry.read_image` and `read_landmarks` read files. Everything is imported when it is first used.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
+from voxelry.core.lazy import lazily
 
 __version__ = "0.1.0"
 
-_LAZY = {
+_PLACES = {
+    # what the command line does
+    "train": "voxelry.engine.commands",
+    "predict": "voxelry.engine.commands",
+    "evaluate": "voxelry.engine.commands",
+    # a trained model
     "load": "voxelry.bundle.model",
+    "Model": "voxelry.bundle.model",
+    # files
     "open_image": "voxelry.io",
     "read_image": "voxelry.io",
     "write_image": "voxelry.io",
     "read_landmarks": "voxelry.io",
     "write_landmarks": "voxelry.io",
+    # records
+    "Image": "voxelry.io",
+    "Instances": "voxelry.ops.instances",
+    "LandmarkSet": "voxelry.io",
+    "Sample": "voxelry.data.sample",
+    "Space": "voxelry.core.space",
+    # what is done to images before a network sees them
+    "Augment": "voxelry.data.augment",
+    "Preprocess": "voxelry.data.preprocess",
     "errors": "voxelry.core",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", *_PLACES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'voxelry' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+__getattr__ = lazily(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

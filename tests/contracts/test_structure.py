@@ -308,7 +308,6 @@ def heavy_after(statement: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
     ("statement", "heavy"),
     [
         ("import voxelry", HEAVIER),
-        ("from voxelry.cli.asked import declared; declared()", HEAVIER),  # the options of all tasks, for `--help`
         ("import voxelry.viz.figures, voxelry.viz.report", HEAVY),
     ],
 )

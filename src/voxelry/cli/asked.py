@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -47,31 +47,30 @@ def _help(tasks: Mapping[str, Option]) -> str:
     return "; ".join(f"{', '.join(names)}: {text}" for text, names in said.items()) + "."
 
 
-def read_asked(asked: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Path]]]:
-    """Values of the flags as a prediction takes them, and the images that flags name in place of an input.
+def read_asked(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the flags as a prediction takes them.
 
     Raises:
         SettingError: a value of another form.
     """
     values: dict[str, Any] = {}
-    files: dict[str, list[Path]] = {}
     for name, tasks in declared().items():
-        option = next(iter(tasks.values()))
-        if asked.get(name) is None:
-            continue
-        values[name] = asked[name] if option.read is None else option.read(asked[name])
-        if option.files is not None:
-            files[name] = option.files(values[name])
-    return values, files
+        read = next(iter(tasks.values())).read
+        if asked.get(name) is not None:
+            values[name] = asked[name] if read is None else read(asked[name])
+    return values
 
 
-def flagged(check: Callable[[Mapping[str, Any]], Any], options: Mapping[str, Any]) -> None:
-    """Check options, and name one that is refused as it was typed.
+@contextmanager
+def flagged() -> Iterator[None]:
+    """Have an option that is refused named as it was typed.
 
     Raises:
-        SettingError: what the check says, with two dashes before it.
+        SettingError: what is raised within, with two dashes before it where that is a flag.
     """
     try:
-        check(options)
+        yield
     except SettingError as error:
-        raise SettingError(f"--{error}") from None
+        if str(error).partition(":")[0] in declared():
+            raise SettingError(f"--{error}") from None
+        raise

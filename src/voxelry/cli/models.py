@@ -19,7 +19,7 @@ from voxelry.cli.terminal import (
     read_file_options,
     read_spacing,
 )
-from voxelry.core.errors import ConfigError, SettingError
+from voxelry.core.errors import ConfigError
 
 __all__ = ["demo", "evaluate", "predict", "train"]
 
@@ -83,16 +83,14 @@ def predict(
     from voxelry.engine.predict import gather_inputs, predict_files
     from voxelry.io import IMAGE_OPTIONS
 
-    own, files = read_asked(asked)
-    if inputs and (taken := next(iter(files), None)):
-        raise SettingError(f"--{taken}: expected no input beside it")
-    paths = gather_inputs([*(inputs or []), *(path for found in files.values() for path in found)])
+    own = read_asked(asked)
+    with flagged():
+        paths = gather_inputs(inputs or [], own)
     loaded = load(model, device, changes=read_changes(set), adapter=adapter)
     reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else read_spacing(spacing)}
     reading = read_changes(option, "--option", "channel_axis=0", IMAGE_OPTIONS)
     options = own | reading | {name: value for name, value in reader.items() if value is not None}
-    flagged(loaded.recipe.split, options)
-    with progress("predicting", len(paths)) as (bar, job):
+    with flagged(), progress("predicting", len(paths)) as (bar, job):
         within = bar.add_task("tiles", total=None, visible=False)
 
         def done(path: Path) -> None:
@@ -130,7 +128,7 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled data: metrics per case, a summary and a report."""
     from voxelry.bundle.model import load
-    from voxelry.engine.report import evaluate_folder
+    from voxelry.engine.report import PAGE, evaluate_folder
 
     reading = read_file_options(option, point_option)
     loaded = load(model, device, changes=read_changes(set), adapter=adapter)
@@ -139,10 +137,10 @@ def evaluate(
         def advance(total: int) -> None:
             bar.update(job, total=total, advance=1)
 
-        summary, report = evaluate_folder(loaded, data, out, layout=layout, cases=cases, progress=advance, **reading)
-    for name, value in summary.items():
+        found = evaluate_folder(loaded, data, out, layout=layout, cases=cases, progress=advance, **reading)
+    for name, value in found.summary.items():
         print(f"{name:32} {value:.4g}")
-    print(f"report: {report}")
+    print(f"report: {out / PAGE}")
 
 
 @app.command()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from voxelry.core.errors import ConfigError
 from voxelry.engine.configs import OWN, groups
 
-__all__ = ["compose_training", "in_one_line", "settle"]
+__all__ = ["compose_training", "in_one_line", "settle", "typed"]
 
 _MAY_BE_NULL = ("backbone", "experiment")
 _PAIRS = {"}": "{", "]": "[", ")": "("}
@@ -41,17 +43,62 @@ _LIKE_A_NUMBER = re.compile(r"[+-]?[\d._]+(e[+-]?\d+)?", re.IGNORECASE)
 _QUOTED_KEY = re.compile(r"""(["'])([\w.-]+)\1\s*:""")
 
 
-def compose_training(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of `voxelry train OVERRIDES`, for use from Python.
+def compose_training(settings: Sequence[str | Mapping[str, Any]]) -> DictConfig:
+    """The configuration of `voxelry train SETTINGS`, for use from Python.
+
+    Args:
+        settings: overrides as they are typed, and mappings from dotted names to plain values.
 
     Raises:
-        ConfigError: an override can't be read, or names a group's entry that isn't there.
+        ConfigError: a setting can't be read, or names a group's entry that isn't there.
     """
+    overrides = [one for given in settings for one in ([given] if isinstance(given, str) else typed(given))]
     with initialize_config_module(OWN, version_base="1.3"):
         try:
             return compose("train", overrides=settle(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(in_one_line(error)) from error
+
+
+def typed(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as they would be typed.
+
+    Raises:
+        ConfigError: a value that can't be.
+    """
+    found = []
+    for name, value in settings.items():
+        bare = name.lstrip("+")
+        if bare in groups() and isinstance(value, str):
+            found.append(f"{name}={value}")
+        else:
+            at_home = _at_home(str(value)) if bare in _PATHS and value is not None else value
+            found.append(f"{name}={_written(at_home, name)}")
+    return found
+
+
+def _written(value: Any, name: str) -> str:
+    """A plain value in Hydra's grammar.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Integral | Real):
+        return repr(int(value) if isinstance(value, Integral) else float(value))
+    if isinstance(value, str | Path):
+        return _quoted(str(value))
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(one, name)}" for key, one in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ",".join(_written(one, name) for one in value) + "]"
+    raise ConfigError(f"{name}: expected a number, a word, a list or a mapping, got {type(value).__name__}")
+
+
+def _quoted(text: str) -> str:
+    """A text in quotes; Hydra takes a backslash for itself, but before a quote."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
 def in_one_line(error: Exception) -> str:
@@ -95,7 +142,7 @@ def _open(text: str) -> int:
     if "=" not in text or text.partition("=")[2][:1] not in _PAIRS.values():
         return 0
     depth, quote = 0, ""
-    for character in text:
+    for character in re.sub(r"\\.", "", text):
         if quote:
             quote = "" if character == quote else quote
         elif character in "\"'":
@@ -116,13 +163,15 @@ def _override(text: str, elsewhere: bool) -> str:
     bare = key.lstrip("+")
     if bare in _PATHS:  # of each value of a sweep
         value = ",".join(map(_at_home, value.split(",")))
+    if bare in _MAY_BE_NULL and value == "null":
+        return f"~{bare}"
     if bare in groups():
         if not elsewhere:
             _check_entry(bare, value)
         return text
     if "/" in bare or "@" in bare or bare.startswith("hydra."):
         return text
-    quoted = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    quoted = _quoted(value)
     readings = [value, _QUOTED_KEY.sub(r"\2:", value), *([] if value[:1] in "[{'\"" else [quoted])]
     if bare in _TEXTS and _LIKE_A_NUMBER.fullmatch(value):  # a folder called 2024
         readings = [quoted]
@@ -146,7 +195,7 @@ def _at_home(path: str) -> str:
 def _check_entry(group: str, value: str) -> None:
     entries = groups()[group]
     for name in value.split(",") if re.fullmatch(r"[\w.,-]+", value) else ():
-        if name in entries or (name == "null" and group in _MAY_BE_NULL):
+        if name in entries:
             continue
         near = difflib.get_close_matches(name, entries, n=1)
         told = f"; did you mean {group}={near[0]}?" if near else ""

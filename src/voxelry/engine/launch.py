@@ -12,7 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -62,13 +62,13 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
         except StoppedError as error:
             print(f"voxelry: {error}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
-        except (VoxelryError, InstantiationException, OmegaConfBaseException) as error:
+        except (VoxelryError, OmegaConfBaseException) as error:
             if debug:
                 raise
             launched = HydraConfig.get()
             sweeping = launched.mode == RunMode.MULTIRUN
             where = f"{launched.runtime.output_dir}: " if sweeping else ""
-            print(f"voxelry: error: {where}{_reason(error)}", file=sys.stderr)
+            print(f"voxelry: error: {where}{' '.join(str(error).split())}", file=sys.stderr)
             if not sweeping or os.getpid() != process:  # a launcher's own process answers for one run
                 raise SystemExit(1) from None
             failed.append(launched.runtime.output_dir)
@@ -123,12 +123,6 @@ def _run(config: DictConfig) -> dict[str, Any]:
         print(f"bundle: {run.bundle}")
         print(f"report: {Path(config.output_dir) / 'report.html'}")
     return {"task": launched.runtime.choices.get("task"), **run.summary}
-
-
-def _reason(error: Exception) -> str:
-    """What was wrong, in one line; Hydra wraps what a constructor says of its settings."""
-    told = error.__cause__ if isinstance(error.__cause__, VoxelryError) else error
-    return " ".join(str(told).split())
 
 
 def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> None:

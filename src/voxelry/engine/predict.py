@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.layouts.find import case_name
 from voxelry.io import is_image
 from voxelry.io.images.image import split_dataset
+from voxelry.tasks.options import named_files
 
 __all__ = ["Outcome", "gather_inputs", "predict_files"]
 
@@ -30,16 +31,26 @@ class Outcome:
     failed: list[tuple[Path, str]] = field(default_factory=list)
 
 
-def gather_inputs(inputs: Sequence[Path]) -> list[Path]:
+def gather_inputs(inputs: Sequence[Path], options: Mapping[str, Any] | None = None) -> list[Path]:
     """Images among files, folders (one level, or their `volumes/`) and `.txt` lists of paths.
 
+    Args:
+        options: of the prediction; some name images in place of an input.
+
     Raises:
-        DataError: nothing to predict, or two images that would give the same output name.
+        DataError: nothing to predict.
         FileError: an input does not exist.
+        SettingError: an option names images beside the inputs.
     """
-    found = list(dict.fromkeys(path for given in inputs for path in _expand(given)))
+    named = named_files(options or {})
+    if inputs and named:
+        raise SettingError(f"{next(iter(named))}: expected no input beside it")
+    given = [*inputs, *(path for paths in named.values() for path in paths)]
+    if not given:
+        raise DataError("inputs: expected at least one image or folder")
+    found = list(dict.fromkeys(path for one in given for path in _expand(one)))
     if not found:
-        raise DataError(f"{', '.join(map(str, inputs))}: no images there")
+        raise DataError(f"{', '.join(map(str, given))}: no images there")
     return found
 
 
@@ -64,22 +75,23 @@ def predict_files(
     out: Path,
     *,
     format: str | None = None,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     progress: Callable[[Path], None] | None = None,
     tiles: Callable[[Path, int, int], None] | None = None,
 ) -> Outcome:
     """Predict every file; one that fails is noted and the rest is done.
 
     Args:
-        format: suffix of the files, one of those of the task's kind; its first by default.
-        options: for the images' reader.
+        format: suffix of the files, one of those that the task has; its first by default.
+        options: of the task, and for the images' reader.
         progress: called after every file.
         tiles: called within a file that is predicted tile by tile, with the tiles that are done and all of them.
 
     Raises:
-        SettingError: the task writes no files in that format.
+        SettingError: the task writes no files in that format, has no such option, or lacks one that it needs.
     """
     recipe = model.recipe
+    recipe.split(options or {})
     chosen = recipe.formats[0] if format is None else format.lstrip(".")
     if chosen not in recipe.formats:
         raise SettingError(f"format: {recipe.name} is written as one of {', '.join(recipe.formats)}, got {format!r}")

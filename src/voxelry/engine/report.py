@@ -20,9 +20,11 @@ from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 
-__all__ = ["add_training", "demo_page", "evaluate_folder", "evaluation_dataset", "write_report"]
+__all__ = ["PAGE", "add_training", "demo_page", "evaluate_folder", "evaluation_dataset", "write_report"]
 
 log = logging.getLogger("voxelry")
+
+PAGE = "report.html"
 
 
 def write_report(
@@ -107,8 +109,8 @@ def evaluate_folder(
     progress: Callable[[int], None] | None = None,
     options: Mapping[str, Any] | None = None,
     point_options: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, float], Path]:
-    """Measure a model on the cases of a folder.
+) -> Evaluation:
+    """Measure a model on the cases of a folder, and write `report.html`, `cases.csv` and `summary.json`.
 
     Args:
         layout: of the folder, see `data.layouts.find`.
@@ -117,9 +119,9 @@ def evaluate_folder(
         options, point_options: for the readers of images and of points, see `find_cases`.
 
     Returns:
-        The summary and the path of the report; `cases.csv` and `summary.json` lie beside it. Where the model, or what
-        it was begun with, was trained or validated on some of the cases, `cases.csv` says so in a column `seen`, and
-        the summary has the figures of the others, too, their names beginning with `unseen.`.
+        What was measured. Where the model, or what it was begun with, was trained or validated on some of the cases,
+        the rows say so in a column `seen`, and the summary has the figures of the others, too, their names beginning
+        with `unseen.`.
 
     Raises:
         VoxelryError: whatever is wrong with the data or the folder for the results.
@@ -139,7 +141,8 @@ def evaluate_folder(
     if lines:
         report.section("Cases that the model was made with", "; ".join(lines))
     add_results(report, model.task, evaluation, dataset)
-    return evaluation.summary, report.save(out / "report.html")
+    report.save(out / PAGE)
+    return evaluation
 
 
 def _told_apart(task: Task, evaluation: Evaluation, seen: Mapping[str, str]) -> Evaluation:

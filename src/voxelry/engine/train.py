@@ -12,8 +12,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from voxelry.bundle.bundle import describe, write_bundle
 from voxelry.bundle.card import model_card
@@ -21,7 +23,7 @@ from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.bundle.pretrained import cases_seen_by, read_pretrained
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.bundle.seen import digests_of_parts
-from voxelry.core.errors import ConfigError
+from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.data.loader import evaluation_loader, training_loader
 from voxelry.data.parts import Splits
 from voxelry.engine.check import check_settings, drop_defaults
@@ -73,7 +75,14 @@ def train(config: DictConfig) -> Run:
     Raises:
         VoxelryError: whatever a user can cause: data that don't fit, unknown names, a full disk.
     """
-    launched: Run = instantiate(config.launcher, _convert_="all")(config)
+    try:
+        launched: Run = instantiate(config.launcher, _convert_="all")(config)
+    except (InstantiationException, OmegaConfBaseException) as error:
+        # Hydra wraps what a constructor says of its settings
+        own = (
+            error.__cause__ if isinstance(error.__cause__, VoxelryError) else ConfigError(" ".join(str(error).split()))
+        )
+        raise own from error
     return launched
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from voxelry.core.option import Option
 from voxelry.core.registry import Registry
 
-__all__ = ["OPTIONS", "takers"]
+__all__ = ["OPTIONS", "named_files", "takers"]
 
 OPTIONS: Registry[tuple[Option, ...]] = Registry(
     "options",
@@ -22,3 +26,12 @@ OPTIONS: Registry[tuple[Option, ...]] = Registry(
 def takers(option: str) -> list[str]:
     """The tasks that take an option of that name."""
     return [task for task in OPTIONS if any(one.name == option for one in OPTIONS[task])]
+
+
+def named_files(options: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """The images that options name in place of an input, by the option's name."""
+    found = {}
+    for option in (one for task in OPTIONS for one in OPTIONS[task]):
+        if option.files is not None and options.get(option.name) is not None:
+            found[option.name] = option.files(options[option.name])
+    return found

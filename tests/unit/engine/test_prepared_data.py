@@ -190,7 +190,7 @@ def test_a_prepared_folder_is_trained_on_and_what_came_of_it_takes_scans(prepare
     model = load(run.bundle)
     assert model.task.organs == [(1,), (2,)]
     assert model.task.names == ["class 1", "class 2"]
-    summary, _ = evaluate_folder(model, prepared, tmp_path / "evaluation")
+    summary = evaluate_folder(model, prepared, tmp_path / "evaluation").summary
     assert 0 <= summary["dice"] <= 1
     with (tmp_path / "evaluation" / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -188,7 +188,7 @@ def test_an_adapter_of_a_flow_is_trained_loaded_switched_merged_and_measured(
     assert not np.allclose(found.sdf, base.sdf, atol=1e-3)
     with model.adapters.using(None):
         np.testing.assert_array_equal(model.reconstruct(image, click=click).sdf, base.sdf)
-    summary = evaluate_folder(model, phantoms, tmp_path / "measured")[0]
+    summary = evaluate_folder(model, phantoms, tmp_path / "measured").summary
     assert "hypothesis_dice" in summary or np.isnan(summary["dice"])
     flags = ["predict", "--model", str(run[0]), "--adapter", str(tmp_path / "liver"), str(image), "--samples", "2"]
     flags += ["--click", ",".join(f"{value:.2f}" for value in click), "--out", str(tmp_path / "out")]

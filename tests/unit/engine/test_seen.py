@@ -61,7 +61,7 @@ def test_both_figures_are_given_where_the_model_has_seen_cases(training, phantom
         for file in (other / kind).iterdir():
             shutil.copy(file, mixed / kind / file.name.replace("case_", "new_"))
     model = voxelry.load(tmp_path / "run")
-    summary, _ = evaluate_folder(model, mixed, tmp_path / "evaluation")
+    summary = evaluate_folder(model, mixed, tmp_path / "evaluation").summary
     with (tmp_path / "evaluation" / "cases.csv").open(newline="") as file:
         rows = {row["name"]: row["seen"] for row in csv.DictReader(file)}
     names = model.bundle.config["data"]
@@ -76,7 +76,7 @@ def test_both_figures_are_given_where_the_model_has_seen_cases(training, phantom
     written = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
     assert written["unseen.mre_mm"] == pytest.approx(summary["unseen.mre_mm"])
     assert summary["unseen.mre_mm"] != summary["mre_mm"]
-    only_new, _ = evaluate_folder(model, other, tmp_path / "fresh")
+    only_new = evaluate_folder(model, other, tmp_path / "fresh").summary
     assert "the model was trained on" not in caplog.text.split("count as unseen")[-1]
     assert only_new["mre_mm"] > 0
     assert run.bundle is not None
@@ -93,7 +93,7 @@ def test_a_fine_tuned_model_says_what_its_pretraining_has_seen(training, phantom
     assert cases_seen_by(first / "checkpoints" / "last.ckpt") == [begun]
     assert cases_seen_by(second / "checkpoints" / "last.ckpt")[1:] == [begun]
     model = voxelry.load(second)
-    summary, _ = evaluate_folder(model, phantoms, tmp_path / "evaluation")
+    summary = evaluate_folder(model, phantoms, tmp_path / "evaluation").summary
     with (tmp_path / "evaluation" / "cases.csv").open(newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     (fresh,) = voxelry.load(first).bundle.config["data"]["test"]

@@ -66,9 +66,9 @@ def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_p
         assert volume.space.is_close(space, tolerance=1e-3)
         with (tmp_path / format / "case_000.instances.csv").open(newline="") as file:
             assert len(list(csv.DictReader(file))) == len(direct)
-    summary, page = evaluate_folder(model, nuclei, tmp_path / "evaluation")
+    summary = evaluate_folder(model, nuclei, tmp_path / "evaluation").summary
     assert summary["images"] == 4
-    assert page.exists()
+    assert (tmp_path / "evaluation" / "report.html").exists()
 
 
 def test_metrics_are_chosen_for_validations_for_the_end_and_for_an_evaluation(flat, nuclei, tmp_path):
@@ -80,7 +80,7 @@ def test_metrics_are_chosen_for_validations_for_the_end_and_for_an_evaluation(fl
     assert {"ap_30", "ap_50", "ap_mean"} <= set(run.summary)
     assert all(name.startswith("ap_") for name in run.summary)
     changes = {"metrics.at_end": ["coco_map_mask", "pq"], "metrics.classes": ["object"]}
-    summary, _ = evaluate_folder(voxelry.load(run.bundle, "cpu", changes=changes), nuclei, tmp_path / "evaluation")
+    summary = evaluate_folder(voxelry.load(run.bundle, "cpu", changes=changes), nuclei, tmp_path / "evaluation").summary
     # and of the cases apart that the model wasn't trained on
     assert set(summary) == {"coco_map_mask", "pq", "unseen.coco_map_mask", "unseen.pq"}
     with pytest.raises(SettingError, match=r"metrics.at_end: no 'map' here"):

@@ -164,7 +164,7 @@ def test_what_is_not_in_the_frame_is_refused_with_the_way_there(bundle, prepared
     write_image(other / "template.nii.gz", image.array, image.space)
     with pytest.raises(DataError, match="other: was registered to another template"):
         model.reconstruct(other / "volumes" / "a.nii.gz", click=(0, 0, 0))
-    assert 0 <= evaluate_folder(model, prepared, tmp_path / "evaluation")[0]["dice"] <= 1
+    assert 0 <= evaluate_folder(model, prepared, tmp_path / "evaluation").summary["dice"] <= 1
     prepare_all(find_pairs(scans / "data"), other, PrepareSettings(spacing=4.0, meshes=False, slices_per_class=1))
     assert not (other / "template.nii.gz").exists()
 
