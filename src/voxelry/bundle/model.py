@@ -26,9 +26,9 @@ from voxelry.bundle.template import read_template
 from voxelry.core.errors import CheckpointError, DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.layouts.find import case_name, image_options
-from voxelry.data.prepare.modality import is_despeckled, own_values
 from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.modality import is_despeckled, own_values
 from voxelry.data.sample import Sample
 from voxelry.io import open_image
 from voxelry.models.adapters.adapters import Adapters

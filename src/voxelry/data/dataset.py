@@ -37,8 +37,8 @@ from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts.find import Case, find_cases
 from voxelry.data.layouts.points import read_case_landmarks
 from voxelry.data.patches import Patches
-from voxelry.data.prepare.modality import own_image
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.modality import own_image
 from voxelry.data.sample import Sample
 from voxelry.io import Image, open_image
 from voxelry.io.points.landmark_set import numbered

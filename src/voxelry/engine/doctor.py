@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any
 
 from voxelry.bundle.registry import recipe_named
-from voxelry.data.doctor.demands import Demands
+from voxelry.data.demands import Demands
 from voxelry.data.doctor.diagnosis import Diagnosis
 from voxelry.data.doctor.inspect import inspect
 from voxelry.data.doctor.pairs import holds_pairs, inspect_pairs

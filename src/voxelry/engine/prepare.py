@@ -14,9 +14,9 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.files import read_slice_file
-from voxelry.data.prepare.modality import to_unit
 from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.run import PrepareReport, prepare_all, read_manifest
+from voxelry.data.preprocess.modality import to_unit
 from voxelry.data.slices.cut import SliceSample
 from voxelry.viz.planes import planes_of
 from voxelry.viz.style import INK, PREDICTED, TRUTH, headline, new_figure

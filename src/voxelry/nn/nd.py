@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.core.rank import check_ndim
-from voxelry.nn.lean import onednn
+from voxelry.nn import onednn
 
 __all__ = [
     "autocast_dtype",

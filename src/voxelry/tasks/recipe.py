@@ -21,7 +21,7 @@ from voxelry.core.option import Option
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.doctor.demands import Demands
+from voxelry.data.demands import Demands
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.parts import SampleSource, Splits, named_cases
 from voxelry.data.sample import Batch, Sample

@@ -13,7 +13,7 @@ from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.settings import keywords
 from voxelry.data.augment import Augment
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.doctor.demands import GREY_AND_COLOUR, lacking
+from voxelry.data.demands import GREY_AND_COLOUR, lacking
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.own_dataset import check_own_rank, dataset_class, own_suffix

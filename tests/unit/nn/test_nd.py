@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from voxelry.nn import nd
-from voxelry.nn.lean import onednn
+from voxelry.nn import nd, onednn
 
 
 def test_layers_by_rank():

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.dataset import NEEDS
-from voxelry.data.doctor.demands import GREY_AND_COLOUR, Demands, in_pieces, lacking, no_foreground
+from voxelry.data.demands import GREY_AND_COLOUR, Demands, in_pieces, lacking, no_foreground
 from voxelry.data.doctor.diagnosis import CaseRow, Diagnosis, Finding, render
 from voxelry.data.doctor.landmarks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
 from voxelry.data.label_grid import Reference, class_numbers, open_labels, whole_numbers

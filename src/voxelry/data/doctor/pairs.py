@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import VoxelryError
-from voxelry.data.doctor.demands import Demands
+from voxelry.data.demands import Demands
 from voxelry.data.doctor.diagnosis import Diagnosis
 from voxelry.data.doctor.inspect import compare_images, find_unsplit, inspect_case, without_path
 from voxelry.data.layouts.find import Case, case_name, split_folders

@@ -23,12 +23,12 @@ from voxelry.data.dataset import VolumeDataset
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
 from voxelry.data.layouts.find import Case
 from voxelry.data.prepare.files import digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
-from voxelry.data.prepare.modality import MODALITIES, Standard, ct_window, guess_modality, standardise
 from voxelry.data.prepare.pairs import Pair
 from voxelry.data.prepare.register import KINDS, write_transform
 from voxelry.data.prepare.shapes import CaseLabels
 from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess, move
+from voxelry.data.preprocess.modality import MODALITIES, Standard, ct_window, guess_modality, standardise
 from voxelry.data.preprocess.normalise import finite
 from voxelry.data.preprocess.speckle import despeckle
 from voxelry.data.sample import Sample

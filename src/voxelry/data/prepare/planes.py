@@ -20,9 +20,9 @@ from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import one_line_errors
 from voxelry.data.prepare.files import nifti_affine, pointmap_range, read_class_map, read_full_sdf, read_slice_file
-from voxelry.data.prepare.modality import to_unit
 from voxelry.data.prepare.source import PreparedSlices
 from voxelry.data.preprocess.frame import index_map
+from voxelry.data.preprocess.modality import to_unit
 from voxelry.data.slices.choice import Cut, choose_cuts, method_name
 from voxelry.data.slices.cut import SliceSample, draw_click, regrid, take_labels, view_plane
 from voxelry.data.slices.pointmaps import masked_pointmap

@@ -16,10 +16,10 @@ from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.layouts.find import Case, case_name
 from voxelry.data.prepare.files import read_sdf, read_slice_file
-from voxelry.data.prepare.modality import preprocess_like, to_unit
 from voxelry.data.prepare.run import AGAIN, is_prepared_folder, read_manifest
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.modality import preprocess_like, to_unit
 from voxelry.data.slices.augment import move_slice
 from voxelry.data.slices.choice import Cut, spread_out
 from voxelry.data.slices.cut import SliceSample, array_axis

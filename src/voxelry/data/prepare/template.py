@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from voxelry.core.space import Space
-from voxelry.data.prepare.modality import own_values
 from voxelry.data.prepare.register import register
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.preprocess.modality import own_values
 from voxelry.data.sample import Sample
 from voxelry.io import open_image, write_image
 

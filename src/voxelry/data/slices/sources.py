@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.doctor.demands import no_foreground
+from voxelry.data.demands import no_foreground
 from voxelry.data.sample import Sample
 from voxelry.data.slices.augment import move_space
 from voxelry.data.slices.choice import Cut, choose_cuts

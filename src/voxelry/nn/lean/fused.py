@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from voxelry.nn import nd
-from voxelry.nn.lean import onednn, rows
+from voxelry.nn import nd, onednn
+from voxelry.nn.lean import rows
 from voxelry.nn.norm import standardise
 from voxelry.nn.recipes import Recipe, attach, recipe_of
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from voxelry.bundle.pretrained import Pretrained
-from voxelry.data.doctor.demands import Demands
+from voxelry.data.demands import Demands
 from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.models.transfer import TransferReport, transfer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 
-from voxelry.data.doctor.demands import Demands
+from voxelry.data.demands import Demands
 from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.tasks.evaluate import Evaluation

@@ -18,7 +18,7 @@ from voxelry.core.option import Option
 from voxelry.core.settings import keywords
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.doctor.demands import Demands
+from voxelry.data.demands import Demands
 from voxelry.data.parts import SampleSource, Splits
 from voxelry.data.prepare.source import check_template
 from voxelry.data.prepare.template import TEMPLATE

@@ -14,7 +14,7 @@ from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError, SettingError
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
-from voxelry.data.doctor.demands import Demands
+from voxelry.data.demands import Demands
 from voxelry.data.layouts.find import case_name, find_cases
 from voxelry.data.pairs import PairCase, PairDataset, find_pairs
 from voxelry.data.parts import First, SampleSource, named_cases

@@ -14,11 +14,11 @@ from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.find import Case
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.files import read_sdf, read_slice_file
-from voxelry.data.prepare.modality import own_values, preprocess_like
 from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.planes import PreparedPlanes
 from voxelry.data.prepare.run import prepare_all, read_manifest
 from voxelry.data.prepare.source import PreparedSlices
+from voxelry.data.preprocess.modality import own_values, preprocess_like
 from voxelry.data.slices.dataset import SliceDataset
 from voxelry.data.slices.upright import upright
 from voxelry.engine.prepare import prepare

@@ -8,7 +8,7 @@ from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.find import Case
-from voxelry.data.prepare.modality import ct_window, guess_modality, own_image, preprocess_like, standardise, to_unit
+from voxelry.data.preprocess.modality import ct_window, guess_modality, own_image, preprocess_like, standardise, to_unit
 from voxelry.data.preprocess.speckle import despeckle
 from voxelry.data.sample import Sample
 from voxelry.io import write_image
