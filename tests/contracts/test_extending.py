@@ -116,7 +116,7 @@ def test_a_package_is_as_short_as_it_is_said(package):
 def test_a_training_runs_as_it_is_printed(command, on_path, places, quick_training, capsys):
     own = [one for one in quick_training if not (one.startswith("model") and "model=backbone_heatmaps" in command)]
     if "experiment=pretrain_3d" in command:
-        own += ["model=unet_tiny", "task.n_timestep=4", "task.sample_steps=2", "task.reconstruct_steps=2"]
+        own += ["task.n_timestep=20", "task.sample_steps=3", "task.reconstruct_steps=2", "task.time_bands=2"]
     launch([*given(command[1:], places), *own, "trainer.max_steps=1", "trainer.validate_every=1"])
     output = Path(given(command, places)[-1].partition("=")[2])
     assert f"bundle: {output / 'bundle'}" in capsys.readouterr().out
