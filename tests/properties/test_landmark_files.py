@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.io.points.landmarks import LANDMARK_FORMATS, LandmarkSet, read_landmarks, write_landmarks
+from voxelry.io.points.landmarks import POINT_FORMATS, LandmarkSet, read_landmarks, write_landmarks
 
 NAMED = ("mrk.json", "fcsv", "csv", "json")
 SYSTEMS = [
@@ -97,7 +97,7 @@ def test_a_wrong_system_mirrors_x_and_y(data):
     np.testing.assert_allclose(mistaken.world, landmarks.world * [-1, -1, 1], rtol=0, atol=MM)
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in LANDMARK_FORMATS if fmt not in ("roi", "zip")])
+@pytest.mark.parametrize("fmt", [fmt for fmt in POINT_FORMATS if fmt not in ("roi", "zip")])
 @given(data=st.data(), axes=st.permutations(range(3)), flips=st.tuples(*[st.booleans()] * 3))
 def test_copies_of_a_volume_in_other_axes_share_their_anatomy(fmt, data, axes, flips):
     """A RAS volume and its LAS, PSR, ... copies: each one's own file gives the same world points."""
@@ -125,7 +125,7 @@ def test_axis_order_is_the_reversal_of_the_columns(data):
     np.testing.assert_array_equal(one.world, other.world)
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in LANDMARK_FORMATS if fmt not in ("roi", "zip")])
+@pytest.mark.parametrize("fmt", [fmt for fmt in POINT_FORMATS if fmt not in ("roi", "zip")])
 @given(content=st.one_of(st.binary(max_size=200), st.text('01,.-e{}[]":#=xyzn \n\tname', max_size=120).map(str.encode)))
 def test_any_bytes_are_points_or_a_one_line_error(fmt, content):
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ add to it through an entry point of the registry's group:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -60,7 +61,9 @@ class Registry(Mapping[str, T]):
             found: T = self._load(self._own[name])
             return found
         if name not in self._places:
-            raise SettingError(f"{self.word}: expected one of {', '.join(self)}, got {name!r}")
+            near = get_close_matches(str(name), self, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise SettingError(f"{self.word}: expected one of {', '.join(self)}, got {name!r}{hint}")
         try:
             found = self._load(self._places[name])
         except (ImportError, AttributeError) as error:

@@ -2,7 +2,8 @@
 
 from voxelry.io.images.image import (
     IMAGE_OPTIONS,
-    IMAGE_SUFFIXES,
+    READERS,
+    WRITERS,
     Image,
     ImageFile,
     is_image,
@@ -10,12 +11,14 @@ from voxelry.io.images.image import (
     read_image,
     write_image,
 )
-from voxelry.io.points.landmarks import POINT_OPTIONS, LandmarkSet, read_landmarks, write_landmarks
+from voxelry.io.points.landmarks import POINT_FORMATS, POINT_OPTIONS, LandmarkSet, read_landmarks, write_landmarks
 
 __all__ = [
     "IMAGE_OPTIONS",
-    "IMAGE_SUFFIXES",
+    "POINT_FORMATS",
     "POINT_OPTIONS",
+    "READERS",
+    "WRITERS",
     "Image",
     "ImageFile",
     "LandmarkSet",

@@ -12,12 +12,17 @@ they are.
 | `.obj` | decimal | yes | no |
 | `.glb` | float32 | yes | no |
 | `.stl` | float32 | no: joined where equal when read | no |
+
+Other packages add formats through entry points `voxelry.mesh_formats` that are named by the suffix: a `MeshFormat`.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,11 +32,31 @@ import numpy as np
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
+from voxelry.core.registry import Registry
 from voxelry.ops.surface import Mesh
 
-__all__ = ["MESH_SUFFIXES", "read_mesh", "write_mesh"]
+__all__ = ["MESH_FORMATS", "MeshFormat", "read_mesh", "write_mesh"]
 
-MESH_SUFFIXES = (".ply", ".stl", ".glb", ".obj")
+
+@dataclass(frozen=True)
+class MeshFormat:
+    """One format of surfaces.
+
+    Attributes:
+        encode: a mesh in world mm, with at least one face, to the bytes of a file.
+        decode: `(path, content)` of a file to a mesh in RAS mm; the path is for messages.
+    """
+
+    encode: Callable[[Mesh], bytes]
+    decode: Callable[[Path, bytes], Mesh]
+
+
+MESH_FORMATS: Registry[MeshFormat] = Registry(
+    "mesh_formats",
+    "mesh format",
+    {f".{name.lower()}": f"{__name__}:{name}" for name in ("PLY", "STL", "GLB", "OBJ")},
+)
+"""Formats of surfaces by suffix."""
 
 _COORDINATES = ("x", "y", "z")
 _NOTE = "voxelry SPACE=RAS, mm"
@@ -43,7 +68,7 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
     """Write a mesh, whole or not at all; the suffix says the format.
 
     Args:
-        path: ends in one of `MESH_SUFFIXES`.
+        path: ends in one of `MESH_FORMATS`.
         mesh: world mm. Its `values` go into a PLY file as properties of their names; other formats have no
             place for them.
 
@@ -55,9 +80,42 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
         SettingError: a mesh without faces, which no format holds; a value that can't be a PLY property's name.
     """
     path = Path(path)
-    suffix = _suffix(path)
+    chosen = _format_of(path)
     if mesh.is_empty:
         raise SettingError(f"mesh: expected at least one face to write to {path}, got an empty surface")
+    with replacing(path) as place:
+        place.write_bytes(chosen.encode(mesh))
+    return path
+
+
+def read_mesh(path: str | Path) -> Mesh:
+    """Read a mesh: the vertices and faces of the file in the same order, in RAS mm.
+
+    Coordinates are LPS where a PLY, STL or OBJ file says so or says nothing, as for 3D Slicer. The triangles of an STL
+    file share no vertices; those at the same place are joined. Materials, textures and files that a mesh refers to are
+    not opened.
+
+    Raises:
+        FileError: another suffix, a file that can't be read, that holds no triangle, that names another space than RAS
+            and LPS, or coordinates that aren't finite.
+    """
+    path = Path(path)
+    chosen = _format_of(path)
+    with guarded(path):
+        mesh = chosen.decode(path, path.read_bytes())
+        if mesh.is_empty:
+            raise FileError(path, "holds no triangle")
+        return mesh
+
+
+def _format_of(path: Path) -> MeshFormat:
+    suffix = path.suffix.lower()
+    if suffix not in MESH_FORMATS:
+        raise FileError(path, f"not a mesh file that voxelry knows, expected one of {', '.join(MESH_FORMATS)}")
+    return MESH_FORMATS[suffix]
+
+
+def _encode(suffix: str, mesh: Mesh) -> bytes:
     import trimesh
 
     solid = trimesh.Trimesh(np.array(mesh.vertices), np.array(mesh.faces), process=False, validate=False)
@@ -70,10 +128,30 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
         options = {"vertex_normal": False, "include_attributes": True}
     elif suffix == ".glb":
         options = {"tree_postprocessor": _note_space}
-    with replacing(path) as place:
-        content = solid.export(file_type=suffix[1:], **options)
-        place.write_bytes(_noted(content.encode("ascii") if isinstance(content, str) else bytes(content), suffix))
-    return path
+    content = solid.export(file_type=suffix[1:], **options)
+    return _noted(content.encode("ascii") if isinstance(content, str) else bytes(content), suffix)
+
+
+def _decode(suffix: str, path: Path, content: bytes) -> Mesh:
+    import trimesh
+
+    options: dict[str, Any] = {"skip_materials": True, "maintain_order": True} if suffix == ".obj" else {}
+    solid = trimesh.load_mesh(io.BytesIO(content), file_type=suffix[1:], process=False, **options)
+    vertices = np.asarray(getattr(solid, "vertices", np.zeros((0, 3))), dtype=np.float64).reshape(-1, 3)
+    faces = np.asarray(getattr(solid, "faces", np.zeros((0, 3))), dtype=np.int64).reshape(-1, 3)
+    if not len(faces):
+        return Mesh(vertices, faces)
+    if suffix == ".stl":
+        vertices, joined = np.unique(vertices, axis=0, return_inverse=True)
+        faces = joined.reshape(-1)[faces]
+    if suffix != ".glb":
+        vertices = vertices * _TO_RAS[_told_space(path, content, suffix)]
+    return Mesh(vertices, faces, _properties(solid, len(vertices)) if suffix == ".ply" else {})
+
+
+PLY, STL, GLB, OBJ = (
+    MeshFormat(partial(_encode, suffix), partial(_decode, suffix)) for suffix in (".ply", ".stl", ".glb", ".obj")
+)
 
 
 def _note_space(tree: dict[str, Any]) -> None:
@@ -91,37 +169,6 @@ def _noted(content: bytes, suffix: str) -> bytes:
     if suffix == ".stl":
         return note.ljust(_STL_HEADER) + content[_STL_HEADER:]
     return content
-
-
-def read_mesh(path: str | Path) -> Mesh:
-    """Read a mesh: the vertices and faces of the file in the same order, in RAS mm.
-
-    Coordinates are LPS where a PLY, STL or OBJ file says so or says nothing, as for 3D Slicer. The triangles of an STL
-    file share no vertices; those at the same place are joined. Materials, textures and files that a mesh refers to are
-    not opened.
-
-    Raises:
-        FileError: another suffix, a file that can't be read, that holds no triangle, that names another space than RAS
-            and LPS, or coordinates that aren't finite.
-    """
-    path = Path(path)
-    suffix = _suffix(path)
-    with guarded(path):
-        import trimesh
-
-        content = path.read_bytes()
-        options: dict[str, Any] = {"skip_materials": True, "maintain_order": True} if suffix == ".obj" else {}
-        solid = trimesh.load_mesh(io.BytesIO(content), file_type=suffix[1:], process=False, **options)
-        vertices = np.asarray(getattr(solid, "vertices", np.zeros((0, 3))), dtype=np.float64).reshape(-1, 3)
-        faces = np.asarray(getattr(solid, "faces", np.zeros((0, 3))), dtype=np.int64).reshape(-1, 3)
-        if not len(faces):
-            raise FileError(path, "holds no triangle")
-        if suffix == ".stl":
-            vertices, joined = np.unique(vertices, axis=0, return_inverse=True)
-            faces = joined.reshape(-1)[faces]
-        if suffix != ".glb":
-            vertices = vertices * _TO_RAS[_told_space(path, content, suffix)]
-        return Mesh(vertices, faces, _properties(solid, len(vertices)) if suffix == ".ply" else {})
 
 
 def _told_space(path: Path, content: bytes, suffix: str) -> str:
@@ -158,10 +205,3 @@ def _properties(solid: Any, count: int) -> dict[str, np.ndarray]:
         return {}
     flat = {name: column.reshape(-1) for name, column in columns.items() if name not in known}
     return {name: column for name, column in flat.items() if column.dtype.kind in "fiu" and len(column) == count}
-
-
-def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in MESH_SUFFIXES:
-        raise FileError(path, f"not a mesh file that voxelry knows, expected one of {', '.join(MESH_SUFFIXES)}")
-    return suffix

@@ -2,7 +2,8 @@
 
 An axis is a name of the patient's (`IS`, `AP`, `LR`: the array axis that runs along it most), a number of the
 array's, or `any` for one that is drawn. An amount is a number, or `{low: 1, high: 3}` for one that is drawn evenly
-in between. Lengths are mm. Amplitudes of noise are parts of the range of values, which is 1.
+in between. Lengths are mm. Amplitudes of noise are parts of the range of values, which is 1. Other packages add steps,
+dataclasses that are called with a `Scan` and answer the one after it, through entry points `voxelry.degradations`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
+from voxelry.core.registry import Registry
 from voxelry.core.space import Space
 from voxelry.ops.acquisition import (
     PROFILES,
@@ -259,15 +261,19 @@ class Dropout:
         return replace(scan, image=torch.where(_column(kept, scan), scan.image, 0.0), present=kept)
 
 
-STEPS: dict[str, type[Any]] = {
-    "kspace": KSpace,
-    "rician": Rician,
-    "gaussian": Gaussian,
-    "low_dose_ct": LowDose,
-    "thick_slices": ThickSlices,
-    "blur": Blur,
-    "dropout": Dropout,
-}
+STEPS: Registry[type[Any]] = Registry(
+    "degradations",
+    "degrade",
+    {
+        "kspace": f"{__name__}:KSpace",
+        "rician": f"{__name__}:Rician",
+        "gaussian": f"{__name__}:Gaussian",
+        "low_dose_ct": f"{__name__}:LowDose",
+        "thick_slices": f"{__name__}:ThickSlices",
+        "blur": f"{__name__}:Blur",
+        "dropout": f"{__name__}:Dropout",
+    },
+)
 """The steps by the names that settings call them."""
 
 

@@ -39,9 +39,9 @@ import numpy as np
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.data.layouts.case import Case
-from voxelry.io import IMAGE_OPTIONS, IMAGE_SUFFIXES, is_image
+from voxelry.io import IMAGE_OPTIONS, POINT_FORMATS, READERS, is_image
 from voxelry.io.images.hdf5 import dataset_names
-from voxelry.io.points.landmarks import LANDMARK_FORMATS, POINT_OPTIONS
+from voxelry.io.points.landmarks import POINT_OPTIONS
 from voxelry.io.points.pixels import observer_points, pixel_row, pixel_table
 
 __all__ = [
@@ -62,8 +62,6 @@ LAYOUTS = ("volumes", "chest", "hand", "cephalometric", "hdf5", "images")
 _OME_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr")
 _HDF5_SUFFIXES = (".h5", ".hdf5")
 _HDF5_DATASETS = {"dataset": "raw", "label_dataset": "label"}
-
-LANDMARK_SUFFIXES = (*(f".{name}" for name in LANDMARK_FORMATS), ".tsv")
 
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
 _ORIGINAL_SUBSETS = {"chest": (195, 34), "hand": (550, 59), "cephalometric": (130, 20)}
@@ -183,7 +181,11 @@ def check_names(cases: Sequence[Case]) -> None:
 
 def case_name(path: Path) -> str:
     """File name without the suffixes of a known format: `a/case_1.5T.nii.gz` or `.h5::raw` -> `case_1.5T`."""
-    return _stem(Path(str(path).partition("::")[0]).name, (*IMAGE_SUFFIXES, *LANDMARK_SUFFIXES, *_OME_SUFFIXES))
+    return _stem(Path(str(path).partition("::")[0]).name, (*READERS, *_point_suffixes(), *_OME_SUFFIXES))
+
+
+def _point_suffixes() -> tuple[str, ...]:
+    return (*(f".{name}" for name in POINT_FORMATS), ".tsv")
 
 
 def _stem(name: str, suffixes: Iterable[str]) -> str:
@@ -212,7 +214,7 @@ def _recognise(root: Path) -> str:
 
 
 def _volumes(root: Path, need_landmarks: bool, suffix: str | None = None) -> list[Case]:
-    points = files_by_name(root / "landmarks", LANDMARK_SUFFIXES)
+    points = files_by_name(root / "landmarks", _point_suffixes())
     labels = files_by_name(root / "labels", None)
     instances = files_by_name(root / "instances", None)
     cases = []

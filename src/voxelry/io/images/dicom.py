@@ -21,6 +21,7 @@ from voxelry.core.errors import FileError
 from voxelry.core.space import Space
 from voxelry.io.advice import way_to_say
 from voxelry.io.guard import check_stored
+from voxelry.io.images import dicom_seg
 from voxelry.io.images.axes import AxisOrder, order_axes
 from voxelry.io.images.dicom_geometry import (
     Frame,
@@ -59,6 +60,8 @@ def open_file(
         FileError: several series or stacks to choose from, a missing or doubled slice, frames that don't say whether
             they are planes or moments, a file without pixels (RTSTRUCT, SR, ...), fewer bytes than declared.
     """
+    if dicom_seg.segmentation_file(path) is not None:  # made of frames in another way than images are
+        return dicom_seg.open_file(path, dataset=dataset, channel_axis=channel_axis, ndim=ndim)
     headers = _series(path, dataset) if path.is_dir() else [_header(path)]
     for header in headers:
         _check_size(header)

@@ -1,16 +1,27 @@
 """Reading and writing images of any supported format through one pair of functions.
 
-A format is known by the suffix of its file, a folder by what lies in it; the reader itself is one file
-per format family beside this one, imported when first used. What every reader hands out is the same:
-`(C, *spatial)` in array order with a `Space` in RAS+ mm.
+A format is known by the suffix of its file, a folder by what lies in it. What every reader hands out is the same:
+`(C, *spatial)` in array order with a `Space` in RAS+ mm. Other packages add formats through entry points that are named
+by the suffix, `".img3" = "my_package:open_file"` in the groups `voxelry.readers` and `voxelry.writers`.
+
+A reader is a function `open_file(path, *, dataset, channel_axis, ndim) -> ImageFile` that reads the header alone; the
+keywords are those of `open_image`, and what a format has no use for is left alone. It answers:
+    `space`: the grid in array order; a file that doesn't say where it lies has `Space.from_spacing(shape, spacing)` and
+        `has_orientation=False`. An image one voxel thick is 2-D unless `ndim=3`.
+    `channels`, `dtype`: of what is read.
+    `loader`: a function of slices, one per axis of `space`, that opens the file anew and answers `(C, *window)`; make
+        it of `functools.partial` and plain values, as it goes to other processes.
+What is wrong with a file is a `FileError` that names it; any other exception of a reader becomes one (`core.guard`).
+
+A writer is a function `write_file(path, array, space, channel_names)` that writes `array (C, *space.shape)` to `path`,
+which is renamed to what was asked for once it is whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +30,14 @@ import numpy as np
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
+from voxelry.core.registry import Registry
 from voxelry.core.space import Space
 from voxelry.io.images.record import Image, ImageFile, Loader
 
 __all__ = [
     "IMAGE_OPTIONS",
-    "IMAGE_SUFFIXES",
+    "READERS",
+    "WRITERS",
     "Image",
     "ImageFile",
     "is_image",
@@ -34,56 +47,58 @@ __all__ = [
     "write_image",
 ]
 
-_READERS = {  # suffix -> file of this package
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".hdr": "nifti",
-    ".mgh": "nifti",
-    ".mgz": "nifti",
-    ".mnc": "nifti",
-    ".head": "nifti",
-    ".par": "nifti",
-    ".mha": "metaimage",
-    ".mhd": "metaimage",
-    ".nrrd": "nrrd",
-    ".seg.nrrd": "seg_nrrd",
-    ".nhdr": "nrrd",
-    ".dcm": "dicom",
-    ".dicom": "dicom",
-    ".npy": "array",
-    ".npz": "array",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".btf": "tiff",
-    ".zarr": "zarr",
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".hdf": "hdf5",
-    ".nc": "hdf5",
-    ".png": "raster",
-    ".jpg": "raster",
-    ".jpeg": "raster",
-    ".bmp": "raster",
-}
-_DATA_PARTNERS = {".img": "nifti", ".img.gz": "nifti", ".brik": "nifti", ".brik.gz": "nifti", ".rec": "nifti"}
-_WRITERS = {
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".mha": "metaimage",
-    ".mhd": "metaimage",
-    ".npy": "array",
-    ".ome.tif": "tiff",
-    ".ome.tiff": "tiff",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".zarr": "zarr",
-    ".png": "raster",
-}
+
+def _places(function: str, modules: dict[str, str]) -> dict[str, str]:
+    """The place of a function by suffix, of modules beside this one and the suffixes of each."""
+    return {
+        suffix: f"voxelry.io.images.{module}:{function}"
+        for module, listed in modules.items()
+        for suffix in listed.split()
+    }
+
+
+READERS: Registry[Callable[..., ImageFile]] = Registry(
+    "readers",
+    "image format",
+    _places(
+        "open_file",
+        {
+            "nifti": ".nii.gz .nii .hdr .mgh .mgz .mnc .head .par",
+            "metaimage": ".mha .mhd",
+            "nrrd": ".nrrd .nhdr",
+            "seg_nrrd": ".seg.nrrd",
+            "dicom": ".dcm .dicom",
+            "array": ".npy .npz",
+            "tiff": ".tif .tiff .btf",
+            "zarr": ".zarr",
+            "hdf5": ".h5 .hdf5 .hdf .nc",
+            "raster": ".png .jpg .jpeg .bmp",
+        },
+    ),
+)
+"""Readers by the suffix of files (and, for `.zarr`, folders), lower case, without data partners."""
+
+WRITERS: Registry[Callable[..., None]] = Registry(
+    "writers",
+    "image format",
+    _places(
+        "write_file",
+        {
+            "nifti": ".nii.gz .nii",
+            "metaimage": ".mha .mhd",
+            "array": ".npy",
+            "tiff": ".ome.tif .ome.tiff .tif .tiff",
+            "zarr": ".zarr",
+            "raster": ".png",
+        },
+    ),
+)
+"""Writers by suffix."""
+
+_PARTNERS = {".img": ".hdr", ".img.gz": ".hdr", ".brik": ".head", ".brik.gz": ".head", ".rec": ".par"}
+_DICOM = (".dcm", ".dicom")
+_NIFTI = (".nii", ".nii.gz")
 _ZARR_MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
-
-IMAGE_SUFFIXES: tuple[str, ...] = tuple(_READERS)
-"""Suffixes of files (and, for `.zarr`, folders) that `open_image` reads, lower case, without data partners."""
-
 
 IMAGE_OPTIONS = ("dataset", "spacing", "channel", "channel_axis", "ndim", "stack")
 """What `open_image` can be told beside the path."""
@@ -120,14 +135,9 @@ def open_image(
     """
     path, dataset = split_dataset(Path(path), None if dataset is None else str(dataset))
     with guarded(path):
-        reader = _reader(path)
-        image = import_module(f"voxelry.io.images.{reader}").open_file(
-            path,
-            dataset=dataset,
-            channel_axis=channel_axis,
-            ndim=ndim,
-            **({"stack": stack} if reader == "dicom" else {}),
-        )
+        suffix = _format_of(path)
+        more = {"stack": stack} if suffix in _DICOM else {}
+        image = READERS[suffix](path, dataset=dataset, channel_axis=channel_axis, ndim=ndim, **more)
         if channel is not None:
             image = _single_channel(image, channel)
         if spacing is not None:
@@ -163,7 +173,7 @@ def write_image(
     voxel thick where the format needs that to say where it lies.
 
     Args:
-        path: its suffix is one of .nii .nii.gz .mha .mhd .npy .tif .tiff .ome.tif .zarr .png; the folder is made.
+        path: its suffix is one of `WRITERS`; the folder is made.
         array: `(C, *space.shape)`, real numbers; bool is written as uint8.
         space: where the array lies.
         channel_names: one per channel, for formats that have a place for them (OME-TIFF, OME-Zarr).
@@ -184,13 +194,13 @@ def write_image(
         raise SettingError(f"array: expected at least one real number, got {array.dtype} of shape {array.shape}")
     if channel_names is not None and len(channel_names) != len(array):
         raise SettingError(f"channel_names: expected {len(array)} names, got {len(channel_names)}")
-    suffix = _suffix(path, _WRITERS)
+    suffix = _suffix(path, WRITERS)
     if suffix is None:
-        raise FileError(path, "can't write this format", f"use one of {' '.join(_WRITERS)}")
+        raise FileError(path, "can't write this format", f"use one of {' '.join(WRITERS)}")
     if version is not None and (suffix != ".zarr" or version not in ("0.5", "0.6")):
         raise SettingError(f"version: expected 0.5 or 0.6 of a .zarr, got {version!r} for {path.name}")
     chosen: dict[str, str] = {} if version is None else {"version": version}
-    if description and _WRITERS[suffix] != "nifti":
+    if description and suffix not in _NIFTI:
         raise SettingError(f"description: expected none for {suffix}; only NIfTI has a place for it")
     if description:
         chosen["description"] = description
@@ -198,9 +208,7 @@ def write_image(
         array = array.astype(np.uint8)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     with replacing(path) as place:
-        import_module(f"voxelry.io.images.{_WRITERS[suffix]}").write_file(
-            place, array, space, None if channel_names is None else tuple(channel_names), **chosen
-        )
+        WRITERS[suffix](place, array, space, None if channel_names is None else tuple(channel_names), **chosen)
     return path
 
 
@@ -209,7 +217,7 @@ def is_image(path: str | Path) -> bool:
     path = split_dataset(Path(path))[0]
     if path.is_dir():
         return _is_zarr(path) or _has_dicom(path)
-    return _suffix(path, _READERS) is not None or (path.is_file() and not path.suffix and _is_dicom(path))
+    return _suffix(path, READERS) is not None or (path.is_file() and not path.suffix and _is_dicom(path))
 
 
 def split_dataset(path: Path, dataset: str | None = None) -> tuple[Path, str | None]:
@@ -237,36 +245,29 @@ def _load_channel(load: Loader, channel: int, window: tuple[slice, ...]) -> np.n
     return load(window)[channel : channel + 1]
 
 
-def _reader(path: Path) -> str:
+def _format_of(path: Path) -> str:
+    """The suffix whose reader takes a file or folder."""
     if not path.exists():
         raise FileError(path, "no such file")
     if path.is_dir():
         if _is_zarr(path):
-            return "zarr"
+            return ".zarr"
         if _has_dicom(path):
-            return _dicom_reader(path)
+            return ".dcm"
         raise FileError(path, "expected an image, got a folder without zarr metadata or DICOM files")
-    suffix = _suffix(path, _READERS | _DATA_PARTNERS)
+    suffix = _suffix(path, [*READERS, *_PARTNERS])
     if suffix == ".zarr":
         raise FileError(path, "expected a zarr folder, got a file")
     if suffix is not None:
-        reader = (_READERS | _DATA_PARTNERS)[suffix]
-        return _dicom_reader(path) if reader == "dicom" else reader
+        return _PARTNERS.get(suffix, suffix)
     if _is_dicom(path):
-        return _dicom_reader(path)
-    raise FileError(path, "unknown image format", f"known: {' '.join(IMAGE_SUFFIXES)}, DICOM and zarr folders")
+        return ".dcm"
+    raise FileError(path, "unknown image format", f"known: {' '.join(READERS)}, DICOM and zarr folders")
 
 
-def _dicom_reader(path: Path) -> str:
-    """Segmentations are made of frames in another way than images are."""
-    segmentation: Path | None = import_module("voxelry.io.images.dicom_seg").segmentation_file(path)
-    return "dicom" if segmentation is None else "dicom_seg"
-
-
-def _suffix(path: Path, table: dict[str, str]) -> str | None:
+def _suffix(path: Path, known: Iterable[str]) -> str | None:
     name = path.name.lower()
-    found = [suffix for suffix in table if name.endswith(suffix)]
-    return max(found, key=len, default=None)
+    return max((suffix for suffix in known if name.endswith(suffix)), key=len, default=None)
 
 
 def _is_zarr(folder: Path) -> bool:
@@ -274,9 +275,7 @@ def _is_zarr(folder: Path) -> bool:
 
 
 def _has_dicom(folder: Path) -> bool:
-    return any(
-        item.is_file() and (item.suffix.lower() in (".dcm", ".dicom") or _is_dicom(item)) for item in folder.iterdir()
-    )
+    return any(item.is_file() and (item.suffix.lower() in _DICOM or _is_dicom(item)) for item in folder.iterdir())
 
 
 def _is_dicom(path: Path) -> bool:

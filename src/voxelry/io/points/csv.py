@@ -32,6 +32,7 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.io.points.format import PointFormat
 from voxelry.io.points.landmark_set import (
     FilePoints,
     Floats,
@@ -43,7 +44,7 @@ from voxelry.io.points.landmark_set import (
 )
 from voxelry.io.units import UnitError, millimetres
 
-__all__ = ["format_csv", "parse_csv"]
+__all__ = ["CSV", "format_csv", "parse_csv"]
 
 _SEPARATOR = re.compile("sep=.?", re.IGNORECASE)  # a line that spreadsheets put above the header
 _COMMA = "numbers need decimal points: a decimal comma makes two cells of one"
@@ -329,3 +330,6 @@ def _numeric(cells: list[str]) -> Floats | None:
         return np.array([parse_number(cell) if cell.strip() else np.nan for cell in cells], dtype=np.float64)
     except ValueError:
         return None
+
+
+CSV = PointFormat(parse_csv, ("RAS", "LPS", "index", "normalised"), format_csv)

@@ -16,10 +16,11 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
+from voxelry.io.points.format import PointFormat
 from voxelry.io.points.landmark_set import FilePoints, Floats, LandmarkSet, from_world, system_advice, system_named
-from voxelry.io.points.slicer import parse_markups, position
+from voxelry.io.points.slicer import format_markups, parse_markups, position
 
-__all__ = ["format_json", "load_json", "parse_json"]
+__all__ = ["JSON", "MARKUPS", "format_json", "load_json", "parse_json"]
 
 _SYSTEMS = ("coordinateSystem", "coordinate_system")
 _UNITS = ("unit", "units")
@@ -87,7 +88,7 @@ def parse_json(path: str | PathLike[str], text: str) -> FilePoints:
     )
 
 
-def format_json(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str) -> dict[str, Any]:
+def format_json(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str) -> str:
     """The points in our schema; `unit` is mm, `axisOrder` the order of coordinates on the grid."""
     points = from_world(landmarks, system, space=space, axis_order=axis_order)
     entries = []
@@ -98,7 +99,8 @@ def format_json(landmarks: LandmarkSet, system: str, *, space: Space | None, axi
             entry[key] = float(values[row]) if np.isfinite(values[row]) else None
         entries.append(entry)
     told = {"unit": "mm"} if system in ("RAS", "LPS") else {"axisOrder": axis_order}
-    return {"coordinateSystem": system, **told, "landmarks": entries}
+    content = {"coordinateSystem": system, **told, "landmarks": entries}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _told(path: str | PathLike[str], content: object, entries: list[Any], keys: tuple[str, ...]) -> str:
@@ -140,3 +142,7 @@ def _stack(path: str | PathLike[str], points: list[Floats]) -> Floats:
         raise FileError(path, "some positions have two coordinates, some three")
     size = sizes.pop()
     return np.array([point[:size] for point in points], dtype=np.float64).reshape(-1, size)
+
+
+JSON = PointFormat(lambda path, text, _: parse_json(path, text), ("RAS", "LPS", "index", "normalised"), format_json)
+MARKUPS = PointFormat(lambda path, text, _: parse_json(path, text), ("LPS", "RAS"), format_markups)

@@ -10,39 +10,42 @@
 | `pts` | ITK / elastix, also as .txt | `point` (LPS mm) or `index` | no |
 | `roi`, `zip` | points of ImageJ and Fiji, read only | index | yes |
 
-A file that does not say what its coordinates are is an error that says what to set.
+A file that does not say what its coordinates are is an error that says what to set. Other packages add formats through
+entry points that are named by the suffix without its dot, `vtk = "my_package:VTK"` in the group
+`voxelry.point_formats`: a `PointFormat`.
 """
 
 from __future__ import annotations
 
 import io
-import json
 from os import PathLike
 from pathlib import Path
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
+from voxelry.core.registry import Registry
 from voxelry.core.space import Space
-from voxelry.io.points.csv import format_csv, parse_csv
-from voxelry.io.points.json import format_json, parse_json
-from voxelry.io.points.landmark_set import COORDINATE_SYSTEMS, ROUNDING, FilePoints, LandmarkSet, from_world, to_world
-from voxelry.io.points.roi import parse_roi, parse_roi_set
-from voxelry.io.points.slicer import format_fcsv, format_markups, parse_fcsv
-from voxelry.io.points.text import format_elastix, format_seed, is_elastix, parse_elastix, parse_seed
+from voxelry.io.points.format import PointFormat
+from voxelry.io.points.landmark_set import COORDINATE_SYSTEMS, ROUNDING, LandmarkSet, from_world, to_world
 
-__all__ = ["LANDMARK_FORMATS", "POINT_OPTIONS", "LandmarkSet", "landmark_format", "read_landmarks", "write_landmarks"]
+__all__ = ["POINT_FORMATS", "POINT_OPTIONS", "LandmarkSet", "landmark_format", "read_landmarks", "write_landmarks"]
 
-# format -> the coordinate systems it can hold, the first being what is written when nothing is said
-_SYSTEMS = {
-    "mrk.json": ("LPS", "RAS"),
-    "fcsv": ("LPS", "RAS"),
-    "csv": ("RAS", "LPS", "index", "normalised"),
-    "json": ("RAS", "LPS", "index", "normalised"),
-    "txt": ("normalised",),
-    "pts": ("LPS", "index"),
-}
-_BINARY = {"roi": parse_roi, "zip": parse_roi_set}
-LANDMARK_FORMATS = (*_SYSTEMS, *_BINARY)
+POINT_FORMATS: Registry[PointFormat] = Registry(
+    "point_formats",
+    "format",
+    {
+        "mrk.json": "voxelry.io.points.json:MARKUPS",
+        "fcsv": "voxelry.io.points.slicer:FCSV",
+        "csv": "voxelry.io.points.csv:CSV",
+        "json": "voxelry.io.points.json:JSON",
+        "txt": "voxelry.io.points.text:SEED",
+        "pts": "voxelry.io.points.text:ELASTIX",
+        "roi": "voxelry.io.points.roi:ROI",
+        "zip": "voxelry.io.points.roi:ROI_SET",
+    },
+)
+"""Formats of points by suffix, without its dot."""
+
 POINT_OPTIONS = ("axis_order", "coordinate_system", "unit")
 """What `read_landmarks` can be told beside the path and the image's grid."""
 
@@ -50,11 +53,11 @@ _MOST_BYTES = 64 << 20  # a million points; anything larger is no landmark file
 
 
 def landmark_format(path: str | PathLike[str]) -> str | None:
-    """The format that a file's name stands for, one of `LANDMARK_FORMATS`, or None."""
+    """The format that a file's name stands for, one of `POINT_FORMATS`, or None."""
     name = Path(path).name.lower()
     if name.endswith(".tsv"):
         return "csv"
-    return next((fmt for fmt in LANDMARK_FORMATS if name.endswith(f".{fmt}")), None)
+    return max((one for one in POINT_FORMATS if name.endswith(f".{one}")), key=len, default=None)
 
 
 def read_landmarks(
@@ -76,7 +79,7 @@ def read_landmarks(
         coordinate_system: `auto` takes what the file says; `RAS`, `LPS` (mm), `index`, `normalised` (index /
             size) or `scaled` (index * spacing) say it for files that don't, and overrule those that do.
         unit: unit of `RAS`, `LPS` and `scaled` coordinates where the file doesn't say it, such as `um`.
-        format: one of `LANDMARK_FORMATS`, instead of the file's name.
+        format: one of `POINT_FORMATS`, instead of the file's name.
 
     Raises:
         FileError: unreadable, malformed, or it can't be known what its coordinates are; names the line.
@@ -85,11 +88,8 @@ def read_landmarks(
     path = Path(path)
     _check_option("axis_order", axis_order, ("xyz", "zyx"))
     _check_option("coordinate_system", coordinate_system, ("auto", *COORDINATE_SYSTEMS))
-    kind = _format_of(path, format)
-    if kind in _BINARY:
-        found = _BINARY[kind](path, _content(path))
-    else:
-        found = _parse(path, _text(path), kind, coordinate_system)
+    chosen = POINT_FORMATS[_format_of(path, format)]
+    found = chosen.parse(path, _content(path) if chosen.binary else _text(path), coordinate_system)
     return to_world(path, found, space=space, coordinate_system=coordinate_system, axis_order=axis_order, unit=unit)
 
 
@@ -111,7 +111,7 @@ def write_landmarks(
         path: where to; folders on the way are made.
         landmarks: the points.
         space: the grid of their image; needed for `txt` and for index coordinates, adds index columns to `csv`.
-        format: one of `LANDMARK_FORMATS`; by default the file's name tells.
+        format: one of `POINT_FORMATS`; by default the file's name tells.
         coordinate_system: LPS for Slicer's and ITK's files and RAS for `csv` and `json` unless set.
         axis_order: as in `read_landmarks`.
 
@@ -121,58 +121,32 @@ def write_landmarks(
     """
     path = Path(path)
     _check_option("axis_order", axis_order, ("xyz", "zyx"))
-    kind = _format_of(path, format)
-    if kind in _BINARY:
-        raise FileError(path, "ImageJ's regions are read only", f"write one of .{', .'.join(_SYSTEMS)}")
-    system = coordinate_system or _SYSTEMS[kind][0]
-    _check_option(f"coordinate_system of {kind}", system, _SYSTEMS[kind])
-    if kind == "mrk.json":
-        text = json.dumps(format_markups(landmarks, system), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    elif kind == "json":
-        content = format_json(landmarks, system, space=space, axis_order=axis_order)
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    elif kind == "fcsv":
-        text = format_fcsv(landmarks, system)
-    elif kind == "csv":
-        text = format_csv(landmarks, system, space=space, axis_order=axis_order)
-    elif kind == "pts":
-        text = format_elastix(from_world(landmarks, system, space=space, axis_order=axis_order), system)
-    else:
+    name = _format_of(path, format)
+    chosen = POINT_FORMATS[name]
+    if chosen.format is None:
+        written = [one for one in POINT_FORMATS if POINT_FORMATS[one].format is not None]
+        raise FileError(path, f"{name} is read only", f"write one of .{', .'.join(written)}")
+    system = coordinate_system or chosen.systems[0]
+    _check_option(f"coordinate_system of {name}", system, chosen.systems)
+    if chosen.inside:
         points = from_world(landmarks, system, space=space, axis_order=axis_order)
-        inside = points.clip(0, 1)  # an edge may come back from the world as 1.0000000000000002
-        outside = (abs(points - inside) > ROUNDING).any(axis=1)
+        outside = (abs(points - points.clip(0, 1)) > ROUNDING).any(axis=1)
         if outside.any():
-            name = landmarks.names[int(outside.argmax())]
+            first = landmarks.names[int(outside.argmax())]
             raise FileError(
-                path, f"{name!r} lies outside the image, which txt can't say", "write mrk.json, fcsv or csv"
+                path, f"{first!r} lies outside the image, which {name} can't say", "write mrk.json, fcsv or csv"
             )
-        text = format_seed(inside)
+    text = chosen.format(landmarks, system, space=space, axis_order=axis_order)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
-def _parse(path: Path, text: str, kind: str, coordinate_system: str) -> FilePoints:
-    if kind == "csv":
-        return parse_csv(path, text, coordinate_system)
-    if kind == "fcsv":
-        return parse_fcsv(path, text)
-    if kind in ("json", "mrk.json"):
-        return parse_json(path, text)
-    if kind == "pts" or is_elastix(text):
-        return parse_elastix(path, text)
-    return parse_seed(path, text)
-
-
 def _format_of(path: Path, named: str | None) -> str:
-    if named is not None:
-        named = named.lower().removeprefix(".")
-        _check_option("format", named, LANDMARK_FORMATS)
-        return named
-    kind = landmark_format(path)
-    if kind is None:
-        raise FileError(path, "unknown landmark format", f"expected one of .{', .'.join(LANDMARK_FORMATS)}")
-    return kind
+    found = landmark_format(path) if named is None else named.lower().removeprefix(".")
+    if found is None:
+        raise FileError(path, "unknown landmark format", f"expected one of .{', .'.join(POINT_FORMATS)}")
+    return found
 
 
 def _check_option(name: str, value: str, expected: tuple[str, ...]) -> None:

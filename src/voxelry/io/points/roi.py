@@ -16,9 +16,10 @@ from os import PathLike
 import numpy as np
 
 from voxelry.core.errors import FileError
+from voxelry.io.points.format import PointFormat
 from voxelry.io.points.landmark_set import FilePoints, Floats
 
-__all__ = ["parse_roi", "parse_roi_set"]
+__all__ = ["ROI", "ROI_SET", "parse_roi", "parse_roi_set"]
 
 _KINDS = (
     "polygon",
@@ -145,3 +146,7 @@ def _joined(path: str | PathLike[str], selections: list[_Selection]) -> FilePoin
     if any(planes):
         points = np.column_stack([points, np.array(planes, dtype=np.float64) - 1])
     return FilePoints(points, "index", tuple(names) if all(names) else (), where=tuple(where), planes=any(planes))
+
+
+ROI = PointFormat(lambda path, data, _: parse_roi(path, data), binary=True)
+ROI_SET = PointFormat(lambda path, data, _: parse_roi_set(path, data), binary=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from os import PathLike
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from voxelry.core.errors import FileError
+from voxelry.io.points.format import PointFormat
 from voxelry.io.points.landmark_set import (
     FilePoints,
     Floats,
@@ -25,7 +27,7 @@ from voxelry.io.points.landmark_set import (
 )
 from voxelry.io.units import millimetres
 
-__all__ = ["format_fcsv", "format_markups", "parse_fcsv", "parse_markups", "position"]
+__all__ = ["FCSV", "format_fcsv", "format_markups", "parse_fcsv", "parse_markups", "position"]
 
 _SCHEMA = (
     "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/"
@@ -90,7 +92,7 @@ def parse_fcsv(path: str | PathLike[str], text: str) -> FilePoints:
     )
 
 
-def format_fcsv(landmarks: LandmarkSet, system: str) -> str:
+def format_fcsv(landmarks: LandmarkSet, system: str, **grid: Any) -> str:
     """A fiducial table that every Slicer since 4.4 reads.
 
     The system is written as its number: releases before 4.11 take the word LPS for RAS.
@@ -153,7 +155,7 @@ def parse_markups(path: str | PathLike[str], content: dict[str, Any]) -> FilePoi
     return FilePoints(stacked, system, tuple(names), _extras(descriptions), tuple(where), unit="mm")
 
 
-def format_markups(landmarks: LandmarkSet, system: str) -> dict[str, Any]:
+def format_markups(landmarks: LandmarkSet, system: str, **grid: Any) -> str:
     """A Markups file with one point list; absent points are there, without a position."""
     points = from_world(landmarks, system, space=None)
     controls = []
@@ -165,7 +167,8 @@ def format_markups(landmarks: LandmarkSet, system: str) -> dict[str, Any]:
             control |= {"positionStatus": "undefined"}
         controls.append(control | {"selected": True, "locked": False, "visibility": True})
     markup = {"type": "Fiducial", "coordinateSystem": system, "coordinateUnits": "mm", "locked": False}
-    return {"@schema": _SCHEMA, "markups": [markup | {"controlPoints": controls}]}
+    content = {"@schema": _SCHEMA, "markups": [markup | {"controlPoints": controls}]}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def position(path: str | PathLike[str], value: object, place: str, sizes: tuple[int, ...] = (2, 3)) -> Floats:
@@ -204,3 +207,6 @@ def _extras(descriptions: list[str]) -> dict[str, Floats]:
             except ValueError:  # 1.2.3 is no number and stays prose
                 continue
     return extras
+
+
+FCSV = PointFormat(lambda path, text, _: parse_fcsv(path, text), ("LPS", "RAS"), format_fcsv)

@@ -7,9 +7,11 @@ from os import PathLike
 import numpy as np
 
 from voxelry.core.errors import FileError
-from voxelry.io.points.landmark_set import FilePoints, Floats, parse_number
+from voxelry.core.space import Space
+from voxelry.io.points.format import PointFormat
+from voxelry.io.points.landmark_set import FilePoints, Floats, LandmarkSet, from_world, parse_number
 
-__all__ = ["format_elastix", "format_seed", "is_elastix", "parse_elastix", "parse_seed"]
+__all__ = ["ELASTIX", "SEED", "format_elastix", "format_seed", "is_elastix", "parse_elastix", "parse_seed"]
 
 Lines = list[tuple[int, str]]  # numbered from 1, blank ones left out
 
@@ -64,13 +66,15 @@ def parse_elastix(path: str | PathLike[str], text: str) -> FilePoints:
     )
 
 
-def format_seed(points: Floats) -> str:
-    """Normalised `(N, ndim)` coordinates in the seed's format."""
+def format_seed(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str) -> str:
+    """Normalised coordinates in the seed's format; an edge that came back from the world as 1 + 1e-16 is 1."""
+    points = from_world(landmarks, system, space=space, axis_order=axis_order).clip(0, 1)
     return "\n".join([str(len(points)), *_rows(points)]) + "\n"
 
 
-def format_elastix(points: Floats, system: str) -> str:
-    """LPS mm (`point`) or `index` coordinates `(N, ndim)` as an elastix point file."""
+def format_elastix(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str) -> str:
+    """LPS mm (`point`) or `index` coordinates as an elastix point file."""
+    points = from_world(landmarks, system, space=space, axis_order=axis_order)
     return "\n".join(["point" if system == "LPS" else "index", str(len(points)), *_rows(points)]) + "\n"
 
 
@@ -105,3 +109,12 @@ def _points(path: str | PathLike[str], lines: Lines) -> tuple[Floats, tuple[str,
             raise FileError(path, f"line {number}: expected finite numbers, got {content[:40]!r}")
     points = np.array(rows, dtype=np.float64).reshape(len(rows), -1) if rows else np.zeros((0, 3))
     return points, tuple(f"line {number}" for number, _ in lines)
+
+
+SEED = PointFormat(
+    lambda path, text, _: (parse_elastix if is_elastix(text) else parse_seed)(path, text),
+    ("normalised",),
+    format_seed,
+    inside=True,
+)
+ELASTIX = PointFormat(lambda path, text, _: parse_elastix(path, text), ("LPS", "index"), format_elastix)

@@ -10,7 +10,7 @@ import pytest
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError, VoxelryError
 from voxelry.core.space import Space
-from voxelry.io import IMAGE_SUFFIXES, is_image, open_image, read_image, write_image
+from voxelry.io import READERS, is_image, open_image, read_image, write_image
 
 WRITABLE = [".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".tif", ".ome.tif", ".zarr"]
 OBLIQUE = Space(
@@ -93,7 +93,7 @@ def test_a_file_that_was_cut_short_is_refused(suffix, keep, tmp_path, rng):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in IMAGE_SUFFIXES if suffix != ".zarr"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in READERS if suffix != ".zarr"])
 def test_rubbish_is_refused_in_one_line(suffix, tmp_path, rng, capfd):
     path = tmp_path / f"rubbish{suffix}"
     path.write_bytes(rng.bytes(3000))
@@ -103,7 +103,7 @@ def test_rubbish_is_refused_in_one_line(suffix, tmp_path, rng, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", READERS)
 def test_a_missing_file_is_named(suffix, tmp_path):
     with pytest.raises(FileError, match="no such file"):
         open_image(tmp_path / f"absent{suffix}")

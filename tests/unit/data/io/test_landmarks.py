@@ -7,7 +7,7 @@ import pytest
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.io.points.landmarks import LANDMARK_FORMATS, LandmarkSet, landmark_format, read_landmarks, write_landmarks
+from voxelry.io.points.landmarks import POINT_FORMATS, LandmarkSet, landmark_format, read_landmarks, write_landmarks
 
 # plane, row, column of 3, 2 and 0.5 mm; row and column mirrored, plane and row tilted into each other
 OBLIQUE = Space(
@@ -305,7 +305,7 @@ class TestElastix:
 
 class TestOneDoor:
     def test_formats_are_told_by_the_name(self):
-        assert [landmark_format(f"A.{fmt.upper()}") for fmt in LANDMARK_FORMATS] == list(LANDMARK_FORMATS)
+        assert [landmark_format(f"A.{fmt.upper()}") for fmt in POINT_FORMATS] == list(POINT_FORMATS)
         assert landmark_format("a.tsv") == "csv"
         assert landmark_format("a.nii.gz") is None
 
@@ -354,7 +354,7 @@ class TestOneDoor:
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 
-    @pytest.mark.parametrize("fmt", [fmt for fmt in LANDMARK_FORMATS if fmt not in ("roi", "zip")])
+    @pytest.mark.parametrize("fmt", [fmt for fmt in POINT_FORMATS if fmt not in ("roi", "zip")])
     def test_no_points_at_all(self, tmp_path, fmt):
         path = write_landmarks(tmp_path / f"a.{fmt}", LandmarkSet((), np.zeros((0, 3))), space=OBLIQUE)
         assert len(read_landmarks(path, space=OBLIQUE)) == 0

@@ -10,7 +10,7 @@ import trimesh
 
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.io.meshes import MESH_SUFFIXES, read_mesh, write_mesh
+from voxelry.io.meshes import MESH_FORMATS, read_mesh, write_mesh
 from voxelry.ops.surface import Mesh, empty_mesh, extract_surface
 
 
@@ -23,7 +23,7 @@ def organ():
     return mesh.with_values(error_mm=mesh.vertices[:, 2] - 790)
 
 
-@pytest.mark.parametrize("suffix", MESH_SUFFIXES)
+@pytest.mark.parametrize("suffix", MESH_FORMATS)
 def test_the_same_surface_comes_back(suffix, organ, tmp_path):
     path = write_mesh(tmp_path / "new" / f"organ{suffix}", organ)
     mesh = read_mesh(path)
@@ -36,7 +36,7 @@ def test_the_same_surface_comes_back(suffix, organ, tmp_path):
     assert [item.name for item in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in MESH_SUFFIXES if suffix != ".stl"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in MESH_FORMATS if suffix != ".stl"])
 def test_vertices_keep_their_order(suffix, organ, tmp_path):
     mesh = read_mesh(write_mesh(tmp_path / f"organ{suffix}", organ))
     np.testing.assert_allclose(mesh.vertices, organ.vertices, atol=1e-4)
@@ -127,7 +127,7 @@ def test_a_material_file_is_not_opened(tmp_path):
     assert read_mesh(path).area == pytest.approx(2.0)
 
 
-@pytest.mark.parametrize("suffix", MESH_SUFFIXES)
+@pytest.mark.parametrize("suffix", MESH_FORMATS)
 @pytest.mark.parametrize("content", [b"", b"not a mesh\n" * 40], ids=["empty", "junk"])
 def test_what_is_no_mesh_is_one_line(suffix, content, tmp_path):
     path = tmp_path / f"a{suffix}"
