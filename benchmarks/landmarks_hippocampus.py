@@ -32,7 +32,8 @@ from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample

@@ -29,7 +29,8 @@ import torch
 from torch import nn
 
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.augment import SliceAugment
 from voxelry.data.slices.case import SliceBatch, collate_slices

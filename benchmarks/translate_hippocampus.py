@@ -29,7 +29,8 @@ from torch import nn
 from voxelry.data.collate import collate
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
-from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.parts import SampleSource
 from voxelry.data.patches import crop
 from voxelry.data.preprocess import Preprocess

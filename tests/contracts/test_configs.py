@@ -16,7 +16,7 @@ from voxelry.core.space import Space
 from voxelry.data.augment import Augment
 from voxelry.data.crops.dataset import CropDataset
 from voxelry.data.degrade import Degrade
-from voxelry.data.pairs import find_pairs
+from voxelry.data.layouts.find import find_pairs
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.augment import SliceAugment
 from voxelry.data.slices.dataset import SliceDataset

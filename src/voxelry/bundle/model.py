@@ -25,7 +25,8 @@ from voxelry.bundle.seen import lineage
 from voxelry.bundle.template import read_template
 from voxelry.core.errors import CheckpointError, DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.layouts.find import case_name, image_options
+from voxelry.data.layouts.files import case_name
+from voxelry.data.layouts.hdf5 import image_options
 from voxelry.data.prepare.template import Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.modality import is_despeckled, own_values

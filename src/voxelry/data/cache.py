@@ -27,8 +27,9 @@ from torch import Tensor
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 from voxelry.data.sample import Sample
+from voxelry.io.images.image import split_dataset
 
 __all__ = ["ABANDONED", "Cache", "content_hash", "stamps"]
 
@@ -121,8 +122,8 @@ class Cache:
 
     def _part(self, path: Path) -> list[str]:
         """The digest of a file, and for `file.h5::dataset` the name of the dataset."""
-        file, _, inside = str(path).partition("::")
-        return [self._digest(path)] if path.exists() or not inside else [self._digest(Path(file)), inside]
+        file, inside = split_dataset(path)
+        return [self._digest(file)] if inside is None else [self._digest(file), inside]
 
     def _digest(self, path: Path) -> str:
         """`content_hash` of a file, remembered by its path, size and time of change."""

@@ -34,7 +34,8 @@ from voxelry.core.space import Space
 from voxelry.data.cache import Cache
 from voxelry.data.context import border_distances
 from voxelry.data.label_grid import Reference, class_numbers, open_labels
-from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.layouts.points import read_case_landmarks
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 
 __all__ = ["GREY_AND_COLOUR", "Demands", "in_pieces", "lacking", "no_foreground"]
 
@@ -17,7 +17,8 @@ GREY_AND_COLOUR = frozenset({1, 3})
 """Numbers of channels that are learned from together: all are taken as grey."""
 
 _WAYS = {
-    "labels": "expected labels/{name}.* beside volumes/",
+    "labels": "expected labels/{name}.* beside volumes/, labelsTr/{name}.* beside imagesTr/, or {name}-label.* beside "
+    "the image",
     "instances": "expected a label volume instances/{name}.* beside volumes/, {name}_masks.* beside the image, or a "
     "dataset label in its HDF5 file",
 }

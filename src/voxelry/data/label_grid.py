@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import DataError, FileError
 from voxelry.core.space import Space
 from voxelry.io import ImageFile, open_image
+from voxelry.io.images.image import split_dataset
 
 __all__ = [
     "LabelFile",
@@ -165,7 +166,10 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
     if path.suffix.lower() in _LOSSY:
         raise DataError(f"{path}: JPEG changes values, so classes and ids are lost; save labels as PNG or TIFF")
     chosen = {"ndim": image.space.ndim, **(options or {})}
-    file, chosen = _opened(path, chosen, image)
+    stored, inside = split_dataset(path, chosen.get("dataset"))
+    if inside is not None:
+        chosen["dataset"] = inside
+    file, chosen = _opened(stored, chosen, image)
     file = file.indices or file  # of a palette the numbers are the classes, its colours are for show
     if file.channels != 1:
         raise DataError(

@@ -19,15 +19,14 @@ from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset, on_grid
 from voxelry.data.label_grid import Reference, difference, fit
-from voxelry.data.layouts.find import Case
-from voxelry.data.layouts.pairs import PAIR_LAYOUTS, PairCase, find_pairs
+from voxelry.data.layouts.case import Case, PairCase
 from voxelry.data.preprocess import move
 from voxelry.data.preprocess.normalise import check_values
 from voxelry.data.sample import Sample
 from voxelry.data.target_grid import TargetGrid
 from voxelry.io import Image, open_image
 
-__all__ = ["PAIR_LAYOUTS", "PairCase", "PairDataset", "find_pairs", "grid_fault"]
+__all__ = ["PairDataset", "grid_fault"]
 
 
 class PairDataset(VolumeDataset):

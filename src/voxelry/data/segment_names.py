@@ -1,12 +1,13 @@
-"""What files of labels call their classes, over all cases of a folder."""
+"""What files of labels, or the folder they are in, call their classes, over all cases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from voxelry.core.errors import DataError
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 from voxelry.io import open_image
 from voxelry.io.advice import way_to_say
 
@@ -14,7 +15,7 @@ __all__ = ["class_list", "segment_names"]
 
 
 def segment_names(cases: Sequence[Case]) -> dict[int, str]:
-    """The name of each label value, as files of segments give them; empty where none does.
+    """The name of each label value, as the folder or files of segments give them; empty where none does.
 
     Raises:
         DataError: a name that has other numbers in other cases, a number with other names, or a name that was asked
@@ -25,7 +26,7 @@ def segment_names(cases: Sequence[Case]) -> dict[int, str]:
     owners: dict[str, tuple[int, Path]] = {}
     known: set[str] = set()
     for case in cases:
-        held = {} if case.labels is None else open_image(case.labels, spacing=1.0).metadata  # the grid doesn't matter
+        held = _held(case)
         known.update(held.get("segment_names", ()))
         for name, number in held.get("segments", {}).items():
             assert case.labels is not None
@@ -40,6 +41,15 @@ def segment_names(cases: Sequence[Case]) -> dict[int, str]:
                 raise _contradicts(case.labels, fault, known)
     _check_asked(cases, set(owners), known)
     return names
+
+
+def _held(case: Case) -> Mapping[str, Any]:
+    """`segments`, name to number, and the names of all there are in the file."""
+    if case.labels is None:
+        return {}
+    if case.classes:
+        return {"segments": {name: number for number, name in case.classes.items()}}
+    return open_image(case.labels, spacing=1.0).metadata  # the grid doesn't matter
 
 
 def class_list(names: dict[int, str]) -> list[str]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from voxelry.core.errors import DataError, FileError, SettingError
-from voxelry.data.layouts.find import Case, case_name
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.files import case_name
 
 __all__ = ["SPLITS", "CaseType", "few_shot", "read_names", "read_split", "split_cases"]
 

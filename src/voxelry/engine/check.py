@@ -27,7 +27,7 @@ from voxelry.data.augment import Augment
 from voxelry.data.augment.intensity import IntensityAugment
 from voxelry.data.augment.spatial import SpatialAugment
 from voxelry.data.degrade import Degrade
-from voxelry.data.pairs import find_pairs
+from voxelry.data.layouts.find import find_pairs
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.augment import SliceAugment

@@ -10,7 +10,7 @@ from typing import Any
 
 from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
-from voxelry.data.layouts.find import case_name
+from voxelry.data.layouts.files import case_name
 from voxelry.io import is_image
 from voxelry.io.images.image import split_dataset
 from voxelry.tasks.options import named_files

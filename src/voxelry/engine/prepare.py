@@ -12,10 +12,11 @@ import numpy as np
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
+from voxelry.data.layouts.find import find_cases
+from voxelry.data.layouts.prepared import read_manifest
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.files import read_slice_file
-from voxelry.data.prepare.pairs import find_pairs
-from voxelry.data.prepare.run import PrepareReport, prepare_all, read_manifest
+from voxelry.data.prepare.run import PrepareReport, prepare_all
 from voxelry.data.preprocess.modality import to_unit
 from voxelry.data.slices.cut import SliceSample
 from voxelry.viz.planes import planes_of
@@ -83,9 +84,10 @@ def prepare(
     """Prepare the volumes of a folder for `reconstruct`; what is there already and whole is kept.
 
     Args:
-        source: the folder; see `data.prepare.pairs` for its layouts.
+        source: the folder, in any layout whose cases have labels.
         out: where to write `volumes/`, `labels/`, `sdf/`, `meshes/`, `slices/`, `manifest.json` and the sheet.
-        layout, organs: see `find_pairs`.
+        layout: see `find_cases`.
+        organs: those of the labels that are taken, by name, in the order of their new numbers; by default all.
         workers: processes; None takes one per core, 0 does it in this one.
         on_error: `raise`, or `skip` for going on with the other cases.
         sheet: whether the contact sheet is drawn.
@@ -93,15 +95,15 @@ def prepare(
         settings: those of `PrepareSettings`, such as `spacing=1.0, classes=5, axes=(0, 1, 2)`.
 
     Raises:
-        SettingError, FileError, DataError: see `find_pairs`, `PrepareSettings` and `prepare_all`.
+        SettingError, FileError, DataError: see `find_cases`, `PrepareSettings` and `prepare_all`.
     """
     if Path(source).resolve() == Path(out).resolve():
         raise SettingError(f"out: expected another folder than the source, whose files would be overwritten: {out}")
+    if organs is not None:
+        settings["options"] = {**(settings.get("options") or {}), "label_dataset": list(organs)}
     chosen = PrepareSettings(**settings)
-    pairs = find_pairs(
-        source, layout, channel=chosen.channel, organs=organs, segments=(chosen.options or {}).get("label_dataset")
-    )
-    report = prepare_all(pairs, Path(out), chosen, workers=workers, on_error=on_error, progress=progress)
+    cases = find_cases(source, layout, options=chosen.options)
+    report = prepare_all(cases, Path(out), chosen, workers=workers, on_error=on_error, progress=progress)
     return _summary(report, contact_sheet(report.root) if sheet else None)
 
 

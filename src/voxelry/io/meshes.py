@@ -83,8 +83,9 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
     chosen = _format_of(path)
     if mesh.is_empty:
         raise SettingError(f"mesh: expected at least one face to write to {path}, got an empty surface")
+    content = chosen.encode(mesh)
     with replacing(path) as place:
-        place.write_bytes(chosen.encode(mesh))
+        place.write_bytes(content)
     return path
 
 

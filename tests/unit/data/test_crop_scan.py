@@ -9,7 +9,7 @@ import zarr
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.crops.dataset import scan as crop_scan
+from voxelry.data.crops import scan as crop_scan
 from voxelry.data.crops.reader import CropReader, Stored
 from voxelry.data.crops.scan import QUANTILES, find_objects, intensities, scan_folder
 from voxelry.data.crops.selection import parse_selection
@@ -83,7 +83,7 @@ def test_labels_of_an_ome_zarr_are_found(tmp_path, rng, version):
 
 
 def test_an_unknown_layout_is_refused(tmp_path):
-    with pytest.raises(SettingError, match="layout: expected one of auto, volumes"):
+    with pytest.raises(SettingError, match="layout: expected auto or one of volumes"):
         scan_folder(tmp_path, "cubes")
 
 

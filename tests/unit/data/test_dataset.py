@@ -12,7 +12,8 @@ from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts.find import Case, find_cases
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess, orientation_steps
 from voxelry.data.sample import Sample

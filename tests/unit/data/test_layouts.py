@@ -5,7 +5,8 @@ import pytest
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.layouts.find import case_name, find_cases
+from voxelry.data.layouts.files import case_name
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.layouts.points import read_case_landmarks
 from voxelry.io import open_image, write_image
 
@@ -117,7 +118,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(DataError, match="no image in a format"):
         find_cases(tmp_path)
     with pytest.raises(SettingError, match="layout: expected auto or one of volumes"):
-        find_cases(tmp_path, "bids")
+        find_cases(tmp_path, "nifti")
 
 
 def test_reader_options_reach_every_case(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 from voxelry.data.preprocess.modality import ct_window, guess_modality, own_image, preprocess_like, standardise, to_unit
 from voxelry.data.preprocess.speckle import despeckle
 from voxelry.data.sample import Sample

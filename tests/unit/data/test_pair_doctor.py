@@ -10,7 +10,8 @@ from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.doctor.diagnosis import Diagnosis
 from voxelry.data.doctor.pairs import holds_pairs, inspect_pairs
-from voxelry.data.pairs import PairDataset, find_pairs
+from voxelry.data.layouts.find import find_pairs
+from voxelry.data.pairs import PairDataset
 from voxelry.io import write_image
 
 

@@ -11,7 +11,9 @@ from torch.testing import assert_close
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
-from voxelry.data.pairs import PairCase, PairDataset, find_pairs
+from voxelry.data.layouts.case import PairCase
+from voxelry.data.layouts.find import find_pairs
+from voxelry.data.pairs import PairDataset
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.normalise import physical
 from voxelry.io import write_image

@@ -11,7 +11,8 @@ from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.doctor.inspect import inspect
 from voxelry.data.layouts.find import find_cases
-from voxelry.data.prepare.pairs import find_pairs
+from voxelry.data.prepare.case import PrepareSettings
+from voxelry.data.prepare.run import prepare_all
 from voxelry.data.segment_names import class_list, segment_names
 from voxelry.io import write_image
 
@@ -64,12 +65,11 @@ def test_a_name_with_other_numbers_is_refused_and_numbered_by_name_as_advised(tm
         segment_names(find_cases(tmp_path))
     assert "'data.options={label_dataset: [" in str(error.value)
     with pytest.raises(DataError, match=fault):
-        find_pairs(tmp_path)
+        prepare_all(find_cases(tmp_path), tmp_path / "out", PrepareSettings())
     assert [found.message for found in inspect(tmp_path).findings if found.severity == "error"] == [str(error.value)]
     chosen = ["liver", "kidney", "spleen"] if "kidney" in second else ["liver", "spleen"]
     names = segment_names(find_cases(tmp_path, options={"label_dataset": chosen}))
     assert names == dict(enumerate(chosen, 1))
-    assert len(find_pairs(tmp_path, segments=chosen).pairs) == 2
 
 
 def test_a_misspelt_name_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from voxelry.core.errors import DataError, FileError, SettingError
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 from voxelry.data.parts import named_cases
 from voxelry.data.splits import SPLITS, few_shot, read_split, split_cases
 

@@ -12,8 +12,8 @@ from voxelry.bundle.model import load
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.prepare.case import PrepareSettings
-from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.run import prepare_all
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
@@ -65,7 +65,7 @@ def source(tmp_path_factory):
 
 def made(source, out, **settings):
     chosen = PrepareSettings(**{"spacing": 2.0, "slices_per_class": 6, "truncation": 8.0, "meshes": False, **settings})
-    prepare_all(find_pairs(source / "list.csv"), out, chosen)
+    prepare_all(find_cases(source / "list.csv"), out, chosen)
     return out
 
 

@@ -17,7 +17,7 @@ from voxelry.bundle.seen import lineage
 from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, ConfigError, DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.layouts.find import case_name
+from voxelry.data.layouts.files import case_name
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.compose import compose_training
 from voxelry.engine.predict import predict_files

@@ -14,8 +14,8 @@ from voxelry.bundle.registry import recipe_of_config
 from voxelry.cli import app
 from voxelry.core.errors import CheckpointError, DataError
 from voxelry.core.space import Space
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.prepare.case import PrepareSettings
-from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.run import prepare_all
 from voxelry.data.prepare.source import folder_template
 from voxelry.data.preprocess import Preprocess
@@ -86,7 +86,7 @@ def prepared(scans, tmp_path_factory):
     settings = PrepareSettings(
         spacing=2.0, truncation=8.0, modality="mr", register=str(scans / "template-image.nii.gz"), slices_per_class=3
     )
-    prepare_all(find_pairs(scans / "data"), root, settings)
+    prepare_all(find_cases(scans / "data"), root, settings)
     return root
 
 
@@ -165,7 +165,7 @@ def test_what_is_not_in_the_frame_is_refused_with_the_way_there(bundle, prepared
     with pytest.raises(DataError, match="other: was registered to another template"):
         model.reconstruct(other / "volumes" / "a.nii.gz", click=(0, 0, 0))
     assert 0 <= evaluate_folder(model, prepared, tmp_path / "evaluation").summary["dice"] <= 1
-    prepare_all(find_pairs(scans / "data"), other, PrepareSettings(spacing=4.0, meshes=False, slices_per_class=1))
+    prepare_all(find_cases(scans / "data"), other, PrepareSettings(spacing=4.0, meshes=False, slices_per_class=1))
     assert not (other / "template.nii.gz").exists()
 
 

@@ -26,7 +26,7 @@ from voxelry.data.crops.scan import QUANTILES
 from voxelry.data.crops.selection import parse_selection
 from voxelry.data.dataset import one_line_errors
 from voxelry.data.label_grid import whole_numbers
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 from voxelry.data.patches import crop
 from voxelry.data.preprocess.normalise import check_normalise, normalise
 from voxelry.data.sample import Sample

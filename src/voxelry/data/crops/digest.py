@@ -16,6 +16,7 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.data.cache import stamps
+from voxelry.io.images.image import split_dataset
 
 __all__ = ["digest"]
 
@@ -31,8 +32,7 @@ def digest(path: Path, *, whole: bool = False) -> str:
     Raises:
         FileError: something can't be read.
     """
-    if "::" in str(path) and not path.exists():
-        path = Path(str(path).partition("::")[0])
+    path = split_dataset(path)[0]
     parts = [(name, size) for name, size, _ in stamps(path)]
     state = hashlib.blake2b(digest_size=20)
     for name, size in parts:

@@ -1,13 +1,8 @@
 """What is to be indexed, found in folders; and the objects and the intensities of an image, by its pixels.
 
-Understood are, by themselves (`auto`) or by name:
-    `volumes`: `volumes/NAME.*` with `instances/NAME.*` (an id per voxel) and maybe `labels/NAME.*` (a class per
-        voxel), also inside `train`, `validation` and `test`.
-    `pairs`: `images/NAME.*` with `masks/NAME.*`.
-    `hdf5`: `NAME.h5` with datasets `raw` and `label`, as `find_cases` has it.
-    `images`: a file or a folder of files. HDF5 and zarr files may hold their labels: a dataset `label` (or
-        `labels`, `instances`, `segmentation`, `mask`, `masks`) beside `raw` (or `image`, `data`), OME-Zarr's
-        `labels/`. Others have none.
+A folder may have any layout of `data.layouts`; the objects are those of its instances. Files of HDF5 and zarr without
+any may hold their labels: a dataset `label` (or `labels`, `instances`, `segmentation`, `mask`, `masks`) beside `raw`
+(or `image`, `data`), OME-Zarr's `labels/`.
 """
 
 from __future__ import annotations
@@ -21,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.core.errors import DataError, SettingError
+from voxelry.core.errors import SettingError
 from voxelry.core.guard import guarded
 from voxelry.data.crops.reader import CropReader, Stored
 from voxelry.data.crops.selection import Criterion
 from voxelry.data.crops.source import Listed, Objects, Source, id_array
 from voxelry.data.label_grid import class_numbers, whole_numbers
-from voxelry.data.layouts.find import Case, case_name, find_cases
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.find import find_cases
 from voxelry.io import is_image
 
-__all__ = ["LAYOUTS", "QUANTILES", "find_objects", "intensities", "scan_folder"]
+__all__ = ["QUANTILES", "find_objects", "intensities", "scan_folder"]
 
-LAYOUTS = ("auto", "volumes", "pairs", "hdf5", "images", "table")
 QUANTILES = (0, 0.1, 0.5, 1, 2, 5, 25, 50, 75, 95, 98, 99, 99.5, 99.9, 100)
 
 _RAW = ("raw", "image", "images", "data", "volume")
@@ -56,12 +51,8 @@ def scan_folder(
         DataError, FileError: nothing there, or two images of one name.
         SettingError: an unknown layout or column.
     """
-    if layout not in LAYOUTS:
-        raise SettingError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    pairs = layout == "pairs" or (layout == "auto" and (root / "images").is_dir() and (root / "masks").is_dir())
-    cases = _paired(root) if pairs else find_cases(root, layout, options=options)
     rows = []
-    for case in cases:
+    for case in find_cases(root, layout, options=options):
         row = _listed(case)
         row.columns = {
             "name": row.name,
@@ -79,15 +70,6 @@ def scan_folder(
             rows.append(row)
     base = root if root.is_dir() and not is_image(root) else root.parent
     return Source(len(rows), iter(rows), base, str(root))
-
-
-def _paired(root: Path) -> list[Case]:
-    masks = {case_name(path): path for path in sorted((root / "masks").iterdir()) if is_image(path)}
-    cases = find_cases(root / "images", "images")
-    missing = next((case for case in cases if case.name not in masks), None)
-    if missing is not None:
-        raise DataError(f"{missing.image}: no labels for this image; expected {root / 'masks' / missing.name}.*")
-    return [Case(case.name, case.image, instances=masks[case.name]) for case in cases]
 
 
 def _listed(case: Case) -> Listed:

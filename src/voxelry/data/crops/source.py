@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError, FileError, MissingDependencyError, SettingError
 from voxelry.data.crops.selection import Criterion
-from voxelry.data.layouts.find import case_name
+from voxelry.data.layouts.files import case_name
 
 __all__ = ["Listed", "Objects", "Source", "checked_boxes", "id_array", "is_database", "open_table"]
 

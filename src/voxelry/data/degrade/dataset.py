@@ -10,7 +10,7 @@ import numpy as np
 
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.degrade import Degrade
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 from voxelry.data.preprocess.normalise import check_values
 from voxelry.data.sample import Sample
 

@@ -26,7 +26,10 @@ from voxelry.data.demands import GREY_AND_COLOUR, Demands, in_pieces, lacking, n
 from voxelry.data.doctor.diagnosis import CaseRow, Diagnosis, Finding, render
 from voxelry.data.doctor.landmarks import PlacedPoints, Suspicion, background_test, cohort_test, outside_test, readings
 from voxelry.data.label_grid import Reference, class_numbers, open_labels, whole_numbers
-from voxelry.data.layouts.find import Case, case_name, find_cases
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.files import case_name
+from voxelry.data.layouts.find import find_cases
+from voxelry.data.layouts.layout import LAYOUTS
 from voxelry.data.layouts.points import read_case_landmarks
 from voxelry.data.segment_names import segment_names
 from voxelry.data.splits import split_cases
@@ -53,7 +56,9 @@ _COMPANIONS = (".raw", ".zraw", ".img", ".img.gz", ".brik", ".brik.gz", ".rec", 
                ".json", ".md", ".txt")
 # fmt: on
 _PATIENT_AXES = ("left-right", "posterior-anterior", "inferior-superior")
-_PARTNER_FOLDERS = ("landmarks", "labels", "instances", "400_junior", "400_senior")
+_PARTNER_FOLDERS = (
+    "landmarks", "labels", "instances", "400_junior", "400_senior", "labelsTr", "instancesTr", "masks",
+)  # fmt: skip
 
 
 @dataclass
@@ -81,7 +86,7 @@ def inspect(
     """Look at every image, its points and its label maps.
 
     Args:
-        path: an image, a folder of images, or a dataset in one of the layouts of `voxelry.data.layouts.find`.
+        path: an image, a folder of images, or a dataset in one of the layouts of `voxelry.data.layouts`.
         need_landmarks: whether an image without points is an error; None: if any image has some.
         demands: of the task that is to be trained on it, which decide about landmarks, too; None: of none.
         layout, options, point_options: as in `find_cases`.
@@ -416,7 +421,7 @@ def _find_orphans(found: Diagnosis, cases: list[Case]) -> None:
     """Files beside the images that belong to none of them, and files among them that no reader takes."""
     names: dict[Path, set[str]] = {}
     for case in cases:
-        if case.layout != "images":
+        if LAYOUTS[case.layout].images_alone:
             names.setdefault(case.image.parent, set()).add(case.name)
     for folder, known in sorted(names.items()):
         for path in _files(folder):

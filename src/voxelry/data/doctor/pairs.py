@@ -11,30 +11,24 @@ from voxelry.core.errors import VoxelryError
 from voxelry.data.demands import Demands
 from voxelry.data.doctor.diagnosis import Diagnosis
 from voxelry.data.doctor.inspect import compare_images, find_unsplit, inspect_case, without_path
-from voxelry.data.layouts.find import Case, case_name, split_folders
-from voxelry.data.layouts.pairs import pair_layout
-from voxelry.data.pairs import PAIR_LAYOUTS, PairCase, find_pairs, grid_fault
+from voxelry.data.layouts.case import Case, PairCase
+from voxelry.data.layouts.files import case_name, split_folders
+from voxelry.data.layouts.find import find_pairs, layouts_of, recognise
+from voxelry.data.layouts.layout import LAYOUTS
+from voxelry.data.pairs import grid_fault
 
 __all__ = ["holds_pairs", "inspect_pairs"]
 
 _DEMANDS = Demands((), contrast=True)
-_CERTAIN = ("ab", "contrasts", "ldfdct", "csv")  # slices with numbers may be anything
 
 
 def holds_pairs(path: str | PathLike[str], layout: str = "auto") -> bool:
     """Whether a path is to be looked at as pairs: by its layout, or by what is there where that is clear."""
     if layout != "auto":
-        return layout in PAIR_LAYOUTS
+        return layout in layouts_of(pairs=True)
     root = Path(path)
-    if not root.is_dir():
-        return root.suffix.lower() in (".csv", ".tsv") and root.is_file()
-    if any((root / name).is_dir() for name in ("volumes", "pngs", "jpg")):
-        return False
     folder = root if (root / "A").is_dir() else next((part for _, part in split_folders(root)), root)
-    try:
-        return pair_layout(folder) in _CERTAIN
-    except VoxelryError:
-        return False
+    return LAYOUTS[recognise(folder)].pairs
 
 
 def inspect_pairs(
@@ -49,8 +43,8 @@ def inspect_pairs(
     """Look at every image and at how it fits its partners.
 
     Args:
-        path, layout, target, options: as in `voxelry.data.pairs.find_pairs`. Of `contrasts` without a target, all are
-            taken as given.
+        path, layout, target, options: as in `voxelry.data.layouts.find.find_pairs`. Of `contrasts` without a
+            target, all are taken as given.
         to_train: whether there must be enough cases to train on.
         progress: called with the number of cases done and of all, before each and at the end.
 
@@ -95,7 +89,7 @@ def inspect_pairs(
 def _knows_its_target(root: Path) -> bool:
     """Whether the layout itself tells what is the target."""
     parts = [part for _, part in split_folders(root)] or [root]
-    return pair_layout(parts[0]) != "contrasts" or (parts[0] / "target").is_dir()
+    return recognise(parts[0], pairs=True) != "contrasts" or (parts[0] / "target").is_dir()
 
 
 def _files(case: PairCase) -> dict[str, Path]:

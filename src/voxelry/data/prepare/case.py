@@ -20,10 +20,8 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.label_grid import Reference, class_numbers, open_labels
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
 from voxelry.data.prepare.files import digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
-from voxelry.data.prepare.pairs import Pair
 from voxelry.data.prepare.register import KINDS, write_transform
 from voxelry.data.prepare.shapes import CaseLabels
 from voxelry.data.prepare.template import Template
@@ -37,6 +35,7 @@ from voxelry.data.slices.choice import choose_cuts, method_name
 from voxelry.data.slices.cut import draw_click, take_labels
 from voxelry.data.slices.pointmaps import masked_pointmap
 from voxelry.io import IMAGE_OPTIONS, open_image, write_image
+from voxelry.io.images.image import split_dataset
 from voxelry.io.meshes import write_mesh
 
 __all__ = ["PrepareSettings", "is_prepared", "prepare_case"]
@@ -133,49 +132,24 @@ class PrepareSettings:
             del values["options"]
         return values
 
-    @property
-    def reading(self) -> dict[str, Any]:
-        """Keywords of `open_image` for images."""
-        return {name: value for name, value in (self.options or {}).items() if name != "label_dataset"}
 
-    @property
-    def label_reading(self) -> dict[str, Any]:
-        """Keywords of `open_image` for labels."""
-        chosen = (self.options or {}).get("label_dataset")
-        if chosen is None:
-            return {}
-        return {"dataset": chosen if isinstance(chosen, str) else ",".join(map(str, chosen))}
-
-
-class _Reader(VolumeDataset):
-    """Image and labels of a pair, on one grid."""
-
-    def pair(self, pair: Pair, settings: PrepareSettings) -> Sample:
-        case = Case(pair.name, pair.image, labels=None, options=settings.reading)
-        sample = self.read(case)
-        if sample.ndim != len(sample.image.shape) - 1 or sample.image.ndim != 4:
-            raise DataError(f"{pair.image}: an image of rank {sample.ndim}; expected a volume")
-        if not 0 <= settings.channel < len(sample.image):
-            raise DataError(f"{pair.image}: no channel {settings.channel}; it has {len(sample.image)}")
-        labels = np.zeros(sample.space.shape, dtype=np.int64)
-        reference = Reference.of_file(pair.image, settings.reading)
-        for path, label in pair.labels:
-            found = class_numbers(open_labels(path, reference, settings.label_reading).read(), path)
-            if label == 0:
-                labels = found
-                break
-            labels[(found > 0) & (labels == 0)] = label  # where masks overlap, the first class has it
-        image = sample.image[settings.channel : settings.channel + 1]
-        return sample.replace(image=image, labels=torch.from_numpy(labels), name=pair.name)
+def _read(case: Case, settings: PrepareSettings) -> Sample:
+    """Image and labels of a case, on one grid."""
+    sample = VolumeDataset([case], need=("labels",)).read(case)
+    if sample.ndim != 3:
+        raise DataError(f"{case.image}: an image of rank {sample.ndim}; expected a volume")
+    if not 0 <= settings.channel < len(sample.image):
+        raise DataError(f"{case.image}: no channel {settings.channel}; it has {len(sample.image)}")
+    return sample.replace(image=sample.image[settings.channel : settings.channel + 1])
 
 
 def prepare_case(
-    pair: Pair, root: Path, settings: PrepareSettings, names: dict[int, str] | None = None
+    case: Case, root: Path, settings: PrepareSettings, names: dict[int, str] | None = None
 ) -> dict[str, Any]:
     """Make and write everything of one case under `root`, its record `cases/NAME.json` last.
 
     Args:
-        pair: its files.
+        case: its files.
         root: the folder to fill.
         settings: what is made.
         names: what the classes are called, for warnings.
@@ -187,33 +161,33 @@ def prepare_case(
         FileError, DataError: unreadable, an image without contrast, labels beyond `classes`, grids that differ, no
             foreground; one line.
     """
-    sample = _Reader([Case(pair.name, pair.image, options=settings.reading)], need=()).pair(pair, settings)
-    labels = _checked_labels(sample, pair, settings)
+    sample = _read(case, settings)
+    labels = _checked_labels(sample, case, settings)
     sample, target, home = _in_frame(sample, settings)
-    image, standard = _standard_image(sample, pair, target, settings)
+    image, standard = _standard_image(sample, case, target, settings)
     files = {
-        "volume": f"volumes/{pair.name}.nii.gz",
-        "labels": f"labels/{pair.name}.nii.gz",
-        "sdf": f"sdf/{pair.name}.npz",
+        "volume": f"volumes/{case.name}.nii.gz",
+        "labels": f"labels/{case.name}.nii.gz",
+        "sdf": f"sdf/{case.name}.npz",
     }
     found = CaseLabels(labels, sample.space, target, settings.classes or int(labels.max()))
     if not found.present:
-        raise DataError(f"{pair.labels[0][0]}: {found.faults(names or {})[0]}")
+        raise DataError(f"{case.labels}: {found.faults(names or {})[0]}")
     write_image(root / files["volume"], image.numpy(), target, description=standard.note)
     write_image(root / files["labels"], found.map[None], target)
     if home is not None:
-        files["transform"] = f"transforms/{pair.name}.tfm"
+        files["transform"] = f"transforms/{case.name}.tfm"
         write_transform(root / files["transform"], np.asarray(home["matrix"]))
     if settings.sdf == "full":
-        files["sdf_full"] = f"sdf/{pair.name}_sdf.npy"
-    meshes, absent, enclosed = _write_shapes(found, pair.name, files, root, settings)
-    slices = _write_slices(image, found.map, target, pair.name, root, {**files, **meshes}, settings)
+        files["sdf_full"] = f"sdf/{case.name}_sdf.npy"
+    meshes, absent, enclosed = _write_shapes(found, case.name, files, root, settings)
+    slices = _write_slices(image, found.map, target, case.name, root, {**files, **meshes}, settings)
     written = [*files.values(), *meshes.values(), *(entry["file"] for entry in slices)]
-    _remove_unnamed(root, pair.name, written)
+    _remove_unnamed(root, case.name, written)
     record = {
-        "name": pair.name,
-        "split": pair.split,
-        "source": str(pair.image),
+        "name": case.name,
+        "split": case.split,
+        "source": str(case.image),
         "modality": standard.modality,
         "shift": standard.shift,
         "scale": standard.scale,
@@ -223,24 +197,24 @@ def prepare_case(
         "volumes_ml": _volumes(found.written_ml),
         "drawn_volumes_ml": _volumes(found.drawn_ml),
         "absent": absent,
-        "warnings": [f"{pair.name}: {line}" for line in found.faults(names or {}) + found.thin(enclosed, names or {})],
+        "warnings": [f"{case.name}: {line}" for line in found.faults(names or {}) + found.thin(enclosed, names or {})],
         "slices": slices,
-        "identity": identity(pair, settings),
+        "identity": identity(case, settings),
         "written": {name: [(root / name).stat().st_size, digest(root / name)] for name in written},
     }
-    with replacing(_record_path(root, pair.name)) as place:
+    with replacing(_record_path(root, case.name)) as place:
         place.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return record
 
 
-def is_prepared(pair: Pair, root: Path, settings: PrepareSettings) -> dict[str, Any] | None:
+def is_prepared(case: Case, root: Path, settings: PrepareSettings) -> dict[str, Any] | None:
     """The record of a case that is there whole, made of the same files with the same settings; else None.
 
     Every file is read and compared with its digest, so a damaged one is found.
     """
     try:
-        record: dict[str, Any] = json.loads(_record_path(root, pair.name).read_bytes())
-        if record["identity"] != identity(pair, settings):
+        record: dict[str, Any] = json.loads(_record_path(root, case.name).read_bytes())
+        if record["identity"] != identity(case, settings):
             return None
         for name, (size, known) in record["written"].items():
             path = root / name
@@ -251,16 +225,22 @@ def is_prepared(pair: Pair, root: Path, settings: PrepareSettings) -> dict[str, 
     return record
 
 
-def identity(pair: Pair, settings: PrepareSettings) -> dict[str, Any]:
+def identity(case: Case, settings: PrepareSettings) -> dict[str, Any]:
     """What a case's files depend on: settings, version, and size and time of change of the sources."""
     stamps = []
     template = [] if settings.register is None else [Path(settings.register)]
-    for path in [*pair.files, *template]:
+    sources = [split_dataset(path)[0] for paths in _used(case).values() for path in paths]
+    for path in [*sources, *template]:
         parts = sorted(path.iterdir()) if path.is_dir() else [path]
         stamps += [[part.name, part.stat().st_size, part.stat().st_mtime_ns] for part in parts if part.is_file()]
-    labels = [[path.name, label] for path, label in pair.labels]
+    labels = [[path.name, 0] for path in _used(case)["labels"]]
     about = {"version": _VERSION, "settings": settings.plain(), "files": stamps, "labels": labels}
-    return json.loads(json.dumps({**about, "split": pair.split, "modality": pair.modality}))
+    return json.loads(json.dumps({**about, "split": case.split, "modality": case.modality}))
+
+
+def _used(case: Case) -> dict[str, tuple[Path, ...]]:
+    """The files that are read of a case."""
+    return {use: case.files[use] for use in ("image", "labels")}
 
 
 def _record_path(root: Path, name: str) -> Path:
@@ -279,16 +259,16 @@ def _remove_unnamed(root: Path, name: str, written: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _told_modality(pair: Pair, settings: PrepareSettings) -> str:
+def _told_modality(case: Case, settings: PrepareSettings) -> str:
     if settings.modality != "auto":
         return settings.modality
-    return pair.modality or str(open_image(pair.image, **settings.reading).metadata.get("Modality", ""))
+    return case.modality or str(open_image(case.image, **case.options).metadata.get("Modality", ""))
 
 
-def _checked_labels(sample: Sample, pair: Pair, settings: PrepareSettings) -> NDArray[np.int64]:
+def _checked_labels(sample: Sample, case: Case, settings: PrepareSettings) -> NDArray[np.int64]:
     assert sample.labels is not None
     labels = sample.labels.numpy()
-    where = pair.labels[0][0]
+    where = case.labels
     values = np.unique(labels)
     if settings.merge is not None:
         merged = np.zeros_like(labels)
@@ -322,7 +302,7 @@ def _in_frame(sample: Sample, settings: PrepareSettings) -> tuple[Sample, Space,
 
 
 def _standard_image(
-    sample: Sample, pair: Pair, target: Space, settings: PrepareSettings
+    sample: Sample, case: Case, target: Space, settings: PrepareSettings
 ) -> tuple[torch.Tensor, Standard]:
     """The image on the new grid with the intensities of its modality.
 
@@ -332,25 +312,25 @@ def _standard_image(
     image = sample.image
     known = image[torch.isfinite(image)]
     if not known.numel():
-        raise DataError(f"{pair.image}: no voxel has a number (all are NaN or infinite)")
+        raise DataError(f"{case.image}: no voxel has a number (all are NaN or infinite)")
     if float(known.min()) == float(known.max()):
-        raise DataError(f"{pair.image}: every voxel is {float(known.min()):g}; expected an image with contrast")
+        raise DataError(f"{case.image}: every voxel is {float(known.min()):g}; expected an image with contrast")
     image = finite(image)
     if prod(target.shape) == 1 < prod(sample.space.shape):
         extent, edge = (" x ".join(f"{side:.3g}" for side in one) for one in (sample.space.extent, target.spacing))
         raise DataError(
-            f"{pair.image}: an image of {extent} mm is a single voxel of {edge} mm; give a smaller --spacing, such as "
+            f"{case.image}: an image of {extent} mm is a single voxel of {edge} mm; give a smaller --spacing, such as "
             f"{min(sample.space.spacing):.3g}"
         )
-    modality = guess_modality(image, _told_modality(pair, settings))
+    modality = guess_modality(image, _told_modality(case, settings))
     if modality == "us":
         image = torch.from_numpy(despeckle(image.numpy()))
-    plain = Sample(image, sample.space, sample.name, str(pair.image))
+    plain = Sample(image, sample.space, sample.name, str(case.image))
     image, standard = standardise(move(plain, target).image, modality, window=settings.window)
     if float(image.min()) == float(image.max()):
         low, high = ct_window(settings.window)
         raise DataError(
-            f"{pair.image}: no contrast from {low:g} to {high:g} Hounsfield units, its values go from "
+            f"{case.image}: no contrast from {low:g} to {high:g} Hounsfield units, its values go from "
             f"{float(known.min()):g} to {float(known.max()):g} (choose another --window, or --modality mr)"
         )
     return image, standard

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -24,15 +24,14 @@ from filelock import FileLock, Timeout
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
+from voxelry.data.demands import lacking
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.prepared import MANIFEST, VERSION
 from voxelry.data.prepare.case import PrepareSettings, is_prepared, prepare_case
-from voxelry.data.prepare.pairs import Pair, Pairs
 from voxelry.data.prepare.template import TEMPLATE, Template
+from voxelry.data.segment_names import segment_names
 
-__all__ = ["AGAIN", "PrepareReport", "is_prepared_folder", "prepare_all", "read_manifest"]
-
-_MANIFEST = "manifest.json"
-_VERSION = 2
-AGAIN = "run voxelry prepare again"
+__all__ = ["PrepareReport", "prepare_all"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -56,7 +55,7 @@ class PrepareReport:
 
 
 def prepare_all(
-    pairs: Pairs,
+    cases: Sequence[Case],
     root: Path,
     settings: PrepareSettings,
     *,
@@ -64,12 +63,12 @@ def prepare_all(
     on_error: str = "raise",
     progress: Progress | None = None,
 ) -> PrepareReport:
-    """Prepare every pair that isn't there yet, and write `manifest.json`.
+    """Prepare every case that isn't there yet, and write `manifest.json`.
 
     Args:
-        pairs: from `find_pairs`.
+        cases: from `find_cases`, with the options of the settings; each with labels.
         root: made if need be.
-        settings: with `classes` None, those that the pairs name.
+        settings: with `classes` None, those that the folder names.
         workers: processes; None takes one per core, 0 does it in this one. More than one need a main module that
             can be imported, as `multiprocessing` says.
         on_error: `raise` stops at the first case that can't be made, `skip` goes on and reports it.
@@ -83,19 +82,24 @@ def prepare_all(
     """
     if on_error not in ("raise", "skip"):
         raise SettingError(f"on_error: expected raise or skip, got {on_error!r}")
-    if settings.classes is None and settings.merge is not None:
-        settings = replace(settings, classes=len(settings.merge))
-    elif settings.classes is None and pairs.classes:
-        settings = replace(settings, classes=max(pairs.classes))
-    count = min(len(pairs.pairs), (os.cpu_count() or 1) if workers is None else workers)
+    for case in cases:
+        if fault := lacking(case, "labels"):
+            raise DataError(f"{case.image}: {fault}")
+    names = segment_names(cases)
+    if settings.merge is not None:  # classes of one's own, that nobody has named
+        names = {}
+        settings = replace(settings, classes=settings.classes or len(settings.merge))
+    elif settings.classes is None and names:
+        settings = replace(settings, classes=max(names))
+    count = min(len(cases), (os.cpu_count() or 1) if workers is None else workers)
     report = PrepareReport(root)
     found: dict[str, dict[str, Any]] = {}
-    total = len(pairs.pairs)
+    total = len(cases)
     with _alone(root):
         _sweep(root)
         _keep_template(root, settings)
         try:
-            with closing(_outcomes(pairs, root, settings, count)) as outcomes:
+            with closing(_outcomes(cases, root, settings, names, count)) as outcomes:
                 for name, outcome, made in outcomes:
                     if isinstance(outcome, VoxelryError):
                         if on_error == "raise":
@@ -109,54 +113,24 @@ def prepare_all(
         finally:
             report.records = [found[name] for name in sorted(found)]
             if found:
-                _write_manifest(report, pairs, settings, complete=len(found) == total)
+                _write_manifest(report, cases[0].layout, settings, names, complete=len(found) == total)
     if not found:
         raise DataError(f"{root}: none of {total} cases could be prepared; the first: {report.faults[0]}")
     return report
 
 
-def is_prepared_folder(root: str | Path) -> bool:
-    """Whether `prepare_all` wrote a folder, or began to: slices with a manifest or with records of cases."""
-    root = Path(root)
-    return (root / "slices").is_dir() and ((root / _MANIFEST).is_file() or (root / "cases").is_dir())
-
-
-def read_manifest(root: str | Path) -> dict[str, Any]:
-    """What `prepare_all` wrote of a folder.
-
-    Raises:
-        FileError: there is none, or it is damaged.
-    """
-    path = Path(root) / _MANIFEST
-    if not path.is_file():
-        unfinished = is_prepared_folder(root)
-        raise FileError(
-            path,
-            "no such file; expected a folder made by voxelry prepare",
-            f"{AGAIN} to finish it" if unfinished else "",
-        )
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["version"] != _VERSION or not manifest["cases"]:
-            raise ValueError("another version, or no case")
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(path, f"is damaged: {error}", AGAIN) from None
-    return manifest
-
-
 def _outcomes(
-    pairs: Pairs, root: Path, settings: PrepareSettings, workers: int
+    cases: Sequence[Case], root: Path, settings: PrepareSettings, names: dict[int, str], workers: int
 ) -> Generator[tuple[str, dict[str, Any] | VoxelryError, bool]]:
     """Name, record or error, and whether it was made now, as they come."""
-    names = _class_names(pairs, settings)
     if workers < 2:
-        for pair in pairs.pairs:
-            yield pair.name, *_one(pair, root, settings, names)
+        for case in cases:
+            yield case.name, *_one(case, root, settings, names)
         return
     # Fresh processes: a fork of one that has used threads can hang.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     try:
-        futures = {pool.submit(_one, pair, root, settings, names): pair.name for pair in pairs.pairs}
+        futures = {pool.submit(_one, case, root, settings, names): case.name for case in cases}
         for future in as_completed(futures):
             yield futures[future], *future.result()
     except BrokenProcessPool:
@@ -168,17 +142,12 @@ def _outcomes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _class_names(pairs: Pairs, settings: PrepareSettings) -> dict[int, str]:
-    """Names of the classes that are written, where somebody named them."""
-    return {} if settings.merge is not None else pairs.classes
-
-
 def _one(
-    pair: Pair, root: Path, settings: PrepareSettings, names: dict[int, str]
+    case: Case, root: Path, settings: PrepareSettings, names: dict[int, str]
 ) -> tuple[dict[str, Any] | VoxelryError, bool]:
     try:
-        record = is_prepared(pair, root, settings)
-        return (record, False) if record is not None else (prepare_case(pair, root, settings, names), True)
+        record = is_prepared(case, root, settings)
+        return (record, False) if record is not None else (prepare_case(case, root, settings, names), True)
     except VoxelryError as error:
         return error, True
 
@@ -229,18 +198,19 @@ def _keep_template(root: Path, settings: PrepareSettings) -> None:
     Template.read(Path(settings.register), settings.transform, settings.spacing).write(root / TEMPLATE)
 
 
-def _write_manifest(report: PrepareReport, pairs: Pairs, settings: PrepareSettings, *, complete: bool) -> None:
+def _write_manifest(
+    report: PrepareReport, layout: str, settings: PrepareSettings, names: dict[int, str], *, complete: bool
+) -> None:
     numbers = sorted({int(label) for record in report.records for label in record["volumes_ml"]})
-    names = _class_names(pairs, settings)
     hidden = ("identity", "written")
     manifest = {
-        "version": _VERSION,
+        "version": VERSION,
         "complete": complete,
-        "layout": pairs.layout,
+        "layout": layout,
         "settings": settings.plain(),
         "classes": {str(number): names.get(number, f"class {number}") for number in numbers},
         "cases": [{key: value for key, value in record.items() if key not in hidden} for record in report.records],
         "faults": report.faults,
     }
-    with replacing(report.root / _MANIFEST) as place:
+    with replacing(report.root / MANIFEST) as place:
         place.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.layouts.find import Case, case_name
+from voxelry.data.layouts.files import case_name
+from voxelry.data.layouts.prepared import AGAIN, is_prepared_folder, read_manifest
 from voxelry.data.prepare.files import read_sdf, read_slice_file
-from voxelry.data.prepare.run import AGAIN, is_prepared_folder, read_manifest
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.modality import preprocess_like, to_unit
@@ -28,7 +28,7 @@ from voxelry.data.slices.sources import Choice
 from voxelry.data.slices.upright import upright
 from voxelry.io import open_image, read_image
 
-__all__ = ["PreparedSlices", "check_template", "folder_template", "patient_frame", "prepared_cases"]
+__all__ = ["PreparedSlices", "check_template", "folder_template", "patient_frame"]
 
 _OBLIQUE = -1  # the axis of oblique slices in a manifest
 
@@ -275,19 +275,6 @@ def check_template(root: str | Path, known: Template | None) -> None:
             f"prepare --source SCANS --out FOLDER --register {known.image.source} --transform {known.transform} "
             f"--spacing {known.spacing:g}, and take that folder"
         )
-
-
-def prepared_cases(root: str | Path) -> list[Case]:
-    """The cases of a manifest, with the split that the data came with.
-
-    Raises:
-        FileError: no manifest, or a damaged one.
-    """
-    root = Path(root)
-    return [
-        Case(case["name"], root / case["volume"], labels=root / case["labels"], split=case["split"])
-        for case in read_manifest(root)["cases"]
-    ]
 
 
 def _told(axes: set[int]) -> str:

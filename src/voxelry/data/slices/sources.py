@@ -16,6 +16,7 @@ from voxelry.core.errors import DataError
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.demands import no_foreground
 from voxelry.data.sample import Sample
+from voxelry.data.segment_names import segment_names
 from voxelry.data.slices.augment import move_space
 from voxelry.data.slices.choice import Cut, choose_cuts
 from voxelry.data.slices.cut import SliceSample
@@ -93,6 +94,7 @@ class VolumeSlices:
         self.volumes = volumes
         self._kept: OrderedDict[tuple[int, tuple[int, ...], float], OrganShape] = OrderedDict()
         self._present: dict[int, set[int]] = {}
+        self._class_names: dict[int, str] | None = None
         in_memory = volumes._memory is not None
         self._remember = remember if remember is not None else 4 * len(volumes) if in_memory else 8
 
@@ -120,8 +122,10 @@ class VolumeSlices:
         return bool(self._present[case] & set(organ))
 
     def organ_name(self, organ: tuple[int, ...]) -> str:
-        """Its label values."""
-        return "+".join(map(str, organ))
+        """What the folder or its files of segments call it, its label values where they don't."""
+        if self._class_names is None:
+            self._class_names = {} if self.volumes.reads_own() else segment_names(self.volumes.cases)
+        return "+".join(self._class_names.get(label, str(label)) for label in organ)
 
     def listed(self, case: int, organ: tuple[int, ...], choice: Choice) -> list[Cut | str]:
         """Every cut of the choice's method."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import ConfigError
-from voxelry.data.layouts.find import split_folders
+from voxelry.data.layouts.files import split_folders
 from voxelry.interop.legacy.overrides import Translation, count, read, text, truth, whole, wholes
 
 __all__ = [

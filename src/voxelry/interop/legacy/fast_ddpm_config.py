@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from voxelry.core.errors import ConfigError, VoxelryError
-from voxelry.data.layouts.pairs import pair_layout
-from voxelry.data.pairs import find_pairs
+from voxelry.data.layouts.find import find_pairs, recognise
 from voxelry.interop.legacy.fast_ddpm_options import Options
 from voxelry.interop.legacy.overrides import Translation, count, read, truth, whole, wholes
 from voxelry.io import open_image
@@ -157,7 +156,7 @@ class DataSet:
 
     Attributes:
         name: BRATS, LDFDCT or PMUB.
-        layout: how its files lie, one of `data.pairs.PAIR_LAYOUTS`.
+        layout: how its files lie, one of the layouts of pairs, see `data.layouts`.
         roots: folders by the original's keys, `train_dataroot` and so on.
         window: values that become the network's ends.
     """
@@ -211,7 +210,7 @@ def _by_layout(path: Path, name: Any, looks: str | None, kind: str) -> str:
 def _look(root: Path) -> str | None:
     """The layout of a folder that is there."""
     try:
-        return pair_layout(root) if root.is_dir() else None
+        return recognise(root, pairs=True) if root.is_dir() else None
     except VoxelryError:
         return None
 

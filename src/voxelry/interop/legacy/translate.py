@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
-from voxelry.data.pairs import PairDataset, find_pairs
+from voxelry.data.layouts.find import find_pairs
+from voxelry.data.pairs import PairDataset
 from voxelry.data.preprocess import Preprocess, move
 from voxelry.data.sample import Sample
 from voxelry.diffusion.samplers import Step, ddim

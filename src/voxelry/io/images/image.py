@@ -32,6 +32,7 @@ from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
 from voxelry.core.registry import Registry
 from voxelry.core.space import Space
+from voxelry.io.images.joined import join_channels, join_masks
 from voxelry.io.images.record import Image, ImageFile, Loader
 
 __all__ = [
@@ -98,9 +99,10 @@ WRITERS: Registry[Callable[..., None]] = Registry(
 _PARTNERS = {".img": ".hdr", ".img.gz": ".hdr", ".brik": ".head", ".brik.gz": ".head", ".rec": ".par"}
 _DICOM = (".dcm", ".dicom")
 _NIFTI = (".nii", ".nii.gz")
+_LONGEST_NAME = 255  # that may be asked of a disk
 _ZARR_MARKERS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
-IMAGE_OPTIONS = ("dataset", "spacing", "channel", "channel_axis", "ndim", "stack")
+IMAGE_OPTIONS = ("dataset", "spacing", "channel", "channel_axis", "ndim", "stack", "channel_files")
 """What `open_image` can be told beside the path."""
 
 
@@ -113,14 +115,16 @@ def open_image(
     channel: int | None = None,
     ndim: int | None = None,
     stack: int | None = None,
+    channel_files: Sequence[str] | None = None,
 ) -> ImageFile:
     """Read the header of an image.
 
     Args:
-        path: a file, a DICOM series folder, a zarr folder, or `file.h5::dataset`.
+        path: a file, a DICOM series folder, a zarr folder, `file.h5::dataset`, or a folder of masks, a file for each
+            class of a label map, of which `dataset` names those that are wanted.
         dataset: which of several images a container holds: the path of an HDF5 dataset, of a zarr array or
             group, the name of an array in an npz, the SeriesInstanceUID of one DICOM series in a folder, or names of
-            segments between commas.
+            segments between commas, which become 1, 2, ... in that order.
         spacing: mm per voxel in array order, one number or one per spatial axis, instead of the file's own;
             directions and origin stay.
         channel_axis: stored axis that holds channels, for files that don't say (npy, npz, zarr, HDF5, TIFF).
@@ -128,20 +132,28 @@ def open_image(
         ndim: rank that is wanted, 2 or 3. None: the file's own, where an image one voxel thick counts as 2-D.
             A 3-D array without named axes is a volume; `ndim=2` makes its last axis channels.
         stack: which of several stacks of planes, from 0, where the frames of DICOM files don't share a grid.
+        channel_files: names of files beside `path` that hold the channels after its own, on the same grid.
 
     Raises:
         FileError: no such file, an unknown format, a broken header, no such channel, an image that can't have that
             rank, or a unit of length that isn't known where `spacing` isn't given.
     """
     path, dataset = split_dataset(Path(path), None if dataset is None else str(dataset))
+    common: dict[str, Any] = {"channel_axis": channel_axis, "ndim": ndim}
     with guarded(path):
-        suffix = _format_of(path)
-        more = {"stack": stack} if suffix in _DICOM else {}
-        image = READERS[suffix](path, dataset=dataset, channel_axis=channel_axis, ndim=ndim, **more)
+        if dataset is not None and path.is_dir() and not _is_zarr(path) and not _has_dicom(path):
+            image = _open_masks(path, [name.strip() for name in dataset.split(",")], common)
+        else:
+            suffix = _format_of(path)
+            more = {"stack": stack} if suffix in _DICOM else {}
+            image = READERS[suffix](path, dataset=dataset, **common, **more)
+        if spacing is not None:
+            image = dataclasses.replace(image, space=image.space.with_spacing(spacing), spacing_fault=None)
+        if channel_files:
+            common |= {"dataset": dataset, "stack": stack, "spacing": spacing}
+            image = join_channels([image, *(open_image(path.parent / name, **common) for name in channel_files)])
         if channel is not None:
             image = _single_channel(image, channel)
-        if spacing is not None:
-            return dataclasses.replace(image, space=image.space.with_spacing(spacing), spacing_fault=None)
         if image.spacing_fault is not None:
             raise image.spacing_fault
         return image
@@ -227,7 +239,7 @@ def split_dataset(path: Path, dataset: str | None = None) -> tuple[Path, str | N
         SettingError: another one is given beside it.
     """
     text = str(path)
-    if "::" not in text or path.exists():
+    if "::" not in text or (len(path.name) < _LONGEST_NAME and path.exists()):
         return path, dataset
     file, _, inside = text.partition("::")
     if dataset not in (None, inside):
@@ -268,6 +280,13 @@ def _format_of(path: Path) -> str:
 def _suffix(path: Path, known: Iterable[str]) -> str | None:
     name = path.name.lower()
     return max((suffix for suffix in known if name.endswith(suffix)), key=len, default=None)
+
+
+def _open_masks(folder: Path, names: Sequence[str], options: dict[str, Any]) -> ImageFile:
+    """A label map of the masks in a folder that have these names."""
+    ends = {file: _suffix(file, READERS) for file in sorted(folder.iterdir()) if file.is_file()}
+    files = {file.name[: -len(end)]: file for file, end in ends.items() if end is not None}
+    return join_masks(folder, {name: open_image(files[name], **options) for name in names if name in files}, names)
 
 
 def _is_zarr(folder: Path) -> bool:

@@ -11,9 +11,9 @@ from omegaconf import DictConfig, ListConfig
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import keywords
+from voxelry.data.layouts.prepared import is_prepared_folder, prepared_cases
 from voxelry.data.parts import Splits, divide, named_cases
-from voxelry.data.prepare.run import is_prepared_folder
-from voxelry.data.prepare.source import PreparedSlices, folder_template, prepared_cases
+from voxelry.data.prepare.source import PreparedSlices, folder_template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.sources import Choice
 from voxelry.tasks.reconstruct.prompts import prompts

@@ -23,7 +23,7 @@ from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.label_grid import Reference, open_labels, whole_numbers
-from voxelry.data.layouts.find import case_name
+from voxelry.data.layouts.files import case_name
 from voxelry.data.sample import Sample
 from voxelry.data.slices.augment import move_slice
 from voxelry.data.slices.case import build_case, collate_slices

@@ -27,7 +27,7 @@ from voxelry.data.collate import collate
 from voxelry.data.crops.dataset import CropDataset
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.demands import in_pieces, lacking
-from voxelry.data.layouts.find import case_name
+from voxelry.data.layouts.files import case_name
 from voxelry.data.parts import SampleSource, Splits
 from voxelry.data.preprocess.file import PreparedFile
 from voxelry.data.sample import Batch, Sample

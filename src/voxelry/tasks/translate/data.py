@@ -10,9 +10,10 @@ from omegaconf import DictConfig
 from voxelry.core.settings import keywords
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
-from voxelry.data.layouts.find import find_cases
+from voxelry.data.layouts.case import PairCase
+from voxelry.data.layouts.find import find_cases, find_pairs
 from voxelry.data.own_dataset import check_own_rank, dataset_class, own_suffix
-from voxelry.data.pairs import PairCase, PairDataset, find_pairs
+from voxelry.data.pairs import PairDataset
 from voxelry.data.parts import Splits, checked_splits, divide
 from voxelry.data.preprocess import Preprocess
 from voxelry.tasks.recipe import Recipe

@@ -15,8 +15,10 @@ from voxelry.core.errors import ConfigError, SettingError
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
 from voxelry.data.demands import Demands
-from voxelry.data.layouts.find import case_name, find_cases
-from voxelry.data.pairs import PairCase, PairDataset, find_pairs
+from voxelry.data.layouts.case import PairCase
+from voxelry.data.layouts.files import case_name
+from voxelry.data.layouts.find import find_cases, find_pairs
+from voxelry.data.pairs import PairDataset
 from voxelry.data.parts import First, SampleSource, named_cases
 from voxelry.data.preprocess import move
 from voxelry.data.preprocess.normalise import check_values

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from voxelry.cli.terminal import read_changes
 from voxelry.core.errors import FileError
-from voxelry.data.layouts.pairs import find_pairs
+from voxelry.data.layouts.find import find_pairs
 from voxelry.io import open_image
 from voxelry.io.units import UnitError, millimetres
 

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from voxelry.data.prepare.pairs import find_pairs
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.prepare.pairs import find_pairs
 from voxelry.io import write_image
 
 SPACE = Space.from_spacing((3, 4, 5))

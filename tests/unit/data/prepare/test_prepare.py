@@ -11,12 +11,13 @@ import torch
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.layouts.find import Case
+from voxelry.data.layouts.case import Case
+from voxelry.data.layouts.find import find_cases
+from voxelry.data.layouts.prepared import read_manifest
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.files import read_sdf, read_slice_file
-from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.planes import PreparedPlanes
-from voxelry.data.prepare.run import prepare_all, read_manifest
+from voxelry.data.prepare.run import prepare_all
 from voxelry.data.prepare.source import PreparedSlices
 from voxelry.data.preprocess.modality import own_values, preprocess_like
 from voxelry.data.slices.dataset import SliceDataset
@@ -58,7 +59,7 @@ def data(tmp_path):
 
 def run(data, out, *, workers=0, on_error="raise", progress=None, **settings):
     chosen = PrepareSettings(**{"classes": 3, "slices_per_class": 3, "spacing": 1.5, "truncation": 10.0, **settings})
-    return prepare_all(find_pairs(data), out, chosen, workers=workers, on_error=on_error, progress=progress)
+    return prepare_all(find_cases(data), out, chosen, workers=workers, on_error=on_error, progress=progress)
 
 
 def test_everything_of_a_case_agrees_in_world_space(data, tmp_path):
@@ -449,7 +450,7 @@ def test_a_volume_that_was_prepared_is_not_scaled_again(modality, data, tmp_path
 def run_again(source, out, modality):
     """The volumes of a prepared folder prepared once more, on their own grid."""
     settings = PrepareSettings(spacing=1.5, classes=3, slices_per_class=1, truncation=10.0, modality=modality)
-    record = prepare_all(find_pairs(source), out, settings).records[0]
+    record = prepare_all(find_cases(source), out, settings).records[0]
     return read_image(out / record["volume"]).array
 
 

@@ -9,8 +9,8 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
+from voxelry.data.layouts.find import find_cases
 from voxelry.data.prepare.case import PrepareSettings
-from voxelry.data.prepare.pairs import find_pairs
 from voxelry.data.prepare.register import write_transform
 from voxelry.data.prepare.run import prepare_all
 from voxelry.data.prepare.source import patient_frame
@@ -63,7 +63,7 @@ def test_a_displaced_scan_lies_on_the_template_and_goes_back(tmp_path):
     write_scan(tmp_path / "data" / "a", patient_space(), MOTION)
     template = tmp_path / "template-image.nii.gz"
     settings = PrepareSettings(spacing=2.0, truncation=8.0, modality="mr", register=str(template), slices_per_class=2)
-    record = prepare_all(find_pairs(tmp_path / "data"), tmp_path / "out", settings).records[0]
+    record = prepare_all(find_cases(tmp_path / "data"), tmp_path / "out", settings).records[0]
     found = np.asarray(record["register"]["matrix"])
     places = np.array([[x, y, z, 1] for x in (-20, 20) for y in (-15, 15) for z in (-18, 18)])
     assert np.abs((places @ (found @ MOTION).T - places)[:, :3]).max() < 0.6
