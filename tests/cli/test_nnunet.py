@@ -11,7 +11,7 @@ from voxelry.core.space import Space
 from voxelry.data.layouts.prepared import read_manifest
 from voxelry.io import write_image
 
-SHAPE = (16, 24, 24)
+SHAPE = (8, 16, 16)
 OBLIQUE = Space(
     SHAPE, np.array([[0.2, 0.1, 0.95, 5.0], [0.3, 0.97, -0.1, -4.0], [1.9, -0.2, 0.1, 7.0], [0.0, 0.0, 0.0, 1.0]])
 )
@@ -24,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
     for number in range(4):
         random = np.random.default_rng(number)
         labels = np.zeros(SHAPE, np.uint8)
-        for value, (centre, radius) in enumerate([((8, 8, 8), 4), ((8, 16, 15), 3)], start=1):
+        for value, (centre, radius) in enumerate([((4, 5, 5), 3.5), ((4, 10, 10), 2.5)], start=1):
             away = grid - (np.array(centre) + random.integers(-1, 2, 3))[:, None, None, None]
             labels[np.sqrt((away**2).sum(0)) < radius] = value
         for channel in range(2):
@@ -78,7 +78,7 @@ def test_prepare_knows_the_names_and_the_modality(run, folder, tmp_path):
 
 
 def test_index_holds_the_classes_as_objects(run, folder, tmp_path):
-    status, out, err = run("index", folder, "--out", tmp_path / "index.sqlite", "--crop-size", "16")
+    status, out, err = run("index", folder, "--out", tmp_path / "index.sqlite", "--crop-size", "8")
     assert status == 0, err
     assert "from 4 images" in out
     assert "objects  8" in out

@@ -47,7 +47,7 @@ def doctor(
     task: Annotated[
         str | None, typer.Option(help="Look for what keeps it from being trained: landmarks, segment, reconstruct, ...")
     ] = None,
-    layout: Annotated[str, typer.Option(help="auto, volumes and others; of pairs: ab, contrasts, csv, ...")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, volumes, nnunet, ab and others, see docs/data.md.")] = "auto",
     target: Annotated[str | None, typer.Option(help="Of pairs: the folder that the others are to become.")] = None,
     option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
     point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
@@ -111,7 +111,7 @@ def index(
     out: Annotated[Path, typer.Option(help="The index to build or to bring up to date.")],
     crop_size: Annotated[str, typer.Option(help="Voxels, one number or one per axis: 64 or 32,64,64.")] = "64",
     overlap: Annotated[str, typer.Option(help="Voxels that neighbouring crops share.")] = "0",
-    layout: Annotated[str, typer.Option(help="auto, volumes, hdf5 and others, see the README.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, volumes, hdf5 and others, see docs/data.md.")] = "auto",
     where: Annotated[list[str] | None, typer.Option(help="Only images that meet this, such as volume>=8000.")] = None,
     channels: Annotated[int | None, typer.Option(min=1, help="Channels per crop; by default all.")] = None,
     pad: Annotated[str, typer.Option(help="What crops larger than their image are filled with.")] = "error",
@@ -186,10 +186,12 @@ def prepare(
         Path, typer.Option("--source", "--original_nifti_dir", help="Volumes and labels in a known layout.")
     ],
     out: Annotated[Path, typer.Option("--out", "--out_dir", help="Folder to fill; goes on where it stopped.")],
-    layout: Annotated[str, typer.Option(help="auto, volumes, pairs, decathlon, nnunet, totalsegmentator, dicom.")] = (
-        "auto"
-    ),
-    organs: Annotated[str | None, typer.Option(help="Of totalsegmentator: masks to take, liver,spleen.")] = None,
+    layout: Annotated[
+        str, typer.Option(help="auto, volumes, nnunet, totalsegmentator and others, see docs/data.md.")
+    ] = ("auto"),
+    organs: Annotated[
+        str | None, typer.Option(help="Of masks or segments with names: those to take, liver,spleen.")
+    ] = None,
     channel: Annotated[int, typer.Option(min=0, help="Of images with several.")] = 0,
     axes: Annotated[str, typer.Option(help="Axes that slices are cut across: 0, 1, 2 for x, y, z.")] = "0,1,2",
     spacing: Annotated[float, typer.Option(help="mm, of the isotropic grid.")] = 1.0,

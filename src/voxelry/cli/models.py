@@ -118,7 +118,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder with volumes/ and landmarks/, or another layout.")],
     model: Annotated[Path, typer.Option(help="A bundle, or the folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics and report.")] = Path("evaluation"),
-    layout: Annotated[str, typer.Option(help="auto, volumes, prepared, chest, hand, cephalometric.")] = "auto",
+    layout: Annotated[str, typer.Option(help="auto, volumes, nnunet, prepared and others, see docs/data.md.")] = "auto",
     cases: Annotated[Path | None, typer.Option(help="A list of case names; by default all of them.")] = None,
     adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,

@@ -93,6 +93,8 @@ class SegmentRecipe(Recipe):
         if config.task.class_names is None:
             own = isinstance(splits.train, VolumeDataset) and not splits.train.reads_own()
             config.task.class_names = class_list(segment_names(cases)) if own else []
+        if any(case.instances is not None and case.instances == case.labels for case in cases):
+            log.info("each class of a case is one object, as no file of instances tells several apart")
         if not config.task.class_names:
             config.task.class_names = list(_ONE_CLASS)
         elif len(config.task.class_names) > 1:
