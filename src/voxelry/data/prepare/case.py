@@ -136,7 +136,7 @@ class PrepareSettings:
 def _read(case: Case, settings: PrepareSettings) -> Sample:
     """Image and labels of a case, on one grid."""
     sample = VolumeDataset([case], need=("labels",)).read(case)
-    if sample.ndim != 3:
+    if sample.image.ndim != 4:
         raise DataError(f"{case.image}: an image of rank {sample.ndim}; expected a volume")
     if not 0 <= settings.channel < len(sample.image):
         raise DataError(f"{case.image}: no channel {settings.channel}; it has {len(sample.image)}")
