@@ -46,13 +46,19 @@ def test_windows_are_cut_out_of_the_whole(file, settings):
         np.testing.assert_allclose(prepared(window), whole.image[(slice(None), *window)], atol=1e-5)
 
 
-def test_a_channel_without_contrast_is_zero(tmp_path):
-    path = write_image(
-        tmp_path / "flat.npy", np.full((1, 4, 5, 6), 7.0, dtype=np.float32), Space.from_spacing((4, 5, 6))
-    )
-    found = PreparedFile(open_image(path), Preprocess())((slice(0, 2), slice(0, 5), slice(0, 6)))
-    assert found.shape == (1, 2, 5, 6)
-    assert not found.any()
+@pytest.mark.parametrize("method", ["minmax", "percentile", "zscore"])
+@pytest.mark.parametrize("step", [0.0, 1e-3])
+def test_a_channel_without_contrast_is_the_same_in_windows(tmp_path, method, step):
+    """One voxel of 120 is off by two steps of float32: rounding to a z-score, a range to the others."""
+    values = np.full((1, 4, 5, 6), 7000.0, dtype=np.float32)
+    values[0, 0, 0, 0] += step
+    path = write_image(tmp_path / "flat.npy", values, Space.from_spacing((4, 5, 6)))
+    preprocess = Preprocess(normalise=method, percentiles=(0, 100))
+    found = PreparedFile(open_image(path), preprocess)((slice(0, 4), slice(0, 5), slice(0, 6)))
+    image = read_image(path)
+    whole = preprocess(Sample(torch.from_numpy(image.array), image.space, "a")).image
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    assert found.any() == (step > 0 and method != "zscore")
 
 
 @pytest.mark.parametrize(

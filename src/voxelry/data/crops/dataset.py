@@ -28,7 +28,7 @@ from voxelry.data.dataset import one_line_errors
 from voxelry.data.label_grid import whole_numbers
 from voxelry.data.layouts.case import Case
 from voxelry.data.patches import crop
-from voxelry.data.preprocess.normalise import check_normalise, normalise
+from voxelry.data.preprocess.normalise import check_normalise, finite, normalise, scale, zscore_levels
 from voxelry.data.sample import Sample
 from voxelry.data.splits import SPLITS, split_cases
 from voxelry.ops.masks import mask_boxes
@@ -250,14 +250,8 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         if self.normalise is None or (self.normalise == "window" and self.window is not None):
             return normalise(image, self.normalise, window=self.window)
         assert file.statistics is not None  # checked at the start
-        parts = []
-        for channel, known in zip(image, file.statistics[channels], strict=True):
-            low, high = self._range(known)
-            flat = not high > low
-            parts.append(
-                torch.zeros_like(channel) if flat else normalise(channel[None], "window", window=(low, high))[0]
-            )
-        return torch.stack(parts)
+        levels = [self._range(known) for known in file.statistics[channels]]
+        return scale(finite(image), torch.tensor(levels, dtype=torch.float64))
 
     def _range(self, known: Mapping[str, Any]) -> tuple[float, float]:
         """What becomes 0 and 1, from the statistics of a channel."""
@@ -266,8 +260,7 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
             low, high = np.interp(self.percentiles, QUANTILES, quantiles)
             return float(low), float(high)
         if self.normalise == "zscore":
-            reach = known["deviation"] * self.clip
-            return known["mean"] - reach, known["mean"] + reach
+            return zscore_levels(known["mean"], known["deviation"], self.clip)
         return quantiles[0], quantiles[-1]
 
     def _trimmed(self, sample: Sample) -> Sample:

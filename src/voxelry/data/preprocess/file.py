@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import DataError
 from voxelry.data.preprocess import Preprocess, orientation_steps
 from voxelry.data.preprocess.modality import own_values
-from voxelry.data.preprocess.normalise import finite, normalise
+from voxelry.data.preprocess.normalise import finite, scale, zscore_levels
 from voxelry.io import ImageFile
 
 __all__ = ["PreparedFile"]
@@ -52,7 +52,7 @@ class PreparedFile:
         self.axes, self.flips = axes, flips
         self.space = preprocess.target(file.space)
         self.method = preprocess.normalise
-        self._windows = self._ranges(preprocess)
+        self._levels = torch.tensor(self._ranges(preprocess), dtype=torch.float64)
 
     @staticmethod
     def fits(preprocess: Preprocess) -> bool:
@@ -73,15 +73,8 @@ class PreparedFile:
         pixels = pixels.transpose(0, *(axis + 1 for axis in self.axes))
         reversed_axes = tuple(place + 1 for place, flip in enumerate(self.flips) if flip)
         image = torch.from_numpy(np.ascontiguousarray(np.flip(pixels, reversed_axes)))
-        if self.method is None:
-            return finite(image).numpy()
-        parts = [
-            normalise(channel[None], "window", window=limits)
-            if limits[1] > limits[0]
-            else torch.zeros_like(channel)[None]
-            for channel, limits in zip(image, self._windows, strict=True)
-        ]
-        return torch.cat(parts).numpy()
+        image = finite(image)
+        return image.numpy() if self.method is None else scale(image, self._levels).numpy()
 
     def _ranges(self, preprocess: Preprocess) -> list[tuple[float, float]]:
         """What becomes 0 and 1 in each channel."""
@@ -115,8 +108,9 @@ class PreparedFile:
             ends = np.percentile(np.concatenate(sampled, axis=1), preprocess.percentiles, axis=1)
         elif self.method == "zscore":
             mean = total / count
-            reach = preprocess.clip * np.sqrt(np.maximum(squares / count - mean**2, 0))
-            ends = np.stack([mean - reach, mean + reach])
+            deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+            found = zip(mean.tolist(), deviation.tolist(), strict=True)
+            ends = np.array([zscore_levels(*one, preprocess.clip) for one in found]).T
         else:
             ends = np.stack([low, high])
         return [(float(a), float(b)) for a, b in ends.T] * (channels // groups)

@@ -25,6 +25,7 @@ __all__ = [
     "normalise",
     "physical",
     "scale",
+    "zscore_levels",
 ]
 
 METHODS = ("minmax", "percentile", "window", "zscore")
@@ -109,6 +110,12 @@ def find_levels(
     return torch.tensor(ranges, dtype=torch.float64).expand(len(image), 2)
 
 
+def zscore_levels(mean: float, deviation: float, clip: float) -> tuple[float, float]:
+    """The levels of `zscore` by a channel's statistics; equal where its only contrast is float32's rounding error."""
+    reach = clip * deviation if deviation > 1e-7 * abs(mean) else 0.0
+    return mean - reach, mean + reach
+
+
 def is_scaled(image: Tensor) -> bool:
     """Whether all values are in [0, 1]."""
     return bool(image.min() >= 0) and bool(image.max() <= 1)
@@ -182,9 +189,7 @@ def _range(
         return float(low), float(high)
     if method == "zscore":
         deviation, mean = torch.std_mean(part.to(torch.float64), correction=0)
-        # Below rounding error of float32 there is no contrast, only noise.
-        reach = float(deviation) * clip if float(deviation) > 1e-7 * abs(float(mean)) else 0.0
-        return float(mean) - reach, float(mean) + reach
+        return zscore_levels(float(mean), float(deviation), clip)
     return float(part.min()), float(part.max())
 
 
