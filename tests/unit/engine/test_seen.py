@@ -85,7 +85,8 @@ def test_both_figures_are_given_where_the_model_has_seen_cases(training, phantom
 def test_a_fine_tuned_model_says_what_its_pretraining_has_seen(training, phantoms, tmp_path, caplog):
     """The pretraining saw all cases but one, the fine-tuning other ones: neither may pass as a test."""
     first, second = tmp_path / "first", tmp_path / "second"
-    train(training("pretrain_3d", "trainer.max_steps=1", f"output_dir={first}", "data.split.fractions=[0.75,0,0.25]"))
+    few = ("task.sample_steps=2", "task.reconstruct_steps=2", "trainer.max_steps=1")
+    train(training("pretrain_3d", *few, f"output_dir={first}", "data.split.fractions=[0.75,0,0.25]"))
     other = write_phantoms(tmp_path / "other", 3, seed=77, shape=(24, 28, 32))
     began = ("trainer.max_steps=1", f"pretrained={first}", f"data.root={other}", f"output_dir={second}")
     train(training("landmarks_3d", *began))

@@ -23,7 +23,8 @@ STEP_COST = 3  # calls of the network that learning from an image is worth: forw
 class PeriodicSamples(pl.Callback):
     """After validations, a sheet of new images from the same noise: `step_000500.png`, and so on.
 
-    After the first one, and after others while that takes the network no more than a tenth of its work.
+    The first one when it takes the network no more work than the training did so far, others while all of them take no
+    more than a tenth of it.
 
     Args:
         folder: where the pictures go.
@@ -53,7 +54,8 @@ class PeriodicSamples(pl.Callback):
         task = pl_module.task
         assert isinstance(task, PretrainTask)
         made = len(list(self.folder.glob("step_*.png")))
-        if made and made * COUNT * len(task.sample_steps) > SHARE * STEP_COST * self._trained:
+        work = STEP_COST * self._trained * (SHARE if made else 1)
+        if (made + 1) * COUNT * len(task.sample_steps) > work:
             return
         generator = torch.Generator().manual_seed(task.seed)
         images = task.sample(COUNT, self._like.image.shape[1:], generator=generator)
