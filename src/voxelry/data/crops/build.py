@@ -286,7 +286,8 @@ class _Builder:
             )
         told = [] if row.objects is None else [_bytes(row.objects)]
         stored = Stored.of(header, options)
-        about = [digests, stored.array, parts[0].array if parts[0] else "", dict(row.columns), told]
+        channels = [digest(row.image.parent / name, whole=whole) for name in options.get("channel_files") or ()]
+        about = [digests, stored.array, parts[0].array if parts[0] else "", dict(row.columns), told, *channels]
         identity = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return _Image(row, stored, parts[0], parts[1], space, (digests[0], digests[1]), identity)
 

@@ -56,9 +56,7 @@ _COMPANIONS = (".raw", ".zraw", ".img", ".img.gz", ".brik", ".brik.gz", ".rec", 
                ".json", ".md", ".txt")
 # fmt: on
 _PATIENT_AXES = ("left-right", "posterior-anterior", "inferior-superior")
-_PARTNER_FOLDERS = (
-    "landmarks", "labels", "instances", "400_junior", "400_senior", "labelsTr", "instancesTr", "masks",
-)  # fmt: skip
+_PARTNER_FOLDERS = ("landmarks", "labels", "instances", "400_junior", "400_senior", "labelsTr", "instancesTr")
 
 
 @dataclass

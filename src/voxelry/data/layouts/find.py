@@ -149,10 +149,13 @@ def _cases(root: Path, name: str, wanted: Wanted) -> Iterator[Case]:
 
 
 def _of_segments(case: Case, segments: Any) -> Case:
-    """A case with some of the datasets or segments of its files of labels, named as `open_image` takes them."""
+    """A case with some of the datasets or segments of its files of labels, named as `open_image` takes them.
+
+    These have new numbers, which what the folder says of its classes doesn't hold for.
+    """
     names = segments if isinstance(segments, str) else ",".join(map(str, segments))
     chosen = {use: Path(f"{path}::{names}") for use in ("labels", "instances") if (path := getattr(case, use))}
-    return replace(case, **chosen)  # type: ignore[arg-type]  # both are paths
+    return replace(case, classes={}, **chosen)  # type: ignore[arg-type]  # both are paths
 
 
 def _own_layout(name: str) -> str:

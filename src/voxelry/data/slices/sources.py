@@ -111,7 +111,7 @@ class VolumeSlices:
         """
         found = [place for place, organ in enumerate(organs) if self.has(case, organ)]
         if not found:
-            fault = no_foreground(map(self.organ_name, organs), self._present[case])
+            fault = no_foreground(("+".join(map(str, organ)) for organ in organs), self._present[case])
             raise DataError(f"{self.volumes.cases[case].labels}: {fault}")
         return found
 
