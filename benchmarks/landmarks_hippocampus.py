@@ -378,7 +378,7 @@ def points(sample: Sample) -> np.ndarray:
 
 
 def write_slices(samples: Sequence[Sample], folder: Path) -> None:
-    """Mid-sagittal slices as a data set in the seed's folders."""
+    """Mid-sagittal slices as a data set in the original's folders."""
     for sample in samples:
         write_image(folder / "volumes" / f"{sample.name}.npy", sample.image.numpy(), sample.space)
         plane = Space.from_spacing(sample.space.shape)  # npy keeps no space; the points go with what it will be read as

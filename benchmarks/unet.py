@@ -1,4 +1,4 @@
-"""The seed's U-Net on a CPU, one forward and backward pass, against MONAI's DiffusionModelUNet.
+"""The original's U-Net on a CPU, one forward and backward pass, against MONAI's DiffusionModelUNet.
 
 64³ input, batch 1, one channel, width 64, multipliers 1, 2, 4. Each run is a process of its own, so that
 its peak resident memory is its own; ours and MONAI's alternate, and medians are compared.

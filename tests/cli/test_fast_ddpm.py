@@ -15,7 +15,7 @@ from voxelry.core.errors import CheckpointError, ConfigError
 from voxelry.core.space import Space
 from voxelry.engine.launch import launch_file
 from voxelry.io import read_image, write_image
-from voxelry.metrics.seed_images import fast_ddpm_scores
+from voxelry.metrics.original_images import fast_ddpm_scores
 
 FILE = {
     "data": {

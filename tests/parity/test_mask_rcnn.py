@@ -225,7 +225,7 @@ def test_lifted_weights_see_in_every_plane_what_they_saw_in_the_plane(reference,
 
 
 def solid(weights, rng):
-    """Weights of the same network in 3-D, as the seed names them."""
+    """Weights of the same network in 3-D, as the original names them."""
     found = {}
     for name, value in weights.items():
         shape = list(value.shape)
@@ -239,7 +239,7 @@ def solid(weights, rng):
     return found
 
 
-def test_weights_of_the_seed_in_3d(reference):
+def test_weights_of_the_original_in_3d(reference):
     case, weights, _ = reference
     theirs = solid(weights, torch.Generator().manual_seed(2))
     network = from_reference(SOURCE, {**case, "skip_resize": True, "bbox_reg_weights": [1, 2, 3, 4, 5, 6]}, theirs)

@@ -32,7 +32,7 @@ SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_
     options_metavar="[HYDRA OVERRIDES]",
 )
 def train(context: typer.Context) -> None:
-    """Train: voxelry train experiment=landmarks_3d data.root=DIR (--config FILE.json for a seed's file).
+    """Train: voxelry train experiment=landmarks_3d data.root=DIR (--config FILE.json for a file of the originals).
 
     Everything after `train` is Hydra's: overrides, --multirun, --cfg job, --help.
     """

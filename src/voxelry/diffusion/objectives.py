@@ -50,7 +50,7 @@ def sample_times(
 ) -> Tensor:
     """Random time steps, uniform over `[0, steps)`, `(count,)` int64 on the generator's device (or the CPU).
 
-    The seed never draws step 0, but its sampler ends with it; here every step a sampler may visit is trained.
+    The original never draws step 0, but its sampler ends with it; here every step a sampler may visit is trained.
 
     Args:
         count: how many.

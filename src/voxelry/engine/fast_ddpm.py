@@ -15,7 +15,7 @@ from voxelry.data.pairs import PairDataset
 from voxelry.engine.report import evaluation_dataset
 from voxelry.interop.legacy.fast_ddpm_config import data_set
 from voxelry.interop.legacy.fast_ddpm_options import Options
-from voxelry.metrics.seed_images import fast_ddpm_scores
+from voxelry.metrics.original_images import fast_ddpm_scores
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.tasks.translate.predict import write_translation
 

@@ -28,7 +28,7 @@ from voxelry.interop.legacy import fast_ddpm_config
 from voxelry.interop.legacy.config import translate
 from voxelry.interop.legacy.fast_ddpm_config import is_theirs
 from voxelry.interop.legacy.fast_ddpm_options import find_config, read_options
-from voxelry.interop.legacy.options import read_seed_options
+from voxelry.interop.legacy.options import read_original_options
 from voxelry.interop.legacy.overrides import read_settings
 
 __all__ = ["launch", "launch_file"]
@@ -142,7 +142,7 @@ def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> Non
     if is_theirs(content):
         _launch_fast_ddpm(path, content, arguments, debug=debug)
         return
-    options, arguments = read_seed_options(arguments)
+    options, arguments = read_original_options(arguments)
     for number, translation in enumerate(translate(path, options)):
         if number:
             print(f"{path}: next run", file=sys.stderr)

@@ -74,7 +74,7 @@ def disc_heatmaps(
     sigma: float | Sequence[float] | Tensor,
     spacing: float | Sequence[float] | Tensor = 1.0,
 ) -> Tensor:
-    """The seed's targets: a Gaussian at the nearest voxel, cut at half of its maximum to 0 and 1.
+    """The original's targets: a Gaussian at the nearest voxel, cut at half of its maximum to 0 and 1.
 
     Shapes and arguments as `gaussian_heatmaps`. The disc's radius is `sigma * sqrt(2 ln 2)`; rounding
     moves its centre by up to half a voxel, which the Gaussian variant avoids.

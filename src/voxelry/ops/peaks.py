@@ -27,7 +27,7 @@ def argmax(heatmaps: Tensor) -> Tensor:
 
 
 def centroid(heatmaps: Tensor, *, threshold: float = 0.5) -> Tensor:
-    """The seed's decoder: the largest connected part above `threshold * max`, its unweighted centre.
+    """The original's decoder: the largest connected part above `threshold * max`, its unweighted centre.
 
     Connectivity is by faces; of parts of equal size the first in array order counts.
     """

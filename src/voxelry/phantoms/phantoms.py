@@ -116,7 +116,7 @@ def write_phantoms(
     landmark_format: str = "txt",
     kind: str = "torso",
 ) -> Path:
-    """Write phantoms of seeds `seed` to `seed + count - 1` in the seed's folder layout and return the folder.
+    """Write phantoms of seeds `seed` to `seed + count - 1` in the original's folder layout and return the folder.
 
     `volumes/case_000.nii.gz`, `instances/` (torsos, nuclei) and `labels/` (torsos, organs) in the same format, and
     of torsos `landmarks/case_000.txt`.

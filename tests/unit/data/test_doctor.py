@@ -43,7 +43,7 @@ def add_case(root, number, *, space=None, fmt="txt", points=None, dtype=np.float
 
 @pytest.fixture
 def clean(tmp_path):
-    """Eight cases: oblique, LAS and PSR copies of one anatomy, the seed's text beside Slicer's files."""
+    """Eight cases: oblique, LAS and PSR copies of one anatomy, the original's text beside Slicer's files."""
     for number in range(8):
         space = oblique()
         if number % 3:
@@ -302,7 +302,7 @@ class TestPixels:
 
 class TestPoints:
     def rewrite(self, root, number, change):
-        """Put other numbers into the seed's file."""
+        """Put other numbers into the original's file."""
         path = root / f"landmarks/case_{number}.txt"
         points = change(np.loadtxt(path, skiprows=1))
         path.write_text(f"{len(points)}\n" + "\n".join(" ".join(map(str, row)) for row in points))

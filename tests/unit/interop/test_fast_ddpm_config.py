@@ -1,4 +1,4 @@
-"""Fast-DDPM's configuration files run as they are: the published ones, and the 3-D one of the seed."""
+"""Fast-DDPM's configuration files run as they are: the published ones, and the 3-D one of the original."""
 
 import math
 

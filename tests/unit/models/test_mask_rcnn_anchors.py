@@ -33,7 +33,7 @@ def test_sizes_may_differ_per_axis():
     assert (shapes.boxes(0)[:, 3:] * 2).tolist() == [[3, 10, 20], [6, 10, 20]]
 
 
-def test_the_seed_has_27_anchors():
+def test_the_original_has_27_anchors():
     assert AnchorShapes([[16, 32, 64]], z_ratios=(0.5, 1.0, 2.0), ndim=3).num_anchors == 27
     assert AnchorShapes([[16, 32, 64]], z_ratios=(0.5, 1.0, 2.0), ndim=2).num_anchors == 9
 

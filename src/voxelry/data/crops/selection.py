@@ -71,7 +71,7 @@ class Criterion:
 def parse_selection(selection: Mapping[str, Any] | Sequence[str] | None) -> tuple[Criterion, ...]:
     """Criteria from `["split=train", "quality>=3"]` or `{"split": "train", "quality": ">=3", "roi": [1, 2]}`.
 
-    `volume` and `class` are about objects (a plain `volume` is the least volume in voxels, as in the seed), all
+    `volume` and `class` are about objects (a plain `volume` is the least volume in voxels, as in the original), all
     other keys are columns of the source. All criteria must hold.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 from voxelry.core.errors import ConfigError
 from voxelry.interop.legacy import fast_ddpm_config
 from voxelry.interop.legacy.landmarks import landmark_runs
-from voxelry.interop.legacy.options import SeedOptions
+from voxelry.interop.legacy.options import OriginalOptions
 from voxelry.interop.legacy.overrides import Translation, read_settings
 from voxelry.interop.legacy.pretraining import pretraining
 
@@ -31,7 +31,7 @@ _SECTIONS = (  # an outer one before those in it
 )
 
 
-def translate(path: Path, options: SeedOptions = SeedOptions()) -> list[Translation]:  # noqa: B008 it is frozen
+def translate(path: Path, options: OriginalOptions = OriginalOptions()) -> list[Translation]:  # noqa: B008 it is frozen
     """Translate a configuration file; a downstream file may ask for two runs, from scratch and fine-tuned.
 
     Args:

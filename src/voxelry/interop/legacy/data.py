@@ -186,7 +186,7 @@ def add_augmentation(result: Translation, ndim: int, *, scaled: bool = False) ->
 
 def add_network(result: Translation, content: Mapping[str, Any], unet: dict[str, Any]) -> None:
     """The network's width, depth and attention; what the file doesn't say is as it was in the originals' own files."""
-    result.set("model", "unet_seed")
+    result.set("model", "unet_original")
     size = content["dataset"]["image_size"]
     width = size[0] if isinstance(size, list) else size
     result.set("model.width", width, "dataset.image_size", "the original's width was the image size")

@@ -21,7 +21,7 @@ from voxelry.interop.legacy.data import (
     rank,
     size_name,
 )
-from voxelry.interop.legacy.options import SeedOptions
+from voxelry.interop.legacy.options import OriginalOptions
 from voxelry.interop.legacy.overrides import Translation, count, read, text, truth
 
 __all__ = ["landmark_runs"]
@@ -49,7 +49,7 @@ class _Run:
     weights: str = ""
 
 
-def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) -> list[Translation]:
+def landmark_runs(path: Path, content: Mapping[str, Any], options: OriginalOptions) -> list[Translation]:
     """The trainings and measurements that a downstream file asks for.
 
     Raises:
@@ -79,7 +79,7 @@ def landmark_runs(path: Path, content: Mapping[str, Any], options: SeedOptions) 
     return runs
 
 
-def _runs(path: Path, protocol: Mapping[str, Any], options: SeedOptions, trained: bool) -> list[_Run]:
+def _runs(path: Path, protocol: Mapping[str, Any], options: OriginalOptions, trained: bool) -> list[_Run]:
     """From scratch, fine-tuned, or both; what the command line says of pretrained weights decides."""
     scratch, finetuning = dict(protocol.get(_FROM_SCRATCH, {})), dict(protocol.get(_FINE_TUNED, {}))
     wants_scratch, wants_tuned = (

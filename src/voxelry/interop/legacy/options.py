@@ -8,13 +8,13 @@ from pathlib import Path
 
 from voxelry.core.errors import ConfigError
 
-__all__ = ["SeedOptions", "read_seed_options"]
+__all__ = ["OriginalOptions", "read_original_options"]
 
 _LOAD_PATH = ("--load_path", "--load-path", "-p")
 
 
 @dataclass(frozen=True)
-class SeedOptions:
+class OriginalOptions:
     """Settings that decide which runs a file means.
 
     Attributes:
@@ -35,7 +35,7 @@ class SeedOptions:
             raise ConfigError(f"--load_path: {path} is {what}; expected a file of the landmark task beside it")
 
 
-def read_seed_options(arguments: Sequence[str]) -> tuple[SeedOptions, list[str]]:
+def read_original_options(arguments: Sequence[str]) -> tuple[OriginalOptions, list[str]]:
     """The options among a command line's arguments, and the arguments that are overrides of ours.
 
     Raises:
@@ -55,7 +55,7 @@ def read_seed_options(arguments: Sequence[str]) -> tuple[SeedOptions, list[str]]
         if not value:
             raise ConfigError(f"{flag}: expected a bundle, a run's folder or a checkpoint after it")
         load_path = Path(value)
-    return SeedOptions(_pretrained(rest), load_path), rest
+    return OriginalOptions(_pretrained(rest), load_path), rest
 
 
 def _pretrained(overrides: Sequence[str]) -> str | None:

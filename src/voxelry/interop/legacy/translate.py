@@ -29,7 +29,7 @@ from voxelry.data.sample import Sample
 from voxelry.diffusion.samplers import Step, ddim
 from voxelry.diffusion.schedules import Schedule
 from voxelry.interop.weights import fast_ddpm
-from voxelry.metrics.seed_images import seed_metrics as calculate_3d_metrics
+from voxelry.metrics.original_images import original_scores as calculate_3d_metrics
 from voxelry.models.unet import UNet
 from voxelry.nn.attention import FullAttention
 from voxelry.nn.blocks import PreNormBlock

@@ -1,6 +1,6 @@
 """One U-Net for every rank and task, its parts chosen by name.
 
-With its defaults it is the pretraining network of the seed (Di Via et al. 2025, arXiv:2407.18125);
+With its defaults it is the pretraining network of the original (Di Via et al. 2025, arXiv:2407.18125);
 with `wiring="dense"` and the parts of Ho et al. 2020 it is the network of Fast-DDPM
 (Jiang et al. 2025, arXiv:2405.14802). `voxelry.interop.from_reference` knows the settings of both.
 """

@@ -1,6 +1,6 @@
 """Losses between heatmap logits and targets, each averaged over the landmarks that are present.
 
-The names of the seed are accepted: `CrossEntropyLoss`, `MSELoss`, `BCEWithLogitsLoss`, `BCELoss`.
+The names of the original are accepted: `CrossEntropyLoss`, `MSELoss`, `BCEWithLogitsLoss`, `BCELoss`.
 In the original, `CrossEntropyLoss` is a softmax ACROSS the landmarks at each voxel. With targets
 that are zero outside the discs, such a loss has no gradient at all for background voxels, and where
 two discs do not meet it only learns which landmark is nearest. Here the name means what the
@@ -40,7 +40,7 @@ _SEED_NAMES = {
 
 
 def loss_name(name: str) -> str:
-    """Our name of a loss, `ce`, `mse` or `bce`, from ours or the seed's.
+    """Our name of a loss, `ce`, `mse` or `bce`, from ours or the original's.
 
     Raises:
         SettingError: an unknown name.

@@ -61,7 +61,7 @@ def add_errors(report: Report, task: LandmarkTask, rows: Sequence[Row]) -> Repor
     report.table([rates], caption="SDR (%)")
     theirs = {name.removeprefix(ORIGINAL): value for name, value in summary.items() if name.startswith(ORIGINAL)}
     if theirs:
-        report.table([theirs], caption="By the seed's own definitions, in whole pixels of the resized image")
+        report.table([theirs], caption="By the original's own definitions, in whole pixels of the resized image")
     if np.isfinite(errors).any():
         report.figure(figures.box_by_landmark(errors, task.names), "Radial error of each landmark")
         report.figure(figures.cumulative_error({"all landmarks": errors}), "Share of points within a distance")

@@ -1,4 +1,4 @@
-"""Metrics of predicted landmarks: ours in mm, the baseline's, and the seed's own."""
+"""Metrics of predicted landmarks: ours in mm, the baseline's, and the original's own."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from voxelry.data.sample import Batch
 from voxelry.metrics.landmarks import SDR_THRESHOLDS_MM, MeanPosition, case_row, summarise
-from voxelry.metrics.seed_landmarks import score_names, seed_landmark_scores
+from voxelry.metrics.original_landmarks import original_landmark_scores, score_names
 from voxelry.tasks.base import Row
 from voxelry.tasks.landmarks.calibration import LEVELS
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 
 __all__ = ["ORIGINAL", "metric_names", "score_rows", "summarise_rows"]
 
-ORIGINAL = "original_"  # before the names of the seed's own scores
+ORIGINAL = "original_"  # before the names of the original's own scores
 
 
 def score_rows(
@@ -30,12 +30,12 @@ def score_rows(
     original: bool = False,
     counted: Sequence[str] | None = None,
 ) -> list[Row]:
-    """One row per sample: `metrics.landmarks.case_row`, `mean_position_mm` of the baseline, the seed's scores.
+    """One row per sample: `metrics.landmarks.case_row`, `mean_position_mm` of the baseline, the original's scores.
 
     Args:
         points: the batch's, `(B, N, ndim)` index coordinates.
         presence: whether the predicted presence is a statement.
-        original: add the seed's scores, by `metrics.seed_landmarks`.
+        original: add the original's scores, by `metrics.original_landmarks`.
         counted: names of the landmarks that the numbers of a whole case are of; None: all.
     """
     rows = []
@@ -54,7 +54,7 @@ def score_rows(
         guess = case_row(prediction.name, prediction.names, baseline.predict(space), truth, counted=counted)
         row |= {"mean_position_mm": guess["mre_mm"]}
         if original:
-            scores = seed_landmark_scores(prediction.index, own.cpu().numpy(), space.shape)
+            scores = original_landmark_scores(prediction.index, own.cpu().numpy(), space.shape)
             row |= {f"{ORIGINAL}{name}": score for name, score in scores.items()}
         rows.append(row)
     return rows
@@ -77,8 +77,8 @@ def summarise_rows(
 
 def metric_names(names: Sequence[str], thresholds: Sequence[float] = (), *, original: bool = False) -> list[str]:
     """Names of everything that `summarise_rows` may give."""
-    seeds = [f"{ORIGINAL}{name}" for name in score_names()] if original else []
-    return [*summarise_rows((), names, thresholds), *seeds]
+    theirs = [f"{ORIGINAL}{name}" for name in score_names()] if original else []
+    return [*summarise_rows((), names, thresholds), *theirs]
 
 
 def _finite_mean(rows: Sequence[Mapping[str, float | str]], key: str) -> float:

@@ -49,7 +49,7 @@ def make_targets(
     Args:
         unit: of sigma, `mm` or `voxel`.
         normalised: make each map a distribution over the voxels (for the cross entropy over space).
-        target: `gaussian` at the sub-voxel position, or the seed's binary `disc`.
+        target: `gaussian` at the sub-voxel position, or the original's binary `disc`.
 
     Raises:
         DataError: the batch has no landmarks or another number of them.

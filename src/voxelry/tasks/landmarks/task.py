@@ -45,12 +45,12 @@ class LandmarkTask(Task):
         landmark_names: `N` names; or give `num_landmarks` and they are called `1` to `N`.
         ndim: rank of the images; by default what the network says, or 3.
         sigma: standard deviation of the target heatmaps, one number or one per axis.
-        sigma_unit: of `sigma` and `window`: `mm`, or `voxel` as in the seeds' files.
-        loss: `ce` (softmax over the voxels of each map), `mse` or `bce`, or the seed's name of one.
-        target: `gaussian`, or `disc` for the seed's binary targets.
+        sigma_unit: of `sigma` and `window`: `mm`, or `voxel` as in the originals' files.
+        loss: `ce` (softmax over the voxels of each map), `mse` or `bce`, or the original's name of one.
+        target: `gaussian`, or `disc` for the original's binary targets.
         coordinate_weight: weight of the distance in mm between the soft-argmax and the truth, 0 for none.
         decoder: `local` (centre of mass around the peak), `gaussian` (fit to the peak), `expectation`
-            (centre of mass of the whole map), `centroid` (the seed's), `argmax` (whole voxels).
+            (centre of mass of the whole map), `centroid` (the original's), `argmax` (whole voxels).
         window: half-width of the window of `local` and `gaussian`; by default 2.5 times the largest sigma.
         presence: train and report the probability that a landmark is in the image. Absent landmarks
             never count in the heatmap loss of `ce`; with `presence`, `mse` and `bce` learn an empty map for them.
@@ -72,8 +72,8 @@ class LandmarkTask(Task):
         time_step: the step that a pretrained network is told, such as 0 for a clean image; None tells it none.
         borders: show the network how far each voxel is from the image's borders, in `2 * ndim` more channels in units
             of so many mm; None for not. Batches of windows or moved images then carry `borders` (`VolumeDataset`).
-        original_metrics: add the seed's own scores to the metrics, as `original_mse` and so on
-            (`metrics.seed_landmarks`), which are in pixels of the image as the network sees it.
+        original_metrics: add the original's own scores to the metrics, as `original_mse` and so on
+            (`metrics.original_landmarks`), which are in pixels of the image as the network sees it.
 
     Raises:
         SettingError: a setting out of its range; the message names it.
@@ -309,8 +309,8 @@ class LandmarkTask(Task):
     def summary(self, rows: Sequence[Mapping[str, float | str]]) -> dict[str, float]:
         """`metrics.landmarks.summarise`: `mre_mm` and its interval, SDR, mAP, coverage, presence AUC.
 
-        And the means of `mean_position_mm`, the error of the baseline, NaN before `fit_baseline`, and of the seed's own
-        scores where the rows have them.
+        And the means of `mean_position_mm`, the error of the baseline, NaN before `fit_baseline`, and of the original's
+        own scores where the rows have them.
         """
         return summarise_rows(rows, self._counted(), self.chosen.thresholds)
 

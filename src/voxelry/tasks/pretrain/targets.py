@@ -2,7 +2,7 @@
 
 Images arrive in their data range, [0, 1] from the usual preprocessing, and are noised in the diffusion range,
 [-1, 1] by default: centred, as Ho et al. 2020 (section 3.3) do, so that pure noise and images have the same mean.
-The seed noises images in [0, 1] as they are: `diffusion_range=(0, 1)`.
+The original noises images in [0, 1] as they are: `diffusion_range=(0, 1)`.
 """
 
 from __future__ import annotations

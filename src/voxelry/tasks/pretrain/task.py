@@ -50,7 +50,7 @@ class PretrainTask(Task):
             middle of the schedule.
         reconstruct_steps: how many time steps that takes, always by DDIM without noise: the same every time.
         data_range: low and high of the images as they arrive.
-        diffusion_range: where these are mapped to before noise is added; the seed's is (0, 1).
+        diffusion_range: where these are mapped to before noise is added; the original's is (0, 1).
         stratified: spread the time steps of a batch evenly over the schedule.
         seed: of the noise of held-out images.
 

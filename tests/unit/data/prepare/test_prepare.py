@@ -93,7 +93,7 @@ def test_everything_of_a_case_agrees_in_world_space(data, tmp_path):
     assert set(record["meshes"]) == {"1", "3"}
 
 
-def test_slices_have_the_keys_of_the_seed_and_exact_pointmaps(data, tmp_path):
+def test_slices_have_the_keys_of_the_original_and_exact_pointmaps(data, tmp_path):
     out = tmp_path / "out"
     record = run(data, out, slices="random", slices_per_class=6).records[0]
     affine = open_image(out / record["volume"]).space.affine

@@ -1,4 +1,4 @@
-"""The seeds' configuration files, as they stand in their documents."""
+"""The originals' configuration files, as they stand in their documents."""
 
 import json
 
@@ -10,7 +10,7 @@ from voxelry.core.errors import ConfigError, FileError
 from voxelry.engine.compose import compose_training
 from voxelry.engine.schedules import Plateau
 from voxelry.interop.legacy.config import translate
-from voxelry.interop.legacy.options import read_seed_options
+from voxelry.interop.legacy.options import read_original_options
 
 PRETRAINING = {
     "gpu": 0,
@@ -220,7 +220,7 @@ def test_the_fine_tuning_that_is_advised_keeps_the_learning_rate_and_has_a_folde
     path = write(DOWNSTREAM)
     (scratch,) = translate(path)
     assert any("pretrained=PATH" in note for note in scratch.notes)
-    options, rest = read_seed_options(["pretrained=runs/first", "seed=1"])
+    options, rest = read_original_options(["pretrained=runs/first", "seed=1"])
     (tuned,) = translate(path, options)
     configs = [compose_training(run) for run in (scratch.overrides, [*tuned.overrides, *rest])]
     assert (configs[1].pretrained, configs[1].seed) == ("runs/first", 1)
@@ -229,7 +229,7 @@ def test_the_fine_tuning_that_is_advised_keeps_the_learning_rate_and_has_a_folde
     protocol = {"finetuning": {"apply": True, "path": ""}}
     assert len(translate(write(changed(DOWNSTREAM, training_protocol=protocol)), options)) == 1
     with pytest.raises(ConfigError, match="each of them has its own learning rate"):
-        read_seed_options(["pretrained=null,runs/first"])
+        read_original_options(["pretrained=null,runs/first"])
 
 
 def test_inference_only_trains_nothing(write):
@@ -242,7 +242,7 @@ def test_inference_only_trains_nothing(write):
     assert measurement.measure == "validation"
     (trained, measured) = translate(write({**content, "training_protocol": {"scratch": {"apply": True}}}))
     assert (trained.measure, measured.measure) == ("", "validation")
-    options, rest = read_seed_options(["-p", "best.pt", "seed=2"])
+    options, rest = read_original_options(["-p", "best.pt", "seed=2"])
     assert (str(options.load_path), rest) == ("best.pt", ["seed=2"])
     assert [run.measure for run in translate(write(DOWNSTREAM), options)] == ["test"]
     neither = {"apply": False, "scratch": {"apply": False}, "finetuning": {"apply": False, "path": ""}}
@@ -344,9 +344,9 @@ def test_numbers_may_be_text_or_have_a_point(write):
 def test_weights_of_two_studies_or_versions_have_folders_of_their_own(write):
     long = [f"{study}/out/pre/chest/linear_500/size64_ch1/last_ema_model.pt" for study in ("a", "b", "/a", "/b")]
     names = [*long, "runs/v1.0", "runs/v1.1", "runs/v1"]
-    options = [read_seed_options([f"pretrained={name}"])[0] for name in names]
+    options = [read_original_options([f"pretrained={name}"])[0] for name in names]
     assert len({folder(translate(write(DOWNSTREAM), option)[0]) for option in options}) == len(names)
-    near, far = (read_seed_options([f"pretrained={name}"])[0] for name in ("runs/x.pt", "./runs/x.pt"))
+    near, far = (read_original_options([f"pretrained={name}"])[0] for name in ("runs/x.pt", "./runs/x.pt"))
     assert folder(translate(write(DOWNSTREAM), near)[0]) == folder(translate(write(DOWNSTREAM), far)[0])
 
 

@@ -1,4 +1,4 @@
-"""docs/seeds.md: every counterpart that a table names is there and is taken as it is printed.
+"""docs/originals.md: every counterpart that a table names is there and is taken as it is printed.
 
 A command is parsed by the command line's own parser, `voxelry train` is composed; a setting is a key of our
 configuration, an override composes, a dotted name can be imported.
@@ -35,7 +35,7 @@ EXPERIMENTS = {
 def rows():
     """`(section, line, code spans of the last cell)` of every table whose first cell is what is there."""
     section, found = "", []
-    for line in (DOCS / "seeds.md").read_text(encoding="utf-8").splitlines():
+    for line in (DOCS / "originals.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             section = line
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] if line.startswith("|") else []

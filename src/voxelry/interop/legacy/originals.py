@@ -2,7 +2,7 @@
 
 A script written for them runs after its import lines are changed to this module:
 
-    from voxelry.interop.legacy.seeds import DDPM, Unet, Volume3DDiffusionDataset
+    from voxelry.interop.legacy.originals import DDPM, Unet, Volume3DDiffusionDataset
 
 New code is better off with `voxelry.models.unet.UNet`, `voxelry.tasks.pretrain` and
 `voxelry.data.dataset.VolumeDataset`, whose arguments mean what they are called.

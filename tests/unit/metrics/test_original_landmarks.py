@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from voxelry.metrics.seed_landmarks import seed_landmark_scores
+from voxelry.metrics.original_landmarks import original_landmark_scores
 
 
 def fused(pixels, shape):
@@ -28,7 +28,7 @@ def test_scores_are_those_of_whole_maps(rng, shape):
     predicted[0] = truth[0]
     own, true = np.rint(predicted + 0.5), np.rint(truth + 0.5)
     maps = fused(own, shape), fused(true, shape)
-    found = seed_landmark_scores(predicted, truth, shape)
+    found = original_landmark_scores(predicted, truth, shape)
     assert found["mse"] == pytest.approx(np.mean((own - true) ** 2))
     assert found["map_keypoints"] == pytest.approx(precision(oks(((own - true) ** 2).sum(axis=1))))
     assert found["iou"] == pytest.approx((maps[0] & maps[1]).sum() / (maps[0] | maps[1]).sum())
@@ -42,17 +42,17 @@ def test_scores_are_those_of_whole_maps(rng, shape):
 def test_the_hand_is_measured_by_its_wrist():
     truth = np.tile([[10.2, 10.2]], (37, 1))
     truth[4] = [10.2, 35.2]
-    assert seed_landmark_scores(truth + np.array([0, 3]), truth, (64, 64))["mre"] == pytest.approx(6)
+    assert original_landmark_scores(truth + np.array([0, 3]), truth, (64, 64))["mre"] == pytest.approx(6)
 
 
 def test_cephalometric_images_have_their_sizes_swapped_there():
     truth = np.full((19, 2), 100.2)
-    found = seed_landmark_scores(truth + np.array([0, 1]), truth, (256, 256))
+    found = original_landmark_scores(truth + np.array([0, 1]), truth, (256, 256))
     assert found["mre"] == pytest.approx(2400 / 256 * 0.1)
 
 
 def test_a_point_that_was_not_found_lies_in_the_corner_and_one_that_is_not_there_does_not_count():
     truth = np.array([[8.2, 6.2], [np.nan, np.nan]])
-    found = seed_landmark_scores(np.full((2, 2), np.nan), truth, (32, 32))
+    found = original_landmark_scores(np.full((2, 2), np.nan), truth, (32, 32))
     assert found["mse"] == pytest.approx((9**2 + 7**2) / 2)
-    assert np.isnan(seed_landmark_scores(truth, np.full((2, 2), np.nan), (32, 32))["iou"])
+    assert np.isnan(original_landmark_scores(truth, np.full((2, 2), np.nan), (32, 32))["iou"])

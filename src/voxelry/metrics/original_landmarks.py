@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SDR_THRESHOLDS", "score_names", "seed_landmark_scores"]
+__all__ = ["SDR_THRESHOLDS", "original_landmark_scores", "score_names"]
 
 Pixels = NDArray[np.int64]
 
@@ -29,7 +29,7 @@ _CEPHALOMETRIC_SPACING = 0.1  # mm
 _WRIST_MM = 50.0
 
 
-def seed_landmark_scores(
+def original_landmark_scores(
     predicted: NDArray[np.floating], truth: NDArray[np.floating], shape: Sequence[int]
 ) -> dict[str, float]:
     """The scores of one image.

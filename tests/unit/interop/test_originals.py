@@ -6,7 +6,7 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.interop.legacy.seeds import DDPM, Unet, Volume3DDiffusionDataset
+from voxelry.interop.legacy.originals import DDPM, Unet, Volume3DDiffusionDataset
 from voxelry.io import write_image
 
 

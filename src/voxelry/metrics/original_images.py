@@ -1,7 +1,7 @@
 """Formulas of earlier projects, as they were written, for comparison with figures made by them.
 
-Those that begin with `seed_` don't measure what they are called on images in [0, 1] or [-1, 1]; each says so when it
-is used. Their arrays are volumes of any rank, without batch and channels.
+Those that begin with `original_` don't measure what they are called on images in [0, 1] or [-1, 1]; each says so when
+it is used. Their arrays are volumes of any rank, without batch and channels.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["fast_ddpm_scores", "seed_dice", "seed_metrics", "seed_psnr", "seed_ssim"]
+__all__ = ["fast_ddpm_scores", "original_dice", "original_psnr", "original_scores", "original_ssim"]
 
 Values = NDArray[np.floating]
 
 
-def seed_psnr(prediction: Values, truth: Values) -> float:
+def original_psnr(prediction: Values, truth: Values) -> float:
     """`20 log10(255 / RMSE)` whatever the range of the values: 48.13 dB too much on [0, 1], 42.11 on [-1, 1]."""
     _check(prediction, truth)
-    _warn("seed_psnr takes 255 for the range: 48.13 dB too much in [0, 1], 42.11 dB in [-1, 1]", "images.psnr")
+    _warn("original_psnr takes 255 for the range: 48.13 dB too much in [0, 1], 42.11 dB in [-1, 1]", "images.psnr")
     error = np.sqrt(np.mean((np.asarray(prediction, dtype=np.float64) - truth) ** 2))
     return float(20 * np.log10(255.0 / error)) if error > 0 else float("inf")
 
 
-def seed_ssim(prediction: Values, truth: Values) -> float:
+def original_ssim(prediction: Values, truth: Values) -> float:
     """scikit-image's SSIM with its uniform window of 7 and 255 for the range: near 1 for any images in [0, 1].
 
     Raises:
@@ -37,22 +37,28 @@ def seed_ssim(prediction: Values, truth: Values) -> float:
     _check(prediction, truth)
     if min(truth.shape) < 7:
         raise SettingError(f"truth: expected at least 7 voxels along every axis, the window's size, got {truth.shape}")
-    _warn("seed_ssim takes 255 for the range: images in [0, 1] all look alike", "images.ssim")
+    _warn("original_ssim takes 255 for the range: images in [0, 1] all look alike", "images.ssim")
     return float(structural_similarity(truth, prediction, data_range=255))
 
 
-def seed_dice(prediction: Values, truth: Values) -> float:
+def original_dice(prediction: Values, truth: Values) -> float:
     """`2 sum(a b) / (sum(a) + sum(b))` of grey values: below or far above 1 even for a volume with itself."""
     _check(prediction, truth)
-    _warn("seed_dice is of grey values: a volume with itself needn't have 1, it may be 160 or negative", "labels.dice")
+    _warn(
+        "original_dice is of grey values: a volume with itself needn't have 1, it may be 160 or negative", "labels.dice"
+    )
     a, b = np.asarray(prediction, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     total = a.sum() + b.sum()
     return float(2 * (a * b).sum() / total) if total else float("nan")
 
 
-def seed_metrics(pred_volume: Values, gt_volume: Values) -> tuple[float, float, float]:
-    """`seed_psnr`, `seed_ssim` and `seed_dice`, what the document calls `calculate_3d_metrics`."""
-    return seed_psnr(pred_volume, gt_volume), seed_ssim(pred_volume, gt_volume), seed_dice(pred_volume, gt_volume)
+def original_scores(pred_volume: Values, gt_volume: Values) -> tuple[float, float, float]:
+    """`original_psnr`, `original_ssim` and `original_dice`, what the document calls `calculate_3d_metrics`."""
+    return (
+        original_psnr(pred_volume, gt_volume),
+        original_ssim(pred_volume, gt_volume),
+        original_dice(pred_volume, gt_volume),
+    )
 
 
 def fast_ddpm_scores(prediction: Values, truth: Values) -> dict[str, float]:
