@@ -108,6 +108,23 @@ def does_not_branch_on_rank(path: Path, text: str) -> Iterator[str]:
                 yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
+def imports_its_own_at_the_top(path: Path, text: str) -> Iterator[str]:
+    """An import inside a function is for what is heavy, never a way round a circle.
+
+    The command line imports what a command needs when it runs; kernels are compiled when they are first called.
+    """
+    if path.parts[0] == "cli":
+        return
+    functions = [one for one in ast.walk(parse(path, text)) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for node in {node for function in functions for node in ast.walk(function)}:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [("voxelry." if node.level else "") + (node.module or "")]
+        for name in names:
+            if name.split(".")[0] == "voxelry" and not name.startswith("voxelry.ops.kernels"):
+                yield f"line {node.lineno}: {name} inside a function"
+
+
 def leaves_nothing_undone(path: Path, text: str) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
         if re.search(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b", line):
@@ -149,6 +166,7 @@ SOURCE_RULES: list[Rule] = [
     names_no_rank_specific_layer,
     has_no_rank_twins,
     does_not_branch_on_rank,
+    imports_its_own_at_the_top,
     leaves_nothing_undone,
     runs_nothing_it_loads,
     knows_no_machine,
@@ -207,6 +225,8 @@ def test_everything_else(rule):
         (has_no_rank_twins, "models/a.py", "class UNetV2:\n    pass\n"),
         (does_not_branch_on_rank, "models/a.py", "if ndim == 3:\n    pass\n"),
         (does_not_branch_on_rank, "models/a.py", "x = 1 if 2 == self.ndim else 0\n"),
+        (imports_its_own_at_the_top, "models/a.py", "def f():\n    from voxelry.tasks import base\n"),
+        (imports_its_own_at_the_top, "models/a.py", "def f():\n    from . import b\n"),
         (leaves_nothing_undone, "a.py", "# TO" + "DO later\n"),
         (runs_nothing_it_loads, "a.py", "import pickle\n\nx = pickle.load(f)\n"),
         (runs_nothing_it_loads, "a.py", "from pickle import loads\n"),
