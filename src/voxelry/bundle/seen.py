@@ -14,11 +14,11 @@ __all__ = [
     "SEEN_WORDS",
     "case_digests",
     "cases_of_parts",
+    "describe_seen",
     "digests_of_parts",
     "lineage",
     "seen_as",
     "seen_cases",
-    "told_of_seen",
 ]
 
 _PARTS = ("train", "validation")
@@ -105,7 +105,7 @@ def seen_as(name: str, seen: Mapping[str, str]) -> str:
     return seen.get(case, "")
 
 
-def told_of_seen(seen: Mapping[str, str]) -> list[str]:
+def describe_seen(seen: Mapping[str, str]) -> list[str]:
     """Lines for people: which cases are no test of the model."""
     lines = []
     told = ("was trained on", "was chosen by", "began with weights made with")

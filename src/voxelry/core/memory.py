@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["available_memory", "told_shortage"]
+__all__ = ["available_memory", "memory_shortage"]
 
 
 def available_memory() -> int | None:
@@ -19,7 +19,7 @@ def available_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
 
 
-def told_shortage(shape: Sequence[int], bytes_per_voxel: int) -> str:
+def memory_shortage(shape: Sequence[int], bytes_per_voxel: int) -> str:
     """What an array would need and what there is, for messages; empty where it fits.
 
     Args:

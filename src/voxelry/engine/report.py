@@ -13,7 +13,7 @@ import numpy as np
 
 from voxelry.bundle.model import Model
 from voxelry.bundle.registry import recipe_of
-from voxelry.bundle.seen import SEEN_WORDS, case_digests, seen_as, seen_cases, told_of_seen
+from voxelry.bundle.seen import SEEN_WORDS, case_digests, describe_seen, seen_as, seen_cases
 from voxelry.data.parts import SampleSource
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
@@ -132,10 +132,10 @@ def evaluate_folder(
     evaluation = evaluate_task(
         model.task, dataset, progress=None if progress is None else lambda names: progress(count)
     )
-    evaluation = _told_apart(model.task, evaluation, seen) if seen else evaluation.told(model.task)
+    evaluation = _told_apart(model.task, evaluation, seen) if seen else evaluation.chosen(model.task)
     report = Report(f"Evaluation of {model.task_name}", subtitle=f"{count} cases of {root}")
     evaluation.write(out)
-    lines = told_of_seen(seen)
+    lines = describe_seen(seen)
     for line in lines:
         log.warning("%s", line)
     if lines:
@@ -149,12 +149,12 @@ def _told_apart(task: Task, evaluation: Evaluation, seen: Mapping[str, str]) -> 
     """An evaluation that says of each case whether the model has seen it, and sums up the others apart."""
     how = [seen_as(str(row.get("name", "")), seen) for row in evaluation.rows]
     fresh = [row for row, word in zip(evaluation.rows, how, strict=True) if word not in SEEN_WORDS]
-    others = Evaluation(fresh, task.summary(fresh) if fresh else {}).told(task)
+    others = Evaluation(fresh, task.summary(fresh) if fresh else {}).chosen(task)
     rows: list[Row] = [
         {"name": row.get("name", ""), "seen": word, **row} for row, word in zip(evaluation.rows, how, strict=True)
     ]
     unseen = {f"unseen.{name}": value for name, value in others.summary.items()}
-    return Evaluation(rows, evaluation.told(task).summary | unseen, evaluation.predictions)
+    return Evaluation(rows, evaluation.chosen(task).summary | unseen, evaluation.predictions)
 
 
 def evaluation_dataset(
@@ -185,7 +185,7 @@ def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, tr
         dataset: cases it has not seen.
         trainings: heading to the folder of a run.
     """
-    evaluation = evaluate_task(model.task, dataset).told(model.task)
+    evaluation = evaluate_task(model.task, dataset).chosen(model.task)
     evaluation.write(out / "evaluation")
     add_results(report, model.task, evaluation, dataset)
     for heading, run in trainings.items():

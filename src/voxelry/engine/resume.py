@@ -49,7 +49,7 @@ def describe_run(config: DictConfig, cases: Mapping[str, Mapping[str, str]]) -> 
     return {"settings": flat, "cases": {part: dict(digests) for part, digests in cases.items()}}
 
 
-def check_same_run(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, told: bool) -> None:
+def check_same_run(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], *, forced: bool) -> None:
     """Refuse to go on with other data or other settings than a run was begun with, unless that is asked for.
 
     Another length is always taken, and said.
@@ -57,7 +57,7 @@ def check_same_run(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
     Args:
         path: the checkpoint.
         found, wanted: what `describe_run` gave then and gives now.
-        told: `resume_changed`, go on all the same.
+        forced: `resume_changed`, go on all the same.
 
     Raises:
         CheckpointError: lists what differs.
@@ -70,7 +70,7 @@ def check_same_run(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
     differing = [*_settings(theirs, ours), *_cases(found.get("cases", {}), wanted["cases"])]
     if not differing:
         return
-    if not told:
+    if not forced:
         raise CheckpointError(
             f"{path}: the run was begun with other settings: {'; '.join(differing)} (set them as they were, or "
             "resume_changed=true to go on all the same, or take another output_dir)"

@@ -218,7 +218,7 @@ def _state_to_resume(path: Path, config: DictConfig, description: dict[str, Any]
     state: dict[str, Any] = content.get("voxelry", {})
     if not same:
         check_description(path, state, description, ("network",) if config.resume_changed else ("task", "network"))
-        check_same_run(path, state.get("run", {}), description["run"], told=config.resume_changed)
+        check_same_run(path, state.get("run", {}), description["run"], forced=config.resume_changed)
     log.info("going on from %s, step %d", path, content["global_step"])
     return state | {"step": content["global_step"]}
 
@@ -342,7 +342,7 @@ def _finish(
     }
     recipe.finish(task, splits, output, data)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
-    evaluation = evaluate_task(task, held_out).told(task) if len(held_out) else Evaluation.empty()
+    evaluation = evaluate_task(task, held_out).chosen(task) if len(held_out) else Evaluation.empty()
     record = {
         "data": data,
         "weights": found["kept"],

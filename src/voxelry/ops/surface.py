@@ -25,7 +25,7 @@ __all__ = [
     "extract_surface",
     "sample_surface",
     "smooth_mesh",
-    "told_volume",
+    "volume_mismatch",
 ]
 
 Floats = NDArray[np.floating]
@@ -238,7 +238,7 @@ def sample_surface(mesh: Mesh, count: int, generator: np.random.Generator) -> tu
     return a + u[:, None] * (b - a) + v[:, None] * (c - a), mesh.face_normals[chosen]
 
 
-def told_volume(name: str, mesh_ml: float, voxels_ml: float) -> str:
+def volume_mismatch(name: str, mesh_ml: float, voxels_ml: float) -> str:
     """A line where a mesh doesn't hold what its voxels do, within a tenth, such as of an organ one voxel thin; else "".
 
     A surface runs between the centres of voxels inside and outside, and cuts off the corners of what is thin.

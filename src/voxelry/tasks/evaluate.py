@@ -41,7 +41,7 @@ class Evaluation:
         """Nothing held out, nothing measured."""
         return cls()
 
-    def told(self, task: Task) -> Self:
+    def chosen(self, task: Task) -> Self:
         """The same with those metrics alone in the summary that the task is to tell."""
         return replace(self, summary=task.chosen.when_done().of(self.summary))
 

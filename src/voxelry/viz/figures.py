@@ -92,7 +92,7 @@ def orthogonal(
     index = tuple(at) if at is not None else points.centre()
     planes = lay_out(planes_of(space, anatomical=anatomical), gap=0.14 * max(space.extent))
     width, height = paper(planes)
-    listed = points.told_apart
+    listed = points.has_details
     panel = min(9.0, 3.1 * len(planes) + 0.6)
     scale = panel / width
     list_width = 3.0 if listed else 0.0

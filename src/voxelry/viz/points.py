@@ -69,7 +69,7 @@ class PointPairs:
         return bool(np.isfinite(self.truth).any() and np.isfinite(self.predicted).any())
 
     @property
-    def told_apart(self) -> bool:
+    def has_details(self) -> bool:
         """Whether there is more to say of a point than its number."""
         return self.compared or self.names != [str(number) for number in self.numbers]
 

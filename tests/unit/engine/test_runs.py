@@ -91,15 +91,15 @@ def test_other_data_and_settings_are_listed_and_refused(tmp_path, caplog):
         "resume_changed=true to go on all the same"
     )
     with pytest.raises(CheckpointError, match=told):
-        check_same_run(tmp_path, FOUND, wanted, told=False)
+        check_same_run(tmp_path, FOUND, wanted, forced=False)
     with caplog.at_level(logging.WARNING, logger="voxelry"):
-        check_same_run(tmp_path, FOUND, wanted, told=True)
+        check_same_run(tmp_path, FOUND, wanted, forced=True)
     assert "goes on with other settings: seed was 0, is 1" in caplog.text
 
 
 def test_another_length_is_taken_and_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="voxelry"):
-        check_same_run(tmp_path, FOUND, {**FOUND, "settings": {"seed": 0, "trainer.max_steps": 8}}, told=False)
+        check_same_run(tmp_path, FOUND, {**FOUND, "settings": {"seed": 0, "trainer.max_steps": 8}}, forced=False)
     assert "trainer.max_steps was 4 and is 8" in caplog.text
 
 

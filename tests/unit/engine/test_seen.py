@@ -8,7 +8,7 @@ import pytest
 
 import voxelry
 from voxelry.bundle.pretrained import cases_seen_by
-from voxelry.bundle.seen import lineage, seen_as, seen_cases, told_of_seen
+from voxelry.bundle.seen import describe_seen, lineage, seen_as, seen_cases
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
 from voxelry.phantoms import write_phantoms
@@ -45,7 +45,7 @@ def test_cases_of_what_a_training_began_with_count_too():
         **{"c": "pretraining", "q": "pretraining (name alone)"},
     }
     assert seen_cases(second, {"r": "10"}) == {"r": "pretraining"}
-    assert told_of_seen({"x": "pretraining"}) == ["the model began with weights made with 1 of these cases: x"]
+    assert describe_seen({"x": "pretraining"}) == ["the model began with weights made with 1 of these cases: x"]
 
 
 @pytest.mark.parametrize(("row", "how"), [("a", "train"), ("a liver", "train"), ("ab", ""), ("b", "")])

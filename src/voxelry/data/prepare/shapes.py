@@ -21,7 +21,7 @@ from voxelry.data.preprocess.frame import index_map
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.ops.labels import resample_labels
 from voxelry.ops.sdf import mask_window
-from voxelry.ops.surface import Mesh, extract_surface, told_volume
+from voxelry.ops.surface import Mesh, extract_surface, volume_mismatch
 
 __all__ = ["CaseLabels", "ClassShape"]
 
@@ -97,7 +97,7 @@ class CaseLabels:
     def thin(self, enclosed: Mapping[int, float], names: Mapping[int, str]) -> list[str]:
         """A line for each class whose mesh encloses (ml) another volume than its voxels have as they were drawn."""
         lines = (
-            told_volume(names.get(label, f"class {label}"), volume, float(self.drawn_ml[label - 1]))
+            volume_mismatch(names.get(label, f"class {label}"), volume, float(self.drawn_ml[label - 1]))
             for label, volume in enclosed.items()
         )
         return [line for line in lines if line]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
-from voxelry.core.memory import told_shortage
+from voxelry.core.memory import memory_shortage
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
@@ -333,7 +333,7 @@ def move(sample: Sample, target: Space, *, fill: Fill | None = None) -> Sample:
 def _check_fits(sample: Sample, target: Space) -> None:
     channels = len(sample.image) + (0 if sample.target is None else len(sample.target))
     numbers = sum(labels is not None for labels in (sample.labels, sample.masks))
-    shortage = told_shortage(target.shape, 4 * _FLOATS * channels + 8 * numbers)
+    shortage = memory_shortage(target.shape, 4 * _FLOATS * channels + 8 * numbers)
     if shortage:
         steps, own = (" x ".join(f"{step:.3g}" for step in space.spacing) for space in (target, sample.space))
         raise DataError(

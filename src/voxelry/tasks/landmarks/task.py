@@ -25,10 +25,10 @@ from voxelry.tasks.base import Row, Task
 from voxelry.tasks.landmarks import losses
 from voxelry.tasks.landmarks.calibration import LEVELS, Calibration
 from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
+from voxelry.tasks.landmarks.inputs import mirrored, network_input
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_fine
 from voxelry.tasks.landmarks.scores import metric_names, score_rows, summarise_rows
-from voxelry.tasks.landmarks.seen import mirrored, shown
 from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
 
 __all__ = ["DECODERS", "LandmarkTask"]
@@ -185,7 +185,7 @@ class LandmarkTask(Task):
             target=self.target,
             unit=self.sigma_unit,
         )
-        maps = self._maps(shown(batch, self.input_range, self.borders))
+        maps = self._maps(network_input(batch, self.input_range, self.borders))
         logits = maps[:, : self.num_landmarks]
         # An empty map is a target only where absence is a statement and the loss can express it.
         counted = torch.ones_like(targets.present) if self.presence and self.loss != "ce" else targets.present
@@ -345,7 +345,7 @@ class LandmarkTask(Task):
 
     def _whole_logits(self, batch: Batch) -> Tensor:
         """Logits of images of any size: in tiles if they are larger than one, averaged over the views."""
-        image = shown(batch, self.input_range, self.borders)
+        image = network_input(batch, self.input_range, self.borders)
         network: Callable[[Tensor], Tensor] = self._logits
         tile = self.tile_size
         if tile is not None and any(size > part for size, part in zip(image.shape[2:], tile, strict=True)):
@@ -383,7 +383,7 @@ class LandmarkTask(Task):
         starts = crop_starts(points, batch.image.shape[2:], size)
         for landmark in range(self.num_landmarks):
             crops = crop_batch(batch, range(len(batch)), starts[:, landmark], size)
-            logits = average_views(shown(crops, self.input_range, None), self._logits, self.views, self.order)[
+            logits = average_views(network_input(crops, self.input_range, None), self._logits, self.views, self.order)[
                 :, landmark, None
             ]
             found, width = self._read(logits, crops.spacing)

@@ -40,7 +40,7 @@ from voxelry.data.slices.cut import (
 from voxelry.data.slices.upright import upright
 from voxelry.io import write_image
 from voxelry.io.meshes import write_mesh
-from voxelry.ops.surface import extract_surface, told_volume
+from voxelry.ops.surface import extract_surface, volume_mismatch
 from voxelry.tasks.recipe import make_folder
 from voxelry.tasks.reconstruct.placed import Placed, place
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
@@ -155,7 +155,7 @@ def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format
     if prediction.space.ndim == 3:
         inside = prediction.mask()
         whole = float(np.count_nonzero(inside) * abs(np.linalg.det(prediction.space.affine[:3, :3])) / 1000)
-        if line := told_volume(f"{name}, label {prediction.label}", prediction.volume_ml, whole):
+        if line := volume_mismatch(f"{name}, label {prediction.label}", prediction.volume_ml, whole):
             log.warning("%s", line)
         voxels = inside.astype(np.uint8 if prediction.label < 256 else np.int32) * prediction.label
         write_image(folder / f"{name}.nii.gz", voxels[None], prediction.space)

@@ -10,10 +10,10 @@ from torch import Tensor
 from voxelry.data.context import border_distances, swapped_borders
 from voxelry.data.sample import Batch
 
-__all__ = ["mirrored", "shown"]
+__all__ = ["mirrored", "network_input"]
 
 
-def shown(batch: Batch, value_range: tuple[float, float], borders: float | None) -> Tensor:
+def network_input(batch: Batch, value_range: tuple[float, float], borders: float | None) -> Tensor:
     """Images mapped from [0, 1] to `value_range`, then distances to their borders, `(B, C [+ 2 * ndim], *spatial)`.
 
     Args:
@@ -30,7 +30,7 @@ def shown(batch: Batch, value_range: tuple[float, float], borders: float | None)
 
 
 def mirrored(image: Tensor, axes: Sequence[int], borders: float | None) -> Tensor:
-    """What `shown` answers for a mirrored image, from what it answers for the image: low borders for high ones."""
+    """What `network_input` answers for a mirrored image, from what it answers for the image: low borders for high ones."""
     image = image.flip([axis + 2 for axis in axes])
     if borders is None:
         return image
