@@ -1,4 +1,4 @@
-"""What the network is shown of an image: its values in their range and, if it is told, where the image ends."""
+"""What the network sees of an image: its values in their range and, where it was trained so, where the image ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def network_input(batch: Batch, value_range: tuple[float, float], borders: float
 
 
 def mirrored(image: Tensor, axes: Sequence[int], borders: float | None) -> Tensor:
-    """What `network_input` answers for a mirrored image, from what it answers for the image: low borders for high ones."""
+    """The network's input of a mirrored image, from that of the image: low borders for high ones."""
     image = image.flip([axis + 2 for axis in axes])
     if borders is None:
         return image
