@@ -10,7 +10,7 @@ from voxelry.core.errors import SettingError
 from voxelry.metrics.images import psnr
 from voxelry.metrics.original_images import original_dice, original_psnr, original_ssim
 
-pytestmark = pytest.mark.filterwarnings("ignore:seed_")
+pytestmark = pytest.mark.filterwarnings("ignore:original_")
 
 
 def pair(rng, shape=(24, 28, 26)):
