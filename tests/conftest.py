@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
-settings.register_profile(
-    "voxelry", derandomize=True, deadline=None, max_examples=25, suppress_health_check=list(HealthCheck)
-)
+settings.register_profile("voxelry", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("voxelry")
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,8 +19,10 @@ import pytest
 
 from voxelry.backbones.build import BACKBONES
 from voxelry.bundle.registry import TASKS, recipe_named
+from voxelry.data.layouts.files import case_name
 from voxelry.engine import check, configs
 from voxelry.engine.launch import launch
+from voxelry.io import read_image
 from voxelry.phantoms import write_phantoms
 from voxelry.tasks.options import OPTIONS
 
@@ -33,10 +36,10 @@ COMMANDS = [
     for line in block.splitlines()
     if not language
 ]
-LINES = {"backbone": 30, "task": 120}
+LINES = {"backbone": 30, "reader": 30, "layout": 30, "task": 120}
 COMMAND_LINE = (
-    "import json, sys\nfrom voxelry.cli import app\n"
-    "for command in json.loads(sys.argv[1]):\n    app(command, standalone_mode=False)\n"
+    "import json, sys\nfrom voxelry.cli import app\nfor command in json.loads(sys.argv[1]):\n"
+    "    status = app(command, standalone_mode=False)\n    assert not status or command[0] == 'doctor', command\n"
 )
 BUILD = (
     "import os, sys\nfrom setuptools import build_meta\nplace, *folders = sys.argv[1:]\n"
@@ -81,9 +84,19 @@ def on_path(installed, monkeypatch):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """The folders that the page calls DATA, RAW, RUNS and OUT."""
+    """The folders that the page calls DATA, CLINIC, BRICKS, RAW, RUNS and OUT."""
     place = tmp_path_factory.mktemp("extending")
     write_phantoms(place / "DATA", 3, seed=5, shape=(16, 16, 16))
+    for scan in (place / "DATA" / "volumes").iterdir():
+        patient = place / "CLINIC" / case_name(scan)
+        patient.mkdir(parents=True)
+        shutil.copy(scan, patient / "scan.nii.gz")
+        shutil.copy(place / "DATA" / "landmarks" / f"{patient.name}.txt", patient / "points.txt")
+        image = read_image(scan)
+        header = json.dumps({"shape": image.space.shape, "spacing": image.space.spacing}).encode() + b"\n"
+        (place / "BRICKS").mkdir(exist_ok=True)
+        voxels = image.array[0].astype("<i2").tobytes()
+        (place / "BRICKS" / f"{patient.name}.brick").write_bytes(header + voxels)
     (place / "RAW").mkdir()
     for number in range(3):
         np.random.default_rng(number).integers(0, 900, 16**3).astype("<i2").tofile(place / "RAW" / f"{number}.raw")
@@ -91,7 +104,10 @@ def places(tmp_path_factory):
 
 
 def given(arguments, places):
-    return [re.sub(r"(?<![A-Z])(DATA|RAW|RUNS|OUT)\b", lambda found: str(places / found[1]), one) for one in arguments]
+    return [
+        re.sub(r"(?<![A-Z])(DATA|CLINIC|BRICKS|RAW|RUNS|OUT)\b", lambda found: str(places / found[1]), one)
+        for one in arguments
+    ]
 
 
 @pytest.mark.parametrize(("path", "text"), PRINTED, ids=[path for path, _ in PRINTED])
@@ -130,7 +146,9 @@ def test_trained_models_are_used_as_it_is_printed(installed, places):
     )
     assert done.returncode == 0, done.stderr
     out = places / "OUT"
-    assert sorted(path.name for path in (out / "stairs").iterdir()) == [f"case_00{n}.mrk.json" for n in range(3)]
+    for folder in ("stairs", "bricks"):
+        assert sorted(path.name for path in (out / folder).iterdir()) == [f"case_00{n}.mrk.json" for n in range(3)]
+    assert "3 cases: 1 warning" in done.stdout  # their spacings differ, so its status is 1
     answer = json.loads((out / "volumetry" / "case_000.json").read_text())
     assert answer["unit"] == "mm3"
     assert answer["value"] > 0

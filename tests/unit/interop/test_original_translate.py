@@ -103,7 +103,7 @@ def test_patches_cover_the_volume():
 
 def test_the_documents_three_figures_warn():
     volume = np.random.default_rng(0).random((8, 8, 8))
-    with pytest.warns(UserWarning, match="seed_"):
+    with pytest.warns(UserWarning, match="original_"):
         psnr, ssim, dice = calculate_3d_metrics(volume + 0.1, volume)
     assert psnr == pytest.approx(20 * np.log10(255 / 0.1))
     assert ssim > 0.99
