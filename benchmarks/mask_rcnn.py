@@ -36,11 +36,9 @@ def build(name: str) -> Any:
     return MaskRCNN(
         FPN(body, out_channels=64, extra=None),
         num_classes=2,
-        anchor_sizes=[[6, 8, 10], [12, 16, 20], [24, 32, 40]],
-        mask_convs=(64, 64, 64, 64),
-        box_channels=256,
-        mask_chunk=16,
-        mask_checkpointing=name.endswith("checkpointed"),
+        anchors={"sizes": [[6, 8, 10], [12, 16, 20], [24, 32, 40]]},
+        box={"channels": 256},
+        mask={"convs": (64, 64, 64, 64), "chunk": 16, "checkpointing": name.endswith("checkpointed")},
     )
 
 

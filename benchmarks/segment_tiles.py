@@ -195,8 +195,12 @@ def print_use(arguments: argparse.Namespace) -> None:
     if arguments.detector == "network":
         trained = read_bundle(arguments.model).config["network"]
         share = max(1.0, prod(arguments.tile) / TRAINED)
-        for name in ("rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"):
-            changes[f"network.{name}"] = ceil(trained[name] * share)
+        for part, name in (
+            ("rpn", "pre_nms_top_n_test"),
+            ("rpn", "post_nms_top_n_test"),
+            ("box", "detections_per_img"),
+        ):
+            changes[f"network.{part}.{name}"] = ceil(trained[part][name] * share)
     print(json.dumps(changes))
 
 

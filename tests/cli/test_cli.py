@@ -227,7 +227,7 @@ def test_an_index_says_what_is_in_it_and_which_anchors_suit(run, tmp_path):
     status, out, _ = run("index", tmp_path / "n", "--out", tmp_path / "i.sqlite", "--crop-size", "16,32,32")
     assert status == 0
     assert "crops of 16 x 32 x 32 voxels from 2 images" in out
-    assert "anchors  model.anchor_sizes=[[" in out
+    assert "anchors  model.anchors.sizes=[[" in out
     assert (tmp_path / "i.sqlite").is_file()
     again = run("index", tmp_path / "n", "--out", tmp_path / "i.sqlite", "--crop-size", "16,32,32")
     assert "0 indexed, 2 already there" in again[1]

@@ -30,14 +30,10 @@ def bundle(tmp_path) -> Path:
     network = MaskRCNN(
         build_backbone({**backbone, "norm": "group", "pool_stride": None, "stage_strides": [1, 2]}),
         num_classes=2,
-        anchor_sizes=[[10.0]],
-        anchor_z_ratios=[1.0],
-        anchor_ratios=[1.0],
-        rpn_post_nms_top_n_test=30,
-        box_channels=16,
-        box_score_thresh=0.0,
-        box_detections_per_img=20,
-        mask_convs=[8],
+        anchors={"sizes": [[10.0]], "ratios": [1.0], "z_ratios": [1.0]},
+        rpn={"post_nms_top_n_test": 30},
+        box={"channels": 16, "score_thresh": 0.0, "detections_per_img": 20},
+        mask={"convs": [8]},
     )
     task = SegmentTask(network, score_threshold=0.0, tile_size=20, tile_overlap=0.4)
     return write_bundle(tmp_path / "bundle", task, Preprocess(normalise="minmax"), record={}, card="")

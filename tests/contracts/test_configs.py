@@ -89,8 +89,8 @@ def test_an_entry_fits_what_it_configures(group, entry):
         return
     callee = target(node)
     if group == "model" and callee is MaskRCNN:
-        for name in ("anchor_unit", "anchors_per_level", "anchor_sizes"):  # for the engine, which makes sizes of them
-            del node[name]
+        for name in ("unit", "per_level", "sizes"):  # for the task, which makes sizes of them
+            del node["anchors"][name]
     elif group == "model":
         if "backbone" in node:
             described = OmegaConf.to_container(composed("backbone=resnet_fpn_small").backbone)

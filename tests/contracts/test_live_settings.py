@@ -1,7 +1,10 @@
 """Every setting of every shipped network and backbone does something: another value makes another module."""
 
 import copy
+import inspect
+import re
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -27,17 +30,17 @@ PYRAMID = {
     "backbone": {"name": "resnet", "width": 4, "layers": [1, 1], "levels": ["p2", "p3"], "ndim": 3, "in_channels": 1},
 }
 NO_SETTINGS = {"_target_", "name"}
-# read by the engine, which makes anchor_sizes of them: tests/unit/engine/test_segment_train.py
-ENGINES = {"anchor_sizes", "anchor_unit", "anchors_per_level"}
+# read by the task, which makes sizes of anchors of them: tests/unit/engine/test_segment_train.py
+TASKS = {("anchors", "sizes"), ("anchors", "unit"), ("anchors", "per_level")}
 # another value where a larger number would not do
 OTHERS = {
-    "attention": "linear", "attention_groups": 8, "axes": [0, 1], "block": "pre_norm", "box_head": "conv",
+    "attention": "linear", "attention_groups": 8, "axes": [0, 1], "block": "pre_norm",
     "checkpointing": "blocks", "decoder": "conv", "down": "average", "extra": "maxpool", "head_dim": 16,
     "image_mean": [0.5], "image_std": [0.5], "max_size": 64, "min_size": 32,
     "levels": ["p3"], "middle_attention": "full", "norm": "batch", "patch_kernel": 5, "patch_padding": 2,
-    "pool_kernel": 5, "pool_stride": 4, "residual_blocks": 1, "roi_levels": ["p2"], "stem_kernel": 5, "stem_stride": 4,
+    "pool_kernel": 5, "pool_stride": 4, "residual_blocks": 1, "stem_kernel": 5, "stem_stride": 4,
     "time_activation": "relu", "up": "nearest", "window_blocks": [0], "wiring": "paired",
-    "box_norm": "batch", "mask_norm": "batch",
+    "head": "conv",
 }  # fmt: skip
 SECOND = {
     "attention": "none", "block": "weight_standardised", "checkpointing": "none", "decoder": "transformer",
@@ -47,7 +50,7 @@ SECOND = {
 # fewer layers, so that building them takes no time
 SHORT = {"depth": 2, "decoder_depth": 1, "flow_depth": 1, "blocks_per_level": 1}
 # settings of an alternative, with what chooses it
-TOGETHER = {"box_convs": {"box_head": "conv"}, "box_norm": {"box_head": "conv"}}
+TOGETHER = {("box", "convs"): {"box": {"head": "conv"}}, ("box", "norm"): {"box": {"head": "conv"}}}
 # weights of the same shapes, so that only a small network that is really built tells
 VALUES = {"zero_head": {"width": 8, "multipliers": [1, 2], "groups": 4}}
 
@@ -59,6 +62,11 @@ def stored(group, entry):
     return node, stored(group, bases[0])[0] if bases else {}
 
 
+def merged(node, more):
+    nested = {key: merged(node[key], value) for key, value in more.items() if isinstance(value, dict)}
+    return node | more | nested
+
+
 def read(group, entry):
     node, base = stored(group, entry)
     return base | node | {key: value for key, value in SHORT.items() if key in base | node}
@@ -68,7 +76,9 @@ def leaves(node, path=()):
     for key, value in node.items():
         if isinstance(value, dict):
             yield from leaves(value, (*path, key))
-        elif key not in NO_SETTINGS | ENGINES and not (key == "backbone" and isinstance(value, str)):
+        elif (
+            key not in NO_SETTINGS and (*path, key) not in TASKS and not (key == "backbone" and isinstance(value, str))
+        ):
             yield (*path, key), value
 
 
@@ -112,7 +122,9 @@ def build(group, node):
         return build_backbone(resolved(node, SPACE, 1))
     callee = get_class(node.pop("_target_"))
     if callee is MaskRCNN:
-        return MaskRCNN(pyramid(), **{key: value for key, value in node.items() if key not in ENGINES})
+        for part, key in TASKS:
+            del node[part][key]
+        return MaskRCNN(pyramid(), **node)
     return callee(ndim=3, **node | ({"backbone": PYRAMID} if "backbone" in node else {}))
 
 
@@ -124,9 +136,19 @@ def seen(value, depth=0):
         return tuple(value.shape)
     if isinstance(value, list | tuple):
         return [seen(item, depth + 1) for item in value]
+    if is_dataclass(value) and type(value).__name__.endswith("Settings"):
+        return [(name, seen(item, depth + 1)) for name, item in vars(value).items() if is_read(type(value), name)]
     if isinstance(value, nn.Module | type | FunctionType) or depth > 3 or not hasattr(value, "__dict__"):
         return type(value).__name__
     return [(name, seen(item, depth + 1)) for name, item in vars(value).items()]
+
+
+@cache
+def is_read(kind, field):
+    """Whether anything in the room of a dataclass of settings, but for the file that defines it, reads that field."""
+    own = Path(inspect.getfile(kind))
+    others = [path.read_text() for path in own.parent.glob("*.py") if path != own]
+    return any(re.search(rf"\.{field}\b", text) for text in others)
 
 
 def described(module):
@@ -169,7 +191,7 @@ def test_every_setting_of_a_file_is_alive(group, entry):
     own = stored(group, entry)[0]  # what a file is based on is looked at by itself
     for path, value in leaves({key: node[key] for key in own}):
         key, start = path[-1], base
-        around = node | TOGETHER.get(key, {})
+        around = merged(node, TOGETHER.get(path, {}))
         if key in VALUES:
             small = around | VALUES[key]
             states = [build(group, small | {key: choice}).state_dict() for choice in (False, True)]

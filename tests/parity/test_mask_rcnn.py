@@ -169,8 +169,8 @@ def test_heads_of_the_second_version(reference, given):
     case = {key: value for key, value in case.items() if key not in ("box_head", "mask_head", "box_output_size")}
     network = from_reference(SOURCE, case, convolutional(weights, torch.Generator().manual_seed(1)))
     settings = network.settings()
-    assert (settings["box_head"], settings["rpn_depth"], settings["mask_norm"]) == ("conv", 2, "batch")
-    assert (settings["box_convs"], settings["box_output_size"]) == ([20, 20], 7)
+    assert (settings["box"]["head"], settings["rpn"]["depth"], settings["mask"]["norm"]) == ("conv", 2, "batch")
+    assert (settings["box"]["convs"], settings["box"]["output_size"]) == ([20, 20], 7)
     head = network.box_branch.head
     x = torch.randn(2, 24, 7, 7)
     expected = x
@@ -244,8 +244,8 @@ def test_weights_of_the_original_in_3d(reference):
     theirs = solid(weights, torch.Generator().manual_seed(2))
     network = from_reference(SOURCE, {**case, "skip_resize": True, "bbox_reg_weights": [1, 2, 3, 4, 5, 6]}, theirs)
     assert network.ndim == 3
-    assert network.settings()["bbox_reg_weights"] == [[3, 2, 1], [6, 5, 4]]
-    assert network.settings()["box_output_size"] == 7
+    assert network.settings()["box"]["reg_weights"] == [[3, 2, 1], [6, 5, 4]]
+    assert network.settings()["box"]["output_size"] == 7
     rows = [2, 1, 0, 5, 4, 3]  # x, y, z centres and sizes there, z, y, x here
     expected = theirs["rpn.head.bbox_pred.weight"].unflatten(0, (3, 6))[:, rows].flatten(0, 1)
     assert torch.equal(network.rpn.head.deltas.weight, expected)

@@ -35,18 +35,16 @@ def detector(ndim, order=None):
     return MaskRCNN(
         FPN(body, out_channels=8, extra="maxpool"),
         num_classes=3,
-        anchor_sizes=[[axes(size) for size in ANCHORS]] * 3,
-        anchor_ratios=(1.0,),
-        anchor_z_ratios=(1.0,),
-        size_divisible=axes((8, 4, 2)),
-        box_channels=16,
-        box_output_size=axes(POOLED),
-        bbox_reg_weights=(axes((10.0, 8.0, 6.0)), axes((5.0, 4.0, 3.0))),
-        box_score_thresh=0.0,
-        box_detections_per_img=12,
-        mask_convs=(8,),
-        mask_output_size=axes(MASKED),
-        mask_upsample=axes(FINER),
+        anchors={"sizes": [[axes(size) for size in ANCHORS]] * 3, "ratios": (1.0,), "z_ratios": (1.0,)},
+        transform={"size_divisible": axes((8, 4, 2))},
+        box={
+            "channels": 16,
+            "output_size": axes(POOLED),
+            "reg_weights": (axes((10.0, 8.0, 6.0)), axes((5.0, 4.0, 3.0))),
+            "score_thresh": 0.0,
+            "detections_per_img": 12,
+        },
+        mask={"convs": (8,), "output_size": axes(MASKED), "upsample": axes(FINER)},
     ).eval()
 
 
@@ -113,9 +111,7 @@ def test_a_volume_of_one_plane_repeated_scores_as_the_plane(seed, depth):
 
     def make(ndim):
         body = ResNet(ndim=ndim, layers=(1, 1), levels=("p2", "p3"), width=8, norm="batch")
-        return MaskRCNN(
-            FPN(body, out_channels=8), anchor_sizes=[[8]] * 3, anchor_z_ratios=(1.0,), mask_branch=False
-        ).eval()
+        return MaskRCNN(FPN(body, out_channels=8), anchors={"sizes": [[8]] * 3, "z_ratios": (1.0,)}, mask=None).eval()
 
     flat, solid = spread_out(make(2), seed), make(3)
     lifted = inflate(solid, flat.state_dict())
@@ -135,8 +131,10 @@ def test_a_volume_of_one_plane_repeated_scores_as_the_plane(seed, depth):
 def test_losses_do_not_care_about_the_order_of_objects(ndim, seed, order):
     generator = torch.Generator().manual_seed(seed)
     # where all anchors and regions are sampled, none are drawn
-    everything = {"rpn_batch_size_per_image": 10**6, "box_batch_size_per_image": 10**6}
-    network = spread_out(MaskRCNN(**{**detector(ndim).settings(), **everything}), seed)
+    settings = detector(ndim).settings()
+    for part in ("rpn", "box"):
+        settings[part]["batch_size_per_image"] = 10**6
+    network = spread_out(MaskRCNN(**settings), seed)
     shape = SHAPE[-ndim:]
     low = torch.stack([torch.randint(0, size - 8, (3,), generator=generator) for size in shape], dim=1)
     boxes = torch.cat((low - 0.5, low + 6.5), dim=1) + 0.1 * torch.rand(3, 2 * ndim, generator=generator)

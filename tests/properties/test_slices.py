@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from voxelry.core.space import Space
 from voxelry.data.slices.augment import SliceAugment, move_space
-from voxelry.data.slices.choice import choose_cuts
+from voxelry.data.slices.choice import Choice, choose_cuts
 from voxelry.data.slices.cut import draw_click, plane_normal
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.pointmaps import PointmapNormaliser, masked_pointmap, resize_pointmap
@@ -33,7 +33,7 @@ def ball() -> np.ndarray:
 def test_the_pointmap_of_an_augmented_slice_lies_on_the_augmented_truths_plane(seed, method):
     space, mask, generator = tilted(seed), ball(), np.random.default_rng(seed)
     labels = torch.from_numpy(mask.astype(np.int64))
-    cut = choose_cuts(mask, space, method=method, generator=generator, min_pixels=20, reach=25.0)[0]
+    cut = choose_cuts(mask, space, Choice(method=method, min_pixels=20, reach=25.0), generator)[0]
     sample = cut.take(labels[None].float(), labels, space)
     sample = sample.replace(
         click=draw_click(sample.mask, generator), pointmap=masked_pointmap(sample.space, sample.mask)

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
+from voxelry.core.settings import Configured
 
 __all__ = ["Backbone", "every_second", "product"]
 
 
-class Backbone(nn.Module):
+class Backbone(Configured, nn.Module):
     """Levels of features of an image, `(B, in_channels, *S) -> {level: (B, C, *ceil(S / stride))}`.
 
     Attributes:
@@ -31,11 +32,6 @@ class Backbone(nn.Module):
     in_channels: int
     out_channels: dict[str, int]
     strides: dict[str, tuple[int, ...]]
-    _settings: dict[str, Any]
-
-    def settings(self) -> dict[str, Any]:
-        """Plain keywords from which the class builds this backbone again."""
-        return dict(self._settings)
 
     def describe(self) -> dict[str, Any]:
         """`settings()` and the name, from which `build_backbone` builds it again."""

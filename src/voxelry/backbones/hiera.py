@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from voxelry.backbones.base import Backbone
 from voxelry.backbones.hiera_units import HieraBlock, from_units, reroll, unroll
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
+from voxelry.core.settings import settle
 from voxelry.nn import nd
 
 __all__ = ["Hiera"]
@@ -39,14 +41,11 @@ class PatchEmbedding(nn.Module):
         return self.proj(x).movedim(1, -1)
 
 
-class Hiera(Backbone):
-    """Transformer whose stages halve the grid by pooling queries; attention stays in mask units where it is fine.
+@dataclass(frozen=True, kw_only=True)
+class HieraSettings:
+    """A hierarchical transformer.
 
-    As a backbone: `(B, C, *S)` to the last feature map of each resolution, named by stride (`p2` is stride 4),
-    channels first, without normalisation. An image of any size is padded by its own border to whole mask units and
-    the maps are cut back to `ceil(S / stride)`; positions are interpolated when the grid isn't that of `input_size`.
-
-    Args:
+    Attributes:
         ndim: number of spatial axes.
         in_channels: of the image.
         input_size: voxels per axis that the table of positions is laid out for.
@@ -69,124 +68,115 @@ class Hiera(Backbone):
         head_activation: `softmax` answers probabilities in eval mode, as the original does; None for logits always.
         unit_order: `boxes`: mask units are boxes of the image. `strided`: as the original lays them out, which
             differs where `mask_unit_size` isn't `q_stride ** (len(stages) - 1)`; there its units interleave.
+    """
+
+    ndim: int
+    in_channels: int = 1
+    input_size: Size = 64
+    embed_dim: int = 96
+    heads: int = 1
+    stages: Sequence[int] = (2, 3, 16, 3)
+    q_pool: int = 3
+    q_stride: Size = 2
+    mask_unit_size: Size = 8
+    mask_unit_attention: Sequence[bool] = MASK_UNIT_ATTENTION
+    dim_mul: float = 2.0
+    head_mul: float = 2.0
+    patch_kernel: Size = 7
+    patch_stride: Size = 4
+    patch_padding: Size = 3
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.0
+    sep_pos_embed: bool = False
+    num_classes: int | None = None
+    head_dropout: float = 0.0
+    head_init_scale: float = 0.001
+    head_activation: str | None = None
+    unit_order: str = "boxes"
+
+
+class Hiera(Backbone):
+    """Transformer whose stages halve the grid by pooling queries; attention stays in mask units where it is fine.
+
+    As a backbone: `(B, C, *S)` to the last feature map of each resolution, named by stride (`p2` is stride 4),
+    channels first, without normalisation. An image of any size is padded by its own border to whole mask units and
+    the maps are cut back to `ceil(S / stride)`; positions are interpolated when the grid isn't that of `input_size`.
 
     Raises:
         SettingError: strides, units and stages that don't go together.
     """
 
+    Settings = HieraSettings
+
     name = "hiera"
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        in_channels: int = 1,
-        input_size: Size = 64,
-        embed_dim: int = 96,
-        heads: int = 1,
-        stages: Sequence[int] = (2, 3, 16, 3),
-        q_pool: int = 3,
-        q_stride: Size = 2,
-        mask_unit_size: Size = 8,
-        mask_unit_attention: Sequence[bool] = MASK_UNIT_ATTENTION,
-        dim_mul: float = 2.0,
-        head_mul: float = 2.0,
-        patch_kernel: Size = 7,
-        patch_stride: Size = 4,
-        patch_padding: Size = 3,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        sep_pos_embed: bool = False,
-        num_classes: int | None = None,
-        head_dropout: float = 0.0,
-        head_init_scale: float = 0.001,
-        head_activation: str | None = None,
-        unit_order: str = "boxes",
-    ):
+    def __init__(self, **settings: Any):
         super().__init__()
-        self.ndim, self.in_channels = ndim, in_channels
-        self.input_size: Shape = per_axis(input_size, ndim, "input_size")
-        self.q_stride: Shape = per_axis(q_stride, ndim, "q_stride")
-        self.mask_unit_size: Shape = per_axis(mask_unit_size, ndim, "mask_unit_size")
-        self.patch_stride: Shape = per_axis(patch_stride, ndim, "patch_stride")
-        kernel: Shape = per_axis(patch_kernel, ndim, "patch_kernel")
-        padding: Shape = per_axis(patch_padding, ndim, "patch_padding")
-        self.stages, self.q_pool = tuple(stages), q_pool
-        self._check(kernel, padding, unit_order)
-        self.schedule = self._schedule(unit_order)
+        own = self._settings = settle(HieraSettings, settings)
+        self.ndim, self.in_channels = own.ndim, own.in_channels
+        self.input_size: Shape = per_axis(own.input_size, own.ndim, "input_size")
+        self.q_stride: Shape = per_axis(own.q_stride, own.ndim, "q_stride")
+        self.mask_unit_size: Shape = per_axis(own.mask_unit_size, own.ndim, "mask_unit_size")
+        self.patch_stride: Shape = per_axis(own.patch_stride, own.ndim, "patch_stride")
+        kernel: Shape = per_axis(own.patch_kernel, own.ndim, "patch_kernel")
+        padding: Shape = per_axis(own.patch_padding, own.ndim, "patch_padding")
+        self.stages, self.q_pool = tuple(own.stages), own.q_pool
+        self._check(kernel, padding, own.unit_order)
+        self.schedule = self._schedule(own.unit_order)
         # tokens per axis come in whole tiles: all that is pooled, and the mask units where they are boxes
         self.tile: Shape = tuple(math.prod(sizes) for sizes in zip(*self.schedule, strict=True))
         self.grid = self.token_grid(self.input_size)
-        self.sep_pos_embed = sep_pos_embed
-        self._settings: dict[str, Any] = {
-            "ndim": ndim,
-            "in_channels": in_channels,
-            "input_size": list(self.input_size),
-            "embed_dim": embed_dim,
-            "heads": heads,
-            "stages": list(stages),
-            "q_pool": q_pool,
-            "q_stride": list(self.q_stride),
-            "mask_unit_size": list(self.mask_unit_size),
-            "mask_unit_attention": [bool(flag) for flag in mask_unit_attention],
-            "dim_mul": dim_mul,
-            "head_mul": head_mul,
-            "patch_kernel": list(kernel),
-            "patch_stride": list(self.patch_stride),
-            "patch_padding": list(padding),
-            "mlp_ratio": mlp_ratio,
-            "drop_path": drop_path,
-            "sep_pos_embed": sep_pos_embed,
-            "num_classes": num_classes,
-            "head_dropout": head_dropout,
-            "head_init_scale": head_init_scale,
-            "head_activation": head_activation,
-            "unit_order": unit_order,
-        }
-
+        self.sep_pos_embed = own.sep_pos_embed
         self.patch_embed = PatchEmbedding(
-            in_channels, embed_dim, kernel=kernel, stride=self.patch_stride, padding=padding
+            own.in_channels, own.embed_dim, kernel=kernel, stride=self.patch_stride, padding=padding
         )
-        if sep_pos_embed:
-            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, self.grid[0], embed_dim))
-            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(self.grid[1:]), embed_dim))
+        if own.sep_pos_embed:
+            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, self.grid[0], own.embed_dim))
+            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, math.prod(self.grid[1:]), own.embed_dim))
         else:
-            self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), embed_dim))
+            self.pos_embed = nn.Parameter(torch.zeros(1, math.prod(self.grid), own.embed_dim))
+        self.blocks, self.dims = self._make_blocks(own)
+        first_level = round(math.log2(max(self.patch_stride)))
+        names = [f"p{first_level + level}" for level in range(own.q_pool + 1)]
+        dim = self.dims[-1]
+        self.out_channels = dict(zip(names, [*self.dims[: own.q_pool], dim], strict=True))
+        self.strides = {name: self._stride(level) for level, name in enumerate(names)}
+        self.norm = self.head = None
+        if own.num_classes is not None:
+            self.norm = nn.LayerNorm(dim, eps=1e-6)
+            self.head = Classifier(dim, own.num_classes, own.head_dropout, own.head_activation)
+        self._initialise(own.head_init_scale)
 
-        self.blocks, self.dims = nn.ModuleList(), []
-        flags = [*mask_unit_attention, *[False] * len(self.stages)]
+    def _make_blocks(self, own: HieraSettings) -> tuple[nn.ModuleList, list[int]]:
+        """All blocks, and the channels of each stage."""
+        blocks, dims = nn.ModuleList(), []
+        flags = [*own.mask_unit_attention, *[False] * len(self.stages)]
         last = max(sum(self.stages) - 1, 1)
-        dim, window, pooling = embed_dim, math.prod(self.mask_unit_size), math.prod(self.q_stride)
+        dim, heads = own.embed_dim, own.heads
+        window, pooling = math.prod(self.mask_unit_size), math.prod(self.q_stride)
         for stage, depth in enumerate(self.stages):
             for index in range(depth):
                 first = stage > 0 and index == 0
-                dim_out = int(dim * dim_mul) if first else dim
-                heads = int(heads * head_mul) if first else heads
-                pools = first and stage <= q_pool
+                dim_out = int(dim * own.dim_mul) if first else dim
+                heads = int(heads * own.head_mul) if first else heads
+                pools = first and stage <= own.q_pool
                 window = window // pooling if pools else window
                 # the block that pools still reads the finer grid, so it attends as the stage before it
                 local = flags[stage - 1] if first else flags[stage]
-                self.blocks.append(
+                blocks.append(
                     HieraBlock(
                         dim,
                         dim_out,
                         heads,
                         stride=pooling if pools else 1,
                         window=window if local else None,
-                        mlp_ratio=mlp_ratio,
-                        drop_path=drop_path * len(self.blocks) / last,
+                        mlp_ratio=own.mlp_ratio,
+                        drop_path=own.drop_path * len(blocks) / last,
                     )
                 )
                 dim = dim_out
-            self.dims.append(dim)
-
-        first_level = round(math.log2(max(self.patch_stride)))
-        names = [f"p{first_level + level}" for level in range(q_pool + 1)]
-        self.out_channels = dict(zip(names, [*self.dims[:q_pool], dim], strict=True))
-        self.strides = {name: self._stride(level) for level, name in enumerate(names)}
-        self.norm = nn.LayerNorm(dim, eps=1e-6) if num_classes is not None else None
-        self.head = Classifier(dim, num_classes, head_dropout, head_activation) if num_classes is not None else None
-        self._initialise(head_init_scale)
+            dims.append(dim)
+        return blocks, dims
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Feature maps of each resolution, fine to coarse, `(B, C_level, *ceil(S / stride))`."""

@@ -7,8 +7,9 @@ With its defaults it is torchvision's `ResNet` without the classifier: the strid
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from voxelry.backbones.base import Backbone, product
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
-from voxelry.core.settings import plain
+from voxelry.core.settings import settle
 from voxelry.nn import nd
 from voxelry.nn.norm import make_norm
 
@@ -77,10 +78,11 @@ class Residual(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class ResNet(Backbone):
-    """Stem and up to four stages of residual blocks.
+@dataclass(frozen=True, kw_only=True)
+class ResNetSettings:
+    """A residual network.
 
-    Args:
+    Attributes:
         ndim: 2 or 3.
         in_channels: channels of the image.
         block: "basic" (two 3-wide convolutions) or "bottleneck" (1, 3, 1 wide, four times the channels out).
@@ -97,72 +99,81 @@ class ResNet(Backbone):
         norm: "batch", "frozen_batch", "group" or "layer".
         norm_eps: its constant.
         groups, group_width: of the 3-wide convolutions of bottlenecks (Xie et al. 2017, arXiv:1611.05431).
+    """
+
+    ndim: int
+    in_channels: int = 1
+    block: str = "basic"
+    layers: Sequence[int] = (2, 2, 2, 2)
+    levels: Sequence[str] | Mapping[str, str] = STAGES
+    width: int = 64
+    stem_kernel: int | Sequence[int] = 7
+    stem_stride: int | Sequence[int] = 2
+    pool_kernel: int | Sequence[int] = 3
+    pool_stride: int | Sequence[int] | None = 2
+    stage_strides: Sequence[int | Sequence[int]] = (1, 2, 2, 2)
+    dilated: Sequence[bool] = (False, False, False, False)
+    norm: str = "batch"
+    norm_eps: float = 1e-5
+    groups: int = 1
+    group_width: int = 64
+
+
+class ResNet(Backbone):
+    """Stem and up to four stages of residual blocks.
 
     Raises:
         SettingError: an unknown name, or numbers that do not fit together.
     """
 
+    Settings = ResNetSettings
+
     name: ClassVar[str] = "resnet"
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        in_channels: int = 1,
-        block: str = "basic",
-        layers: Sequence[int] = (2, 2, 2, 2),
-        levels: Sequence[str] | Mapping[str, str] = STAGES,
-        width: int = 64,
-        stem_kernel: int | Sequence[int] = 7,
-        stem_stride: int | Sequence[int] = 2,
-        pool_kernel: int | Sequence[int] = 3,
-        pool_stride: int | Sequence[int] | None = 2,
-        stage_strides: Sequence[int | Sequence[int]] = (1, 2, 2, 2),
-        dilated: Sequence[bool] = (False, False, False, False),
-        norm: str = "batch",
-        norm_eps: float = 1e-5,
-        groups: int = 1,
-        group_width: int = 64,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    def __init__(self, **settings: Any):
         super().__init__()
-        self._settings = plain(settings)
-        self.ndim, self.in_channels = check_ndim(ndim), in_channels
-        self.levels = dict(levels) if isinstance(levels, Mapping) else {level: level for level in levels}
-        count = check_stages(self.levels, layers, stage_strides, dilated)
-        kernel, window = per_axis(stem_kernel, ndim, "stem_kernel"), per_axis(pool_kernel, ndim, "pool_kernel")
+        own = self._settings = settle(ResNetSettings, settings)
+        self.ndim, self.in_channels = check_ndim(own.ndim), own.in_channels
+        self.levels = dict(own.levels) if isinstance(own.levels, Mapping) else {level: level for level in own.levels}
+        count = check_stages(self.levels, own.layers, own.stage_strides, own.dilated)
+        kernel, window = (
+            per_axis(own.stem_kernel, own.ndim, "stem_kernel"),
+            per_axis(own.pool_kernel, own.ndim, "pool_kernel"),
+        )
         if any(size % 2 == 0 for size in (*kernel, *window)):
             raise SettingError(f"stem_kernel, pool_kernel: expected odd widths, got {kernel} and {window}")
-        stride = per_axis(stem_stride, ndim, "stem_stride")
-        self.stem = ConvNorm(in_channels, width, kernel, ndim=ndim, stride=stride, norm=norm, eps=norm_eps)
+        stride = per_axis(own.stem_stride, own.ndim, "stem_stride")
+        self.stem = ConvNorm(
+            own.in_channels, own.width, kernel, ndim=own.ndim, stride=stride, norm=own.norm, eps=own.norm_eps
+        )
         self.pool_kernel = window
-        self.pool_stride = None if pool_stride is None else per_axis(pool_stride, ndim, "pool_stride")
-        total = product(stride, self.pool_stride or (1,) * ndim)
+        self.pool_stride = None if own.pool_stride is None else per_axis(own.pool_stride, own.ndim, "pool_stride")
+        total = product(stride, self.pool_stride or (1,) * own.ndim)
         self.stages = nn.ModuleList()
         self.out_channels, self.strides = {}, {}
-        channels, dilation = width, (1,) * ndim
+        channels, dilation = own.width, (1,) * own.ndim
         for stage, name in enumerate(STAGES[:count]):
-            step = per_axis(stage_strides[stage], ndim, "stage_strides")
+            step = per_axis(own.stage_strides[stage], own.ndim, "stage_strides")
             blocks: list[nn.Module] = []
-            before, dilation = dilation, product(dilation, step) if dilated[stage] else dilation
-            for index in range(layers[stage]):
+            before, dilation = dilation, product(dilation, step) if own.dilated[stage] else dilation
+            for index in range(own.layers[stage]):
                 first = index == 0
                 made = make_block(
-                    block,
+                    own.block,
                     channels,
-                    width << stage,
-                    ndim=ndim,
-                    stride=step if first and not dilated[stage] else (1,) * ndim,
+                    own.width << stage,
+                    ndim=own.ndim,
+                    stride=step if first and not own.dilated[stage] else (1,) * own.ndim,
                     dilations=(before if first else dilation, dilation),
-                    norm=norm,
-                    eps=norm_eps,
-                    groups=groups,
-                    group_width=group_width,
+                    norm=own.norm,
+                    eps=own.norm_eps,
+                    groups=own.groups,
+                    group_width=own.group_width,
                 )
                 channels = made.layers[-1].conv.out_channels  # type: ignore[union-attr, assignment]
                 blocks.append(made)
             self.stages.append(nn.Sequential(*blocks))
-            total = total if dilated[stage] else product(total, step)
+            total = total if own.dilated[stage] else product(total, step)
             if name in self.levels:
                 self.out_channels[self.levels[name]] = channels
                 self.strides[self.levels[name]] = total

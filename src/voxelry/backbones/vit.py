@@ -7,8 +7,9 @@ them attending in windows only, absolute and relative positions, no class token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import log2
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.backbones.base import Backbone
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
-from voxelry.core.settings import plain
+from voxelry.core.settings import settle
 from voxelry.nn import nd
 from voxelry.nn.drop_path import DropPath
 from voxelry.nn.norm import ChannelNorm
@@ -138,10 +139,11 @@ class TransformerBlock(nn.Module):
         return self.residual(x + self.drop_path(self.mlp(self.norm2(x))))
 
 
-class ViT(Backbone):
-    """Transformer on patches, one level with the stride of a patch.
+@dataclass(frozen=True, kw_only=True)
+class ViTSettings:
+    """A plain vision transformer.
 
-    Args:
+    Attributes:
         ndim: 2 or 3.
         in_channels: channels of the image.
         image_size: voxels per axis for which tables of relative positions are made; other sizes resize them.
@@ -163,70 +165,76 @@ class ViT(Backbone):
         partial: what becomes of a patch that hangs over the end of an axis: "keep" fills it up with the border's
             values; "drop" leaves it out where it isn't the only one, as detectron2 does, and the level is smaller than
             `ceil(S / stride)`.
+    """
+
+    ndim: int
+    in_channels: int = 1
+    image_size: int | Sequence[int] = 256
+    patch_size: int | Sequence[int] = 16
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    drop_path: float = 0.0
+    window_size: int | Sequence[int] = 14
+    window_blocks: Sequence[int] | str = ()
+    residual_blocks: Sequence[int] | int = ()
+    relative_positions: bool = True
+    absolute_positions: bool = True
+    pretrain_size: int | Sequence[int] | None = None
+    checkpointing: bool = False
+    partial: str = "keep"
+
+
+class ViT(Backbone):
+    """Transformer on patches, one level with the stride of a patch.
 
     Raises:
         SettingError: numbers that do not fit together.
     """
 
+    Settings = ViTSettings
+
     name: ClassVar[str] = "vit"
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        in_channels: int = 1,
-        image_size: int | Sequence[int] = 256,
-        patch_size: int | Sequence[int] = 16,
-        dim: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_path: float = 0.0,
-        window_size: int | Sequence[int] = 14,
-        window_blocks: Sequence[int] | str = (),
-        residual_blocks: Sequence[int] | int = (),
-        relative_positions: bool = True,
-        absolute_positions: bool = True,
-        pretrain_size: int | Sequence[int] | None = None,
-        checkpointing: bool = False,
-        partial: str = "keep",
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    def __init__(self, **settings: Any):
         super().__init__()
-        self._settings = plain(settings)
-        self.ndim, self.in_channels, self.checkpointing = check_ndim(ndim), in_channels, checkpointing
-        self.patch_size, self.partial = per_axis(patch_size, ndim, "patch_size"), partial
-        if partial not in ("keep", "drop"):
-            raise SettingError(f"partial: expected keep or drop, got {partial!r}")
-        grid = self.grid(per_axis(image_size, ndim, "image_size"))
-        pretrained = grid if pretrain_size is None else self.grid(per_axis(pretrain_size, ndim, "pretrain_size"))
-        window = per_axis(window_size, ndim, "window_size")
-        everywhere = window_blocks == "all" and not max(window)
-        windowed = [] if everywhere else chosen_blocks(window_blocks, depth, "window_blocks")
-        followed = chosen_blocks(residual_blocks, depth, "residual_blocks")
+        own = self._settings = settle(ViTSettings, settings)
+        self.ndim, self.in_channels, self.checkpointing = check_ndim(own.ndim), own.in_channels, own.checkpointing
+        self.patch_size, self.partial = per_axis(own.patch_size, own.ndim, "patch_size"), own.partial
+        if own.partial not in ("keep", "drop"):
+            raise SettingError(f"partial: expected keep or drop, got {own.partial!r}")
+        grid = self.grid(per_axis(own.image_size, own.ndim, "image_size"))
+        pretrained = (
+            grid if own.pretrain_size is None else self.grid(per_axis(own.pretrain_size, own.ndim, "pretrain_size"))
+        )
+        window = per_axis(own.window_size, own.ndim, "window_size")
+        everywhere = own.window_blocks == "all" and not max(window)
+        windowed = [] if everywhere else chosen_blocks(own.window_blocks, own.depth, "window_blocks")
+        followed = chosen_blocks(own.residual_blocks, own.depth, "residual_blocks")
         if windowed and min(window) < 1:
             raise SettingError(f"window_size: expected at least 1 token, got {window}")
-        self.patches = nd.conv(ndim)(in_channels, dim, self.patch_size, stride=self.patch_size)
-        self.positions = AbsolutePositions(dim, pretrained) if absolute_positions else None
+        self.patches = nd.conv(own.ndim)(own.in_channels, own.dim, self.patch_size, stride=self.patch_size)
+        self.positions = AbsolutePositions(own.dim, pretrained) if own.absolute_positions else None
         self.blocks = nn.ModuleList()
-        for index, rate in enumerate(torch.linspace(0, drop_path, depth, device="cpu").tolist()):
-            own = window if index in windowed else None
+        for index, rate in enumerate(torch.linspace(0, own.drop_path, own.depth, device="cpu").tolist()):
+            part = window if index in windowed else None
             self.blocks.append(
                 TransformerBlock(
-                    dim,
-                    heads,
-                    ndim=ndim,
-                    mlp_ratio=mlp_ratio,
+                    own.dim,
+                    own.heads,
+                    ndim=own.ndim,
+                    mlp_ratio=own.mlp_ratio,
                     drop_path=rate,
-                    window=own,
-                    grid=(own or grid) if relative_positions else None,
-                    bias=qkv_bias,
+                    window=part,
+                    grid=(part or grid) if own.relative_positions else None,
+                    bias=own.qkv_bias,
                     residual=index in followed,
                 )
             )
         level = level_name(self.patch_size)
-        self.out_channels, self.strides = {level: dim}, {level: self.patch_size}
+        self.out_channels, self.strides = {level: own.dim}, {level: self.patch_size}
 
     def grid(self, size: Sequence[int]) -> tuple[int, ...]:
         """Patches per axis that cover an image of that size."""

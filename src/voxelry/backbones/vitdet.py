@@ -3,79 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone, every_second
-from voxelry.backbones.vit import EPS, ViT, level_name, whole_windows
+from voxelry.backbones.vit import EPS, ViT, ViTSettings, level_name, whole_windows
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
-from voxelry.core.settings import plain
+from voxelry.core.settings import own_fields, settle
 from voxelry.nn import nd
 from voxelry.nn.norm import ChannelNorm
 
 __all__ = ["PyramidLevel", "ViTDet"]
 
 
-class ViTDet(Backbone):
-    """A `ViT` and levels made from its last features alone (section 3, figure 2c).
+@dataclass(frozen=True, kw_only=True)
+class ViTDetSettings(ViTSettings):
+    """A plain vision transformer and the pyramid on it.
 
-    Args:
-        ndim, in_channels, image_size, patch_size, dim, depth, heads, mlp_ratio, qkv_bias, drop_path, window_size,
-            window_blocks, residual_blocks, relative_positions, absolute_positions, pretrain_size, checkpointing,
-            partial: of `ViT`; the last also decides about windows of a maximum that hang over the end.
+    Those of `ViTSettings`, of which `partial` also decides about windows of a maximum that hang over the end.
+
+    Attributes:
         scale_factors: size of each level relative to the grid of patches, a power of two, each one number or one
             per axis. A level is named by its largest stride, "p2" for 4.
         out_channels: channels of every level.
         norm: whether layer normalisation follows the last two convolutions of a level, which have no bias then.
         extra: "maxpool" adds a level, every second voxel of the coarsest; None adds nothing.
+    """
+
+    scale_factors: Sequence[float | Sequence[float]] = (4.0, 2.0, 1.0, 0.5)
+    out_channels: int = 256
+    norm: bool = True
+    extra: str | None = None
+
+
+class ViTDet(Backbone):
+    """A `ViT` and levels made from its last features alone (section 3, figure 2c).
 
     Raises:
         SettingError: numbers that do not fit together, or an unknown name.
     """
 
+    Settings = ViTDetSettings
+
     name: ClassVar[str] = "vitdet"
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        in_channels: int = 1,
-        image_size: int | Sequence[int] = 256,
-        patch_size: int | Sequence[int] = 16,
-        dim: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_path: float = 0.0,
-        window_size: int | Sequence[int] = 14,
-        window_blocks: Sequence[int] | str = (),
-        residual_blocks: Sequence[int] | int = (),
-        relative_positions: bool = True,
-        absolute_positions: bool = True,
-        pretrain_size: int | Sequence[int] | None = None,
-        checkpointing: bool = False,
-        partial: str = "keep",
-        scale_factors: Sequence[float | Sequence[float]] = (4.0, 2.0, 1.0, 0.5),
-        out_channels: int = 256,
-        norm: bool = True,
-        extra: str | None = None,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    def __init__(self, **settings: Any):
         super().__init__()
-        self._settings = plain(settings)
-        own = ("scale_factors", "out_channels", "norm", "extra")
-        self.vit = ViT(**{name: value for name, value in settings.items() if name not in own})
-        self.ndim, self.in_channels, self.extra = self.vit.ndim, in_channels, extra
-        if extra not in ("maxpool", None):
-            raise SettingError(f"extra: expected maxpool or None, got {extra!r}")
+        own = self._settings = settle(ViTDetSettings, settings)
+        self.vit = ViT(**own_fields(own, ViTSettings))
+        self.ndim, self.in_channels, self.extra = self.vit.ndim, own.in_channels, own.extra
+        if own.extra not in ("maxpool", None):
+            raise SettingError(f"extra: expected maxpool or None, got {own.extra!r}")
         self.strides = {}
         self.pyramid = nn.ModuleDict()
-        scales = [tuple(Fraction(one) for one in per_axis(scale, ndim, "scale_factors")) for scale in scale_factors]
+        scales = [
+            tuple(Fraction(one) for one in per_axis(scale, own.ndim, "scale_factors")) for scale in own.scale_factors
+        ]
         for scale in sorted(scales, reverse=True):
             stride = self._stride(scale)
             level = level_name(stride)
@@ -83,11 +71,11 @@ class ViTDet(Backbone):
                 raise SettingError(f"scale_factors: two levels are called {level}, of strides "
                                    f"{self.strides[level]} and {stride}")  # fmt: skip
             self.strides[level] = stride
-            self.pyramid[level] = PyramidLevel(dim, out_channels, scale, norm=norm, partial=partial)
-        if extra is not None:
+            self.pyramid[level] = PyramidLevel(own.dim, own.out_channels, scale, norm=own.norm, partial=own.partial)
+        if own.extra is not None:
             coarsest = list(self.strides.values())[-1]
             self.strides[level_name([2 * step for step in coarsest])] = tuple(2 * step for step in coarsest)
-        self.out_channels = dict.fromkeys(self.strides, out_channels)
+        self.out_channels = dict.fromkeys(self.strides, own.out_channels)
 
     def _stride(self, scale: Sequence[Fraction]) -> tuple[int, ...]:
         strides = [side / one if one > 0 else Fraction(0) for side, one in zip(self.vit.patch_size, scale, strict=True)]

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import voxelry
+from voxelry.bundle.earlier import network_of_today
 from voxelry.bundle.registry import TASKS, recipe_named, recipe_of
 from voxelry.bundle.template import read_template, template_record
 from voxelry.core.atomic import replacing
@@ -189,6 +190,7 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
         raise CheckpointError(f"{config_path}: not plain YAML") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ConfigError(f"{config_path}: format: expected {FORMAT}")
+    config["network"] = network_of_today(config.get("network"))
     changes = dict(changes or {})
     choice = {name.removeprefix(_METRICS): changes.pop(name) for name in list(changes) if name.startswith(_METRICS)}
     task = build(_changed(config, changes, config_path), config_path)
@@ -210,11 +212,14 @@ def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -
     name = str(parts["task"].get("name"))
     allowed = recipe_named(name).adjustable if name in TASKS else ()
     for name, value in changes.items():
-        part, _, key = name.partition(".")
-        if name not in allowed or key not in parts[part]:
+        *path, key = name.split(".")
+        place: dict[str, Any] = parts
+        for step in path:
+            place[step] = place = dict(place.get(step) or {})
+        if name not in allowed or key not in place:
             known = ", ".join([*allowed, *(f"{_METRICS}{choice.name}" for choice in fields(MetricChoice))])
             raise SettingError(f"{name}: not a setting of {source} that can be changed; expected one of {known}")
-        parts[part][key] = value
+        place[key] = value
     return {**config, **parts}
 
 

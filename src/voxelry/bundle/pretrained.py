@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from voxelry.backbones.base import Backbone
 from voxelry.bundle.bundle import read_bundle
 from voxelry.bundle.checkpoint import read_checkpoint
+from voxelry.bundle.earlier import network_of_today
 from voxelry.bundle.seen import cases_of_parts, lineage
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.rank import per_axis
@@ -146,7 +147,7 @@ def cases_seen_by(path: Path) -> list[dict[str, Any]]:
 def _of_checkpoint(path: Path) -> Pretrained:
     checkpoint = read_checkpoint(path)
     description = checkpoint.get("voxelry", {})
-    settings = dict(description.get("network", {}))
+    settings = network_of_today(description.get("network", {}))
     kind = settings.pop("name", None)
     if kind not in NETWORKS:
         raise CheckpointError(f"{path}: the network's settings are missing; expected a checkpoint of a voxelry run")

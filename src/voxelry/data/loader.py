@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from voxelry.data.collate import collate
 from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 
-__all__ = ["ClosedPasses", "EndlessOrder", "evaluation_loader", "pass_loader", "training_loader"]
+__all__ = ["ClosedPasses", "EndlessOrder", "Loading", "evaluation_loader", "pass_loader", "training_loader"]
 
 
 class EndlessOrder(Sampler[int]):
@@ -108,100 +109,75 @@ class _Passes(Dataset[Sample]):
         return self.dataset.sample(index, epoch=number)
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How a process loads its samples.
+
+    Attributes:
+        batch_size: samples in a batch of this process.
+        num_workers: processes that read; None takes what suits the machine: none without a GPU, else up to eight.
+        pin_memory: whether batches go to pinned memory where there is a GPU.
+        rank, world_size: of several processes that share the samples, which one this is.
+    """
+
+    batch_size: int = 1
+    num_workers: int | None = None
+    pin_memory: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+
 def training_loader(
     dataset: SampleSource,
+    loading: Loading,
     *,
-    batch_size: int,
     seed: int,
     batches_taken: Callable[[], int] = int,
     closed: bool = False,
-    num_workers: int | None = None,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
 ) -> DataLoader[Any]:
     """A loader that starts after `batches_taken()` batches of this process, endless or of single passes.
 
     Args:
         closed: end with the pass that is under way, see `ClosedPasses`.
-        num_workers: None takes what suits the machine: none without a GPU, else up to eight.
     """
-    common: dict[str, Any] = {"seed": seed, "rank": rank, "world_size": world_size}
+    common: dict[str, Any] = {"seed": seed, "rank": loading.rank, "world_size": loading.world_size}
     if closed:
-        passes = ClosedPasses(len(dataset), batch_size=batch_size, taken=batches_taken, **common)
-        sampling: dict[str, Any] = {"batch_sampler": passes}
-    else:
-        order = EndlessOrder(len(dataset), start=batches_taken() * batch_size * world_size, **common)
-        sampling = {"batch_size": batch_size, "sampler": order}
-    return DataLoader(
-        _Passes(dataset),
-        collate_fn=getattr(dataset, "collate", collate),
-        **sampling,
-        **_workers(dataset, num_workers, pin_memory),
-    )
+        passes = ClosedPasses(len(dataset), batch_size=loading.batch_size, taken=batches_taken, **common)
+        return _loader(dataset, _Passes(dataset), loading, batch_sampler=passes)
+    start = batches_taken() * loading.batch_size * loading.world_size
+    order = EndlessOrder(len(dataset), start=start, **common)
+    return _loader(dataset, _Passes(dataset), loading, batch_size=loading.batch_size, sampler=order)
 
 
-def pass_loader(
-    dataset: SampleSource,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    num_workers: int | None = None,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader[Any]:
-    """One pass over the training samples each time it is gone through, every pass shuffled and augmented anew.
-
-    Args:
-        num_workers, rank, world_size: as in `training_loader` with `closed`.
-    """
+def pass_loader(dataset: SampleSource, loading: Loading, *, seed: int = 0) -> DataLoader[Any]:
+    """One pass over the training samples each time it is gone through, every pass shuffled and augmented anew."""
     passes = itertools.count()
-    batches = math.ceil(math.ceil(len(dataset) / world_size) / batch_size)
-    return training_loader(
-        dataset,
-        batch_size=batch_size,
-        seed=seed,
-        batches_taken=lambda: next(passes) * batches,
-        closed=True,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        rank=rank,
-        world_size=world_size,
-    )
+    batches = math.ceil(math.ceil(len(dataset) / loading.world_size) / loading.batch_size)
+    return training_loader(dataset, loading, seed=seed, batches_taken=lambda: next(passes) * batches, closed=True)
 
 
-def evaluation_loader(
-    dataset: SampleSource,
-    *,
-    batch_size: int = 1,
-    num_workers: int | None = None,
-    pin_memory: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-) -> DataLoader[Any]:
+def evaluation_loader(dataset: SampleSource, loading: Loading = Loading()) -> DataLoader[Any]:
     """Every sample once, in order; of several processes, each gets every `world_size`-th sample from its rank on.
 
     A process for which none is left gets another one's sample, since all of them have to go through
     an evaluation together.
     """
-    count = len(dataset)
-    places = range(rank, count, world_size) or ([rank % count] if count else [])
-    return DataLoader(
-        cast("Dataset[Sample]", dataset),
-        batch_size=batch_size,
-        sampler=places,
-        collate_fn=getattr(dataset, "collate", collate),
-        **_workers(dataset, num_workers, pin_memory),
-    )
+    count, rank = len(dataset), loading.rank
+    places = range(rank, count, loading.world_size) or ([rank % count] if count else [])
+    samples = cast("Dataset[Sample]", dataset)
+    return _loader(dataset, samples, loading, batch_size=loading.batch_size, sampler=places)
 
 
-def _workers(dataset: SampleSource, count: int | None, pin_memory: bool) -> dict[str, Any]:
+def _loader(dataset: SampleSource, samples: Dataset[Sample], loading: Loading, **sampling: Any) -> DataLoader[Any]:
+    count = loading.num_workers
     if count is None:
         count = min(8, (os.cpu_count() or 1) - 1) if torch.cuda.is_available() else 0
-    return {
-        "num_workers": count,
-        "multiprocessing_context": getattr(dataset, "start_method", None) if count else None,
-        "persistent_workers": count > 0,
-        "pin_memory": pin_memory and torch.cuda.is_available(),
-    }
+    return DataLoader(
+        samples,
+        collate_fn=getattr(dataset, "collate", collate),
+        num_workers=count,
+        multiprocessing_context=getattr(dataset, "start_method", None) if count else None,
+        persistent_workers=count > 0,
+        pin_memory=loading.pin_memory and torch.cuda.is_available(),
+        **sampling,
+    )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
+from voxelry.core.settings import settle
 from voxelry.diffusion import samplers
 from voxelry.diffusion.flow import GOLDEN_RATIO
 from voxelry.diffusion.objectives import PREDICTIONS, sample_times
@@ -23,6 +24,55 @@ from voxelry.diffusion.schedules import Schedule, timesteps
 __all__ = ["TRAIN_STEPS", "Plan", "next_position"]
 
 TRAIN_STEPS = ("visited", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """A schedule, and how it is walked through when sampling.
+
+    Attributes:
+        schedule, n_timestep, linear_start, linear_end: see `Schedule.from_name`.
+        spacing: a rule or a list of time steps, see `diffusion.schedules.timesteps`.
+        eta: share of random noise in `ddim`, 0 for none.
+    """
+
+    schedule: str = "cosine"
+    n_timestep: int = 1000
+    linear_start: float = 1e-4
+    linear_end: float = 0.02
+    spacing: str | Sequence[int] = "trailing"
+    eta: float = 0.0
+
+    def make_schedule(self) -> Schedule:
+        """The schedule.
+
+        Raises:
+            SettingError: as `Schedule.from_name`.
+        """
+        return Schedule.from_name(self.schedule, steps=self.n_timestep, start=self.linear_start, end=self.linear_end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(ScheduleSettings):
+    """A `Plan` in plain values, as configurations and bundles hold them.
+
+    Attributes:
+        steps: how many time steps the rule is asked for; of no meaning for a list. The network is called once
+            for each, but by `heun` twice for all but the last: 2 steps are 3 calls, 3 steps 5.
+        sampler, objective, clip: see `Plan`.
+        train_steps: what training draws: `visited`, the steps of sampling; `all`, every step of the schedule, so
+            that any number of steps can be asked for later; or a list.
+    """
+
+    steps: int | None = 4
+    sampler: str = "ddim"
+    objective: str = "v"
+    clip: Sequence[float] | None = (-1.0, 1.0)
+    train_steps: str | Sequence[int] = "visited"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train_steps, str) and self.train_steps not in TRAIN_STEPS:
+            raise SettingError(f"train_steps: expected {', '.join(TRAIN_STEPS)} or a list, got {self.train_steps!r}")
 
 
 @dataclass(frozen=True)
@@ -73,54 +123,30 @@ class Plan:
         self._check_trained()
 
     @classmethod
-    def from_settings(
-        cls,
-        *,
-        schedule: str = "cosine",
-        n_timestep: int = 1000,
-        linear_start: float = 1e-4,
-        linear_end: float = 0.02,
-        spacing: str | Sequence[int] = "trailing",
-        steps: int | None = 4,
-        sampler: str = "ddim",
-        objective: str = "v",
-        clip: Sequence[float] | None = (-1.0, 1.0),
-        eta: float = 0.0,
-        train_steps: str | Sequence[int] = "visited",
-    ) -> Self:
-        """A plan from plain values, as configurations and bundles hold them.
-
-        Args:
-            schedule, n_timestep, linear_start, linear_end: see `Schedule.from_name`.
-            spacing: a rule or a list of time steps, see `diffusion.schedules.timesteps`.
-            steps: how many time steps the rule is asked for; of no meaning for a list. The network is called once
-                for each, but by `heun` twice for all but the last: 2 steps are 3 calls, 3 steps 5.
-            sampler, objective, clip, eta: see `Plan`.
-            train_steps: what training draws: `visited`, the steps of sampling; `all`, every step of the schedule, so
-                that any number of steps can be asked for later; or a list.
+    def from_settings(cls, **settings: Any) -> Self:
+        """A plan from the values of `PlanSettings`.
 
         Raises:
             SettingError: as `Plan`, `Schedule.from_name` and `timesteps`.
         """
-        chosen = Schedule.from_name(schedule, steps=n_timestep, start=linear_start, end=linear_end)
-        visited = tuple(timesteps(spacing, n_timestep, steps))
-        if isinstance(train_steps, str) and train_steps not in TRAIN_STEPS:
-            raise SettingError(f"train_steps: expected {', '.join(TRAIN_STEPS)} or a list, got {train_steps!r}")
-        trained: tuple[int, ...] | None
-        if isinstance(train_steps, str):
-            trained = None if train_steps == "all" else visited
-        else:
-            trained = tuple(timesteps(train_steps, n_timestep))
+        own = settle(PlanSettings, settings)
+        chosen = own.make_schedule()
+        visited = tuple(timesteps(own.spacing, own.n_timestep, own.steps))
+        trained: tuple[int, ...] | None = visited
+        if not isinstance(own.train_steps, str):
+            trained = tuple(timesteps(own.train_steps, own.n_timestep))
+        elif own.train_steps == "all":
+            trained = None
         return cls(
             schedule=chosen,
             steps=visited,
-            sampler=sampler,
-            objective=objective,
-            clip=None if clip is None else (float(clip[0]), float(clip[1])),
-            eta=float(eta),
+            sampler=own.sampler,
+            objective=own.objective,
+            clip=None if own.clip is None else (float(own.clip[0]), float(own.clip[1])),
+            eta=float(own.eta),
             trained=trained,
-            spacing=spacing if isinstance(spacing, str) else None,
-            count=steps if isinstance(spacing, str) else None,
+            spacing=own.spacing if isinstance(own.spacing, str) else None,
+            count=own.steps if isinstance(own.spacing, str) else None,
         )
 
     def settings(self) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any, TypeGuard, get_type_hints
 
 import torch
 import yaml
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from voxelry.backbones.build import BACKBONES
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import ConfigError, SettingError
+from voxelry.core.settings import Configured, settings_parts
 from voxelry.data.augment import Augment
 from voxelry.data.augment.intensity import IntensityAugment
 from voxelry.data.augment.spatial import SpatialAugment
@@ -36,7 +38,6 @@ from voxelry.engine.configs import groups, top_file
 from voxelry.engine.rules import fault_of
 from voxelry.io import IMAGE_OPTIONS, POINT_OPTIONS
 from voxelry.models.adapters.adapters import AdapterSettings
-from voxelry.models.unet import UNet
 
 __all__ = ["check_settings", "drop_defaults", "naming"]
 
@@ -153,7 +154,7 @@ def naming(*parts: str, keys: Mapping[str, Any] | None = None) -> Iterator[None]
         yield
     except (SettingError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         told = " ".join(str(error).split())
-        name = told.partition(":")[0]
+        name = re.split(r"[:.,]", told)[0]
         for part in parts:
             if keys is not None and name in (keys.get(part) or {}):
                 raise ConfigError(f"{part}.{told}") from error
@@ -173,7 +174,10 @@ def _unknown(part: Part, key: str, parts: list[Part]) -> str:
     group = part.name.partition(".")[0]
     same = [path for path in everything if path.rpartition(".")[2] == key]
     near = difflib.get_close_matches(key, list(map(str, part.hints)), n=1, cutoff=0.7)
+    # a part's name before its setting's, as in rpn_nms_thresh
+    joined = {path.removeprefix(f"{group}.").replace(".", "_"): path for path in everything if path.count(".") > 1}
     close = [
+        *(joined[name] for name in difflib.get_close_matches(key, list(joined), n=1, cutoff=0.9)),
         *(path for path in same if path.startswith(f"{group}.")),
         *(part.path(name) for name in near),
         *same,
@@ -214,6 +218,7 @@ def _made(name: str, node: Any, group: str) -> Iterator[Part]:
     if _takes_anything(callee):
         hints = dict.fromkeys(node, Any) | hints
     yield Part(name, node, hints, shipped)
+    inner = settings_parts(callee.Settings) if _is_configured(callee) else {}
     for key, value in node.items():
         path = f"{name}.{key}"
         if not isinstance(value, Mapping) or path in (*_OPEN, "model.backbone") or "_target_" in value:
@@ -222,8 +227,18 @@ def _made(name: str, node: Any, group: str) -> Iterator[Part]:
             yield from _backbone(path, value)
         elif path in _WORDS:
             yield Part(path, value, dict.fromkeys(_WORDS[path], float), {})
+        elif kind := inner.get(key):
+            yield from _nested(path, value, kind, _mapping(shipped.get(key)))
         elif isinstance(shipped.get(key), Mapping):
             yield from _listed(path, value, shipped[key])
+
+
+def _nested(name: str, node: Mapping[str, Any], kind: type, shipped: Mapping[str, Any]) -> Iterator[Part]:
+    """A part of settings that is a dataclass, with what is in it."""
+    yield Part(name, node, dict.fromkeys(shipped, Any) | get_type_hints(kind), shipped)
+    for key, inner in settings_parts(kind).items():
+        if isinstance(node.get(key), Mapping):
+            yield from _nested(f"{name}.{key}", node[key], inner, _mapping(shipped.get(key)))
 
 
 def _located(name: str, target: str) -> Any:
@@ -383,30 +398,31 @@ def _fields(kind: type) -> dict[str, Any]:
 def _parameters(callee: Callable[..., Any]) -> dict[str, Any]:
     """Parameters and their types; a class may hand keywords on to its base."""
     found: dict[str, Any] = {}
-    owners = inspect.getmro(callee)[:-1] if inspect.isclass(callee) else (callee,)
-    for owner in reversed(owners):
-        taken = inspect.signature(owner).parameters
+    hands_on = inspect.isclass(callee) and _takes_keywords(callee)
+    for owner in reversed(inspect.getmro(callee)[:-1] if hands_on else (callee,)):  # type: ignore[arg-type]
         hints = _hints(owner.__init__ if inspect.isclass(owner) else owner)
+        if _is_configured(owner):
+            hints |= get_type_hints(owner.Settings)
         found |= {
             name: hints.get(name, Any)
-            for name, parameter in taken.items()
+            for name, parameter in inspect.signature(owner).parameters.items()
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         }
-    if inspect.isclass(callee) and not issubclass(callee, UNet) and _hands_on(callee):
-        found = _parameters(UNet) | found
     return found
 
 
-def _hands_on(callee: type) -> bool:
-    """Whether a class takes keywords for a U-Net inside it."""
-    taken = inspect.signature(callee).parameters.values()
-    return any(one.kind is one.VAR_KEYWORD for one in taken) and "unet" in callee.__name__.lower()
+def _is_configured(callee: Any) -> TypeGuard[type[Configured]]:
+    return inspect.isclass(callee) and issubclass(callee, Configured) and hasattr(callee, "Settings")
 
 
 def _takes_anything(callee: Callable[..., Any]) -> bool:
     """Whether something of somebody's own takes keywords that it doesn't list."""
     own = not str(getattr(callee, "__module__", "")).startswith("voxelry.")
-    return own and any(one.kind is one.VAR_KEYWORD for one in inspect.signature(callee).parameters.values())
+    return own and _takes_keywords(callee)
+
+
+def _takes_keywords(callee: Callable[..., Any]) -> bool:
+    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(callee).parameters.values())
 
 
 def _hints(callee: Any) -> dict[str, Any]:

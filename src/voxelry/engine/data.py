@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from omegaconf import DictConfig
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from voxelry.data.loader import evaluation_loader, pass_loader
+from voxelry.data.loader import Loading, evaluation_loader, pass_loader
 from voxelry.data.parts import Splits
 from voxelry.tasks.recipe import Recipe
 
@@ -84,11 +84,14 @@ def build_data(
 
 def _loaders(splits: Splits, config: DictConfig, seed: int) -> Loaders:
     known = distributed.is_available() and distributed.is_initialized()
-    common: dict[str, Any] = {"num_workers": config.get("num_workers"), "pin_memory": bool(config.get("pin_memory"))}
-    if known:
-        common |= {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
+    one_by_one = Loading(
+        num_workers=config.get("num_workers"),
+        pin_memory=bool(config.get("pin_memory")),
+        rank=distributed.get_rank() if known else 0,
+        world_size=distributed.get_world_size() if known else 1,
+    )
     return Loaders(
-        pass_loader(splits.train, batch_size=config.batch_size, seed=seed, **common),
-        evaluation_loader(splits.validation, **common),
-        evaluation_loader(splits.test, **common),
+        pass_loader(splits.train, replace(one_by_one, batch_size=config.batch_size), seed=seed),
+        evaluation_loader(splits.validation, one_by_one),
+        evaluation_loader(splits.test, one_by_one),
     )

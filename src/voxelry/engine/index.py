@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ class Anchors:
         each = -(-len(self.sizes) // levels)
         first = np.linspace(0, len(self.sizes) - each, levels).round().astype(int).tolist()
         sizes = [list(self.sizes[start : start + each]) for start in first]
-        plain = {"anchor_sizes": sizes, "anchor_ratios": list(self.ratios), "anchor_z_ratios": list(self.z_ratios)}
-        return [f"model.{name}={value}".replace(" ", "") for name, value in plain.items() if value]
+        plain = {"sizes": sizes, "ratios": list(self.ratios), "z_ratios": list(self.z_ratios)}
+        return [f"model.anchors.{name}={value}".replace(" ", "") for name, value in plain.items() if value]
 
 
 def propose_anchors(extents: NDArray[np.float64], *, levels: int = 4) -> Anchors | None:
@@ -139,68 +139,29 @@ def build_index(
     source: str | Path,
     out: str | Path,
     *,
-    crop_size: int | Sequence[int] = 64,
-    overlap: int | Sequence[int] = 0,
-    layout: str = "auto",
-    selection: Mapping[str, Any] | Sequence[str] | None = None,
-    channels: int | None = None,
-    pad: str = "error",
-    min_volume: float = 0.0,
-    min_objects: int = 1,
-    min_visible: float = 0.0,
-    bad_boxes: str = "error",
-    statistics: bool = True,
-    digest: str = "sampled",
-    table: str = "annotations",
-    boxes_table: str = "boxes",
-    box_edges: str = "voxel",
-    root: str | Path | None = None,
-    options: Mapping[str, Any] | None = None,
-    on_error: str = "raise",
     wait: bool = True,
     progress: Callable[[int, int, str], None] | None = None,
     say: Callable[[str], None] | None = None,
+    **settings: Any,
 ) -> IndexSummary:
-    """Build a crop index or bring it up to date; settings are those of `CropSettings` and `build_crop_index`.
+    """Build a crop index or bring it up to date.
 
     Args:
+        source, out, wait: see `build_crop_index`.
         progress: called as `progress(done, total, name)` before each image, and at the end.
         say: told in one line when another process is waited for.
+        settings: of `CropSettings` and `SourceSettings`, such as `crop_size=64, layout="volumes"`.
 
     Raises:
         DataError, FileError, SettingError: see `build_crop_index`.
     """
-    settings = CropSettings(
-        crop_size=crop_size if isinstance(crop_size, int) else tuple(crop_size),
-        overlap=overlap if isinstance(overlap, int) else tuple(overlap),
-        channels=channels,
-        pad=pad,
-        min_volume=min_volume,
-        min_objects=min_objects,
-        min_visible=min_visible,
-        bad_boxes=bad_boxes,
-        statistics=statistics,
-        digest=digest,
-    )
-    report = build_crop_index(
-        source,
-        out,
-        settings,
-        layout=layout,
-        selection=selection,
-        table=table,
-        boxes_table=boxes_table,
-        box_edges=box_edges,
-        root=root,
-        options=options,
-        on_error=on_error,
-        wait=wait,
-        progress=progress,
-        say=say,
-    )
+    known = {field.name for field in fields(CropSettings)}
+    crops = CropSettings(**{name: value for name, value in settings.items() if name in known})
+    reading = {name: value for name, value in settings.items() if name not in known}
+    report = build_crop_index(source, out, crops, wait=wait, progress=progress, say=say, **reading)
     index = CropIndex(out)
     try:
-        return summarise(index, report, settings.crop_size)
+        return summarise(index, report, crops.crop_size)
     finally:
         index.close()
 

@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.core.optional import require
+from voxelry.core.settings import Configured, settle
 from voxelry.engine.placement import Placement
 from voxelry.engine.run_folder import checkpoint_to_resume
 from voxelry.engine.train import Run, train_process
@@ -31,41 +32,86 @@ from voxelry.engine.train import Run, train_process
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-__all__ = ["train_on_ray"]
+__all__ = ["RayLauncher", "RaySettings"]
 
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 CHECKPOINT = "last.ckpt"
 log = logging.getLogger("voxelry")
 
 
-def train_on_ray(
-    config: DictConfig,
-    *,
-    num_workers: int,
-    cpus_per_worker: float = 1,
-    gpus_per_worker: float | None = None,
-    resources_per_worker: Mapping[str, float] | None = None,
-    placement: str = "PACK",
-    max_failures: int = 3,
-    address: str | None = None,
-    env: Mapping[str, Any] | None = None,
-) -> Run:
-    """Train with Ray Train; the settings are those of `configs/launcher/ray.yaml`.
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """Where Ray runs, and how much of it a training takes; those of `configs/launcher/ray.yaml`.
 
-    A step takes `num_workers * config.data.batch_size` samples: those that one process with a batch of
-    that size would take. Where Ray already runs in this process, that instance is used and left running.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ConfigError: a setting that Ray can't meet.
-        VoxelryError: what `train` raises, and a run that failed more often than `max_failures` allows.
+    Attributes:
+        num_workers: processes that train.
+        cpus_per_worker: CPUs of each.
+        gpus_per_worker: GPUs of each; None: one where `trainer.accelerator` and the cluster allow it.
+        resources_per_worker: Ray's own and custom ones, such as `{"memory": 16e9}`.
+        placement: one of `STRATEGIES`.
+        max_failures: lost workers, after each of which the run goes on from its last checkpoint.
+        address: of a cluster; None: `RAY_ADDRESS`, else Ray is started for this run.
+        env: environment variables of the workers.
     """
-    require("ray", "ray")
-    require("ray.train.torch", "ray")
-    if num_workers < 1:
-        raise ConfigError(f"launcher.num_workers: expected 1 or more, got {num_workers}")
-    if placement not in STRATEGIES:
-        raise ConfigError(f"launcher.placement: expected one of {', '.join(STRATEGIES)}, got {placement!r}")
+
+    num_workers: int
+    cpus_per_worker: float = 1
+    gpus_per_worker: float | None = None
+    resources_per_worker: Mapping[str, float] | None = None
+    placement: str = "PACK"
+    max_failures: int = 3
+    address: str | None = None
+    env: Mapping[str, Any] | None = None
+
+    def check(self) -> None:
+        """Refuse what can't be.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        if self.num_workers < 1:
+            raise ConfigError(f"launcher.num_workers: expected 1 or more, got {self.num_workers}")
+        if self.placement not in STRATEGIES:
+            raise ConfigError(f"launcher.placement: expected one of {', '.join(STRATEGIES)}, got {self.placement!r}")
+
+
+class RayLauncher(Configured):
+    """Trains with Ray Train, see `RaySettings`."""
+
+    Settings = RaySettings
+
+    def __init__(self, **settings: Any):
+        self._settings = settle(RaySettings, settings)
+
+    def __call__(self, config: DictConfig) -> Run:
+        """Train what a configuration describes.
+
+        A step takes `num_workers * config.data.batch_size` samples: those that one process with a batch of
+        that size would take. Where Ray already runs in this process, that instance is used and left running.
+
+        Raises:
+            MissingDependencyError: Ray is not installed.
+            ConfigError: a setting that Ray can't meet.
+            VoxelryError: what `train` raises, and a run that failed more often than `max_failures` allows.
+        """
+        require("ray", "ray")
+        require("ray.train.torch", "ray")
+        own: RaySettings = self._settings
+        own.check()
+        output = Path(config.output_dir).resolve()
+        checkpoint_to_resume(output, resume=config.resume, overwrite=config.overwrite)
+        name = f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        verdict = output / "ray" / f"{name}.txt"
+        with _cluster(own.address, cpus=own.num_workers * own.cpus_per_worker), _own_interrupt():
+            answer = _fit(config, own, name, verdict)
+        if answer is None:
+            return Run(None, {}, True, output / "checkpoints" / CHECKPOINT)
+        bundle, checkpoint = (None if path is None else Path(path) for path in (answer["bundle"], answer["checkpoint"]))
+        return Run(**answer | {"bundle": bundle, "checkpoint": checkpoint})
+
+
+def _fit(config: DictConfig, own: RaySettings, name: str, verdict: Path) -> dict[str, Any] | None:
+    """What the first worker answers; None after Ctrl-C."""
     from ray.train import (
         CheckpointConfig,
         FailureConfig,
@@ -76,51 +122,42 @@ def train_on_ray(
     )
     from ray.train.torch import TorchTrainer
 
-    output = Path(config.output_dir).resolve()
-    checkpoint_to_resume(output, resume=config.resume, overwrite=config.overwrite)
-    storage = output / "ray"
-    name = f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    verdict = storage / f"{name}.txt"
-    with _cluster(address, cpus=num_workers * cpus_per_worker), _own_interrupt():
-        gpus = _gpus(config.trainer.accelerator, num_workers, gpus_per_worker)
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={
-                "config": OmegaConf.to_container(config, resolve=True),
-                "folder": str(Path.cwd()),
-                "verdict": str(verdict),
-            },
-            scaling_config=ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={
-                    **(resources_per_worker or {}),
-                    "CPU": cpus_per_worker,
-                    **({"GPU": gpus} if gpus else {}),
-                },
-                placement_strategy=placement,
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                worker_runtime_env={"env_vars": {key: str(value) for key, value in (env or {}).items()}},
-                logging_config=LoggingConfig(log_level="WARNING"),
-            ),
-        )
-        try:
-            answer = trainer.fit().return_value
-        except TrainingFailedError as error:
-            if not verdict.exists():
-                cause = str(error).strip().splitlines()[-1]
-                raise VoxelryError(f"failed more than launcher.max_failures={max_failures} times: {cause}") from error
-        except SystemExit:  # how Ray ends after Ctrl-C
-            return Run(None, {}, True, output / "checkpoints" / CHECKPOINT)
-        if verdict.exists():
-            raise VoxelryError(verdict.read_text(encoding="utf-8"))
-    bundle, checkpoint = (None if path is None else Path(path) for path in (answer["bundle"], answer["checkpoint"]))
-    return Run(**answer | {"bundle": bundle, "checkpoint": checkpoint})
+    gpus = _gpus(config.trainer.accelerator, own.num_workers, own.gpus_per_worker)
+    resources = {**(own.resources_per_worker or {}), "CPU": own.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "config": OmegaConf.to_container(config, resolve=True),
+            "folder": str(Path.cwd()),
+            "verdict": str(verdict),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=own.num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+            placement_strategy=own.placement,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(verdict.parent),
+            failure_config=FailureConfig(max_failures=own.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            worker_runtime_env={"env_vars": {key: str(value) for key, value in (own.env or {}).items()}},
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    answer: dict[str, Any] | None = None
+    try:
+        answer = trainer.fit().return_value
+    except TrainingFailedError as error:
+        if not verdict.exists():
+            cause = str(error).strip().splitlines()[-1]
+            raise VoxelryError(f"failed more than launcher.max_failures={own.max_failures} times: {cause}") from error
+    except SystemExit:  # how Ray ends after Ctrl-C
+        return None
+    if verdict.exists():
+        raise VoxelryError(verdict.read_text(encoding="utf-8"))
+    return answer
 
 
 def _work(job: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 __all__ = ["fault_of"]
@@ -215,7 +216,7 @@ def _fits(value: Any, hint: Any) -> bool:
     kind = origin or hint
     if not isinstance(kind, type):
         return True
-    if issubclass(kind, Mapping):
+    if issubclass(kind, Mapping) or is_dataclass(kind):
         return isinstance(value, Mapping)
     if issubclass(kind, Sequence):
         return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value if arguments)
@@ -236,7 +237,7 @@ def _words(hint: Any) -> Iterator[str]:
         yield from map(str, get_args(hint))
     elif hint in _NAMES:
         yield _NAMES[hint]
-    elif isinstance(origin or hint, type) and issubclass(origin or hint, Mapping):
+    elif isinstance(origin or hint, type) and (issubclass(origin or hint, Mapping) or is_dataclass(hint)):
         yield "a mapping"
     elif isinstance(origin or hint, type) and issubclass(origin or hint, Sequence):
         inner = get_args(hint)[:1]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from voxelry.bundle.pretrained import cases_seen_by, read_pretrained
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.bundle.seen import digests_of_parts
 from voxelry.core.errors import ConfigError, VoxelryError
-from voxelry.data.loader import evaluation_loader, training_loader
+from voxelry.data.loader import Loading, evaluation_loader, training_loader
 from voxelry.data.parts import Splits
 from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.checkpoints import Checkpoints, check_description
@@ -86,12 +86,44 @@ def train(config: DictConfig) -> Run:
     return launched
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A training that is ready to go: what is learned, from what, and from which step on."""
+
+    config: DictConfig
+    placement: Placement
+    recipe: Recipe
+    splits: Splits
+    task: Task
+    transferred: TransferReport | None
+    description: dict[str, Any]
+    digests: dict[str, dict[str, str]]
+    resume: Path | None
+    state: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config.output_dir)
+
+
 def train_process(config: DictConfig, placement: Placement = Placement()) -> Run:  # noqa: B008 it is frozen
     """One process of a training; of several, only the first one answers with a bundle.
 
     Raises:
         VoxelryError: see `train`.
     """
+    begun = _begin(config, placement)
+    module, checkpoints, trainer = _fit(begun)
+    if checkpoints.interrupted:
+        return Run(None, {}, True, checkpoints.last_path)
+    if not trainer.is_global_zero:
+        return Run(None, {}, False, checkpoints.last_path)
+    kept = _keep_best(begun.task, checkpoints, trainer.global_step)
+    bundle, summary = _finish(begun, module.history, kept)
+    return Run(bundle, summary, False, checkpoints.last_path)
+
+
+def _begin(config: DictConfig, placement: Placement) -> _Begun:
     for line in drop_defaults(config):
         log.info("%s", line)
     check_settings(config)
@@ -109,10 +141,8 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
     task, transferred = build_task(config, recipe, splits)
     if transferred is not None:
         log.info("%s", transferred)
-    description = describe(task)
     digests = {} if placement.rank else digests_of_parts(splits)
-    description["run"] = describe_run(config, digests)
-    description["earlier"] = _earlier(config)
+    description = describe(task) | {"run": describe_run(config, digests), "earlier": _earlier(config)}
     state: dict[str, Any] = {}
     if resume is not None:
         state = _state_to_resume(resume, config, description, same=placement.restored is not None)
@@ -120,7 +150,11 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
         if config.resume:
             log.info("%s: no run to go on with, a new one begins", output)
         begin_clean(output)
+    return _Begun(config, placement, recipe, splits, task, transferred, description, digests, resume, state)
 
+
+def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
+    config, placement, splits, task = begun.config, begun.placement, begun.splits, begun.task
     rhythm = pace(
         config.trainer, cases=len(splits.train), batch_size=config.data.batch_size, world_size=placement.world_size
     )
@@ -131,11 +165,11 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
         max_steps=rhythm.max_steps,
         max_minutes=config.trainer.max_minutes,
         seed=config.seed,
-        description=description,
+        description=begun.description,
     )
-    module.batches_taken = state.get("batches_taken", 0)  # the loader starts there
+    module.batches_taken = begun.state.get("batches_taken", 0)  # the loader starts there
     checkpoints = Checkpoints(
-        output / "checkpoints",
+        begun.output / "checkpoints",
         every=rhythm.checkpoint_every,
         keep_every=config.trainer.keep_every,
         validations=_validations(config, rhythm) if len(splits.validation) else None,
@@ -145,40 +179,28 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
         saved=placement.saved,
     )
     with _quiet():
-        logger = make_logger(config.trainer.logger, output, state.get("step")) if not placement.rank else False
-        trainer = _trainer(config.trainer, recipe, output, checkpoints, rhythm, {"logger": logger, **placement.trainer})
+        logger = False if placement.rank else make_logger(config.trainer.logger, begun.output, begun.state.get("step"))
+        trainer = _trainer(begun, checkpoints, rhythm, {"logger": logger, **placement.trainer})
+        share = Loading(rank=trainer.global_rank, world_size=trainer.world_size)
+        loading = replace(
+            share,
+            batch_size=config.data.batch_size,
+            num_workers=config.data.num_workers,
+            pin_memory=config.data.pin_memory,
+        )
         batches = training_loader(
             splits.train,
-            batch_size=config.data.batch_size,
+            loading,
             seed=config.seed,
             batches_taken=lambda: module.batches_taken,
             closed=rhythm.closed,
-            num_workers=config.data.num_workers,
-            pin_memory=config.data.pin_memory,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
         )
-        validation = None
-        if len(splits.validation):
-            validation = evaluation_loader(splits.validation, rank=trainer.global_rank, world_size=trainer.world_size)
+        validation = evaluation_loader(splits.validation, share) if len(splits.validation) else None
         if config.trainer.compile:
             task.network.compile()
+        resume = begun.resume
         trainer.fit(module, batches, validation, ckpt_path=resume, weights_only=True if resume else None)
-    if checkpoints.interrupted:
-        return Run(None, {}, True, checkpoints.last_path)
-    if not trainer.is_global_zero:
-        return Run(None, {}, False, checkpoints.last_path)
-    kept = _keep_best(task, checkpoints, trainer.global_step)
-    return _finish(
-        config,
-        task,
-        splits,
-        module,
-        transferred,
-        checkpoints,
-        output,
-        {"digests": digests, "earlier": description["earlier"], "kept": kept},
-    )
+    return module, checkpoints, trainer
 
 
 def _validations(config: DictConfig, rhythm: Pace) -> Validations:
@@ -259,23 +281,17 @@ def build_task(config: DictConfig, recipe: Recipe, splits: Splits) -> tuple[Task
     return task, report
 
 
-def _trainer(
-    config: DictConfig,
-    recipe: Recipe,
-    output: Path,
-    checkpoints: Checkpoints,
-    rhythm: Pace,
-    further: Mapping[str, Any],
-) -> pl.Trainer:
+def _trainer(begun: _Begun, checkpoints: Checkpoints, rhythm: Pace, further: Mapping[str, Any]) -> pl.Trainer:
     from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
 
+    config = begun.config.trainer
     callbacks: list[Callback] = [checkpoints]
     if config.ema is not None:
         callbacks.insert(
             0, EMAWeightAveraging(decay=config.ema, update_starting_at_step=_ema_start(config.ema, rhythm.max_steps))
         )
     # before the averaging callback, which takes the averaged weights away again when validation ends
-    callbacks[:0] = recipe.callbacks(output)
+    callbacks[:0] = begun.recipe.callbacks(begun.output)
     if config.progress:
         callbacks.append(progress_callback())
     return pl.Trainer(
@@ -312,50 +328,39 @@ def _load_best(task: Task, path: Path) -> None:
     task.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
 
 
-def _finish(
-    config: DictConfig,
-    task: Task,
-    splits: Splits,
-    module: TaskModule,
-    transferred: TransferReport | None,
-    checkpoints: Checkpoints,
-    output: Path,
-    found: Mapping[str, Any],
-) -> Run:
-    """Calibrate, measure on held-out cases, write the bundle and the report.
+def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) -> tuple[Path, dict[str, float]]:
+    """Calibrate, measure on held-out cases, write the bundle and the report; the bundle and the summary.
 
     Args:
-        found: `digests` of the cases by part, `earlier` ones (see `seen.lineage`), and which weights were `kept`.
+        history: summaries of the validations.
+        kept: which weights the task has.
     """
-    recipe = recipe_of_config(config)
+    config, task, splits, output = begun.config, begun.task, begun.splits, begun.output
     task.eval()
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation):
         validated = evaluate_task(task, splits.validation)
-        cases = [recipe.truth_of(splits.validation, index) for index in range(len(splits.validation))]
+        cases = [begun.recipe.truth_of(splits.validation, index) for index in range(len(splits.validation))]
         task.calibrate(validated.predictions, cases)
     data = {
         "root": str(config.data.get("index") or config.data.root),
         **splits.names,
-        "digests": found["digests"],
-        "earlier": found["earlier"],
+        "digests": begun.digests,
+        "earlier": begun.description["earlier"],
     }
-    recipe.finish(task, splits, output, data)  # with what the calibration found
+    begun.recipe.finish(task, splits, output, data)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
     evaluation = evaluate_task(task, held_out).chosen(task) if len(held_out) else Evaluation.empty()
+    figures = {key: float(value) for key, value in evaluation.summary.items()}
     record = {
         "data": data,
-        "weights": found["kept"],
+        "weights": kept,
         "training": OmegaConf.to_container(config, resolve=True),
-        "metrics": {"on": part, **{key: float(value) for key, value in evaluation.summary.items()}},
+        "metrics": {"on": part, **figures},
     }
+    card = model_card(task, record, evaluation.summary)
     bundle = write_bundle(
-        output / "bundle",
-        task,
-        splits.preprocess,
-        record=record,
-        card=model_card(task, record, evaluation.summary),
-        template=splits.template,
+        output / "bundle", task, splits.preprocess, record=record, card=card, template=splits.template
     )
     evaluation.write(output / "metrics")
     write_report(
@@ -364,9 +369,9 @@ def _finish(
         evaluation,
         held_out=held_out,
         part=part,
-        history=module.history,
+        history=history,
         logs=output / "logs" / "metrics.csv",
-        transfer=None if transferred is None else str(transferred),
+        transfer=None if begun.transferred is None else str(begun.transferred),
     )
     summary = {
         "seed": config.seed,
@@ -374,11 +379,11 @@ def _finish(
         "pretrained": config.pretrained is not None,
         "pretrained_from": None if config.pretrained is None else str(config.pretrained),
         "on": part,
-        "weights": found["kept"],
-        **{key: float(value) for key, value in evaluation.summary.items()},
+        "weights": kept,
+        **figures,
     }
     write_summary(output / "summary.json", summary)
-    return Run(bundle, evaluation.summary, False, checkpoints.last_path)
+    return bundle, evaluation.summary
 
 
 @contextmanager

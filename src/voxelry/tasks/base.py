@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from voxelry.core.settings import Configured
 from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.choice import MetricChoice, Wanted
 
@@ -20,8 +21,10 @@ __all__ = ["Row", "Task"]
 Row = dict[str, float | str]
 
 
-class Task(nn.Module, ABC):
+class Task(Configured, nn.Module, ABC):
     """A network together with what it is trained for.
+
+    Its settings are those of `core.settings.Configured`, without the network.
 
     Attributes:
         name: what bundles, checkpoints and the command line call the task.
@@ -40,10 +43,6 @@ class Task(nn.Module, ABC):
     slow: Sequence[str] = ()
     highest_threshold: float | None = None
     chosen: MetricChoice = MetricChoice()
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Plain JSON-able keywords, without the network, from which the constructor makes the same task again."""
 
     @abstractmethod
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:

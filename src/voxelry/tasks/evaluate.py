@@ -14,7 +14,7 @@ import torch
 
 from voxelry.bundle.registry import recipe_of
 from voxelry.core.errors import FileError
-from voxelry.data.loader import evaluation_loader
+from voxelry.data.loader import Loading, evaluation_loader
 from voxelry.data.parts import SampleSource
 from voxelry.metrics.choice import Wanted
 from voxelry.tasks.base import Row, Task
@@ -81,7 +81,7 @@ def evaluate_task(
     task.eval()
     device = next(task.parameters()).device
     evaluation, wanted, recipe = Evaluation(), Wanted(), recipe_of(task)
-    for index, loaded in enumerate(evaluation_loader(dataset, num_workers=0)):
+    for index, loaded in enumerate(evaluation_loader(dataset, Loading(num_workers=0))):
         batch = loaded.to(device)
         with torch.inference_mode():
             predictions = task.predict_to_measure(batch, wanted)

@@ -17,7 +17,7 @@ from voxelry.data.crops.build import build_crop_index
 from voxelry.data.crops.dataset import CropDataset, split_crops
 from voxelry.data.crops.index import CropIndex
 from voxelry.data.crops.settings import CropSettings
-from voxelry.data.loader import evaluation_loader, training_loader
+from voxelry.data.loader import Loading, evaluation_loader, training_loader
 from voxelry.io import read_image, write_image
 from voxelry.ops.masks import mask_boxes
 
@@ -273,18 +273,19 @@ def test_files_that_are_gone_are_skipped_whole(make, monkeypatch):
 
 def test_loaders_take_it(make):
     dataset = make(augment=Augment(rotation=10))
-    taken = iter(training_loader(dataset, batch_size=2, seed=0, num_workers=0))
+    taken = iter(training_loader(dataset, Loading(batch_size=2, num_workers=0), seed=0))
     batches = [next(taken) for _ in range(len(dataset))]
     assert all(len(batch.boxes) == len(batch.classes) == 2 for batch in batches)
     assert batches[0].masks.shape == (2, *SIZE)
     both = [
         {name for batch, _ in zip(loader, range(2), strict=False) for name in batch.names}
         for loader in (
-            training_loader(dataset, batch_size=2, seed=0, num_workers=0, rank=rank, world_size=2) for rank in range(2)
+            training_loader(dataset, Loading(batch_size=2, num_workers=0, rank=rank, world_size=2), seed=0)
+            for rank in range(2)
         )
     ]
     assert not both[0] & both[1]
-    seen = [name for batch in evaluation_loader(dataset, num_workers=0) for name in batch.names]
+    seen = [name for batch in evaluation_loader(dataset, Loading(num_workers=0)) for name in batch.names]
     assert len(set(seen)) == len(dataset)
 
 
@@ -293,7 +294,7 @@ def test_workers_of_a_fork_server_read_zarr(make):
     dataset = make(("a",), suffix=".zarr", normalise=None)
     assert dataset.start_method == "forkserver"
     first = dataset[0]
-    loader = evaluation_loader(dataset, num_workers=1)
+    loader = evaluation_loader(dataset, Loading(num_workers=1))
     torch.testing.assert_close(next(iter(loader)).image[0], first.image)
 
 

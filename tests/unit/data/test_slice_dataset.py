@@ -11,7 +11,7 @@ from voxelry.data.dataset import VolumeDataset
 from voxelry.data.loader import EndlessOrder
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.slices.augment import SliceAugment
-from voxelry.data.slices.case import build_case, frame_of, view_box
+from voxelry.data.slices.case import ViewSettings, build_case, frame_of, view_box
 from voxelry.data.slices.cut import take_slice
 from voxelry.data.slices.dataset import SliceDataset, usual_edges
 from voxelry.data.slices.sources import VolumeSlices
@@ -79,7 +79,7 @@ def test_a_field_of_view_is_told_as_often_as_asked_for_and_moves_with_the_world(
     grid = case.slices[0].volume_space
     torch.testing.assert_close(case.field_of_view, view_box(grid, case.centre.double().numpy(), 40.0))
     assert not grid.is_close(source.volumes.preprocessed(1).space)
-    lone = build_case([case.slices[0].replace(volume_space=None)], edge=40.0, image_size=16)
+    lone = build_case([case.slices[0].replace(volume_space=None)], edge=40.0, views=ViewSettings(image_size=16))
     assert not lone.field_of_view.isfinite().any()
 
 
@@ -196,7 +196,7 @@ def test_a_prompt_of_ones_own_needs_no_truth(source):
     cut = take_slice(sample.image, None, sample.space, axis=0, index=8, name="mine").replace(
         click=torch.tensor([12.0, 7.0])
     )
-    case = build_case([cut], edge=40.0, image_size=32, slots=2)
+    case = build_case([cut], edge=40.0, views=ViewSettings(image_size=32)).padded(2)
     assert case.sdf is None
     assert case.slice_valid.tolist() == [True, False]
     assert case.has_target.tolist() == [False, False]

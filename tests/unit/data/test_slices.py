@@ -6,7 +6,7 @@ import torch
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.slices.choice import choose_cuts
+from voxelry.data.slices.choice import Choice, choose_cuts
 from voxelry.data.slices.cut import (
     array_axis,
     axis_plane,
@@ -203,7 +203,7 @@ def test_the_methods_choose_what_they_say(space, rng):
     mask[1, 3, 3] = True
 
     def chosen(method, **settings):
-        cuts = choose_cuts(mask, space, method=method, generator=rng, **settings)
+        cuts = choose_cuts(mask, space, Choice(**{"method": method, "min_pixels": 1, **settings}), rng)
         return [(cut.axis, cut.index) for cut in cuts]
 
     worlds = {array_axis(space, world): world for world in range(3)}
@@ -214,8 +214,8 @@ def test_the_methods_choose_what_they_say(space, rng):
     drawn = chosen("random", count=13)
     assert len(set(drawn)) == 13
     assert all(mask.take(index, axis).any() for axis, index in drawn)
-    for cut in choose_cuts(mask, space, method="oblique", count=5, generator=rng, reach=6.0):
+    for cut in choose_cuts(mask, space, Choice(method="oblique", count=5, reach=6.0), rng):
         sample = cut.take(torch.zeros(1, *space.shape), torch.from_numpy(mask).long(), space)
         assert sample.mask[tuple(size // 2 for size in sample.mask.shape)]
     with pytest.raises(DataError, match="no foreground"):
-        choose_cuts(np.zeros(space.shape, bool), space, generator=rng)
+        choose_cuts(np.zeros(space.shape, bool), space, Choice(), rng)

@@ -12,10 +12,12 @@ from voxelry.bundle import bundle as bundles
 from voxelry.bundle.bundle import read_bundle, write_bundle
 from voxelry.bundle.registry import TASKS, recipe_named
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
+from voxelry.core.settings import settings_parts
 from voxelry.data.preprocess import Preprocess
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.models.unet import UNet
 from voxelry.tasks.landmarks import LandmarkTask
+from voxelry.tasks.segment import SegmentTask
 
 RECORD = {"data": {"root": "somewhere"}, "metrics": {"mre_mm": 1.0}}
 
@@ -88,13 +90,51 @@ def test_a_setting_of_use_that_can_not_be_is_refused(bundle):
 
 @pytest.mark.parametrize("kind", [recipe_named(name) for name in TASKS], ids=TASKS)
 def test_settings_of_use_are_keywords_of_the_task_or_the_detector(kind):
-    owners = inspect.getmro(kind.task)[:-1]  # a task may hand keywords on to its base
-    known = {
-        "task": {name for owner in owners for name in inspect.signature(owner).parameters},
-        "network": inspect.signature(MaskRCNN).parameters,
+    for setting in kind.adjustable:
+        part, *inner, name = setting.split(".")
+        known = {"task": kind.task, "network": MaskRCNN}[part]
+        for step in inner:
+            known = settings_parts(known.Settings)[step]
+        assert name in inspect.signature(known).parameters
+
+
+def detector() -> SegmentTask:
+    body = {"name": "resnet", "ndim": 2, "width": 4, "layers": [1], "levels": ["p2"], "norm": "group"}
+    parts = {"anchors": {"sizes": [[8]]}, "box": {"channels": 8}, "mask": {"convs": [4]}}
+    return SegmentTask(MaskRCNN(body, **parts))
+
+
+def flat_names(config) -> None:
+    """The detector's settings as version 0.1 wrote them."""
+    network = config["network"]
+    masks = network.pop("mask")
+    flat = {f"rpn_{name}": value for name, value in network.pop("rpn").items()}
+    box = network.pop("box")
+    flat |= {
+        "bbox_reg_weights": box.pop("reg_weights"),
+        "box_low": network.pop("low"),
+        "mask_branch": masks is not None,
     }
-    for part, _, name in (setting.partition(".") for setting in kind.adjustable):
-        assert name in known[part]
+    flat |= {f"box_{name}": value for name, value in box.items()}
+    flat |= {f"mask_{name}": value for name, value in (masks or {}).items()}
+    anchors, regions = network.pop("anchors"), network.pop("regions")
+    flat |= {"round_anchors": anchors.pop("rounded"), "roi_levels": regions.pop("levels")}
+    flat |= {f"anchor_{name}": value for name, value in anchors.items()}
+    network |= flat | regions | network.pop("transform")
+
+
+def test_a_detector_of_version_0_1_is_read(tmp_path):
+    original = detector()
+    folder = write_bundle(tmp_path / "bundle", original, Preprocess(), record=RECORD, card="x")
+    rewrite(folder, flat_names)
+    assert "rpn_nms_thresh" in yaml.safe_load((folder / "config.yaml").read_text())["network"]
+    loaded = read_bundle(folder, {"network.box.score_thresh": 0.3, "network.rpn.nms_thresh": 0.4})
+    found, expected = loaded.task.network.settings(), original.network.settings()
+    assert (found["box"].pop("score_thresh"), found["rpn"].pop("nms_thresh")) == (0.3, 0.4)
+    del expected["box"]["score_thresh"], expected["rpn"]["nms_thresh"]
+    assert found == expected
+    with pytest.raises(SettingError, match=r"network\.box\.channels: not a setting .*network\.box\.score_thresh"):
+        read_bundle(folder, {"network.box.channels": 3})
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ def test_anchors_are_overrides_with_as_many_sizes_on_every_level(sizes, levels, 
     from omegaconf import OmegaConf
 
     overrides = Anchors(sizes, (1.0,), (), 1.0).overrides(levels)
-    assert overrides == [f"model.anchor_sizes={text}", "model.anchor_ratios=[1.0]"]
-    assert len({len(level) for level in OmegaConf.from_dotlist(overrides).model.anchor_sizes}) == 1
+    assert overrides == [f"model.anchors.sizes={text}", "model.anchors.ratios=[1.0]"]
+    assert len({len(level) for level in OmegaConf.from_dotlist(overrides).model.anchors.sizes}) == 1
 
 
 def test_anchors_follow_sizes_and_ratios(rng):
@@ -76,7 +76,7 @@ def test_the_summary_says_what_is_in_the_index(tmp_path, rng):
     assert "4 crops of 6 x 10 x 10 voxels from 2 images" in text
     assert "objects  1, 1.0 in a crop; box volume 256 voxels" in text
     assert "no crop  bare" in text
-    assert "anchors  model.anchor_sizes=[[8.0],[8.0]] model.anchor_ratios=[1.0] model.anchor_z_ratios=[0.5]" in text
+    assert "anchors  model.anchors.sizes=[[8.0],[8.0]] model.anchors.ratios=[1.0] model.anchors.z_ratios=[0.5]" in text
     assert "with 100% of the objects" in text
     again = build_index(tmp_path / "d", tmp_path / "i.sqlite", crop_size=(6, 10, 10))
     assert "0 indexed, 2 already there, 0 removed" in again.render()

@@ -2,7 +2,7 @@ from itertools import islice
 
 import pytest
 
-from voxelry.data.loader import ClosedPasses, EndlessOrder, evaluation_loader, pass_loader
+from voxelry.data.loader import ClosedPasses, EndlessOrder, Loading, evaluation_loader, pass_loader
 
 
 def take(order, count):
@@ -38,7 +38,7 @@ def test_the_seed_decides():
 @pytest.mark.parametrize(("count", "parts"), [(5, [[0, 2, 4], [1, 3]]), (2, [[0], [1], [0]]), (0, [[], []])])
 def test_processes_share_an_evaluation_out_and_none_is_left_without(count, parts):
     world_size = len(parts)
-    loaders = [evaluation_loader(range(count), rank=rank, world_size=world_size) for rank in range(world_size)]
+    loaders = [evaluation_loader(range(count), Loading(rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert [list(loader.sampler) for loader in loaders] == parts
 
 
@@ -70,7 +70,7 @@ def test_a_loader_of_single_passes_goes_through_the_same_passes():
 
         collate = staticmethod(list)
 
-    loader = pass_loader(Numbers(), batch_size=3, seed=1, num_workers=0)
+    loader = pass_loader(Numbers(), Loading(batch_size=3, num_workers=0), seed=1)
     passes = [list(loader) for _ in range(3)]
     assert [[len(batch) for batch in batches] for batches in passes] == [[3, 3, 1]] * 3
     assert [place for batches in passes for batch in batches for place in batch] == take(EndlessOrder(7, seed=1), 21)

@@ -45,8 +45,8 @@ def task():
     body = ResNet(ndim=3, layers=(1,), levels=("p2",), width=4, stem_kernel=3, stem_stride=2, pool_stride=None,
                   stage_strides=(1,), norm="group")  # fmt: skip
     torch.manual_seed(0)
-    network = MaskRCNN(body, num_classes=2, anchor_sizes=[[8.0]], anchor_ratios=[1.0], anchor_z_ratios=[1.0],
-                       box_channels=8, box_output_size=2, mask_convs=(4,), mask_output_size=2)  # fmt: skip
+    network = MaskRCNN(body, num_classes=2, anchors={"sizes": [[8.0]], "ratios": [1.0], "z_ratios": [1.0]},
+                       box={"channels": 8, "output_size": 2}, mask={"convs": (4,), "output_size": 2})  # fmt: skip
     return SegmentTask(network, score_threshold=0.5)
 
 

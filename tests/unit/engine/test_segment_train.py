@@ -213,13 +213,18 @@ def test_a_backbone_is_swapped_by_one_override(nuclei, tmp_path, backbone):
 
 
 def test_images_are_resized_and_normalised_as_configured(flat, nuclei, tmp_path):
-    settings = ("model.min_size=[48,64]", "model.max_size=96", "model.image_mean=[0.1]", "model.image_std=[0.5]")
+    settings = (
+        "model.transform.min_size=[48,64]",
+        "model.transform.max_size=96",
+        "model.transform.image_mean=[0.1]",
+        "model.transform.image_std=[0.5]",
+    )
     plain = train(flat("trainer.max_steps=1", f"output_dir={tmp_path / 'plain'}"))
     run = train(flat("trainer.max_steps=1", *settings))
     networks = [voxelry.load(one.bundle, "cpu").task.network for one in (plain, run)]
     assert networks[1].transform.min_size == (48, 64)
     assert not networks[1].transform.skip_normalize
-    sizes = [np.array(network.settings()["anchor_sizes"]) for network in networks]
+    sizes = [np.array(network.settings()["anchors"]["sizes"]) for network in networks]
     np.testing.assert_allclose(sizes[1], 2 * sizes[0], rtol=0.05)  # patches of 32 are seen at 64
     evaluate_folder(voxelry.load(run.bundle, "cpu"), nuclei, tmp_path / "scores")
     image = sorted((nuclei / "volumes").iterdir())[0]
@@ -302,7 +307,7 @@ def test_images_without_instances_are_named(flat, nuclei, tmp_path):
 
 @pytest.mark.parametrize(
     ("override", "fault"),
-    [("~backbone", "backbone: expected one"), ("model.anchor_unit=inch", r"model\.anchor_unit: expected one of")],
+    [("~backbone", "backbone: expected one"), ("model.anchors.unit=inch", r"model\.anchors\.unit: expected one of")],
 )
 def test_descriptions_that_can_t_be_are_refused(nuclei, tmp_path, override, fault):
     overrides = [part for part in SMALL if not part.startswith("backbone.")]
@@ -314,11 +319,11 @@ def test_descriptions_that_can_t_be_are_refused(nuclei, tmp_path, override, faul
 
 
 def test_anchors_in_mm_become_voxels(flat):
-    config = flat("model.anchor_unit=mm", "model.anchor_sizes=[[0.00254],[[0.00254,0.00508]]]", "backbone.extra=null")
+    config = flat("model.anchors.unit=mm", "model.anchors.sizes=[[0.00254],[[0.00254,0.00508]]]", "backbone.extra=null")
     recipe = recipe_of_config(config)
     splits = build_data(config.data, ndim=2, recipe=recipe, seed=0)
     network, _ = recipe.network(config, splits.train, None)
-    np.testing.assert_allclose(network.settings()["anchor_sizes"], [[[20, 20]], [[20, 40]]], rtol=1e-3)
+    np.testing.assert_allclose(network.settings()["anchors"]["sizes"], [[[20, 20]], [[20, 40]]], rtol=1e-3)
 
 
 def test_data_sets_or_loaders_are_handed_out(flat):

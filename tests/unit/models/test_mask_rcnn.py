@@ -10,6 +10,7 @@ from voxelry.backbones import FPN, ResNet
 from voxelry.core.errors import DataError, SettingError
 from voxelry.models.mask_rcnn import Detections, MaskRCNN
 from voxelry.models.mask_rcnn.roi_pool import region_levels
+from voxelry.models.mask_rcnn.settings import nested
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -26,7 +27,7 @@ def tiny(ndim, *, levels=("p2", "p3"), extra=None, **settings):
         "mask_output_size": 4,
         **settings,
     }
-    return MaskRCNN(FPN(body, out_channels=8, extra=extra), **settings)
+    return MaskRCNN(FPN(body, out_channels=8, extra=extra), **nested(settings))
 
 
 def phantom(ndim, size=32, batch=1, spans=((3, 12), (18, 26))):
@@ -119,6 +120,31 @@ def test_settings_build_it_again(head):
     assert torch.equal(again.detect(image)[0].boxes, network.detect(image)[0].boxes)
 
 
+def test_flat_names_are_read_into_the_parts():
+    flat = {
+        "backbone": {"name": "fpn"}, "num_classes": 3, "min_size": 64, "size_divisible": [2, 4, 4], "image_mean": None,
+        "anchor_sizes": [[8]], "anchor_z_ratios": [1.0], "round_anchors": True, "rpn_depth": 2, "rpn_nms_thresh": 0.6,
+        "rpn_pre_nms_top_n_test": 40, "box_low": 0.0, "box_head": "conv", "box_score_thresh": 0.1,
+        "bbox_reg_weights": [10.0, 5.0], "mask_branch": True, "mask_convs": [8], "mask_chunk": 4, "sampling_ratio": 1,
+        "canonical_size": 24.0, "roi_levels": None, "torchvision_rules": True,
+    }  # fmt: skip
+    parts = nested(flat)
+    assert parts == {
+        "backbone": {"name": "fpn"},
+        "num_classes": 3,
+        "transform": {"min_size": 64, "size_divisible": [2, 4, 4], "image_mean": None},
+        "anchors": {"sizes": [[8]], "z_ratios": [1.0], "rounded": True},
+        "rpn": {"depth": 2, "nms_thresh": 0.6, "pre_nms_top_n_test": 40},
+        "low": 0.0,
+        "box": {"head": "conv", "score_thresh": 0.1, "reg_weights": [10.0, 5.0]},
+        "mask": {"convs": [8], "chunk": 4},
+        "regions": {"sampling_ratio": 1, "canonical_size": 24.0, "levels": None},
+        "torchvision_rules": True,
+    }
+    assert nested(parts) == parts
+    assert nested(flat | {"mask_branch": False})["mask"] is None
+
+
 def test_default_anchors_follow_the_strides():
     network = tiny(3, anchor_sizes=None, anchor_ratios=(0.5, 1.0, 2.0), anchor_z_ratios=(0.5, 1.0, 2.0))
     assert network.rpn.shapes.sizes == [[(32, 32, 32)], [(64, 64, 64)]]
@@ -130,7 +156,9 @@ def test_default_anchors_follow_the_strides():
 def test_chunks_change_nothing(checkpointing):
     torch.manual_seed(1)
     whole = tiny(3, num_classes=3, box_score_thresh=0.0, box_detections_per_img=9)
-    parts = MaskRCNN(**{**whole.settings(), "mask_chunk": 2, "mask_checkpointing": checkpointing})
+    settings = whole.settings()
+    settings["mask"] |= {"chunk": 2, "checkpointing": checkpointing}
+    parts = MaskRCNN(**settings)
     parts.load_state_dict(whole.state_dict())
     sample = phantom(3)
     for network in (whole, parts):
@@ -232,10 +260,10 @@ def test_fields_that_do_not_fit(changes, named):
     ("settings", "named"),
     [
         ({"num_classes": 1}, "num_classes: expected at least 2"),
-        ({"box_head": "tree"}, "box_head: expected one of mlp, conv"),
-        ({"anchor_sizes": [[8]]}, "anchor_sizes: expected 2 levels as the backbone, got 1"),
-        ({"roi_levels": ["p7"]}, "roi_levels: expected some of p2, p3"),
-        ({"mask_chunk": 0}, "mask_chunk: expected at least 1"),
+        ({"box_head": "tree"}, r"box\.head: expected one of mlp, conv"),
+        ({"anchor_sizes": [[8]]}, r"anchors\.sizes: expected 2 levels as the backbone, got 1"),
+        ({"roi_levels": ["p7"]}, r"regions\.levels: expected some of p2, p3"),
+        ({"mask_chunk": 0}, r"mask\.chunk: expected at least 1"),
         ({"mask_norm": "none"}, "norm: expected one of"),
         ({"box_output_size": (3, 3)}, "output_size: expected 1 or 3 values"),
     ],
@@ -252,7 +280,7 @@ def test_levels_need_as_many_channels():
 
 def test_a_single_level_without_a_pyramid():
     body = {"name": "resnet", "ndim": 3, "layers": [1], "levels": ["p2"], "width": 8}
-    network = MaskRCNN(body, anchor_sizes=[[8]], box_channels=16, mask_branch=False, box_score_thresh=0.0).eval()
+    network = MaskRCNN(body, anchors={"sizes": [[8]]}, box={"channels": 16, "score_thresh": 0.0}, mask=None).eval()
     found = network.detect(torch.randn(1, 1, 16, 16, 16))
     assert found[0].masks is None
     assert len(found[0]) > 0
@@ -263,17 +291,10 @@ def test_learns_one_phantom():
     network = MaskRCNN(
         FPN(body, out_channels=16, extra=None),
         num_classes=3,
-        anchor_sizes=[[8]],
-        anchor_ratios=(1.0,),
-        anchor_z_ratios=(1.0,),
-        rpn_post_nms_top_n_train=32,
-        rpn_nms_thresh=0.5,
-        box_batch_size_per_image=32,
-        box_positive_fraction=0.5,
-        box_output_size=4,
-        box_channels=64,
-        mask_output_size=5,
-        mask_convs=(16,),
+        anchors={"sizes": [[8]], "ratios": (1.0,), "z_ratios": (1.0,)},
+        rpn={"post_nms_top_n_train": 32, "nms_thresh": 0.5},
+        box={"batch_size_per_image": 32, "positive_fraction": 0.5, "output_size": 4, "channels": 64},
+        mask={"output_size": 5, "convs": (16,)},
     )
     image, boxes, classes, masks = phantom(3, size=24, spans=((2, 10), (13, 20)))
     optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3)
@@ -308,7 +329,7 @@ def test_resized_and_normalised_images_are_answered_in_their_own_voxels(shape):
     # a voxel of the image spans two of what is seen: index i of the image is seen at 2 i + 0.5
     torch.testing.assert_close(found.boxes, (expected.boxes - 0.5) / 2)
     torch.testing.assert_close(found.masks, expected.masks)
-    assert json.loads(json.dumps(resizing.settings()))["min_size"] == settings["min_size"]
+    assert json.loads(json.dumps(resizing.settings()))["transform"]["min_size"] == settings["min_size"]
 
 
 def test_means_are_one_per_channel():

@@ -89,15 +89,15 @@ def test_a_grid_of_billions_costs_nothing():
 @pytest.mark.parametrize(
     ("sizes", "ratios", "z_ratios", "named"),
     [
-        ([[4], []], (1.0,), (1.0,), "anchor_sizes: expected a list of sizes for every level"),
-        ([4, 8], (1.0,), (1.0,), "anchor_sizes: expected a list of sizes for every level"),
-        ([[0]], (1.0,), (1.0,), "anchor_sizes: expected positive numbers"),
-        ([[(4, 4)]], (1.0,), (1.0,), "anchor_sizes: expected 1 or 3 values"),
+        ([[4], []], (1.0,), (1.0,), r"anchors\.sizes: expected a list of sizes for every level"),
+        ([4, 8], (1.0,), (1.0,), r"anchors\.sizes: expected a list of sizes for every level"),
+        ([[0]], (1.0,), (1.0,), r"anchors\.sizes: expected positive numbers"),
+        ([[(4, 4)]], (1.0,), (1.0,), r"anchors\.sizes: expected 1 or 3 values"),
         ([[4], [4, 8]], (1.0,), (1.0,), "as many anchors on every level"),
-        ([[4]], (), (1.0,), "anchor_ratios: expected positive numbers"),
-        ([[4]], (-1.0,), (1.0,), "anchor_ratios: expected positive numbers"),
-        ([[4]], [[1.0], [1.0]], (1.0,), "anchor_ratios: expected positive numbers, for all 1 levels"),
-        ([[4]], (1.0,), (0.0,), "anchor_z_ratios: expected positive numbers"),
+        ([[4]], (), (1.0,), r"anchors\.ratios: expected positive numbers"),
+        ([[4]], (-1.0,), (1.0,), r"anchors\.ratios: expected positive numbers"),
+        ([[4]], [[1.0], [1.0]], (1.0,), r"anchors\.ratios: expected positive numbers, for all 1 levels"),
+        ([[4]], (1.0,), (0.0,), r"anchors\.z_ratios: expected positive numbers"),
     ],
 )
 def test_bad_settings_are_named(sizes, ratios, z_ratios, named):

@@ -6,7 +6,7 @@ import torch
 from voxelry.core.errors import SettingError
 from voxelry.diffusion.flow import draw_times, flow_times, heun, interpolate, velocity
 from voxelry.models.shape import Prompt, ShapeAutoencoder, ShapeFlow
-from voxelry.models.shape.prompt import frame_points
+from voxelry.ops.prompt import frame_points
 from voxelry.tasks.reconstruct.losses import sdf_loss
 
 CONV = {

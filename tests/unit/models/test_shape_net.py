@@ -15,7 +15,7 @@ from voxelry.models.shape import Prompt, ShapeNet, plane_in_frame
 from voxelry.models.shape.decoder import factors
 from voxelry.models.shape.encoder import plane_geometry
 from voxelry.models.shape.prior import MeanShape, truncate
-from voxelry.models.shape.prompt import box_points, click_heatmap, frame_points, plane_points, project, sample_plane
+from voxelry.ops.prompt import box_points, click_heatmap, frame_points, plane_points, project, sample_plane
 
 SMALL = {
     "conv": {

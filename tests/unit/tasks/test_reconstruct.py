@@ -6,7 +6,7 @@ import torch
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.slices.case import build_case, collate_slices
+from voxelry.data.slices.case import ViewSettings, build_case, collate_slices
 from voxelry.data.slices.cut import oblique_plane, take_slice
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.models.shape import Prompt, ShapeNet
@@ -43,10 +43,9 @@ def ball_case(radius=9.0, *, click=(0.0, 0.0, 0.0), give_mask=False, axis=0, gri
     cut = take_slice(image, labels, SPACE, name="ball", **where)
     at = torch.from_numpy(np.asarray(cut.space.to_index(place))).float()
     shape = OrganShape.of_mask(mask, SPACE, 12.0)
-    return build_case(
-        [cut.replace(click=at)], edge=edge, image_size=32, give_mask=give_mask, shape=shape, grid=grid, truncation=12.0,
-        truth=torch.from_numpy(mask),
-    )  # fmt: skip
+    views = ViewSettings(image_size=32, grid=grid, truncation=12.0)
+    case = build_case([cut.replace(click=at)], edge=edge, views=views, give_mask=give_mask, shape=shape)
+    return case.replace(truth=torch.from_numpy(mask))
 
 
 def small_task(*, grid=16, **settings):

@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.slices.case import build_case, collate_slices
+from voxelry.data.slices.case import ViewSettings, build_case, collate_slices
 from voxelry.data.slices.cut import take_slice
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.models.shape import ShapeFlow, ShapeNet
@@ -39,10 +39,9 @@ def ball_case(radius=9.0, *, axis=0, give_mask=False, name="ball"):
     cut = take_slice(image, labels, SPACE, name=name, axis=axis, index=(10, 12, 14)[axis])
     at = torch.from_numpy(np.asarray(cut.space.to_index(MIDDLE))).float()
     shape = OrganShape.of_mask(mask, SPACE, 12.0)
-    return build_case(
-        [cut.replace(click=at)], edge=48.0, image_size=24, give_mask=give_mask, shape=shape, grid=16, truncation=12.0,
-        truth=torch.from_numpy(mask),
-    )  # fmt: skip
+    views = ViewSettings(image_size=24, grid=16, truncation=12.0)
+    case = build_case([cut.replace(click=at)], edge=48.0, views=views, give_mask=give_mask, shape=shape)
+    return case.replace(truth=torch.from_numpy(mask))
 
 
 def flow_task(**settings):

@@ -39,16 +39,11 @@ def detector(ndim: int = 2, *, classes: int = 2, **settings) -> MaskRCNN:
         norm="group",
     )
     small = {
-        "anchor_sizes": [[14.0], [24.0]],
-        "anchor_ratios": [1.0],
-        "anchor_z_ratios": [1.0],
-        "rpn_fg_iou_thresh": 0.5,
-        "box_channels": 32,
-        "box_output_size": 4,
-        "mask_convs": (8,),
-        "mask_output_size": 6,
-        "canonical_size": 24.0,
-        "canonical_level": 1.0,
+        "anchors": {"sizes": [[14.0], [24.0]], "ratios": [1.0], "z_ratios": [1.0]},
+        "rpn": {"fg_iou_thresh": 0.5},
+        "box": {"channels": 32, "output_size": 4},
+        "mask": {"convs": (8,), "output_size": 6},
+        "regions": {"canonical_size": 24.0, "canonical_level": 1.0},
     }
     return MaskRCNN(FPN(body, out_channels=16, extra=None), num_classes=classes, **small | settings)
 

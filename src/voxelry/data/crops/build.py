@@ -22,6 +22,7 @@ from sqlalchemy.exc import DatabaseError
 
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.core.rank import per_axis
+from voxelry.core.settings import settle
 from voxelry.core.space import Space
 from voxelry.data.crops.digest import digest
 from voxelry.data.crops.grid import crop_starts, crops_showing, slabs
@@ -30,7 +31,7 @@ from voxelry.data.crops.reader import CropReader, Stored
 from voxelry.data.crops.rows import insert_crops, insert_objects, note, remove
 from voxelry.data.crops.scan import find_objects, intensities, scan_folder
 from voxelry.data.crops.selection import Criterion, parse_selection
-from voxelry.data.crops.settings import BuildReport, CropSettings
+from voxelry.data.crops.settings import BuildReport, CropSettings, SourceSettings
 from voxelry.data.crops.source import Listed, Objects, Source, checked_boxes, is_database, open_table
 from voxelry.data.label_grid import Reference, open_labels
 from voxelry.io import open_image
@@ -46,29 +47,19 @@ def build_crop_index(
     out: str | Path,
     settings: CropSettings,
     *,
-    layout: str = "auto",
-    selection: Mapping[str, Any] | Sequence[str] | None = None,
-    table: str = "annotations",
-    boxes_table: str = "boxes",
-    box_edges: str = "voxel",
-    root: str | Path | None = None,
-    options: Mapping[str, Any] | None = None,
-    on_error: str = "raise",
     wait: bool = True,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    **reading: Any,
 ) -> BuildReport:
     """Build an index, or bring one up to date.
 
     Args:
         source: a folder or an image (`layout` as in `crop_scan`), an SQLite file or a database URL.
         out: the index to write; beside it a lock file, `OUT.lock`, that stays.
-        selection: see `parse_selection`.
-        table, boxes_table, box_edges, root: see `open_table`.
-        options: for `open_image`, such as `spacing` or `ndim`.
-        on_error: `skip` leaves out images that can't be read and reports them.
         wait: whether to wait for another process that builds this index.
         say: told in one line when it waits.
+        reading: of `SourceSettings`.
 
     Raises:
         DataError: another process builds it and `wait` is False; no crop is left; an image and its labels don't
@@ -76,9 +67,8 @@ def build_crop_index(
         FileError: an image can't be read.
         SettingError: settings that don't fit.
     """
-    if on_error not in ("raise", "skip"):
-        raise SettingError(f"on_error: expected raise or skip, got {on_error!r}")
-    criteria = parse_selection(selection)
+    asked = settle(SourceSettings, reading)
+    criteria = parse_selection(asked.selection)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     report = BuildReport(out)
@@ -94,28 +84,25 @@ def build_crop_index(
         lock.acquire()
     try:
         about = [criterion for criterion in criteria if criterion.about_objects]
-        with _source(source, layout, criteria, table, boxes_table, box_edges, root, options) as listed:
-            _Builder(out, settings, about, dict(options or {}), on_error, report).run(listed, progress)
+        with _source(source, asked, criteria) as listed:
+            _Builder(out, settings, about, dict(asked.options or {}), asked.on_error, report).run(listed, progress)
     finally:
         lock.release()
     return report
 
 
-def _source(
-    source: str | Path,
-    layout: str,
-    criteria: Sequence[Criterion],
-    table: str,
-    boxes_table: str,
-    box_edges: str,
-    root: str | Path | None,
-    options: Mapping[str, Any] | None,
-) -> AbstractContextManager[Source]:
+def _source(source: str | Path, asked: SourceSettings, criteria: Sequence[Criterion]) -> AbstractContextManager[Source]:
     of_files = [criterion for criterion in criteria if not criterion.about_objects]
-    if layout == "table" or (layout == "auto" and is_database(source)):
-        base = None if root is None else Path(root)
-        return open_table(source, of_files, table=table, boxes_table=boxes_table, box_edges=box_edges, root=base)
-    return nullcontext(scan_folder(Path(source), layout, of_files, options=options))
+    if asked.layout == "table" or (asked.layout == "auto" and is_database(source)):
+        return open_table(
+            source,
+            of_files,
+            table=asked.table,
+            boxes_table=asked.boxes_table,
+            box_edges=asked.box_edges,
+            root=None if asked.root is None else Path(asked.root),
+        )
+    return nullcontext(scan_folder(Path(source), asked.layout, of_files, options=asked.options))
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["PADS", "BuildReport", "CropSettings"]
+__all__ = ["PADS", "BuildReport", "CropSettings", "SourceSettings"]
 
 PADS = ("error", "zero", "edge")
 
@@ -33,7 +34,7 @@ class CropSettings:
         SettingError: a value out of range.
     """
 
-    crop_size: int | tuple[int, ...]
+    crop_size: int | tuple[int, ...] = 64
     overlap: int | tuple[int, ...] = 0
     channels: int | None = None
     pad: str = "error"
@@ -59,6 +60,35 @@ class CropSettings:
             raise SettingError(f"channels: expected a positive number or none, got {self.channels}")
         if not 0 <= self.min_visible <= 1:
             raise SettingError(f"min_visible: expected a share in [0, 1], got {self.min_visible}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings:
+    """How the images of an index are found and read.
+
+    Attributes:
+        layout: of a folder, see `crop_scan`; `table` for a database.
+        selection: see `parse_selection`.
+        table, boxes_table, box_edges, root: see `open_table`.
+        options: for `open_image`, such as `spacing` or `ndim`.
+        on_error: `skip` leaves out images that can't be read and reports them.
+
+    Raises:
+        SettingError: another word for `on_error`.
+    """
+
+    layout: str = "auto"
+    selection: Mapping[str, Any] | Sequence[str] | None = None
+    table: str = "annotations"
+    boxes_table: str = "boxes"
+    box_edges: str = "voxel"
+    root: str | Path | None = None
+    options: Mapping[str, Any] | None = None
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        if self.on_error not in ("raise", "skip"):
+            raise SettingError(f"on_error: expected raise or skip, got {self.on_error!r}")
 
 
 @dataclass

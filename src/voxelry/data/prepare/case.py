@@ -31,7 +31,7 @@ from voxelry.data.preprocess.normalise import finite
 from voxelry.data.preprocess.speckle import despeckle
 from voxelry.data.sample import Sample
 from voxelry.data.slices.augment import move_space
-from voxelry.data.slices.choice import choose_cuts, method_name
+from voxelry.data.slices.choice import Choice, choose_cuts, method_name
 from voxelry.data.slices.cut import draw_click, take_labels
 from voxelry.data.slices.pointmaps import masked_pointmap
 from voxelry.io import IMAGE_OPTIONS, open_image, write_image
@@ -377,20 +377,18 @@ def _write_slices(
 ) -> list[dict[str, Any]]:
     """Write the slices of every class; `files` of the case by what they are, and of meshes by their class."""
     shutil.rmtree(root / "slices" / name, ignore_errors=True)  # of an earlier run with other settings
+    choice = Choice(
+        method=settings.slices,
+        axes=settings.axes,
+        count=settings.slices_per_class,
+        oblique=settings.oblique,
+        min_pixels=settings.min_pixels,
+    )
     entries = []
     whole = torch.from_numpy(labels.astype(np.int64))
     for label in [int(value) for value in np.unique(labels) if value > 0]:
         generator = np.random.default_rng([settings.seed, zlib.crc32(name.encode()), label])
-        cuts = choose_cuts(
-            labels == label,
-            space,
-            method=settings.slices,
-            axes=settings.axes,
-            count=settings.slices_per_class,
-            generator=generator,
-            oblique=settings.oblique,
-            min_pixels=settings.min_pixels,
-        )
+        cuts = choose_cuts(labels == label, space, choice, generator)
         seen: set[tuple[int | None, int | None]] = set()
         for number, cut in enumerate(cuts):
             if cut.plane is None and (cut.axis, cut.index) in seen:

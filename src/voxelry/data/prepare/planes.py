@@ -23,10 +23,9 @@ from voxelry.data.prepare.files import nifti_affine, pointmap_range, read_class_
 from voxelry.data.prepare.source import PreparedSlices
 from voxelry.data.preprocess.frame import index_map
 from voxelry.data.preprocess.modality import to_unit
-from voxelry.data.slices.choice import Cut, choose_cuts, method_name
+from voxelry.data.slices.choice import Choice, Cut, choose_cuts, method_name
 from voxelry.data.slices.cut import SliceSample, draw_click, regrid, take_labels, view_plane
 from voxelry.data.slices.pointmaps import masked_pointmap
-from voxelry.data.slices.sources import Choice
 from voxelry.io import read_image
 from voxelry.ops.resample import resample
 
@@ -119,16 +118,8 @@ class PreparedPlanes(torch.utils.data.Dataset[dict[str, Any]]):
         return [*self._cuts(self._volume(case, "labels"), label, np.random.default_rng(0))]
 
     def _cuts(self, volume: tuple[Tensor, Space], label: int, generator: np.random.Generator) -> list[Cut]:
-        return choose_cuts(
-            (volume[0][0] == label).numpy(),
-            volume[1],
-            method=self.choice.method,
-            axes=self.choice.axes,
-            count=self.choice.count if self.choice.method == "uniform" else 1,
-            generator=generator,
-            oblique=self.choice.oblique,
-            min_pixels=self.choice.min_pixels,
-        )
+        count = self.choice.count if self.choice.method == "uniform" else 1
+        return choose_cuts((volume[0][0] == label).numpy(), volume[1], self.choice, generator, count=count)
 
     def _volume(self, case: int, part: str) -> tuple[Tensor, Space]:
         read = read_image(self.source.root / self.source.cases[case][part])

@@ -21,10 +21,9 @@ from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.modality import preprocess_like, to_unit
 from voxelry.data.slices.augment import move_slice
-from voxelry.data.slices.choice import Cut, spread_out
+from voxelry.data.slices.choice import Choice, Cut, spread_out
 from voxelry.data.slices.cut import SliceSample, array_axis
 from voxelry.data.slices.organ_shape import OrganShape
-from voxelry.data.slices.sources import Choice
 from voxelry.data.slices.upright import upright
 from voxelry.io import open_image, read_image
 

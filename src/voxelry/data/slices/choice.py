@@ -14,7 +14,7 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.slices.cut import SliceSample, array_axis, oblique_plane, take_slice
 
-__all__ = ["METHODS", "Cut", "choose_cuts", "method_name", "spread_out"]
+__all__ = ["METHODS", "Choice", "Cut", "choose_cuts", "method_name", "spread_out"]
 
 METHODS = ("random_axis", "uniform", "central", "all", "oblique")
 
@@ -45,48 +45,57 @@ class Cut:
         return take_slice(image, labels, space, axis=self.axis, index=self.index, plane=self.plane, **settings)
 
 
-def choose_cuts(
-    mask: NDArray[np.bool_],
-    space: Space,
-    *,
-    method: str = "random_axis",
-    axes: Sequence[int] = (0, 1, 2),
-    count: int = 1,
-    generator: np.random.Generator,
-    oblique: float = 0.0,
-    min_pixels: int = 1,
-    reach: float | None = None,
-) -> list[Cut]:
-    """Planes that show an organ.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which planes are taken.
 
-    Args:
-        mask: `(D, H, W)` bool.
-        space: its grid.
+    Attributes:
         method: `random_axis` (or `random`): `count` planes, an axis at random and any of its planes that show the
             organ, each once where there are enough; `uniform`: `count` on each axis at even distances; `central`:
             on each axis the one through the organ's centroid; `all`: every one on each axis; `oblique`: `count` in any
             direction through a random voxel of the organ.
         axes: world axes that planes are perpendicular to: 0, 1, 2 for x (sagittal), y (coronal), z (axial).
         count: see `method`.
-        generator: of `random_axis` and `oblique`.
         oblique: chance that a plane of `random_axis` is oblique.
         min_pixels: planes that show less of the organ are passed over, unless all do.
-        reach: half the side of oblique planes in mm; by default they span the volume.
+        reach: half the side of oblique planes in mm; None: they span the volume.
+    """
+
+    method: str = "random_axis"
+    axes: Sequence[int] = (0, 1, 2)
+    count: int = 1
+    oblique: float = 0.0
+    min_pixels: int = 9
+    reach: float | None = None
+
+
+def choose_cuts(
+    mask: NDArray[np.bool_], space: Space, choice: Choice, generator: np.random.Generator, *, count: int | None = None
+) -> list[Cut]:
+    """Planes that show an organ.
+
+    Args:
+        mask: `(D, H, W)` bool.
+        space: its grid.
+        choice: which.
+        generator: of `random_axis` and `oblique`.
+        count: instead of the choice's.
 
     Raises:
         DataError: an empty mask.
         SettingError: an unknown method or axis, a count below 1.
     """
-    method = method_name(method)
+    method, axes, reach = method_name(choice.method), choice.axes, choice.reach
+    count = choice.count if count is None else count
     if count < 1 or not axes:
         raise SettingError(f"count, axes: expected at least one slice and one axis, got {count} and {list(axes)}")
     if not mask.any():
         raise DataError("no foreground to cut a slice through")
     if method == "oblique":
         return [_oblique(mask, space, generator, reach) for _ in range(count)]
-    shown = {array_axis(space, world): _indices(mask, array_axis(space, world), min_pixels) for world in axes}
+    shown = {array_axis(space, world): _indices(mask, array_axis(space, world), choice.min_pixels) for world in axes}
     if method == "random_axis":
-        return _random(mask, space, shown, count, generator, oblique, reach)
+        return _random(mask, space, shown, count, generator, choice)
     cuts = []
     for axis, indices in shown.items():
         if method == "uniform":
@@ -119,15 +128,14 @@ def _random(
     shown: dict[int, NDArray[np.int64]],
     count: int,
     generator: np.random.Generator,
-    oblique: float,
-    reach: float | None,
+    choice: Choice,
 ) -> list[Cut]:
     cuts: list[Cut] = []
     taken: set[tuple[int, int]] = set()
     every = sum(len(indices) for indices in shown.values())
     while len(cuts) < count:
-        if oblique > 0 and generator.random() < oblique:
-            cuts.append(_oblique(mask, space, generator, reach))
+        if choice.oblique > 0 and generator.random() < choice.oblique:
+            cuts.append(_oblique(mask, space, generator, choice.reach))
             continue
         axis = list(shown)[int(generator.integers(len(shown)))]
         index = int(generator.choice(shown[axis]))

@@ -11,6 +11,7 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,41 +19,77 @@ import torch
 from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
+from voxelry.core.settings import Configured, own_fields, settle
 from voxelry.data.dataset import one_line_errors
 from voxelry.data.slices.augment import SliceAugment, SliceMovement
-from voxelry.data.slices.case import SliceCase, build_case, collate_slices
-from voxelry.data.slices.choice import Cut, method_name
+from voxelry.data.slices.case import SliceCase, ViewSettings, build_case, collate_slices, frame_of
+from voxelry.data.slices.choice import Choice, Cut, method_name
 from voxelry.data.slices.cut import SliceSample, draw_click
 from voxelry.data.slices.organ_shape import OrganShape
-from voxelry.data.slices.sources import Choice, SliceSource
+from voxelry.data.slices.sources import SliceSource
 
-__all__ = ["SliceDataset", "usual_edges"]
+__all__ = ["SliceDataset", "SliceSettings", "usual_edges"]
 
 
-class SliceDataset(torch.utils.data.Dataset[SliceCase]):
-    """Prompts of some cases.
+@dataclass(frozen=True, kw_only=True)
+class SliceSettings(ViewSettings, Choice):
+    """Prompts, how they are drawn, chosen (`Choice`) and shown (`ViewSettings`).
 
-    Args:
-        source: `VolumeSlices`, or `PreparedSlices` for slices on disk.
+    With the methods `random_axis` and `oblique` planes are drawn anew in every epoch and give `repeats` items a case;
+    the others list their planes, one item each. A `reach` of None is three quarters of a view's side.
+
+    Attributes:
         organs: label values to learn, each a number or several that count as one organ (the first names it).
         slices: slices of a prompt, one number or (fewest, most).
-        method, axes, oblique, min_pixels: which planes, see `slice_choice.choose_cuts`. `random_axis` and `oblique`
-            draw anew in every epoch and give `repeats` items a case; the others list their planes, one item each.
-        count: planes per axis of `uniform`.
         repeats: items of a case in an epoch, of `random_axis` and `oblique`.
         every_organ: items of `random_axis` and `oblique` are `repeats` of each organ of each case, with other slices
             each where there are enough, instead of one organ at random.
         clicks: items that differ in nothing but the place of the click, next to each other.
         mask: chance that a prompt has its slices' masks.
         field_of_view: chance that a prompt tells where the volume lies that its slices are from.
-        image_size: pixels of a view's side.
-        view: a view's side in edges of the frame.
-        grid: cells of the true distances; None for none.
-        truncation: mm at which they are clipped.
         edge: mm, of the frame, one number or one per organ's first label; by default `usual_edges(...)`.
-        margin: edges are this many times an organ's extent.
         centre_jitter: the frame's centre moves by up to this many edges along each axis.
         edge_jitter: its edge grows or shrinks by up to this share, uniform in the logarithm.
+    """
+
+    organs: Sequence[int | Sequence[int]] = (1,)
+    slices: int | Sequence[int] = 1
+    repeats: int = 1
+    every_organ: bool = False
+    clicks: int = 1
+    mask: float = 0.5
+    field_of_view: float = 1.0
+    grid: int | None = 64
+    edge: float | Mapping[int, float] | None = None
+    centre_jitter: float = 0.0
+    edge_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least_and_most[0] <= self.least_and_most[1]:
+            raise SettingError(f"slices: expected a positive number, or fewest and most, got {self.slices}")
+        if self.count < 1:
+            raise SettingError(f"count: expected at least 1, got {self.count}")
+        for name in ("mask", "oblique", "field_of_view"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"{name}: expected a chance from 0 to 1, got {getattr(self, name)}")
+        for name in ("repeats", "clicks", "image_size", "view", "margin"):
+            if not getattr(self, name) > 0:
+                raise SettingError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if not self.organs or not all(isinstance(organ, int) or organ for organ in self.organs):
+            raise SettingError("organs: expected at least one label value")
+
+    @property
+    def least_and_most(self) -> tuple[int, int]:
+        """Slices of a prompt."""
+        low, high = (self.slices, self.slices) if isinstance(self.slices, int) else self.slices
+        return int(low), int(high)
+
+
+class SliceDataset(Configured, torch.utils.data.Dataset[SliceCase]):
+    """Prompts of some cases.
+
+    Args:
+        source: `VolumeSlices`, or `PreparedSlices` for slices on disk.
         augment: moves slices and truth together.
         truth: whether cases carry the organ's voxels on the volume's grid.
         seed: of everything random.
@@ -65,79 +102,38 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         DataError, FileError: a case can't be read or has none of the organs; one line naming the file.
     """
 
+    Settings = SliceSettings
+
     collate = staticmethod(collate_slices)
 
     def __init__(
         self,
         source: SliceSource,
         *,
-        organs: Sequence[int | Sequence[int]] = (1,),
-        slices: int | Sequence[int] = 1,
-        method: str = "random_axis",
-        axes: Sequence[int] = (0, 1, 2),
-        count: int = 1,
-        oblique: float = 0.0,
-        min_pixels: int = 9,
-        repeats: int = 1,
-        every_organ: bool = False,
-        clicks: int = 1,
-        mask: float = 0.5,
-        field_of_view: float = 1.0,
-        image_size: int = 128,
-        view: float = 1.0,
-        grid: int | None = 64,
-        truncation: float = 20.0,
-        edge: float | Mapping[int, float] | None = None,
-        margin: float = 2.0,
-        centre_jitter: float = 0.0,
-        edge_jitter: float = 0.0,
         augment: SliceAugment | None = None,
         truth: bool = False,
         seed: int = 0,
+        **settings: Any,
     ):
-        self.source = source
-        self.organs = [(organ,) if isinstance(organ, int) else tuple(organ) for organ in organs]
-        low, high = (slices, slices) if isinstance(slices, int) else tuple(slices)
-        if not 1 <= low <= high:
-            raise SettingError(f"slices: expected a positive number, or fewest and most, got {slices}")
-        method = method_name(method)
-        if count < 1:
-            raise SettingError(f"count: expected at least 1, got {count}")
-        for name, value in (("mask", mask), ("oblique", oblique), ("field_of_view", field_of_view)):
-            if not 0 <= value <= 1:
-                raise SettingError(f"{name}: expected a chance from 0 to 1, got {value}")
-        for name, value in (
-            ("repeats", repeats),
-            ("clicks", clicks),
-            ("image_size", image_size),
-            ("view", view),
-            ("margin", margin),
-        ):
-            if not value > 0:
-                raise SettingError(f"{name}: expected a positive number, got {value}")
-        if not self.organs or not all(self.organs):
-            raise SettingError("organs: expected at least one label value")
-        self.slices = (int(low), int(high))
-        self.choice = Choice(method=method, axes=tuple(axes), count=count, oblique=oblique, min_pixels=min_pixels)
-        self.repeats, self.augment, self.truth, self.seed = repeats, augment, truth, seed
-        self.every_organ, self.clicks = every_organ, clicks
-        self.mask, self.field_of_view = mask, field_of_view
-        self.centre_jitter, self.edge_jitter = centre_jitter, edge_jitter
-        self.build = {
-            "image_size": image_size,
-            "view": view,
-            "grid": grid,
-            "truncation": truncation,
-            "margin": margin,
-        }
-        self.truncation = truncation
+        own = self._settings = settle(SliceSettings, settings)
+        self.source, self.augment, self.truth, self.seed = source, augment, truth, seed
+        self.organs = [(organ,) if isinstance(organ, int) else tuple(organ) for organ in own.organs]
+        self.slices = own.least_and_most
+        self.choice = Choice(**own_fields(own, Choice) | {"method": method_name(own.method), "axes": tuple(own.axes)})
+        self.views = ViewSettings(**own_fields(own, ViewSettings))
         first = [organ[0] for organ in self.organs]
+        edge = own.edge
         if edge is None:
-            edge = usual_edges(source, self.organs, margin=margin, truncation=truncation)
+            edge = usual_edges(source, self.organs, margin=own.margin, truncation=own.truncation)
         self.edges = dict(edge) if isinstance(edge, Mapping) else dict.fromkeys(first, float(edge))
         if missing := [label for label in first if label not in self.edges]:
             raise SettingError(f"edge: expected one for each organ, got none for label {missing[0]}")
         self._items: list[tuple[int, int | None, Cut | str | None]] | None = None
+
+    @property
+    def repeats(self) -> int:
+        """Items of a case in an epoch, where they are drawn."""
+        return int(self._settings.repeats)
 
     @property
     def items(self) -> list[tuple[int, int | None, Cut | str | None]]:
@@ -149,20 +145,20 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
                 self._items = [
                     (case, organ, None)
                     for case, organ in self._drawn_organs()
-                    for _ in range(self.repeats if self.every_organ else 1)
+                    for _ in range(self.repeats if self._settings.every_organ else 1)
                 ]
             else:
                 for case in cases:
                     for organ in self.source.organs_of(case, self.organs):
                         cuts = self.source.listed(case, self.organs[organ], self.choice)
                         self._items += [(case, organ, cut) for cut in cuts]
-            self._items = [item for item in self._items for _ in range(self.clicks)]
+            self._items = [item for item in self._items for _ in range(self._settings.clicks)]
         return self._items
 
     def _drawn_organs(self) -> list[tuple[int, int | None]]:
         """Cases with an organ, or with None where it is drawn, too."""
         cases = range(len(self.source.names))
-        if self.every_organ:
+        if self._settings.every_organ:
             return [(case, organ) for case in cases for organ in self.source.organs_of(case, self.organs)]
         return [(case, None) for _ in range(self.repeats) for case in cases]
 
@@ -186,7 +182,8 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             return self._drawn(index % len(self), epoch)
 
     def _drawn(self, index: int, epoch: int) -> SliceCase:
-        prompt, clicked = divmod(index, self.clicks)
+        own: SliceSettings = self._settings
+        prompt, clicked = divmod(index, own.clicks)
         generator = np.random.default_rng([self.seed, epoch, prompt])
         case, place, first = self.items[index]
         if place is None:
@@ -196,16 +193,16 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         edge = self.edges[organ[0]]
         low, high = self.slices
         count = int(generator.integers(low, high + 1))
-        choice = Choice(**{**vars(self.choice), "reach": 0.75 * edge * float(self.build["view"] or 1)})
-        slices = self._slices((epoch, prompt), case, organ, first, count, choice, generator)
-        if self.clicks > 1:
+        reach = 0.75 * edge * float(own.view) if own.reach is None else own.reach
+        slices = self._slices((epoch, prompt), case, organ, first, count, replace(self.choice, reach=reach), generator)
+        if own.clicks > 1:
             generator = np.random.default_rng([self.seed, epoch, prompt, 1 + clicked])
         samples = [sample.replace(click=draw_click(_mask(sample), generator)) for sample in slices]
-        shape: OrganShape = self.source.shape(case, organ, self.truncation)
-        give = bool(generator.random() < self.mask)
-        give_field = bool(generator.random() < self.field_of_view)
-        shift = generator.uniform(-1, 1, 3) * self.centre_jitter
-        edge *= float(np.exp(np.log1p(self.edge_jitter) * generator.uniform(-1, 1)))
+        shape: OrganShape = self.source.shape(case, organ, own.truncation)
+        give = bool(generator.random() < own.mask)
+        give_field = bool(generator.random() < own.field_of_view)
+        shift = generator.uniform(-1, 1, 3) * own.centre_jitter
+        edge *= float(np.exp(np.log1p(own.edge_jitter) * generator.uniform(-1, 1)))
         movement: SliceMovement | None = None
         if self.augment is not None:
             movement = self.augment.draw(np.mean([sample.click_world for sample in samples], axis=0), generator)
@@ -213,19 +210,18 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
             samples = [self.augment.change_intensity(sample, generator) for sample in samples]
             # what was made larger than the truncation allows for is clipped a little earlier
             shape = shape.moved(movement.motion)
-        settings: dict[str, Any] = {**self.build, "truncation": min(self.truncation, shape.truncation)}
-        return build_case(
+        middle, _ = frame_of(samples, edge, given=[give] * len(samples))
+        drawn = build_case(
             samples,
             edge=edge,
-            slots=high,
+            views=replace(self.views, truncation=min(own.truncation, shape.truncation)),
             give_mask=give,
             give_field=give_field,
-            centre_shift=shift * edge,
+            centre=middle + shift * edge,
             movement=movement,
             shape=shape,
-            truth=self.source.truth(case, organ) if self.truth else None,
-            **settings,
         )
+        return drawn.padded(high).replace(truth=self.source.truth(case, organ) if self.truth else None)
 
     def _slices(
         self,
@@ -242,7 +238,7 @@ class SliceDataset(torch.utils.data.Dataset[SliceCase]):
         Args:
             asked: epoch and number of the prompt.
         """
-        if not self.every_organ or first is not None:
+        if not self._settings.every_organ or first is not None:
             return self.source.slices(case, organ, first, count, choice, generator)
         epoch, prompt = asked
         turn = prompt % self.repeats

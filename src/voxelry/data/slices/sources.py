@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -18,24 +18,12 @@ from voxelry.data.demands import no_foreground
 from voxelry.data.sample import Sample
 from voxelry.data.segment_names import segment_names
 from voxelry.data.slices.augment import move_space
-from voxelry.data.slices.choice import Cut, choose_cuts
+from voxelry.data.slices.choice import Choice, Cut, choose_cuts
 from voxelry.data.slices.cut import SliceSample
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.upright import upright
 
-__all__ = ["Choice", "SliceSource", "VolumeSlices"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Which slices are taken; see `slice_choice.choose_cuts`."""
-
-    method: str = "random_axis"
-    axes: Sequence[int] = (0, 1, 2)
-    count: int = 1
-    oblique: float = 0.0
-    min_pixels: int = 9
-    reach: float | None = None
+__all__ = ["SliceSource", "VolumeSlices"]
 
 
 class SliceSource(Protocol):
@@ -145,9 +133,7 @@ class VolumeSlices:
         sample = self._sample(case)
         cuts = [first] if isinstance(first, Cut) else []
         method = "oblique" if choice.method == "oblique" else "random_axis"
-        drawn = Choice(
-            method=method, axes=choice.axes, oblique=choice.oblique, min_pixels=choice.min_pixels, reach=choice.reach
-        )
+        drawn = replace(choice, method=method)
         if count > len(cuts):
             cuts += self._cuts(sample, organ, drawn, count - len(cuts), generator)
         return [
@@ -180,17 +166,7 @@ class VolumeSlices:
     def _cuts(
         self, sample: Sample, organ: tuple[int, ...], choice: Choice, count: int, generator: np.random.Generator
     ) -> list[Cut]:
-        return choose_cuts(
-            self._mask(sample, organ),
-            sample.space,
-            method=choice.method,
-            axes=choice.axes,
-            count=count,
-            generator=generator,
-            oblique=choice.oblique,
-            min_pixels=choice.min_pixels,
-            reach=choice.reach,
-        )
+        return choose_cuts(self._mask(sample, organ), sample.space, choice, generator, count=count)
 
     def _labels(self, case: int) -> Tensor:
         labels = self.volumes.preprocessed(case).labels

@@ -21,6 +21,7 @@ from voxelry.core.settings import plain
 from voxelry.interop.weights import torchvision_resnet
 from voxelry.interop.weights.state import build, check_rank, strip_prefix
 from voxelry.models.mask_rcnn import MaskRCNN
+from voxelry.models.mask_rcnn.settings import nested
 
 __all__ = ["convert", "infer", "rebuild", "settings"]
 
@@ -115,7 +116,7 @@ def rebuild(case: Mapping[str, Any], weights: Mapping[str, Tensor], ndim: int | 
     state |= convert(weights, backbone, chosen, added=(ndim or rank) - rank)
 
     def make(*, ndim: int, **keywords: Any) -> MaskRCNN:
-        return MaskRCNN(backbone, **keywords)
+        return MaskRCNN(backbone, **nested(keywords))
 
     network = build(NAME, make, chosen, state, rank=rank, ndim=ndim)
     assert isinstance(network, MaskRCNN)
@@ -163,6 +164,8 @@ def infer(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def settings(case: Mapping[str, Any], backbone: Backbone, *, rank: int, ndim: int) -> dict[str, Any]:
     """Settings of our `MaskRCNN` over that backbone, for weights of rank `rank` in a network of rank `ndim`.
+
+    Under torchvision's flat names, see `models.mask_rcnn.settings.nested`.
 
     Raises:
         CheckpointError: anchors that neither the case nor the weights tell, or unknown levels.

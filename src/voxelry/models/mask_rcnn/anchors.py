@@ -53,17 +53,17 @@ class AnchorShapes:
     ):
         self.ndim = check_ndim(ndim)
         if isinstance(sizes, (str, bytes)) or not all(isinstance(level, Sequence) and len(level) for level in sizes):
-            raise SettingError(f"anchor_sizes: expected a list of sizes for every level, got {sizes!r}")
-        self.sizes = [[per_axis(size, ndim, "anchor_sizes") for size in level] for level in sizes]
-        self.ratios = per_level(ratios, len(sizes), "anchor_ratios")
-        self.z_ratios = per_level(z_ratios, len(sizes), "anchor_z_ratios")
+            raise SettingError(f"anchors.sizes: expected a list of sizes for every level, got {sizes!r}")
+        self.sizes = [[per_axis(size, ndim, "anchors.sizes") for size in level] for level in sizes]
+        self.ratios = per_level(ratios, len(sizes), "anchors.ratios")
+        self.z_ratios = per_level(z_ratios, len(sizes), "anchors.z_ratios")
         self.rounded = rounded
         edges = [edge for level in self.sizes for size in level for edge in size]
         if not edges or not all(edge > 0 for edge in edges):
-            raise SettingError(f"anchor_sizes: expected positive numbers, got {sizes!r}")
+            raise SettingError(f"anchors.sizes: expected positive numbers, got {sizes!r}")
         counts = {self.count(level) for level in range(len(self.sizes))}
         if len(counts) != 1:
-            raise SettingError(f"anchor_sizes: expected as many anchors on every level, got {sorted(counts)}")
+            raise SettingError(f"anchors.sizes: expected as many anchors on every level, got {sorted(counts)}")
         self.num_anchors = counts.pop()
 
     def count(self, level: int) -> int:
@@ -132,7 +132,7 @@ class Anchors:
             SettingError: there are more or fewer maps than levels of sizes.
         """
         if len(features) != len(shapes.sizes):
-            raise SettingError(f"anchor_sizes: expected {len(features)} levels, got {len(shapes.sizes)}")
+            raise SettingError(f"anchors.sizes: expected {len(features)} levels, got {len(shapes.sizes)}")
         return cls(
             tuple(
                 AnchorGrid(shapes.boxes(level).to(x.device), tuple(x.shape[2:]), tuple(stride))

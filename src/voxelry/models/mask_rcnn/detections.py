@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from voxelry.models.mask_rcnn.settings import BoxSettings
 from voxelry.ops.boxes import clip, decode, valid
 from voxelry.ops.nms import Separation, batched_nms
 
-__all__ = ["Detections", "Weights", "select"]
+__all__ = ["Detections", "select"]
 
-Weights = tuple[float | Sequence[float], float | Sequence[float]]
-"""Of deltas: of the centre and of the size, each one number or one per axis."""
+MIN_SIZE = 1e-2  # the least length of a detection along every axis, voxels
 
 
 @dataclass
@@ -55,12 +54,8 @@ def select(
     deltas: Tensor,
     proposals: Tensor,
     shape: tuple[int, ...],
+    settings: BoxSettings,
     *,
-    weights: Weights,
-    score_threshold: float,
-    nms_threshold: float,
-    limit: int,
-    min_size: float = 1e-2,
     low: float = -0.5,
     separate: Separation = "exact",
 ) -> Detections:
@@ -71,19 +66,15 @@ def select(
         deltas: `(K, classes, 2 * ndim)`.
         proposals: `(K, 2 * ndim)`.
         shape: size of the image.
-        weights: of the deltas, see `ops.boxes.decode`.
-        score_threshold: scores must be larger.
-        nms_threshold: a box that overlaps by a larger IoU with a better one of its class is dropped.
-        limit: the largest number of detections.
-        min_size: the least length along every axis, voxels.
+        settings: which are kept, and the weights of the deltas.
         low: where the image begins, see `ops.boxes.clip`.
         separate: how classes are kept apart, see `ops.nms.batched_nms`.
     """
     scores = logits.float().softmax(dim=1)[:, 1:]
-    rows, columns = torch.where(scores > score_threshold)  # before decoding: most are none
-    boxes = decode(deltas[rows, columns + 1].float(), proposals[rows], weights)
+    rows, columns = torch.where(scores > settings.score_thresh)  # before decoding: most are none
+    boxes = decode(deltas[rows, columns + 1].float(), proposals[rows], settings.reg_weights)
     boxes, scores, classes = clip(boxes, shape, low=low), scores[rows, columns], columns + 1
-    keep = torch.where(valid(boxes, min_size))[0]
+    keep = torch.where(valid(boxes, MIN_SIZE))[0]
     boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
-    keep = batched_nms(boxes, scores, classes, nms_threshold, separate=separate)[:limit]
+    keep = batched_nms(boxes, scores, classes, settings.nms_thresh, separate=separate)[: settings.detections_per_img]
     return Detections(boxes[keep], scores[keep], classes[keep])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelry.core.rank import per_axis
+from voxelry.models.mask_rcnn.settings import MaskSettings
 from voxelry.nn import nd
 from voxelry.nn.norm import make_norm
 
@@ -130,26 +131,16 @@ class MaskHead(nn.Module):
     convolution of width 1.
 
     Args:
-        convs: channels of each convolution; the last is also that of the finer features.
-        norm: name of a normalisation, see `nn.norm.make_norm`, or None.
-        upsample: finer by this, one number or one per axis.
+        settings: convolutions, the last of which is as wide as the finer features, and how much finer those are.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        *,
-        ndim: int,
-        convs: Sequence[int] = (256, 256, 256, 256),
-        norm: str | None = None,
-        upsample: int | Sequence[int] = 2,
-    ):
+    def __init__(self, channels: int, num_classes: int, settings: MaskSettings, *, ndim: int):
         super().__init__()
-        widths = [channels, *convs]
-        self.norm = norm
-        self.convs = nn.Sequential(*(ConvNormReLU(a, b, ndim=ndim, norm=norm) for a, b in itertools.pairwise(widths)))
-        self.upsample = per_axis(upsample, ndim, "mask_upsample")
+        widths, self.norm = [channels, *settings.convs], settings.norm
+        self.convs = nn.Sequential(
+            *(ConvNormReLU(a, b, ndim=ndim, norm=self.norm) for a, b in itertools.pairwise(widths))
+        )
+        self.upsample = per_axis(settings.upsample, ndim, "mask.upsample")
         self.finer = nd.transposed_conv(ndim)(widths[-1], widths[-1], self.upsample, self.upsample)
         self.logits = nd.conv(ndim)(widths[-1], num_classes, 1)
         nn.init.kaiming_normal_(self.finer.weight, mode="fan_out", nonlinearity="relu")

@@ -13,6 +13,7 @@ from voxelry.models.mask_rcnn.detections import Detections
 from voxelry.models.mask_rcnn.heads import MaskHead
 from voxelry.models.mask_rcnn.roi_heads import Regions
 from voxelry.models.mask_rcnn.roi_pool import RegionPool, Scales
+from voxelry.models.mask_rcnn.settings import MaskSettings
 from voxelry.ops.roi_align import roi_masks
 
 __all__ = ["MaskBranch"]
@@ -24,14 +25,12 @@ class MaskBranch(nn.Module):
     Args:
         head: from features of regions to logits.
         pool: features of the regions.
-        chunk: regions at a time in prediction, and in training with checkpointing: a 28³ mask needs 22 MB of
-            features per region and layer.
-        checkpointing: in training, work the head out again in the backward pass instead of keeping its features.
+        settings: how many regions at a time.
     """
 
-    def __init__(self, head: MaskHead, pool: RegionPool, *, chunk: int = 32, checkpointing: bool = False):
+    def __init__(self, head: MaskHead, pool: RegionPool, settings: MaskSettings):
         super().__init__()
-        self.head, self.pool, self.chunk, self.checkpointing = head, pool, chunk, checkpointing
+        self.head, self.pool, self.chosen = head, pool, settings
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -73,10 +72,10 @@ class MaskBranch(nn.Module):
 
     def logits(self, pooled: Tensor, classes: Tensor) -> Tensor:
         """Logits of one class per region, `(K, C, *M), (K,) -> (K, *size)`."""
-        if not (self.checkpointing and torch.is_grad_enabled()):
+        if not (self.chosen.checkpointing and torch.is_grad_enabled()):
             return self.head(pooled, classes)
         # the statistics of a batch normalisation are those of all regions
-        size = len(pooled) if self.head.norm == "batch" else self.chunk
+        size = len(pooled) if self.head.norm == "batch" else self.chosen.chunk
         parts = zip(pooled.split(size), classes.split(size), strict=True)
         return torch.cat([checkpoint(self.head, x, kind, use_reentrant=False) for x, kind in parts])
 
@@ -86,7 +85,7 @@ class MaskBranch(nn.Module):
         for index, detections in enumerate(found):
             parts = [detections.boxes.new_empty(0, *self.size)]
             for boxes, classes in zip(
-                detections.boxes.split(self.chunk), detections.classes.split(self.chunk), strict=True
+                detections.boxes.split(self.chosen.chunk), detections.classes.split(self.chosen.chunk), strict=True
             ):
                 if len(boxes):
                     pooled = self.pool(features, scales, boxes, torch.full_like(classes, index))

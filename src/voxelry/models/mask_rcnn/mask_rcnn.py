@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from voxelry.backbones.base import Backbone
 from voxelry.backbones.build import build_backbone
 from voxelry.core.errors import DataError, SettingError
-from voxelry.core.settings import plain
+from voxelry.core.settings import Configured, plain, settle
 from voxelry.models.mask_rcnn.anchors import AnchorShapes
-from voxelry.models.mask_rcnn.detections import Detections, Weights
-from voxelry.models.mask_rcnn.heads import BOX_HEADS, MaskHead
+from voxelry.models.mask_rcnn.detections import Detections
+from voxelry.models.mask_rcnn.heads import MaskHead
 from voxelry.models.mask_rcnn.mask_branch import MaskBranch
 from voxelry.models.mask_rcnn.roi_heads import BoxBranch
 from voxelry.models.mask_rcnn.roi_pool import RegionPool
 from voxelry.models.mask_rcnn.rpn import RegionProposals
+from voxelry.models.mask_rcnn.settings import AnchorSettings, MaskRCNNSettings
 from voxelry.models.mask_rcnn.targets import check_targets
 from voxelry.models.mask_rcnn.transform import Prepared, Transform, resize_boxes
 
@@ -28,190 +29,61 @@ __all__ = ["MaskRCNN"]
 Images = Tensor | Sequence[Tensor]
 
 
-class MaskRCNN(nn.Module):
+class MaskRCNN(Configured, nn.Module):
     """Instances with boxes, classes, scores and masks.
 
     Boxes are `(K, 2 * ndim)`, all lows then all highs, in index coordinates: voxel `i` spans `i - 0.5` to `i + 0.5`.
-    The names of settings and their values are those of torchvision where it has them; the defaults differ where
-    volumes are not photographs (`min_size`, `max_size`, `image_mean`, `image_std`: none; `round_anchors`, `box_low`,
-    `torchvision_rules`).
+    Its settings are those of `MaskRCNNSettings`, the parts as mappings or dataclasses: `MaskRCNN(backbone,
+    num_classes=3, box={"channels": 256})`.
 
     Args:
         backbone: levels with as many channels each, or its description for `build_backbone`.
-        num_classes: with background, which is 0.
-        min_size, max_size, fixed_size, image_mean, image_std, size_divisible, skip_resize, skip_normalize: see
-            `Transform`.
-        anchor_sizes: for each level of the backbone a list of sizes in voxels, each one number or one per axis;
-            None for one of eight times the level's stride.
-        anchor_ratios, anchor_z_ratios, round_anchors: see `AnchorShapes`.
-        rpn_depth, rpn_*: see `RegionProposals`.
-        box_low: coordinate of the image's edge that boxes are cut to: -0.5, or 0 as torchvision has it.
-        box_head: "mlp", two fully connected layers, or "conv", convolutions and one.
-        box_channels: width of the fully connected layers.
-        box_convs, box_norm: channels of the convolutions of "conv", and their normalisation.
-        box_output_size, mask_output_size: feature voxels of a region, one number or one per axis.
-        sampling_ratio, canonical_size, canonical_level: see `RegionPool`.
-        bbox_reg_weights: of the deltas of regions: centre and size, each one number or one per axis.
-        box_*: see `BoxBranch`.
-        mask_branch: learn masks.
-        mask_convs, mask_norm, mask_upsample: see `MaskHead`; a mask has `mask_output_size * mask_upsample` voxels.
-        mask_chunk, mask_checkpointing: see `MaskBranch`.
-        roi_levels: levels that regions are read from; None for all but "pool".
-        torchvision_rules: work out strides as torchvision does, for anchors the padded size over the level's,
-            rounded down, for regions a power of two of the first axis; and see `RegionProposals`. Otherwise
-            strides are those of the backbone.
 
     Raises:
         SettingError: an unknown name, levels with unlike channels, numbers that don't fit together.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone | Mapping[str, Any],
-        *,
-        num_classes: int = 2,
-        min_size: int | Sequence[int] | None = None,
-        max_size: int | None = None,
-        fixed_size: int | Sequence[int] | None = None,
-        image_mean: Sequence[float] | None = None,
-        image_std: Sequence[float] | None = None,
-        size_divisible: int | Sequence[int] = 1,
-        skip_resize: bool | None = None,
-        skip_normalize: bool | None = None,
-        anchor_sizes: Sequence[Sequence[Any]] | None = None,
-        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        anchor_z_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        round_anchors: bool = False,
-        rpn_depth: int = 1,
-        rpn_pre_nms_top_n_train: int = 2000,
-        rpn_pre_nms_top_n_test: int = 1000,
-        rpn_post_nms_top_n_train: int = 2000,
-        rpn_post_nms_top_n_test: int = 1000,
-        rpn_nms_thresh: float = 0.7,
-        rpn_fg_iou_thresh: float = 0.7,
-        rpn_bg_iou_thresh: float = 0.3,
-        rpn_batch_size_per_image: int = 256,
-        rpn_positive_fraction: float = 0.5,
-        rpn_score_thresh: float = 0.0,
-        box_low: float = -0.5,
-        box_head: str = "mlp",
-        box_channels: int = 1024,
-        box_convs: Sequence[int] = (256, 256, 256, 256),
-        box_norm: str | None = "batch",
-        box_output_size: int | Sequence[int] = 7,
-        box_score_thresh: float = 0.05,
-        box_nms_thresh: float = 0.5,
-        box_detections_per_img: int = 100,
-        box_fg_iou_thresh: float = 0.5,
-        box_bg_iou_thresh: float = 0.5,
-        box_batch_size_per_image: int = 512,
-        box_positive_fraction: float = 0.25,
-        bbox_reg_weights: Weights = (10.0, 5.0),
-        mask_branch: bool = True,
-        mask_convs: Sequence[int] = (256, 256, 256, 256),
-        mask_norm: str | None = None,
-        mask_output_size: int | Sequence[int] = 14,
-        mask_upsample: int | Sequence[int] = 2,
-        mask_chunk: int = 32,
-        mask_checkpointing: bool = False,
-        sampling_ratio: int = 2,
-        canonical_size: float = 224.0,
-        canonical_level: float = 4.0,
-        roi_levels: Sequence[str] | None = None,
-        torchvision_rules: bool = False,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__", "backbone")}
+    Settings = MaskRCNNSettings
+
+    def __init__(self, backbone: Backbone | Mapping[str, Any], **settings: Any):
         super().__init__()
-        self._settings = plain(settings)
+        own = self._settings = settle(MaskRCNNSettings, settings)
         self.backbone = build_backbone(backbone) if isinstance(backbone, Mapping) else backbone
-        self.ndim, self.num_classes = self.backbone.ndim, num_classes
-        self.torchvision_rules = torchvision_rules
-        if num_classes < 2:
-            raise SettingError(f"num_classes: expected at least 2 (background and one more), got {num_classes}")
-        if box_head not in BOX_HEADS:
-            raise SettingError(f"box_head: expected one of {', '.join(BOX_HEADS)}, got {box_head!r}")
-        if mask_chunk < 1:
-            raise SettingError(f"mask_chunk: expected at least 1, got {mask_chunk}")
-        levels = list(self.backbone.out_channels)
-        self.roi_levels = [name for name in levels if name != "pool"] if roi_levels is None else list(roi_levels)
-        if not self.roi_levels or not set(self.roi_levels) <= set(levels):
-            raise SettingError(f"roi_levels: expected some of {', '.join(levels)}, got {self.roi_levels}")
-        if len(set(self.backbone.out_channels.values())) != 1:
-            raise SettingError(f"backbone: expected as many channels on every level, got {self.backbone.out_channels}")
-        channels = self.backbone.out_channels[levels[0]]
-        self.transform = Transform(
-            ndim=self.ndim,
-            min_size=min_size,
-            max_size=max_size,
-            fixed_size=fixed_size,
-            mean=image_mean,
-            std=image_std,
-            size_divisible=size_divisible,
-            skip_resize=skip_resize,
-            skip_normalize=skip_normalize,
-            low=box_low,
-        )
+        self.ndim, self.num_classes = self.backbone.ndim, own.num_classes
+        self.torchvision_rules = own.torchvision_rules
+        channels = one_width(self.backbone)
+        self.roi_levels = levels_to_read(self.backbone, own.regions.levels)
+        self.transform = Transform(own.transform, ndim=self.ndim, low=own.low)
         if not self.transform.skip_normalize and len(self.transform.mean) != self.backbone.in_channels:
             raise SettingError(
-                f"image_mean, image_std: expected {self.backbone.in_channels} of each, one per channel, got "
+                f"transform.image_mean, image_std: expected {self.backbone.in_channels} of each, one per channel, got "
                 f"{len(self.transform.mean)}"
             )
-        if anchor_sizes is None:
-            anchor_sizes = [[tuple(8 * step for step in self.backbone.strides[name])] for name in levels]
-        if len(anchor_sizes) != len(levels):
-            raise SettingError(f"anchor_sizes: expected {len(levels)} levels as the backbone, got {len(anchor_sizes)}")
         self.rpn = RegionProposals(
             channels,
-            AnchorShapes(anchor_sizes, anchor_ratios, anchor_z_ratios, ndim=self.ndim, rounded=round_anchors),
-            depth=rpn_depth,
-            foreground=rpn_fg_iou_thresh,
-            background=rpn_bg_iou_thresh,
-            batch_size=rpn_batch_size_per_image,
-            positive_fraction=rpn_positive_fraction,
-            pre_nms=(rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test),
-            post_nms=(rpn_post_nms_top_n_train, rpn_post_nms_top_n_test),
-            nms_threshold=rpn_nms_thresh,
-            score_threshold=rpn_score_thresh,
-            low=box_low,
-            torchvision_rules=torchvision_rules,
+            anchor_shapes(self.backbone, own.anchors),
+            own.rpn,
+            low=own.low,
+            torchvision_rules=own.torchvision_rules,
         )
-        pool = partial(
-            RegionPool,
-            ndim=self.ndim,
-            sampling_ratio=sampling_ratio,
-            canonical_size=canonical_size,
-            canonical_level=canonical_level,
-        )
-        box_pool = pool(box_output_size)
-        convs = {"convs": box_convs, "norm": box_norm} if box_head == "conv" else {}
+        pool = partial(RegionPool, settings=own.regions, ndim=self.ndim)
         self.box_branch = BoxBranch(
-            BOX_HEADS[box_head](channels, box_pool.output_size, ndim=self.ndim, width=box_channels, **convs),
-            box_pool,
-            num_classes,
-            ndim=self.ndim,
-            foreground=box_fg_iou_thresh,
-            background=box_bg_iou_thresh,
-            batch_size=box_batch_size_per_image,
-            positive_fraction=box_positive_fraction,
-            weights=bbox_reg_weights,
-            score_threshold=box_score_thresh,
-            nms_threshold=box_nms_thresh,
-            limit=box_detections_per_img,
-            low=box_low,
-            separate="torchvision" if torchvision_rules else "exact",
+            channels,
+            pool(own.box.output_size),
+            own.num_classes,
+            own.box,
+            low=own.low,
+            separate="torchvision" if own.torchvision_rules else "exact",
         )
         self.mask_branch: MaskBranch | None = None
-        if mask_branch:
-            head = MaskHead(
-                channels, num_classes, ndim=self.ndim, convs=mask_convs, norm=mask_norm, upsample=mask_upsample
-            )
+        if own.mask is not None:
             self.mask_branch = MaskBranch(
-                head, pool(mask_output_size), chunk=mask_chunk, checkpointing=mask_checkpointing
+                MaskHead(channels, own.num_classes, own.mask, ndim=self.ndim), pool(own.mask.output_size), own.mask
             )
 
     def settings(self) -> dict[str, Any]:
         """Plain values from which `MaskRCNN(**settings)` builds this network again."""
-        return {"backbone": plain(self.backbone.describe()), **self._settings}
+        return {"backbone": plain(self.backbone.describe()), **super().settings()}
 
     @property
     def num_anchors(self) -> int:
@@ -299,3 +171,42 @@ class MaskRCNN(nn.Module):
             octave = torch.tensor(features[name].shape[2] / longest).log2().round()
             scales.append((2.0 ** float(octave),) * self.ndim)
         return [tuple(steps) for steps in sizes], scales
+
+
+def one_width(backbone: Backbone) -> int:
+    """Channels of every level.
+
+    Raises:
+        SettingError: they differ.
+    """
+    widths = set(backbone.out_channels.values())
+    if len(widths) != 1:
+        raise SettingError(f"backbone: expected as many channels on every level, got {backbone.out_channels}")
+    return widths.pop()
+
+
+def levels_to_read(backbone: Backbone, chosen: Sequence[str] | None) -> list[str]:
+    """The levels that regions are read from.
+
+    Raises:
+        SettingError: none, or one that there isn't.
+    """
+    levels = list(backbone.out_channels)
+    found = [name for name in levels if name != "pool"] if chosen is None else list(chosen)
+    if not found or not set(found) <= set(levels):
+        raise SettingError(f"regions.levels: expected some of {', '.join(levels)}, got {found}")
+    return found
+
+
+def anchor_shapes(backbone: Backbone, chosen: AnchorSettings) -> AnchorShapes:
+    """The anchors of every level.
+
+    Raises:
+        SettingError: another number of levels, or sizes and ratios that can't be.
+    """
+    sizes = chosen.sizes
+    if sizes is None:
+        sizes = [[tuple(8 * step for step in strides)] for strides in backbone.strides.values()]
+    if len(sizes) != len(backbone.strides):
+        raise SettingError(f"anchors.sizes: expected {len(backbone.strides)} levels as the backbone, got {len(sizes)}")
+    return AnchorShapes(sizes, chosen.ratios, chosen.z_ratios, ndim=backbone.ndim, rounded=chosen.rounded)

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxelry.models.mask_rcnn.detections import Detections, Weights, select
-from voxelry.models.mask_rcnn.heads import BoxPredictor
+from voxelry.core.errors import SettingError
+from voxelry.models.mask_rcnn.detections import Detections, select
+from voxelry.models.mask_rcnn.heads import BOX_HEADS, BoxPredictor
 from voxelry.models.mask_rcnn.roi_pool import RegionPool, Scales
 from voxelry.models.mask_rcnn.rpn import sparse_box_loss
+from voxelry.models.mask_rcnn.settings import BoxSettings
 from voxelry.ops.boxes import encode
 from voxelry.ops.matching import match, sample_balanced
 from voxelry.ops.nms import Separation
@@ -43,42 +45,31 @@ class BoxBranch(nn.Module):
     """Class and box of every region.
 
     Args:
-        head: features of regions `(K, C, *M)` to vectors, with their length as `out_channels`.
+        channels: of every level.
         pool: features of the regions.
         num_classes: classes with background.
-        ndim: number of spatial axes.
-        foreground, background: regions whose IoU with an object is at least / less than this show it / show none.
-        batch_size, positive_fraction: regions in the losses of an image, and the largest part of positives.
-        weights: of the deltas, see `ops.boxes.encode`.
-        score_threshold, nms_threshold, limit, low, separate: see `detections.select`.
+        settings: the head, and which regions are learnt from and kept.
+        low, separate: see `detections.select`.
     """
 
     def __init__(
         self,
-        head: nn.Module,
+        channels: int,
         pool: RegionPool,
         num_classes: int,
+        settings: BoxSettings,
         *,
-        ndim: int,
-        foreground: float = 0.5,
-        background: float = 0.5,
-        batch_size: int = 512,
-        positive_fraction: float = 0.25,
-        weights: Weights = (10.0, 5.0),
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        limit: int = 100,
         low: float = -0.5,
         separate: Separation = "exact",
     ):
         super().__init__()
-        self.head, self.pool = head, pool
-        self.predictor = BoxPredictor(int(head.out_channels), num_classes, ndim=ndim)  # type: ignore[arg-type]
-        self.foreground, self.background = foreground, background
-        self.batch_size, self.positive_fraction = batch_size, positive_fraction
-        self.weights = weights
-        self.score_threshold, self.nms_threshold, self.limit, self.low = score_threshold, nms_threshold, limit, low
-        self.separate = separate
+        if settings.head not in BOX_HEADS:
+            raise SettingError(f"box.head: expected one of {', '.join(BOX_HEADS)}, got {settings.head!r}")
+        ndim = len(pool.output_size)
+        convs = {"convs": settings.convs, "norm": settings.norm} if settings.head == "conv" else {}
+        self.head = BOX_HEADS[settings.head](channels, pool.output_size, ndim=ndim, width=settings.channels, **convs)
+        self.predictor = BoxPredictor(settings.channels, num_classes, ndim=ndim)
+        self.pool, self.chosen, self.low, self.separate = pool, settings, low, separate
 
     def forward(
         self, features: Sequence[Tensor], scales: Scales, boxes: Tensor, batch_index: Tensor
@@ -113,17 +104,18 @@ class BoxBranch(nn.Module):
     @torch.no_grad()
     def sample(self, proposals: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]) -> Regions:
         """Draw regions from the proposals and the objects themselves, image by image."""
-        parts: list[Regions] = []
+        own, parts = self.chosen, list[Regions]()
         for image, (proposed, truth, kinds) in enumerate(zip(proposals, boxes, classes, strict=True)):
             candidates = torch.cat((proposed, truth.to(proposed.dtype)))
-            matched = match(truth, candidates, high=self.foreground, low=self.background, low_quality=False)
-            chosen = torch.cat(sample_balanced(matched + 1, self.batch_size, self.positive_fraction)).sort().values
+            matched = match(truth, candidates, high=own.fg_iou_thresh, low=own.bg_iou_thresh, low_quality=False)
+            drawn = sample_balanced(matched + 1, own.batch_size_per_image, own.positive_fraction)
+            chosen = torch.cat(drawn).sort().values
             matched = matched[chosen]
             positive = torch.where(matched >= 0)[0]
             labels = torch.zeros_like(matched)
             labels[positive] = kinds[matched[positive]]
             deltas = candidates.new_zeros(len(chosen), candidates.shape[1])
-            deltas[positive] = encode(truth[matched[positive]], candidates[chosen[positive]], self.weights)
+            deltas[positive] = encode(truth[matched[positive]], candidates[chosen[positive]], own.reg_weights)
             parts.append(
                 Regions(candidates[chosen], torch.full_like(chosen, image), labels, matched.clamp(min=0), deltas)
             )
@@ -142,18 +134,5 @@ class BoxBranch(nn.Module):
         for image, (boxes, shape) in enumerate(zip(proposals, shapes, strict=True)):
             index = torch.full((len(boxes),), image, device=boxes.device)
             logits, deltas = self(features, scales, boxes, index)
-            found.append(
-                select(
-                    logits,
-                    deltas,
-                    boxes,
-                    shape,
-                    weights=self.weights,
-                    score_threshold=self.score_threshold,
-                    nms_threshold=self.nms_threshold,
-                    limit=self.limit,
-                    low=self.low,
-                    separate=self.separate,
-                )
-            )
+            found.append(select(logits, deltas, boxes, shape, self.chosen, low=self.low, separate=self.separate))
         return found

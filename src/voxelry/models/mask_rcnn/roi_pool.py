@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from voxelry.core.rank import per_axis
+from voxelry.models.mask_rcnn.settings import RegionSettings
 from voxelry.ops.boxes import pyramid_level
 from voxelry.ops.roi_align import roi_align
 
@@ -22,23 +23,12 @@ class RegionPool:
 
     Args:
         output_size: feature voxels of a region, one number or one per axis.
-        sampling_ratio: samples per feature voxel and axis, 0 for as many as there are voxels.
-        canonical_size, canonical_level: a region whose volume is that of a cube with this side is taken from the
-            level whose stride is 2 to the power `canonical_level`.
+        settings: where they are read.
     """
 
-    def __init__(
-        self,
-        output_size: int | Sequence[int],
-        *,
-        ndim: int,
-        sampling_ratio: int = 2,
-        canonical_size: float = 224.0,
-        canonical_level: float = 4.0,
-    ):
+    def __init__(self, output_size: int | Sequence[int], settings: RegionSettings, *, ndim: int):
         self.output_size = per_axis(output_size, ndim, "output_size")
-        self.sampling_ratio = sampling_ratio
-        self.canonical_size, self.canonical_level = canonical_size, canonical_level
+        self.chosen = settings
 
     def __call__(self, features: Sequence[Tensor], scales: Scales, boxes: Tensor, batch_index: Tensor) -> Tensor:
         """Pool every box from its level.
@@ -49,7 +39,7 @@ class RegionPool:
             boxes: `(K, 2 * ndim)` float32 in image voxels.
             batch_index: image of each box, `(K,)` int64.
         """
-        levels = region_levels(boxes, scales, self.canonical_size, self.canonical_level)
+        levels = region_levels(boxes, scales, self.chosen.canonical_size, self.chosen.canonical_level)
         order, parts = [], []
         for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
             chosen = torch.where(levels == level)[0]
@@ -62,7 +52,7 @@ class RegionPool:
                         batch_index[chosen],
                         self.output_size,
                         scale=scale,
-                        sampling_ratio=self.sampling_ratio,
+                        sampling_ratio=self.chosen.sampling_ratio,
                     )
                 )
         if not parts:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from voxelry.models.mask_rcnn.anchors import Anchors, AnchorShapes
 from voxelry.models.mask_rcnn.heads import ProposalHead
+from voxelry.models.mask_rcnn.settings import ProposalSettings
 from voxelry.ops.boxes import clip, decode, encode, valid
 from voxelry.ops.matching import match, sample_balanced
 from voxelry.ops.nms import Separation, batched_nms
@@ -22,6 +23,8 @@ __all__ = ["RegionProposals", "sparse_box_loss"]
 
 Strides = Sequence[Sequence[float]]
 
+MIN_SIZE = 1e-3  # the least length of a proposal along every axis, voxels
+
 
 class RegionProposals(nn.Module):
     """Boxes that may hold an object, from a feature pyramid.
@@ -29,14 +32,7 @@ class RegionProposals(nn.Module):
     Args:
         channels: of every level.
         shapes: the anchors of a voxel of each level.
-        depth: convolutions before the outputs.
-        foreground, background: anchors with an IoU of at least / less than this are positive / negative. The best
-            anchor of every object is positive in any case.
-        batch_size, positive_fraction: anchors in the losses of an image, and the largest part of positives.
-        pre_nms, post_nms: proposals of a level before, of an image after the suppression: in training, and else.
-        nms_threshold: proposals of a level that overlap by a larger IoU with a better one are dropped.
-        score_threshold: the least objectness, in [0, 1].
-        min_size: the least length along every axis, voxels.
+        settings: how many proposals, and which.
         low: where the image begins, see `ops.boxes.clip`.
         torchvision_rules: match objects that overlap no anchor, and keep levels apart in the suppression, as
             torchvision does.
@@ -46,28 +42,14 @@ class RegionProposals(nn.Module):
         self,
         channels: int,
         shapes: AnchorShapes,
+        settings: ProposalSettings,
         *,
-        depth: int = 1,
-        foreground: float = 0.7,
-        background: float = 0.3,
-        batch_size: int = 256,
-        positive_fraction: float = 0.5,
-        pre_nms: tuple[int, int] = (2000, 1000),
-        post_nms: tuple[int, int] = (2000, 1000),
-        nms_threshold: float = 0.7,
-        score_threshold: float = 0.0,
-        min_size: float = 1e-3,
         low: float = -0.5,
         torchvision_rules: bool = False,
     ):
         super().__init__()
-        self.shapes = shapes
-        self.head = ProposalHead(channels, shapes.num_anchors, ndim=shapes.ndim, depth=depth)
-        self.foreground, self.background = foreground, background
-        self.batch_size, self.positive_fraction = batch_size, positive_fraction
-        self.pre_nms, self.post_nms = tuple(pre_nms), tuple(post_nms)
-        self.nms_threshold, self.score_threshold = nms_threshold, score_threshold
-        self.min_size, self.low = min_size, low
+        self.shapes, self.chosen, self.low = shapes, settings, low
+        self.head = ProposalHead(channels, shapes.num_anchors, ndim=shapes.ndim, depth=settings.depth)
         self.torchvision_rules = torchvision_rules
         self.separate: Separation = "torchvision" if torchvision_rules else "exact"
 
@@ -105,7 +87,9 @@ class RegionProposals(nn.Module):
         training: bool,
     ) -> list[tuple[Tensor, Tensor]]:
         """Decode the best anchors of each level, clip, drop, suppress; per image boxes and scores, best first."""
-        pre, post = (limits[0 if training else 1] for limits in (self.pre_nms, self.post_nms))
+        own = self.chosen
+        pre = own.pre_nms_top_n_train if training else own.pre_nms_top_n_test
+        post = own.post_nms_top_n_train if training else own.post_nms_top_n_test
         results = []
         for image, shape in enumerate(shapes):
             boxes, logits, levels = [], [], []
@@ -116,9 +100,9 @@ class RegionProposals(nn.Module):
                 logits.append(best)
                 levels.append(torch.full_like(indices, level))
             found, scores = clip(torch.cat(boxes), shape, low=self.low), torch.sigmoid(torch.cat(logits))
-            keep = torch.where(valid(found, self.min_size) & (scores >= self.score_threshold))[0]
+            keep = torch.where(valid(found, MIN_SIZE) & (scores >= own.score_thresh))[0]
             found, scores, groups = found[keep], scores[keep], torch.cat(levels)[keep]
-            keep = batched_nms(found, scores, groups, self.nms_threshold, separate=self.separate)[:post]
+            keep = batched_nms(found, scores, groups, own.nms_thresh, separate=self.separate)[:post]
             results.append((found[keep], scores[keep]))
         return results
 
@@ -133,12 +117,14 @@ class RegionProposals(nn.Module):
                 matched = match(
                     truth,
                     anchors.chunks(),
-                    high=self.foreground,
-                    low=self.background,
+                    high=self.chosen.fg_iou_thresh,
+                    low=self.chosen.bg_iou_thresh,
                     low_quality=True,
                     allow_disjoint=self.torchvision_rules,
                 )
-                positive, negative = sample_balanced(matched + 1, self.batch_size, self.positive_fraction)
+                positive, negative = sample_balanced(
+                    matched + 1, self.chosen.batch_size_per_image, self.chosen.positive_fraction
+                )
                 goal = encode(truth[matched[positive]], anchors.boxes(positive))
             sampled = torch.cat((positive, negative))
             picked = objectness[0].new_zeros(len(sampled), dtype=torch.float32)

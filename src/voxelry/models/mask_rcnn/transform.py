@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
+from voxelry.models.mask_rcnn.settings import TransformSettings
 from voxelry.nn import nd
 
 __all__ = ["Prepared", "Transform", "resize_boxes"]
@@ -45,14 +46,8 @@ class Transform(nn.Module):
     """Normalise, resize, pad.
 
     Args:
+        settings: which steps, and to what.
         ndim: number of spatial axes.
-        min_size: length in voxels that the shortest axis is brought to; of several, one is drawn for each image
-            in training, and the last is taken otherwise. None: images are never made larger.
-        max_size: what the longest axis may not exceed; None for no limit.
-        fixed_size: resize every image to this size instead, one number or one per axis.
-        mean, std: per channel, subtracted and divided by; None for neither.
-        size_divisible: the batch is padded to a multiple of this, one number or one per axis.
-        skip_resize, skip_normalize: leave the step out; None does so where there is no size, or no mean.
         low: coordinate of the outer edge of the first voxel, about which boxes are scaled: -0.5 where voxels are
             centred on integers, 0 as torchvision has it.
 
@@ -60,45 +55,29 @@ class Transform(nn.Module):
         SettingError: a size that isn't positive, means without their deviations.
     """
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        min_size: int | Sequence[int] | None = None,
-        max_size: int | None = None,
-        fixed_size: int | Sequence[int] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        size_divisible: int | Sequence[int] = 32,
-        skip_resize: bool | None = None,
-        skip_normalize: bool | None = None,
-        low: float = -0.5,
-    ):
+    def __init__(self, settings: TransformSettings, *, ndim: int, low: float = -0.5):
         super().__init__()
         self.ndim = ndim
-        self.min_size = () if min_size is None else _listed(min_size)
-        self.max_size = max_size
-        self.fixed_size = None if fixed_size is None else per_axis(fixed_size, ndim, "fixed_size")
-        self.mean, self.std = tuple(mean or ()), tuple(std or ())
-        self.size_divisible = per_axis(size_divisible, ndim, "size_divisible")
-        sized = bool(self.min_size or max_size or self.fixed_size)
-        self.skip_resize = not sized if skip_resize is None else skip_resize
-        self.skip_normalize = not self.mean if skip_normalize is None else skip_normalize
-        self.low = low
-        for name, given in (
-            ("min_size", min_size),
-            ("max_size", max_size),
-            ("fixed_size", fixed_size),
-            ("size_divisible", size_divisible),
-        ):
+        self.min_size = () if settings.min_size is None else _listed(settings.min_size)
+        self.max_size, self.low = settings.max_size, low
+        self.fixed_size = (
+            None if settings.fixed_size is None else per_axis(settings.fixed_size, ndim, "transform.fixed_size")
+        )
+        self.mean, self.std = tuple(settings.image_mean or ()), tuple(settings.image_std or ())
+        self.size_divisible = per_axis(settings.size_divisible, ndim, "transform.size_divisible")
+        sized = bool(self.min_size or self.max_size or self.fixed_size)
+        self.skip_resize = not sized if settings.skip_resize is None else settings.skip_resize
+        self.skip_normalize = not self.mean if settings.skip_normalize is None else settings.skip_normalize
+        for name in ("min_size", "max_size", "fixed_size", "size_divisible"):
+            given = getattr(settings, name)
             if given is not None and not (_listed(given) and all(map(_is_size, _listed(given)))):
-                raise SettingError(f"{name}: expected positive whole numbers, got {given!r}")
+                raise SettingError(f"transform.{name}: expected positive whole numbers, got {given!r}")
         if not (self.skip_resize or sized):
-            raise SettingError("min_size: expected a size to resize to, or skip_resize, got none")
+            raise SettingError("transform.min_size: expected a size to resize to, or skip_resize, got none")
         if len(self.mean) != len(self.std) or not all(self.std):
             raise SettingError(
-                "image_mean, image_std: expected as many of both, one per channel, and no deviation of 0, got "
-                f"{list(self.mean)} and {list(self.std)}"
+                "transform.image_mean, image_std: expected as many of both, one per channel, and no deviation of 0, "
+                f"got {list(self.mean)} and {list(self.std)}"
             )
 
     def forward(

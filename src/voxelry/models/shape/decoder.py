@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.backbones.vit import EPS, TransformerBlock
 from voxelry.core.errors import SettingError
 from voxelry.models.shape.encoder import OCTAVES, Encoded, fourier, zeroed
-from voxelry.models.shape.prompt import Prompt, box_points, frame_points, project, sample_plane
 from voxelry.models.unet.folded import FoldedUNet, unfold_voxels
 from voxelry.nn import nd
+from voxelry.ops.prompt import Prompt, box_points, frame_points, project, sample_plane
 
 __all__ = ["LiftDecoder", "TokenDecoder"]
 

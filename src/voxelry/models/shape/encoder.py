@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxelry.backbones.vit import TransformerBlock
-from voxelry.models.shape.prompt import Prompt
 from voxelry.models.unet.backbone import UNetBackbone
 from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
+from voxelry.ops.prompt import Prompt
 
 __all__ = ["Encoded", "PatchEncoder", "PlaneEncoder", "fourier", "mean_over"]
 

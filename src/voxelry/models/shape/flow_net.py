@@ -5,26 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.errors import SettingError
-from voxelry.core.settings import plain
+from voxelry.core.settings import own_fields, settle
 from voxelry.diffusion.flow import FLOW_SAMPLERS
 from voxelry.models.adapters.adapters import TARGETS
 from voxelry.models.shape.autoencoder import ShapeAutoencoder
 from voxelry.models.shape.decoder import LIFTED, CrossBlock, LiftDecoder
 from voxelry.models.shape.encoder import OCTAVES, Encoded, fourier, zeroed
 from voxelry.models.shape.prior import truncate
-from voxelry.models.shape.prompt import Prompt, frame_points
-from voxelry.models.shape.shape_net import RANK, ShapeNet, ShapeOutput
+from voxelry.models.shape.shape_net import RANK, ShapeNet, ShapeNetSettings, ShapeOutput
 from voxelry.models.unet import UNet
 from voxelry.models.unet.folded import fold_voxels
 from voxelry.nn import nd
 from voxelry.nn.time import TimeEmbedding
+from voxelry.ops.prompt import Prompt, frame_points
 
 __all__ = ["FlowCondition", "ShapeFlow"]
 
@@ -60,6 +60,27 @@ class FlowCondition:
         return FlowCondition(self.output, valid=valid, plane=self.plane, **again)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShapeFlowSettings(ShapeNetSettings):
+    """Shapes from slices.
+
+    Attributes:
+        latent_grid: latents per axis.
+        latent_channels: numbers of a latent.
+        autoencoder_width: channels of the autoencoder's finest level.
+        flow_width: channels of the flow's finest level (decoder "conv"); a "transformer" has `dim`.
+        flow_multipliers: "conv": channels of the flow's levels as multiples of it.
+        flow_depth: "conv": residual blocks of a level; "transformer": blocks.
+    """
+
+    latent_grid: int = 8
+    latent_channels: int = 4
+    autoencoder_width: int = 24
+    flow_width: int = 48
+    flow_multipliers: Sequence[int] = (1, 2)
+    flow_depth: int = 1
+
+
 class ShapeFlow(ShapeNet):
     """A `ShapeNet` that answers more than once, `Prompt -> ShapeOutput` and `Prompt -> shapes`.
 
@@ -69,69 +90,44 @@ class ShapeFlow(ShapeNet):
     Karras et al. 2022, arXiv:2206.00364, section 5, for a straight path). An untrained flow is thus the answer with
     noise on its latents.
 
-    Args:
-        latent_grid: latents per axis.
-        latent_channels: numbers of a latent.
-        autoencoder_width: channels of the autoencoder's finest level.
-        flow_width: channels of the flow's finest level (decoder "conv"); a "transformer" has `dim`.
-        flow_multipliers: "conv": channels of the flow's levels as multiples of it.
-        flow_depth: "conv": residual blocks of a level; "transformer": blocks.
-        settings: of `ShapeNet`.
-
     Raises:
         SettingError: as `ShapeNet`, `ShapeAutoencoder` and `UNet`.
     """
 
+    Settings: ClassVar[type[ShapeNetSettings]] = ShapeFlowSettings
+
     error: Tensor
     batches: Tensor
 
-    def __init__(
-        self,
-        *,
-        latent_grid: int = 8,
-        latent_channels: int = 4,
-        autoencoder_width: int = 24,
-        flow_width: int = 48,
-        flow_multipliers: Sequence[int] = (1, 2),
-        flow_depth: int = 1,
-        **settings: Any,
-    ):
-        super().__init__(**settings)
-        own = {
-            "latent_grid": latent_grid,
-            "latent_channels": latent_channels,
-            "autoencoder_width": autoencoder_width,
-            "flow_width": flow_width,
-            "flow_multipliers": flow_multipliers,
-            "flow_depth": flow_depth,
-        }
-        self._settings |= plain(own)
+    def __init__(self, **settings: Any):
+        own = settle(ShapeFlowSettings, settings)
+        super().__init__(**own_fields(own, ShapeNetSettings))
+        self._settings = own
         self.autoencoder = ShapeAutoencoder(
             grid=self.grid,
-            latent_grid=latent_grid,
-            channels=latent_channels,
-            width=autoencoder_width,
+            latent_grid=own.latent_grid,
+            channels=own.latent_channels,
+            width=own.autoencoder_width,
             truncation=self.truncation,
         )
-        full = self._settings
         if isinstance(self.decoder, LiftDecoder):
-            lifted = LiftCondition(self, latent_grid, flow_width)
+            lifted = LiftCondition(self, own.latent_grid, own.flow_width)
             self.condition: LiftCondition | None = lifted
             self.flow: LatentUNet | LatentTransformer = LatentUNet(
-                latent_channels, flow_width, flow_multipliers, flow_depth, told=flow_width
+                own.latent_channels, own.flow_width, own.flow_multipliers, own.flow_depth, told=own.flow_width
             )
         else:
             self.condition = None
             self.flow = LatentTransformer(
-                latent_channels,
-                latent_grid,
-                dim=full["dim"],
-                depth=flow_depth,
-                heads=full["heads"],
-                context=full["context"],
-                checkpointing=full["checkpointing"],
+                own.latent_channels,
+                own.latent_grid,
+                dim=own.dim,
+                depth=own.flow_depth,
+                heads=own.heads,
+                context=own.context,
+                checkpointing=own.checkpointing,
             )
-        self.register_buffer("error", torch.ones(latent_channels))
+        self.register_buffer("error", torch.ones(own.latent_channels))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     @property

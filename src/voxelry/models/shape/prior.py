@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
-from voxelry.models.shape.prompt import frame_points
 from voxelry.nn.nd import interpolation_mode
+from voxelry.ops.prompt import frame_points
 
 __all__ = ["MeanShape", "truncate"]
 

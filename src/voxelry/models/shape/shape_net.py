@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
-from voxelry.core.settings import plain
+from voxelry.core.settings import Configured, settle
 from voxelry.models.shape.decoder import LiftDecoder, TokenDecoder
 from voxelry.models.shape.encoder import Encoded, PatchEncoder, PlaneEncoder, zeroed
 from voxelry.models.shape.prior import MeanShape, truncate
-from voxelry.models.shape.prompt import Prompt, frame_points
+from voxelry.ops.prompt import Prompt, frame_points
 
 __all__ = ["DECODERS", "ShapeNet", "ShapeOutput"]
 
@@ -51,18 +51,11 @@ class ShapeOutput:
     placed: Tensor
 
 
-class ShapeNet(nn.Module):
-    """Signed distance of an organ in the frame of a prompt, `Prompt -> ShapeOutput`.
+@dataclass(frozen=True, kw_only=True)
+class ShapeNetSettings:
+    """A shape from slices.
 
-    The mean shape of the class is moved to where the slices' masks, given or predicted, have their centroid, and on by
-    the size head, which scales it too; a decoder adds what the slices tell. The convolutional one works in a cube
-    around the shape so placed, as the frame is mostly empty: it has room for an organ on any side of a click. All last
-    layers start at zero: an untrained
-    network answers the mean shape in the middle of the frame, or on the given mask, and a ball until
-    `set_mean_shape` was called. Everything it knows of where a slice lies comes from `Prompt.plane`, so that slices of
-    any orientation, spacing and number are taken by the same weights.
-
-    Args:
+    Attributes:
         ndim: 3, the rank of the shape; here so that a run can build any network alike.
         in_channels: of the image.
         out_channels: 1 or None, likewise.
@@ -90,88 +83,102 @@ class ShapeNet(nn.Module):
         decoder_depth: "transformer": blocks of the decoder.
         heads: "transformer": attention heads.
         tokens: "transformer": latents per axis.
+    """
+
+    ndim: int = 3
+    in_channels: int = 1
+    out_channels: int | None = None
+    image_size: int = 64
+    grid: int = 64
+    classes: int = 1
+    truncation: float = 0.2
+    decoder: str = "conv"
+    context: int = 64
+    prior_grid: int = 32
+    checkpointing: bool = False
+    width: int = 16
+    multipliers: Sequence[int] = (1, 2, 4, 4)
+    features: int = 8
+    image_fold: int = 1
+    volume_width: int = 16
+    volume_multipliers: Sequence[int] = (1, 2, 4)
+    volume_fold: int = 2
+    focus: float = 0.65
+    focus_grid: int = 32
+    patch: int = 16
+    dim: int = 256
+    depth: int = 4
+    decoder_depth: int = 4
+    heads: int = 4
+    tokens: int = 8
+
+    def __post_init__(self) -> None:
+        if self.ndim != RANK:
+            raise SettingError(f"ndim: a shape has rank {RANK}, got {self.ndim}")
+        if self.out_channels not in (None, 1):
+            raise SettingError(f"out_channels: expected 1, one signed distance, got {self.out_channels}")
+        if self.decoder not in DECODERS:
+            raise SettingError(f"decoder: expected one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        for name in ("classes", "truncation", "focus"):
+            if not getattr(self, name) > 0:
+                raise SettingError(f"{name}: expected a positive number, got {getattr(self, name)}")
+
+
+class ShapeNet(Configured, nn.Module):
+    """Signed distance of an organ in the frame of a prompt, `Prompt -> ShapeOutput`.
+
+    The mean shape of the class is moved to where the slices' masks, given or predicted, have their centroid, and on by
+    the size head, which scales it too; a decoder adds what the slices tell. The convolutional one works in a cube
+    around the shape so placed, as the frame is mostly empty: it has room for an organ on any side of a click. All last
+    layers start at zero: an untrained
+    network answers the mean shape in the middle of the frame, or on the given mask, and a ball until
+    `set_mean_shape` was called. Everything it knows of where a slice lies comes from `Prompt.plane`, so that slices of
+    any orientation, spacing and number are taken by the same weights.
 
     Raises:
         SettingError: an unknown name or numbers that do not fit together.
     """
 
-    def __init__(
-        self,
-        *,
-        ndim: int = 3,
-        in_channels: int = 1,
-        out_channels: int | None = None,
-        image_size: int = 64,
-        grid: int = 64,
-        classes: int = 1,
-        truncation: float = 0.2,
-        decoder: str = "conv",
-        context: int = 64,
-        prior_grid: int = 32,
-        checkpointing: bool = False,
-        width: int = 16,
-        multipliers: Sequence[int] = (1, 2, 4, 4),
-        features: int = 8,
-        image_fold: int = 1,
-        volume_width: int = 16,
-        volume_multipliers: Sequence[int] = (1, 2, 4),
-        volume_fold: int = 2,
-        focus: float = 0.65,
-        focus_grid: int = 32,
-        patch: int = 16,
-        dim: int = 256,
-        depth: int = 4,
-        decoder_depth: int = 4,
-        heads: int = 4,
-        tokens: int = 8,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    Settings = ShapeNetSettings
+
+    def __init__(self, **settings: Any):
         super().__init__()
-        self._settings = plain(settings)
-        if ndim != RANK:
-            raise SettingError(f"ndim: a shape has rank {RANK}, got {ndim}")
-        if out_channels not in (None, 1):
-            raise SettingError(f"out_channels: expected 1, one signed distance, got {out_channels}")
-        if decoder not in DECODERS:
-            raise SettingError(f"decoder: expected one of {', '.join(DECODERS)}, got {decoder!r}")
-        for name, value in (("classes", classes), ("truncation", truncation), ("focus", focus)):
-            if not value > 0:
-                raise SettingError(f"{name}: expected a positive number, got {value}")
-        self.ndim, self.in_channels, self.image_size, self.focus = ndim, in_channels, image_size, focus
-        self.grid, self.classes, self.truncation = grid, classes, truncation
-        shared: dict[str, Any] = {"in_channels": in_channels, "context": context, "checkpointing": checkpointing}
-        if decoder == "conv":
+        own = self._settings = settle(ShapeNetSettings, settings)
+        self.ndim, self.in_channels, self.image_size, self.focus = own.ndim, own.in_channels, own.image_size, own.focus
+        self.grid, self.classes, self.truncation = own.grid, own.classes, own.truncation
+        shared: dict[str, Any] = {
+            "in_channels": own.in_channels,
+            "context": own.context,
+            "checkpointing": own.checkpointing,
+        }
+        if own.decoder == "conv":
             self.encoder: nn.Module = PlaneEncoder(
-                width=width, multipliers=multipliers, fold=image_fold, features=features, **shared
+                width=own.width, multipliers=own.multipliers, fold=own.image_fold, features=own.features, **shared
             )
             self.decoder: nn.Module = LiftDecoder(
-                grid=focus_grid,
-                fold=volume_fold,
-                features=features,
-                width=volume_width,
-                multipliers=volume_multipliers,
+                grid=own.focus_grid,
+                fold=own.volume_fold,
+                features=own.features,
+                width=own.volume_width,
+                multipliers=own.volume_multipliers,
                 **shared,
             )
         else:
-            self.encoder = PatchEncoder(patch=patch, dim=dim, depth=depth, heads=heads, **shared)
+            self.encoder = PatchEncoder(patch=own.patch, dim=own.dim, depth=own.depth, heads=own.heads, **shared)
             self.decoder = TokenDecoder(
-                grid=grid,
-                tokens=tokens,
-                dim=dim,
-                depth=decoder_depth,
-                heads=heads,
-                context=context,
-                width=volume_width,
-                checkpointing=checkpointing,
+                grid=own.grid,
+                tokens=own.tokens,
+                dim=own.dim,
+                depth=own.decoder_depth,
+                heads=own.heads,
+                context=own.context,
+                width=own.volume_width,
+                checkpointing=own.checkpointing,
             )
-        self.organ_embedding = nn.Embedding(classes, context)
+        self.organ_embedding = nn.Embedding(own.classes, own.context)
         nn.init.zeros_(self.organ_embedding.weight)
-        self.size_head = SizeHead(context)
-        self.prior = MeanShape(classes, prior_grid)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values from which `ShapeNet(**settings)` builds this network again."""
-        return dict(self._settings)
+        self.size_head = SizeHead(own.context)
+        self.prior = MeanShape(own.classes, own.prior_grid)
 
     @property
     def adapter_heads(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone, product
 from voxelry.core.errors import SettingError
-from voxelry.core.settings import plain
+from voxelry.core.settings import own_fields, settle
 from voxelry.models.unet.folded import FoldedUNet, fold_voxels
+from voxelry.models.unet.settings import FoldedUNetSettings, UNetBackboneSettings
 
 __all__ = ["UNetBackbone"]
 
-_OWN = ("in_channels", "out_channels", "condition_channels", "self_condition", "pad")
+_UNUSED: dict[str, Any] = {"out_channels": 1, "condition_channels": None, "self_condition": False, "pad": True}
 
 
 class UNetBackbone(Backbone):
@@ -22,34 +24,28 @@ class UNetBackbone(Backbone):
 
     Baranchuk et al. 2022 (arXiv:2112.03126): the decoder of a denoising network holds what segmentation needs.
 
-    Args:
-        ndim: 2 or 3.
-        in_channels: channels of the image.
-        finest: number of the first level that is given out; the decoder ends there.
-        fold: see `FoldedUNet`; 1 for a plain `UNet`.
-        settings: of `UNet`; those of its input and output are not used.
-
     Raises:
         SettingError: as `UNet`, or there is no such level.
     """
 
+    Settings = UNetBackboneSettings
+
     name: ClassVar[str] = "unet"
 
-    def __init__(self, *, ndim: int, in_channels: int = 1, finest: int = 0, fold: Any = 1, **settings: Any):
+    def __init__(self, **settings: Any):
         super().__init__()
-        kept = {key: value for key, value in settings.items() if key not in _OWN}
-        self.ndim, self.in_channels, self.finest = ndim, in_channels, finest
-        self._settings = plain({"ndim": ndim, "in_channels": in_channels, "finest": finest, "fold": fold, **kept})
-        self.network = FoldedUNet(ndim=ndim, in_channels=in_channels, out_channels=in_channels, fold=fold, **kept)
-        widths = [int(self.network.settings()["width"]) * factor for factor in self.network.settings()["multipliers"]]
-        if not 0 <= finest < len(widths):
-            raise SettingError(f"finest: expected a level from 0 to {len(widths) - 1}, got {finest}")
+        own = self._settings = replace(settle(UNetBackboneSettings, settings), **_UNUSED)
+        self.ndim, self.in_channels, self.finest = own.ndim, own.in_channels, own.finest
+        self.network = FoldedUNet(**own_fields(own, FoldedUNetSettings) | {"out_channels": own.in_channels})
+        widths = [own.width * factor for factor in own.multipliers]
+        if not 0 <= own.finest < len(widths):
+            raise SettingError(f"finest: expected a level from 0 to {len(widths) - 1}, got {own.finest}")
         strides = [tuple(self.network.fold)]
         for step in self.network.strides:
             strides.append(product(strides[-1], step))
-        names = [f"u{level}" for level in range(finest, len(widths))]
-        self.out_channels = dict(zip(names, widths[finest:], strict=True))
-        self.strides = dict(zip(names, strides[finest:], strict=True))
+        names = [f"u{level}" for level in range(own.finest, len(widths))]
+        self.out_channels = dict(zip(names, widths[own.finest :], strict=True))
+        self.strides = dict(zip(names, strides[own.finest :], strict=True))
         self.network.final, self.network.head = nn.Identity(), nn.Identity()
         self.network.up = self.network.up[: len(names)]
 

@@ -9,15 +9,18 @@ training is all there is, the steps saved are worth more than the finest level.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
+from voxelry.core.settings import own_fields, settle
 from voxelry.models.unet import UNet
+from voxelry.models.unet.settings import FoldedUNetSettings, UNetSettings
 
 __all__ = ["FoldedUNet", "fold_voxels", "unfold_voxels"]
 
@@ -25,48 +28,31 @@ __all__ = ["FoldedUNet", "fold_voxels", "unfold_voxels"]
 class FoldedUNet(UNet):
     """A `UNet` between folding and unfolding, `(B, in_channels, *S) -> (B, out_channels, *S)`, any size.
 
-    Args:
-        ndim: 2 or 3.
-        fold: voxels per block, one number or one per axis.
-        in_channels, out_channels, condition_channels: as seen from outside.
-        settings: of `UNet`; `features`, `head` and `stride` are those of the folded grid.
+    Of its settings `features`, `head` and `stride` are those of the folded grid.
 
     Raises:
         SettingError: as `UNet`, or `fold` is not positive.
     """
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        fold: int | Sequence[int] = 2,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        condition_channels: int | None = None,
-        **settings: Any,
-    ):
-        blocks = per_axis(fold, check_ndim(ndim), "fold")
-        if min(blocks) < 1:
-            raise SettingError(f"fold: expected at least 1 voxel, got {fold}")
-        voxels = prod(blocks)
-        super().__init__(
-            ndim=ndim,
-            in_channels=in_channels * voxels,
-            out_channels=out_channels * voxels,
-            condition_channels=None if condition_channels is None else condition_channels * voxels,
-            **settings,
-        )
-        self.fold = blocks
-        self._outside = {
-            "fold": list(blocks),
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "condition_channels": condition_channels,
-        }
+    Settings: ClassVar[type[UNetSettings]] = FoldedUNetSettings
 
-    def settings(self) -> dict[str, Any]:
-        """Plain values from which `FoldedUNet(**settings)` builds this network again."""
-        return super().settings() | self._outside
+    def __init__(self, **settings: Any):
+        own = settle(FoldedUNetSettings, settings)
+        self._build(own, per_axis(own.fold, check_ndim(own.ndim), "fold"))
+        self._settings = replace(own, fold=list(self.fold))
+
+    def _build(self, own: UNetSettings, fold: tuple[int, ...]) -> None:
+        """The network of the folded grid."""
+        if min(fold) < 1:
+            raise SettingError(f"fold: expected at least 1 voxel, got {fold}")
+        voxels = prod(fold)
+        channels = {
+            "in_channels": own.in_channels * voxels,
+            "out_channels": own.out_channels * voxels,
+            "condition_channels": None if own.condition_channels is None else own.condition_channels * voxels,
+        }
+        UNet.__init__(self, **own_fields(own, UNetSettings) | channels)
+        self.fold = fold
 
     def forward(self, x: Tensor, time: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """Run the network; arguments as `UNet.forward`, sizes as seen from outside."""

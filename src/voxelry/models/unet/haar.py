@@ -8,13 +8,16 @@ stays noise of the same variance in every band, and an error weighs the same as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim
+from voxelry.core.settings import settle
 from voxelry.models.unet.folded import FoldedUNet
+from voxelry.models.unet.settings import HaarUNetSettings
 from voxelry.ops.wavelet import check_axes, haar, inverse_haar
 
 __all__ = ["HaarUNet"]
@@ -23,31 +26,22 @@ __all__ = ["HaarUNet"]
 class HaarUNet(FoldedUNet):
     """A `UNet` between a Haar transform and its inverse, `(B, in_channels, *S) -> (B, out_channels, *S)`, any size.
 
-    Args:
-        ndim: 2 or 3.
-        axes: spatial axes that are halved, 0 the first; None for all. Leave out the axis of thick slices.
-        levels: how often; each level transforms all bands of the one before, so that they keep one size.
-        in_channels, out_channels, condition_channels: as seen from outside.
-        settings: of `UNet`; `features`, `head` and `stride` are those of the bands.
+    Of its settings `features`, `head` and `stride` are those of the bands.
 
     Raises:
         SettingError: as `UNet`, or axes and levels that can't be.
     """
 
-    def __init__(self, *, ndim: int, axes: Sequence[int] | None = None, levels: int = 1, **settings: Any):
-        if levels < 1:
-            raise SettingError(f"levels: expected at least 1, got {levels}")
-        chosen = check_axes(axes, check_ndim(ndim))
-        fold = [2**levels if axis in chosen else 1 for axis in range(ndim)]
-        super().__init__(ndim=ndim, fold=fold, **settings)
-        self.axes = chosen
-        self.levels = levels
+    Settings = HaarUNetSettings
 
-    def settings(self) -> dict[str, Any]:
-        """Plain values from which `HaarUNet(**settings)` builds this network again."""
-        settings = super().settings() | {"axes": list(self.axes), "levels": self.levels}
-        del settings["fold"]
-        return settings
+    def __init__(self, **settings: Any):
+        own = settle(HaarUNetSettings, settings)
+        if own.levels < 1:
+            raise SettingError(f"levels: expected at least 1, got {own.levels}")
+        chosen = check_axes(own.axes, check_ndim(own.ndim))
+        self._build(own, tuple(2**own.levels if axis in chosen else 1 for axis in range(own.ndim)))
+        self._settings = replace(own, axes=list(chosen))
+        self.axes, self.levels = chosen, own.levels
 
     def fold_in(self, x: Tensor) -> Tensor:
         """Voxels to bands, `(B, C, *S) -> (B, C * prod(fold), *ceil(S / fold))`."""

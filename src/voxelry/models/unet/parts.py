@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
+from voxelry.models.unet.settings import UNetSettings
 from voxelry.nn import nd
 from voxelry.nn.attention import ATTENTION, NoAttention
 from voxelry.nn.blocks import BLOCKS
@@ -57,37 +58,30 @@ class NormAct(nn.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """The chosen names and what every part shares; makes the parts."""
+    """Makes the parts that the settings name."""
 
-    ndim: int
-    block: str
-    down: str
-    up: str
-    embedding: int
-    groups: int
-    eps: float
-    dropout: float
-    shortcut_kernel: int
-    heads: int
-    head_dim: int | None
-    attention_groups: int
-    attention_bias: bool
-    window: tuple[int, ...]
+    chosen: UNetSettings
+
+    @property
+    def embedding(self) -> int:
+        """Channels of the time's embedding."""
+        return 4 * self.chosen.width
 
     def make_block(self, in_channels: int, out_channels: int) -> nn.Module:
         """A residual block that takes the time embedding."""
-        kind = chosen(BLOCKS, self.block, "block")
-        for channels in (in_channels, out_channels) if self.block != "weight_standardised" else (out_channels,):
-            divides("groups", self.groups, channels)
+        own = self.chosen
+        kind = chosen(BLOCKS, own.block, "block")
+        for channels in (in_channels, out_channels) if own.block != "weight_standardised" else (out_channels,):
+            divides("groups", own.groups, channels)
         return kind(
             in_channels,
             out_channels,
-            ndim=self.ndim,
+            ndim=own.ndim,
             embedding=self.embedding,
-            groups=self.groups,
-            eps=self.eps,
-            dropout=self.dropout,
-            shortcut_kernel=self.shortcut_kernel,
+            groups=own.groups,
+            eps=own.eps,
+            dropout=own.dropout,
+            shortcut_kernel=own.shortcut_kernel,
         )
 
     def make_attention(self, kind: str, channels: int) -> nn.Module:
@@ -95,48 +89,54 @@ class Parts:
         if kind == "none":
             return NoAttention()
         part = chosen(ATTENTION, kind, "attention", also=("none",))
-        divides("attention_groups", self.attention_groups, channels)
-        own = {"window": self.window} if kind == "window" else {}
+        own = self.chosen
+        groups = own.attention_groups or own.groups
+        divides("attention_groups", groups, channels)
+        more = {"window": per_axis(own.window, own.ndim, "window")} if kind == "window" else {}
         return part(
             channels,
-            ndim=self.ndim,
-            heads=self.heads,
-            head_dim=self.head_dim,
-            bias=self.attention_bias,
-            groups=self.attention_groups,
-            eps=self.eps,
-            **own,
+            ndim=own.ndim,
+            heads=own.heads,
+            head_dim=own.head_dim,
+            bias=own.attention_bias,
+            groups=groups,
+            eps=own.eps,
+            **more,
         )
 
     def make_down(self, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> nn.Module:
         """The way to the next coarser level."""
-        return chosen(DOWN, self.down, "down")(in_channels, out_channels, ndim=self.ndim, stride=stride)
+        part = chosen(DOWN, self.chosen.down, "down")
+        return part(in_channels, out_channels, ndim=self.chosen.ndim, stride=stride)
 
     def make_up(self, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> nn.Module:
         """The way to the next finer level."""
-        return chosen(UP, self.up, "up")(in_channels, out_channels, ndim=self.ndim, stride=stride)
+        part = chosen(UP, self.chosen.up, "up")
+        return part(in_channels, out_channels, ndim=self.chosen.ndim, stride=stride)
 
     def make_conv(self, in_channels: int, out_channels: int) -> nn.Module:
         """A 3-wide convolution, where there is no further level to go to."""
-        return nd.conv(self.ndim)(in_channels, out_channels, 3, padding=1)
+        return nd.conv(self.chosen.ndim)(in_channels, out_channels, 3, padding=1)
 
 
-def build_levels(
-    parts: Parts,
-    wiring: str,
-    width: int,
-    widths: Sequence[int],
-    attention: Sequence[str],
-    blocks_per_level: int,
-    strides: Sequence[tuple[int, ...]],
-) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """Encoder levels, finest first, and decoder levels, coarsest first."""
-    if wiring not in WIRINGS:
-        raise SettingError(f"wiring: expected one of {', '.join(WIRINGS)}, got {wiring!r}")
-    if blocks_per_level < 1:
-        raise SettingError(f"blocks_per_level: expected at least 1, got {blocks_per_level}")
-    build = _paired if wiring == "paired" else _dense
-    down, up = build(parts, [width, *widths], attention, blocks_per_level, strides)
+def build_levels(parts: Parts, strides: Sequence[tuple[int, ...]]) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Encoder levels, finest first, and decoder levels, coarsest first.
+
+    Raises:
+        SettingError: an unknown wiring, levels without blocks, or more or fewer attentions than levels.
+    """
+    own = parts.chosen
+    if own.wiring not in WIRINGS:
+        raise SettingError(f"wiring: expected one of {', '.join(WIRINGS)}, got {own.wiring!r}")
+    if own.blocks_per_level < 1:
+        raise SettingError(f"blocks_per_level: expected at least 1, got {own.blocks_per_level}")
+    count = len(own.multipliers)
+    attention = [own.attention] * count if isinstance(own.attention, str) else list(own.attention)
+    if len(attention) != count:
+        raise SettingError(f"attention: expected 1 or {count} names (one per level), got {len(attention)}")
+    widths = [own.width, *(own.width * factor for factor in own.multipliers)]
+    build = _paired if own.wiring == "paired" else _dense
+    down, up = build(parts, widths, attention, own.blocks_per_level, strides)
     return nn.ModuleList(down), nn.ModuleList(up)
 
 

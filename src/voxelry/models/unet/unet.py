@@ -7,7 +7,6 @@ with `wiring="dense"` and the parts of Ho et al. 2020 it is the network of Fast-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.errors import SettingError
-from voxelry.core.rank import check_ndim, per_axis
-from voxelry.core.settings import plain
+from voxelry.core.rank import check_ndim
+from voxelry.core.settings import Configured, settle
 from voxelry.models.unet.parts import (
     CHECKPOINTING,
     Level,
@@ -28,6 +27,7 @@ from voxelry.models.unet.parts import (
     checkpointing_for,
     level_strides,
 )
+from voxelry.models.unet.settings import UNetSettings
 from voxelry.nn import nd
 from voxelry.nn.lean import rows
 from voxelry.nn.time import TimeEmbedding
@@ -35,135 +35,44 @@ from voxelry.nn.time import TimeEmbedding
 __all__ = ["UNet"]
 
 
-class UNet(nn.Module):
+class UNet(Configured, nn.Module):
     """Encoder and decoder with skips, `(B, in_channels, *S) -> (B, out_channels, *S)`, any size.
-
-    Args:
-        ndim: 2 or 3.
-        in_channels: channels of `x`.
-        out_channels: channels of the result.
-        width: channels of the finest level.
-        multipliers: channels of each level as multiples of `width`, finest first.
-        self_condition: take an earlier estimate beside `x` (Chen et al. 2023, arXiv:2208.04202, section 3).
-        condition_channels: channels of that estimate; `out_channels` where it is not given.
-        groups: groups of every group normalisation; they must divide the channels.
-        eps: constant of every normalisation.
-        block: "weight_standardised", "pre_norm" or "separable".
-        attention: "linear", "full", "window" or "none", one for all levels or one for each, finest first.
-        middle_attention: the same, for the middle.
-        heads: attention heads.
-        head_dim: channels of a head; None shares the level's channels out.
-        attention_groups: groups of the normalisations around attention; None means `groups`.
-        attention_bias: whether queries, keys and values have a bias.
-        window: voxels of a window for "window" at most, one number or one per axis.
-        down: "space_to_depth", "strided" or "average".
-        up: "nearest_conv", "nearest", or "linear_conv" and "linear", which interpolate (bilinear, trilinear).
-        wiring: "paired": each decoder block takes the skip of its encoder block, resampling changes the
-            width, a last block takes the stem. "dense": resampled features are skips too, blocks change the
-            width (Ho et al. 2020).
-        blocks_per_level: residual blocks of an encoder level.
-        strides: voxels between the voxels of the next level, one number, one per step between levels, or for
-            each step one per axis, e.g. `((1, 2, 2), (2, 2, 2))` for thick slices.
-        dropout: probability, inside the blocks, when training.
-        time_activation: "gelu" or "silu".
-        stem_kernel: width of the first convolution.
-        head_kernel: width of the last convolution.
-        zero_head: start the last convolution at zero, so that the first answer is zero everywhere.
-        shortcut_kernel: width of the convolution around a block that changes the channels.
-        checkpointing: what the backward pass computes again: "none"; "norms" (normalisations, activations,
-            attention tables: cheap); "blocks" (whole blocks besides); "auto" chooses by size.
-        pad: pad sizes that are no multiple of the stride (edge values), and crop the result; with False
-            such a size is an error.
 
     Raises:
         SettingError: an unknown name or numbers that do not fit together.
     """
 
-    def __init__(
-        self,
-        *,
-        ndim: int,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        width: int = 64,
-        multipliers: Sequence[int] = (1, 2, 4),
-        self_condition: bool = False,
-        condition_channels: int | None = None,
-        groups: int = 8,
-        eps: float = 1e-5,
-        block: str = "weight_standardised",
-        attention: str | Sequence[str] = "linear",
-        middle_attention: str = "full",
-        heads: int = 4,
-        head_dim: int | None = 32,
-        attention_groups: int | None = 1,
-        attention_bias: bool = False,
-        window: int | Sequence[int] = 8,
-        down: str = "space_to_depth",
-        up: str = "nearest_conv",
-        wiring: str = "paired",
-        blocks_per_level: int = 2,
-        strides: int | Sequence[int | Sequence[int]] = 2,
-        dropout: float = 0.0,
-        time_activation: str = "gelu",
-        stem_kernel: int = 1,
-        head_kernel: int = 1,
-        zero_head: bool = False,
-        shortcut_kernel: int = 1,
-        checkpointing: str = "auto",
-        pad: bool = True,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+    Settings = UNetSettings
+
+    def __init__(self, **settings: Any):
         super().__init__()
-        self._settings = {name: plain(value) for name, value in settings.items()}
-        self.ndim = check_ndim(ndim)
-        self.in_channels, self.out_channels, self.pad = in_channels, out_channels, pad
-        self.self_condition = self_condition
-        self.condition_channels = (condition_channels or out_channels) if self_condition else 0
-        if checkpointing not in CHECKPOINTING:
-            raise SettingError(f"checkpointing: expected one of {', '.join(CHECKPOINTING)}, got {checkpointing!r}")
-        self.checkpointing = checkpointing
-        self.strides = level_strides(strides, len(multipliers) - 1, ndim)
-        embedding = 4 * width
-        parts = Parts(
-            ndim=ndim,
-            block=block,
-            down=down,
-            up=up,
-            embedding=embedding,
-            groups=groups,
-            eps=eps,
-            dropout=dropout,
-            shortcut_kernel=shortcut_kernel,
-            heads=heads,
-            head_dim=head_dim,
-            attention_groups=attention_groups or groups,
-            attention_bias=attention_bias,
-            window=per_axis(window, ndim, "window"),
-        )
-        kinds = [attention] * len(multipliers) if isinstance(attention, str) else list(attention)
-        if len(kinds) != len(multipliers):
-            raise SettingError(f"attention: expected 1 or {len(multipliers)} names (one per level), got {len(kinds)}")
-        widths = [width * factor for factor in multipliers]
-        stem_in = in_channels + self.condition_channels
-        self.stem = nd.conv(ndim)(stem_in, width, stem_kernel, padding=stem_kernel // 2)
-        self.time = TimeEmbedding(width, embedding, activation=time_activation)
-        self.down, self.up = build_levels(parts, wiring, width, widths, kinds, blocks_per_level, self.strides)
-        self.middle1 = parts.make_block(widths[-1], widths[-1])
-        self.middle_attention = parts.make_attention(middle_attention, widths[-1])
-        self.middle2 = parts.make_block(widths[-1], widths[-1])
-        self.takes_stem = wiring == "paired"
-        last = width if self.takes_stem else widths[0]
-        self.final = parts.make_block(2 * width, width) if self.takes_stem else NormAct(last, groups=groups, eps=eps)
-        self.feature_channels = last
-        self.head = nd.conv(ndim)(last, out_channels, head_kernel, padding=head_kernel // 2)
-        if zero_head:
+        own = self._settings = settle(UNetSettings, settings)
+        self.ndim = check_ndim(own.ndim)
+        self.in_channels, self.out_channels, self.pad = own.in_channels, own.out_channels, own.pad
+        self.self_condition = own.self_condition
+        self.condition_channels = (own.condition_channels or own.out_channels) if own.self_condition else 0
+        if own.checkpointing not in CHECKPOINTING:
+            raise SettingError(f"checkpointing: expected one of {', '.join(CHECKPOINTING)}, got {own.checkpointing!r}")
+        self.checkpointing = own.checkpointing
+        self.strides = level_strides(own.strides, len(own.multipliers) - 1, own.ndim)
+        parts = Parts(own)
+        coarsest = own.width * own.multipliers[-1]
+        stem_in = own.in_channels + self.condition_channels
+        self.stem = nd.conv(own.ndim)(stem_in, own.width, own.stem_kernel, padding=own.stem_kernel // 2)
+        self.time = TimeEmbedding(own.width, parts.embedding, activation=own.time_activation)
+        self.down, self.up = build_levels(parts, self.strides)
+        self.middle1 = parts.make_block(coarsest, coarsest)
+        self.middle_attention = parts.make_attention(own.middle_attention, coarsest)
+        self.middle2 = parts.make_block(coarsest, coarsest)
+        self.takes_stem = own.wiring == "paired"
+        last = self.feature_channels = own.width if self.takes_stem else own.width * own.multipliers[0]
+        self.final: nn.Module = NormAct(last, groups=own.groups, eps=own.eps)
+        if self.takes_stem:
+            self.final = parts.make_block(2 * own.width, own.width)
+        self.head = nd.conv(own.ndim)(last, own.out_channels, own.head_kernel, padding=own.head_kernel // 2)
+        if own.zero_head:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-
-    def settings(self) -> dict[str, Any]:
-        """Plain values from which `UNet(**settings)` builds this network again."""
-        return dict(self._settings)
 
     @property
     def stride(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
-from voxelry.core.settings import plain
+from voxelry.core.settings import check_fraction, check_range, settle
 from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.landmarks import MeanPosition, radial_errors
@@ -36,12 +37,11 @@ __all__ = ["DECODERS", "LandmarkTask"]
 DECODERS = ("local", "gaussian", "expectation", "centroid", "argmax")
 
 
-class LandmarkTask(Task):
-    """Finds named points, `(B, C, *spatial) -> N` points per image in world mm.
+@dataclass(frozen=True, kw_only=True)
+class LandmarkSettings:
+    """How named points are learned and read.
 
-    Args:
-        network: `(B, C, *spatial) -> (B, N, *spatial)` heatmap logits; a U-Net with `out_channels=N`,
-            called without a time.
+    Attributes:
         landmark_names: `N` names; or give `num_landmarks` and they are called `1` to `N`.
         ndim: rank of the images; by default what the network says, or 3.
         sigma: standard deviation of the target heatmaps, one number or one per axis.
@@ -74,89 +74,93 @@ class LandmarkTask(Task):
             of so many mm; None for not. Batches of windows or moved images then carry `borders` (`VolumeDataset`).
         original_metrics: add the original's own scores to the metrics, as `original_mse` and so on
             (`metrics.original_landmarks`), which are in pixels of the image as the network sees it.
+    """
+
+    landmark_names: Sequence[str] | None = None
+    num_landmarks: int | None = None
+    ndim: int | None = None
+    sigma: float | Sequence[float] = 2.0
+    sigma_unit: str = "mm"
+    loss: str = "ce"
+    target: str = "gaussian"
+    coordinate_weight: float = 0.0
+    decoder: str = "local"
+    window: float | None = None
+    presence: bool = False
+    tile_size: int | Sequence[int] | None = None
+    tile_overlap: float = 0.5
+    refine: int | Sequence[int] | None = None
+    coarse: int | Sequence[int] = 1
+    ensemble_shift: int = 0
+    ensemble_flips: Sequence[int] = ()
+    swap: Sequence[Sequence[str]] = ()
+    input_range: Sequence[float] = (-1.0, 1.0)
+    time_step: int | None = None
+    label_classes: int = 0
+    label_weight: float = 1.0
+    borders: float | None = None
+    original_metrics: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of(self.sigma_unit, UNITS, "sigma_unit")
+        _one_of(self.target, TARGETS, "target")
+        _one_of(self.decoder, DECODERS, "decoder")
+        check_fraction(self.tile_overlap, "tile_overlap")
+        check_range(self.input_range, "input_range")
+        if self.label_classes and self.refine is not None:
+            raise SettingError("label_classes: expected 0 with refine, whose crops have no labels")
+        if self.borders is not None and (self.borders <= 0 or self.refine is not None):
+            raise SettingError(f"borders: expected positive mm, and none with refine, got {self.borders}")
+
+
+class LandmarkTask(Task):
+    """Finds named points, `(B, C, *spatial) -> N` points per image in world mm.
+
+    Args:
+        network: `(B, C, *spatial) -> (B, N, *spatial)` heatmap logits; a U-Net with `out_channels=N`,
+            called without a time.
 
     Raises:
         SettingError: a setting out of its range; the message names it.
     """
+
+    Settings = LandmarkSettings
 
     name = "landmarks"
     monitor = "mre_mm"
     highest_threshold = math.inf
     mean_fractions: Tensor
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        landmark_names: Sequence[str] | None = None,
-        num_landmarks: int | None = None,
-        ndim: int | None = None,
-        sigma: float | Sequence[float] = 2.0,
-        sigma_unit: str = "mm",
-        loss: str = "ce",
-        target: str = "gaussian",
-        coordinate_weight: float = 0.0,
-        decoder: str = "local",
-        window: float | None = None,
-        presence: bool = False,
-        tile_size: int | Sequence[int] | None = None,
-        tile_overlap: float = 0.5,
-        refine: int | Sequence[int] | None = None,
-        coarse: int | Sequence[int] = 1,
-        ensemble_shift: int = 0,
-        ensemble_flips: Sequence[int] = (),
-        swap: Sequence[Sequence[str]] = (),
-        input_range: Sequence[float] = (-1.0, 1.0),
-        time_step: int | None = None,
-        label_classes: int = 0,
-        label_weight: float = 1.0,
-        borders: float | None = None,
-        original_metrics: bool = False,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+    def __init__(self, network: nn.Module, **settings: Any):
         super().__init__()
+        own = self._settings = settle(LandmarkSettings, settings)
         self.network = network
-        self.names = _names(landmark_names, num_landmarks)
-        self.ndim = int(ndim if ndim is not None else getattr(network, "ndim", 3))
-        self.sigma = per_axis(sigma, self.ndim, "sigma")
+        self.names = _names(own.landmark_names, own.num_landmarks)
+        self.ndim = int(own.ndim if own.ndim is not None else getattr(network, "ndim", 3))
+        self.sigma = per_axis(own.sigma, self.ndim, "sigma")
         if min(self.sigma) <= 0:
-            raise SettingError(f"sigma: expected positive millimetres, got {sigma}")
-        self.sigma_unit = _one_of(sigma_unit, UNITS, "sigma_unit")
-        self.loss = losses.loss_name(loss)
-        self.target = _one_of(target, TARGETS, "target")
-        self.coordinate_weight = float(coordinate_weight)
-        self.decoder = _one_of(decoder, DECODERS, "decoder")
-        self.window = float(window) if window is not None else 2.5 * max(self.sigma)
-        self.presence = presence
-        self.tile_size = None if tile_size is None else per_axis(tile_size, self.ndim, "tile_size")
-        if not 0 <= tile_overlap < 1:
-            raise SettingError(f"tile_overlap: expected a fraction in [0, 1), got {tile_overlap}")
-        self.tile_overlap = tile_overlap
-        self.refine = None if refine is None else per_axis(refine, self.ndim, "refine")
-        self.coarse = per_axis(coarse, self.ndim, "coarse")
+            raise SettingError(f"sigma: expected positive millimetres, got {own.sigma}")
+        self.sigma_unit, self.target, self.decoder = own.sigma_unit, own.target, own.decoder
+        self.loss = losses.loss_name(own.loss)
+        self.coordinate_weight = float(own.coordinate_weight)
+        self.window = float(own.window) if own.window is not None else 2.5 * max(self.sigma)
+        self.presence = own.presence
+        self.tile_size = None if own.tile_size is None else per_axis(own.tile_size, self.ndim, "tile_size")
+        self.tile_overlap = own.tile_overlap
+        self.refine = None if own.refine is None else per_axis(own.refine, self.ndim, "refine")
+        self.coarse = per_axis(own.coarse, self.ndim, "coarse")
         if min(self.coarse) < 1 or (self.refine is None and max(self.coarse) > 1):
-            raise SettingError(f"coarse: expected 1 without refine, at least 1 with it, got {coarse}")
-        if label_classes and self.refine is not None:
-            raise SettingError("label_classes: expected 0 with refine, whose crops have no labels")
-        self.label_classes, self.label_weight = int(label_classes), float(label_weight)
-        if borders is not None and (borders <= 0 or self.refine is not None):
-            raise SettingError(f"borders: expected positive mm, and none with refine, got {borders}")
-        self.borders = None if borders is None else float(borders)
-        self.original_metrics = original_metrics
-        self.order = swap_order(self.names, swap)
-        if len(input_range) != 2 or not input_range[0] < input_range[1]:
-            raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
-        self.input_range = (float(input_range[0]), float(input_range[1]))
-        self.time_step = time_step
-        self.views = make_views(self.ndim, ensemble_shift, ensemble_flips)
+            raise SettingError(f"coarse: expected 1 without refine, at least 1 with it, got {own.coarse}")
+        self.label_classes, self.label_weight = int(own.label_classes), float(own.label_weight)
+        self.borders = None if own.borders is None else float(own.borders)
+        self.original_metrics = own.original_metrics
+        self.order = swap_order(self.names, own.swap)
+        self.input_range = (float(own.input_range[0]), float(own.input_range[1]))
+        self.time_step = own.time_step
+        self.views = make_views(self.ndim, own.ensemble_shift, own.ensemble_flips)
         self.calibration = Calibration(len(self.names), self.ndim)
         self.register_buffer("mean_fractions", torch.full((len(self.names), self.ndim), torch.nan))
-        settings |= {"landmark_names": self.names, "num_landmarks": None, "ndim": self.ndim}
-        self._settings = {name: plain(value) for name, value in settings.items()}
-
-    def settings(self) -> dict[str, Any]:
-        """Plain keywords, without the network, from which the constructor makes the same task again."""
-        return dict(self._settings)
+        self._settings = replace(own, landmark_names=self.names, num_landmarks=None, ndim=self.ndim)
 
     @property
     def num_landmarks(self) -> int:
@@ -413,7 +417,6 @@ def _points(sample: Sample) -> NDArray[np.float64]:
     return sample.landmarks.double().cpu().numpy()
 
 
-def _one_of(value: str, choices: Sequence[str], name: str) -> str:
+def _one_of(value: str, choices: Sequence[str], name: str) -> None:
     if value not in choices:
         raise SettingError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
+from voxelry.core.settings import settle
 from voxelry.data.sample import Batch
 from voxelry.diffusion import samplers
 from voxelry.diffusion.objectives import Objective, convert, noise_like, q_sample, sample_times
-from voxelry.diffusion.schedules import Schedule, timesteps
+from voxelry.diffusion.plan import ScheduleSettings
+from voxelry.diffusion.schedules import timesteps
 from voxelry.metrics import images as image_metrics
 from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.distribution import sliced_wasserstein
@@ -26,15 +29,11 @@ from voxelry.tasks.pretrain.targets import Noised, Range, Rescale, band_edges, b
 __all__ = ["PretrainTask"]
 
 
-class PretrainTask(Task):
-    """A U-Net learns to denoise images.
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(ScheduleSettings):
+    """A diffusion and how it is learned.
 
-    Args:
-        network: called as `network(x, t)`, or `network(x, t, condition=estimate)` when it is self-conditioned, with
-            `x` `(B, C, *spatial)` and `t` `(B,)`; answers `(B, C, *spatial)`.
-        schedule: `linear`, `cosine`, `quadratic` or `sigmoid`.
-        n_timestep: time steps of the schedule.
-        linear_start, linear_end: first and last beta.
+    Attributes:
         objective: what the network answers: `epsilon`, `x0` or `v`.
         loss_type: `l2`, `l1` or `huber`.
         weighting: of the time steps, see `diffusion.objectives.Objective`; None for none.
@@ -43,8 +42,6 @@ class PretrainTask(Task):
         clip_samples: keep the estimates within the diffusion range while sampling.
         sampler: `ddim`, `ddpm`, `dpm_solver` or `heun`.
         sample_steps: how many time steps the sampler visits.
-        spacing: how they are spread, see `diffusion.schedules.timesteps`.
-        eta: share of random noise in `ddim`.
         time_bands: into how many equal bands of time the losses are split for the log.
         reconstruct_from: the time step a held-out image is noised to before it is denoised again; None for the
             middle of the schedule.
@@ -53,94 +50,80 @@ class PretrainTask(Task):
         diffusion_range: where these are mapped to before noise is added; the original's is (0, 1).
         stratified: spread the time steps of a batch evenly over the schedule.
         seed: of the noise of held-out images.
+    """
+
+    schedule: str = "linear"
+    n_timestep: int = 500
+    spacing: str | Sequence[int] = "uniform"
+    objective: str = "epsilon"
+    loss_type: str = "l2"
+    weighting: str | None = None
+    self_condition: bool | None = None
+    clip_samples: bool = True
+    sampler: str = "ddim"
+    sample_steps: int = 50
+    time_bands: int = 4
+    reconstruct_from: int | None = None
+    reconstruct_steps: int = 10
+    data_range: Range = (0.0, 1.0)
+    diffusion_range: Range = (-1.0, 1.0)
+    stratified: bool = True
+    seed: int = 0
+
+
+class PretrainTask(Task):
+    """A U-Net learns to denoise images.
+
+    Args:
+        network: called as `network(x, t)`, or `network(x, t, condition=estimate)` when it is self-conditioned, with
+            `x` `(B, C, *spatial)` and `t` `(B,)`; answers `(B, C, *spatial)`.
 
     Raises:
         SettingError: an unknown name, or a number that can't be.
     """
 
+    Settings = PretrainSettings
+
     name = "pretrain"
     monitor = "val_loss"
     higher_is_better = False
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        schedule: str = "linear",
-        n_timestep: int = 500,
-        linear_start: float = 1e-4,
-        linear_end: float = 0.02,
-        objective: str = "epsilon",
-        loss_type: str = "l2",
-        weighting: str | None = None,
-        self_condition: bool | None = None,
-        clip_samples: bool = True,
-        sampler: str = "ddim",
-        sample_steps: int = 50,
-        spacing: str = "uniform",
-        eta: float = 0.0,
-        time_bands: int = 4,
-        reconstruct_from: int | None = None,
-        reconstruct_steps: int = 10,
-        data_range: Range = (0.0, 1.0),
-        diffusion_range: Range = (-1.0, 1.0),
-        stratified: bool = True,
-        seed: int = 0,
-    ):
+    def __init__(self, network: nn.Module, **settings: Any):
         super().__init__()
+        own = self._settings = settle(PretrainSettings, settings)
         self.network = network
-        self.schedule = Schedule.from_name(schedule, steps=n_timestep, start=linear_start, end=linear_end)
-        self.objective = Objective(objective, loss_type, weighting)
+        self.schedule = own.make_schedule()
+        self.objective = Objective(own.objective, own.loss_type, own.weighting)
         has_condition = bool(getattr(network, "self_condition", False))
-        self.self_condition = has_condition if self_condition is None else self_condition
+        self.self_condition = has_condition if own.self_condition is None else own.self_condition
         if self.self_condition and not has_condition:
             raise SettingError("self_condition: the network takes no estimate; build it with self_condition=true")
-        if sampler not in samplers.SAMPLERS:
-            raise SettingError(f"sampler: expected one of {', '.join(samplers.SAMPLERS)}, got {sampler!r}")
-        self.rescale = Rescale(data_range, diffusion_range)
-        self.sampler = sampler
+        if own.sampler not in samplers.SAMPLERS:
+            raise SettingError(f"sampler: expected one of {', '.join(samplers.SAMPLERS)}, got {own.sampler!r}")
+        self.rescale = Rescale(own.data_range, own.diffusion_range)
+        self.sampler = own.sampler
         self.sampler_settings: dict[str, Any] = {
-            "objective": objective,
-            "clip": self.rescale.diffusion if clip_samples else None,
+            "objective": own.objective,
+            "clip": self.rescale.diffusion if own.clip_samples else None,
             "self_condition": self.self_condition,
         }
-        self.eta = eta
-        self.spacing = spacing
-        self.sample_steps = timesteps(spacing, n_timestep, min(sample_steps, n_timestep))
-        self.edges = band_edges(n_timestep, time_bands)
-        self.t_start = n_timestep // 2 if reconstruct_from is None else reconstruct_from
-        if not 0 <= self.t_start < n_timestep:
-            raise SettingError(f"reconstruct_from: expected 0 to {n_timestep - 1}, got {reconstruct_from}")
-        count = min(reconstruct_steps, self.t_start + 1)
+        self.eta = own.eta
+        self.spacing = own.spacing
+        self.sample_steps = timesteps(own.spacing, own.n_timestep, min(own.sample_steps, own.n_timestep))
+        self.edges = band_edges(own.n_timestep, own.time_bands)
+        self.t_start = own.n_timestep // 2 if own.reconstruct_from is None else own.reconstruct_from
+        if not 0 <= self.t_start < own.n_timestep:
+            raise SettingError(f"reconstruct_from: expected 0 to {own.n_timestep - 1}, got {own.reconstruct_from}")
+        count = min(own.reconstruct_steps, self.t_start + 1)
         self.reconstruct_steps = timesteps("uniform", self.t_start + 1, count)
-        self.stratified = stratified
-        self.seed = seed
-        self._settings: dict[str, Any] = {
-            "schedule": schedule,
-            "n_timestep": n_timestep,
-            "linear_start": linear_start,
-            "linear_end": linear_end,
-            "objective": objective,
-            "loss_type": loss_type,
-            "weighting": weighting,
-            "self_condition": self.self_condition,
-            "clip_samples": clip_samples,
-            "sampler": sampler,
-            "sample_steps": sample_steps,
-            "spacing": spacing,
-            "eta": eta,
-            "time_bands": time_bands,
-            "reconstruct_from": reconstruct_from,
-            "reconstruct_steps": reconstruct_steps,
-            "data_range": list(self.rescale.data),
-            "diffusion_range": list(self.rescale.diffusion),
-            "stratified": stratified,
-            "seed": seed,
-        }
-
-    def settings(self) -> dict[str, Any]:
-        """Plain keywords, without the network, from which the constructor makes the same task again."""
-        return dict(self._settings)
+        self.stratified = own.stratified
+        self.seed = own.seed
+        self._settings = replace(
+            own,
+            self_condition=self.self_condition,
+            data_range=self.rescale.data,
+            diffusion_range=self.rescale.diffusion,
+        )
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean loss of a batch at random time steps, and of each time-step band that the batch touches."""

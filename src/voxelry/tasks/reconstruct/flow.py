@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
-from voxelry.core.settings import plain
+from voxelry.core.settings import own_fields, settle
 from voxelry.core.space import Space
 from voxelry.data.slices.case import SliceBatch, SliceCase
 from voxelry.diffusion.flow import (
@@ -29,7 +29,7 @@ from voxelry.tasks.reconstruct.baselines import dice_of
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 from voxelry.tasks.reconstruct.spread import SPREAD_METRICS, HypothesisCalibration, spread_metrics
 from voxelry.tasks.reconstruct.targets import Targets, make_targets
-from voxelry.tasks.reconstruct.task import ReconstructTask
+from voxelry.tasks.reconstruct.task import ReconstructSettings, ReconstructTask
 
 __all__ = ["ReconstructFlowTask"]
 
@@ -39,15 +39,13 @@ CODED = ("occupancy", "overlap", "sdf", "eikonal")
 _WITHOUT_FLOW = "without_flow_dice"
 
 
-class ReconstructFlowTask(ReconstructTask):
-    """Shapes from slices, `samples` of them for every prompt; their mean is the answer.
+@dataclass(frozen=True, kw_only=True)
+class ReconstructFlowSettings(ReconstructSettings):
+    """How shapes are drawn from slices.
 
-    One training has two parts. First the autoencoder learns the training shapes; then its encoder is kept as it is,
-    and the flow learns what its latents may be for a prompt, while the decoder goes on learning. The network that
-    answers without the flow, a `ShapeNet`, learns in both. How much of the training is spent is told by `on_progress`.
+    With `recentre` and `mirror` of `ReconstructSettings` hypotheses are drawn from the looks in turn.
 
-    Args:
-        network: a `models.shape.ShapeFlow`, with the organs' mean shapes set.
+    Attributes:
         autoencoder_share: of the training, for the autoencoder.
         divergence: weight of the latents' Kullback-Leibler divergence; 0 for an autoencoder without noise.
         blur: noise on the latents that the decoder learns from in the second part, in deviations: a flow doesn't
@@ -60,55 +58,67 @@ class ReconstructFlowTask(ReconstructTask):
         sampler: "heun", with `2 * steps - 1` calls of the flow, or "euler", with `steps`.
         shift: where the steps are; see `diffusion.flow.flow_times`.
         noise_seed: of the hypotheses: the same prompt has the same ones in whatever company it comes.
-        settings: of `ReconstructTask`. With `recentre` and `mirror` hypotheses are drawn from the looks in turn.
+    """
+
+    autoencoder_share: float = 0.3
+    divergence: float = 1e-3
+    blur: float = 0.1
+    flow: float = 1.0
+    draws: int = 4
+    times: str = "uniform"
+    samples: int = 8
+    steps: int = 4
+    sampler: str = "heun"
+    shift: float = 1.0
+    noise_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.autoencoder_share < 1:
+            raise SettingError(f"autoencoder_share: expected a share from 0 to below 1, got {self.autoencoder_share}")
+        _check_counts(draws=self.draws, samples=self.samples, steps=self.steps)
+        for name in ("divergence", "blur", "flow"):
+            if not getattr(self, name) >= 0:
+                raise SettingError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.times not in TIME_DISTRIBUTIONS:
+            raise SettingError(f"times: expected one of {', '.join(TIME_DISTRIBUTIONS)}, got {self.times!r}")
+        _check_sampler(self.sampler)
+        flow_times(self.steps, shift=self.shift)
+
+
+class ReconstructFlowTask(ReconstructTask):
+    """Shapes from slices, `samples` of them for every prompt; their mean is the answer.
+
+    One training has two parts. First the autoencoder learns the training shapes; then its encoder is kept as it is,
+    and the flow learns what its latents may be for a prompt, while the decoder goes on learning. The network that
+    answers without the flow, a `ShapeNet`, learns in both. How much of the training is spent is told by `on_progress`.
+
+    Args:
+        network: a `models.shape.ShapeFlow`, with the organs' mean shapes set.
 
     Raises:
         SettingError: a setting out of its range; the message names it.
     """
 
+    Settings: ClassVar[type[ReconstructSettings]] = ReconstructFlowSettings
+
     name = "reconstruct_flow"
     draws_hypotheses = True
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        autoencoder_share: float = 0.3,
-        divergence: float = 1e-3,
-        blur: float = 0.1,
-        flow: float = 1.0,
-        draws: int = 4,
-        times: str = "uniform",
-        samples: int = 8,
-        steps: int = 4,
-        sampler: str = "heun",
-        shift: float = 1.0,
-        noise_seed: int = 0,
-        **settings: Any,
-    ):
-        taken = locals()
-        own = {name: value for name, value in taken.items() if name not in ("self", "network", "settings", "__class__")}
+    def __init__(self, network: nn.Module, **settings: Any):
+        own = settle(ReconstructFlowSettings, settings)
         if not isinstance(network, ShapeFlow):
             raise SettingError(f"model: expected a ShapeFlow, got a {type(network).__name__}")
-        super().__init__(network, **settings)
-        if not 0 <= autoencoder_share < 1:
-            raise SettingError(f"autoencoder_share: expected a share from 0 to below 1, got {autoencoder_share}")
-        _check_counts(draws=draws, samples=samples, steps=steps)
-        for name, weight in (("divergence", divergence), ("blur", blur), ("flow", flow)):
-            if not weight >= 0:
-                raise SettingError(f"{name}: expected 0 or more, got {weight}")
-        if times not in TIME_DISTRIBUTIONS:
-            raise SettingError(f"times: expected one of {', '.join(TIME_DISTRIBUTIONS)}, got {times!r}")
-        _check_sampler(sampler)
-        self.autoencoder_share, self.divergence, self.blur, self.flow_weight = autoencoder_share, divergence, blur, flow
-        self.draws, self.times, self.samples = int(draws), times, int(samples)
-        self.sampler, self.noise_seed = sampler, int(noise_seed)
-        self.steps, self.shift = int(steps), float(shift)
-        flow_times(self.steps, shift=self.shift)
+        super().__init__(network, **own_fields(own, ReconstructSettings))
+        self.autoencoder_share, self.divergence = own.autoencoder_share, own.divergence
+        self.blur, self.flow_weight = own.blur, own.flow
+        self.draws, self.times, self.samples = int(own.draws), own.times, int(own.samples)
+        self.sampler, self.noise_seed = own.sampler, int(own.noise_seed)
+        self.steps, self.shift = int(own.steps), float(own.shift)
         self.calibration = HypothesisCalibration()
         self.share: float | None = None
         self._without = self.settings()
-        self._settings |= {name: plain(value) for name, value in own.items()}
+        self._settings = replace(own, **vars(self._settings))
 
     def judged(self, share: float) -> bool:
         """Once the flow learns, which comes after the autoencoder."""

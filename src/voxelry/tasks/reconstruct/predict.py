@@ -16,7 +16,7 @@ from voxelry.core.space import Space
 from voxelry.data.slices.augment import move_space
 from voxelry.metrics.slices import contour_error
 from voxelry.metrics.surfaces import surface_spread
-from voxelry.models.shape.prompt import Prompt, frame_points, project, sample_plane
+from voxelry.ops.prompt import Prompt, frame_points, project, sample_plane
 from voxelry.ops.sdf import largest_shape, resample_sdf, signed_distance, voxelise_sdf
 from voxelry.ops.surface import Mesh, extract_surface
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from voxelry.data.layouts.prepared import is_prepared_folder, prepared_cases
 from voxelry.data.parts import Splits, divide, named_cases
 from voxelry.data.prepare.source import PreparedSlices, folder_template
 from voxelry.data.preprocess import Preprocess
-from voxelry.data.slices.sources import Choice
+from voxelry.data.slices.choice import Choice
 from voxelry.tasks.reconstruct.prompts import prompts
 
 __all__ = ["build_prepared", "check_standard", "held_out_axes", "prepared_source", "reads_prepared"]
@@ -157,7 +158,8 @@ def _check_followed(config: DictConfig, augment: DictConfig | None, source: Prep
 
 def _check_axes(source: PreparedSlices, organs: Organs, settings: Mapping[str, Any]) -> None:
     """Ask for every case's slices once, before a training does."""
-    choice = Choice(**{name: settings[name] for name in ("method", "axes", "count", "oblique", "min_pixels")})
+    known = [field.name for field in fields(Choice)]
+    choice = Choice(**{name: settings[name] for name in known if name in settings})
     for case in range(len(source.names)):
         for place in source.organs_of(case, organs):
             source.listed(case, organs[place], choice)

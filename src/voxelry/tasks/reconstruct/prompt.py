@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from voxelry.data.label_grid import Reference, open_labels, whole_numbers
 from voxelry.data.layouts.files import case_name
 from voxelry.data.sample import Sample
 from voxelry.data.slices.augment import move_slice
-from voxelry.data.slices.case import build_case, collate_slices
+from voxelry.data.slices.case import ViewSettings, build_case, collate_slices
 from voxelry.data.slices.cut import (
     PLANE_NAMES,
     SliceSample,
@@ -45,7 +46,7 @@ from voxelry.tasks.recipe import make_folder
 from voxelry.tasks.reconstruct.placed import Placed, place
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 
-__all__ = ["reconstruct", "write_reconstruction"]
+__all__ = ["Asked", "reconstruct", "write_reconstruction"]
 
 log = logging.getLogger("voxelry")
 
@@ -53,18 +54,31 @@ SAMPLING = ("samples", "steps", "sampler")
 """Options that say how hypotheses are drawn."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is pointed at.
+
+    Attributes:
+        click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
+        plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
+            x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
+        mask: the organ on the slices, as far as it is known: a label volume on the volume's grid (in any order of axes
+            where it is a file), or an image of the slice's size with `slice`; what isn't 0 (or -1) is organ.
+        slice: there is one image of rank 2 and no volume; true, or that image's file once more.
+        spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
+        label: the organ, one of the model's; may be left out where it has only one.
+    """
+
+    click: ArrayLike | Sequence[ArrayLike]
+    plane: str | ArrayLike | Sequence[str | ArrayLike] | None = None
+    mask: str | PathLike[str] | NDArray[Any] | None = None
+    slice: bool | str | PathLike[str] = False
+    spacing: float | Sequence[float] | None = None
+    label: int | None = None
+
+
 def reconstruct(
-    model: Model,
-    image: str | PathLike[str] | NDArray[Any] | Sample,
-    *,
-    click: ArrayLike | Sequence[ArrayLike],
-    plane: str | ArrayLike | Sequence[str | ArrayLike] | None = None,
-    mask: str | PathLike[str] | NDArray[Any] | None = None,
-    slice: bool | str | PathLike[str] = False,
-    spacing: float | Sequence[float] | None = None,
-    label: int | None = None,
-    space: Space | None = None,
-    **options: Any,
+    model: Model, image: str | PathLike[str] | NDArray[Any] | Sample, *, space: Space | None = None, **options: Any
 ) -> ReconstructPrediction:
     """The organ that is clicked on.
 
@@ -74,17 +88,9 @@ def reconstruct(
             that was registered when it was prepared, clicks and mask are in its own frame, and the answer is in the
             patient's. A model that was trained on such volumes registers any other to its template by itself; clicks,
             mask and answer are in the patient's frame then, and planes lie across the template's axes.
-        click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
-        plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
-            x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
-        mask: the organ on the slices, as far as it is known: a label volume on the volume's grid (in any order of axes
-            where it is a file), or an image of the slice's size with `slice`; what isn't 0 (or -1) is organ.
-        slice: there is one image of rank 2 and no volume; true, or that image's file once more.
-        spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
-        label: the organ, one of the model's; may be left out where it has only one.
         space: where an array lies.
-        options: for the file's reader; and of a model that draws hypotheses `samples`, their number, `steps` and
-            `sampler`.
+        options: of `Asked`; for the file's reader; and of a model that draws hypotheses `samples`, their number,
+            `steps` and `sampler`.
 
     Raises:
         DataError: a click outside of the volume or in air, a mask that isn't on the image's grid or is empty, a slice
@@ -93,47 +99,64 @@ def reconstruct(
         SettingError: a plane or label that there isn't, or samples of a model that doesn't draw any.
     """
     task: Any = model.task
-    own = {name: options.pop(name) for name in SAMPLING if options.get(name) is not None}
-    organ = _organ(task, label)
-    points = np.atleast_2d(np.asarray(click, dtype=np.float64))
-    turned, placed = np.eye(4), None
+    sampling = {name: options.pop(name) for name in SAMPLING if options.get(name) is not None}
+    asked = Asked(**{field.name: options.pop(field.name) for field in fields(Asked) if field.name in options})
+    organ = _organ(task, asked.label)
+    points = np.atleast_2d(np.asarray(asked.click, dtype=np.float64))
     if len(points) > task.slices:
         raise SettingError(f"click: the model takes up to {task.slices} slices, got {len(points)}")
-    if slice:
-        if not isinstance(image, str | PathLike):
-            raise SettingError("slice: expected the file of an image")
-        if plane is not None:
-            raise SettingError(f"plane: expected none with a single image, which is one itself, got {plane!r}")
-        if model.bundle.template is not None:
-            raise DataError(
-                f"{image}: a single image can't be registered to the template that the model was trained with; give "
-                "the volume that it is a slice of, without --slice"
-            )
-        slices = [_single(model, Path(image), points, mask, spacing, organ[0])]
+    turned, placed = np.eye(4), None
+    if asked.slice:
+        slices = [_lone(model, image, points, asked, organ)]
     else:
-        reading = options if spacing is None else {**options, "spacing": spacing}
-        sample = model.sample(image, space, **reading)
-        for point in points:
-            check_click(sample.image, sample.space, point, source=sample.source)
-        if mask is not None:
-            on = _reference(model, image, sample, space, reading)
-            sample = sample.replace(labels=_mask_on(mask, sample.space, on))
-        placed = place(model.bundle, sample, Path(image) if isinstance(image, str | PathLike) else None)
-        slices, turned = _cuts(placed, points, "axial" if plane is None else plane, organ)
+        placed = _placed(model, image, points, asked, space, options)
+        slices, turned = _cuts(placed, points, "axial" if asked.plane is None else asked.plane, organ)
     case = build_case(
         slices,
         edge=task.edges[task.organs.index(organ)],
-        image_size=task.image_size,
-        give_mask=mask is not None,
-        view=task.view,
+        views=ViewSettings(image_size=task.image_size, view=task.view),
+        give_mask=asked.mask is not None,
     )
     batch = collate_slices([case]).to(model.device)
     with torch.inference_mode():
-        found: ReconstructPrediction = task.predict(batch, **own)[0]
+        found: ReconstructPrediction = task.predict(batch, **sampling)[0]
     if placed is None:
         return found
     back, grid = placed.home  # what is written goes onto the grid of the file, not onto that of the network
     return found.moved(back @ np.linalg.inv(turned), grid)
+
+
+def _lone(model: Model, image: Any, points: NDArray[np.float64], asked: Asked, organ: tuple[int, ...]) -> SliceSample:
+    """The slice that a single image is."""
+    if not isinstance(image, str | PathLike):
+        raise SettingError("slice: expected the file of an image")
+    if asked.plane is not None:
+        raise SettingError(f"plane: expected none with a single image, which is one itself, got {asked.plane!r}")
+    if model.bundle.template is not None:
+        raise DataError(
+            f"{image}: a single image can't be registered to the template that the model was trained with; give "
+            "the volume that it is a slice of, without --slice"
+        )
+    return _single(model, Path(image), points, asked.mask, asked.spacing, organ[0])
+
+
+def _placed(
+    model: Model,
+    image: Any,
+    points: NDArray[np.float64],
+    asked: Asked,
+    space: Space | None,
+    options: dict[str, Any],
+) -> Placed:
+    """A volume with its mask, in the frame of the training."""
+    reading = options if asked.spacing is None else {**options, "spacing": asked.spacing}
+    sample = model.sample(image, space, **reading)
+    for point in points:
+        check_click(sample.image, sample.space, point, source=sample.source)
+    if asked.mask is not None:
+        on = _reference(model, image, sample, space, reading)
+        sample = sample.replace(labels=_mask_on(asked.mask, sample.space, on))
+    return place(model.bundle, sample, Path(image) if isinstance(image, str | PathLike) else None)
 
 
 def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format: str = "ply") -> Path:

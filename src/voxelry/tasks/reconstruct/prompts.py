@@ -34,7 +34,7 @@ def still_slices(source: SliceSource, like: SliceDataset, *, slices: int, mask: 
         mask=mask,
         edge=like.edges,
         truth=True,
-        **{"seed": 1000, **like.build, **items},
+        **{"seed": 1000, **vars(like.views), **items},
     )
 
 

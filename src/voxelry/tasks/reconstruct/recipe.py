@@ -109,8 +109,8 @@ class ReconstructRecipe(Recipe):
             "organ_names": config.task.organ_names or [dataset.source.organ_name(organ) for organ in dataset.organs],
             "organs": [list(organ) for organ in dataset.organs],
             "edges": [dataset.edges[organ[0]] for organ in dataset.organs],
-            "image_size": dataset.build["image_size"],
-            "view": dataset.build["view"],
+            "image_size": dataset.views.image_size,
+            "view": dataset.views.view,
             "slices": dataset.slices[1],
             "evaluation": dict(config.data.slices.get("evaluation") or {}),
         }
@@ -223,5 +223,7 @@ class ReconstructRecipe(Recipe):
 def _set_mean_shapes(network: Any, dataset: SliceDataset) -> None:
     """Give a network the training cases' mean shape of every organ."""
     for place, organ in enumerate(dataset.organs):
-        shapes = organ_shapes(dataset.source, organ, dataset.truncation)
-        network.set_mean_shape(mean_shape(shapes, dataset.edges[organ[0]], _PRIOR_GRID, dataset.truncation), place)
+        shapes = organ_shapes(dataset.source, organ, dataset.views.truncation)
+        network.set_mean_shape(
+            mean_shape(shapes, dataset.edges[organ[0]], _PRIOR_GRID, dataset.views.truncation), place
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from voxelry.core.errors import DataError, SettingError
-from voxelry.core.settings import plain
+from voxelry.core.settings import settle
 from voxelry.core.space import Space
 from voxelry.data.slices.case import SliceBatch, SliceCase
 from voxelry.metrics.choice import MetricChoice, Wanted
@@ -50,11 +51,11 @@ WEIGHTS = {
 _AGREEMENT = 0.5  # IoU
 
 
-class ReconstructTask(Task):
-    """Shapes from slices.
+@dataclass(frozen=True, kw_only=True)
+class ReconstructSettings:
+    """How shapes are learned from slices.
 
-    Args:
-        network: a `models.shape.ShapeNet`, with the organs' mean shapes set.
+    Attributes:
         organs: label values of the network's classes from the first on, each a number or several that count as one
             organ; the first is the organ's value in predicted label volumes.
         edges: mm, the frame's usual edge for each organ; see `data.slices.dataset.usual_edges`.
@@ -76,10 +77,47 @@ class ReconstructTask(Task):
             hypotheses: how far they differ says nothing of what is possible.
         mirror: look also at the mirror image, and average.
         baseline_shapes: training shapes that are kept to compare with; see `baselines`.
+    """
+
+    organs: Sequence[int | Sequence[int]] = (1,)
+    edges: Sequence[float] = (100.0,)
+    organ_names: Sequence[str] | None = None
+    image_size: int | None = None
+    view: float = 1.0
+    slices: int = 3
+    evaluation: Mapping[str, int] | None = None
+    weights: Mapping[str, float] | None = None
+    curriculum_batches: int = 0
+    tau: float = 1.0
+    band: float = 12.0
+    contour: float = 3.0
+    contour_predicted: bool = False
+    recentre: bool = False
+    mirror: bool = False
+    baseline_shapes: int = 32
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.weights or {}) - set(WEIGHTS))
+        if unknown:
+            raise SettingError(f"weights: expected names of {', '.join(WEIGHTS)}, got {unknown[0]!r}")
+        for name in ("tau", "band", "view", "slices"):
+            if not getattr(self, name) > 0:
+                raise SettingError(f"{name}: expected a positive number, got {getattr(self, name)}")
+        if self.contour < 0 or self.curriculum_batches < 0 or self.baseline_shapes < 0:
+            raise SettingError("contour, curriculum_batches, baseline_shapes: expected 0 or more")
+
+
+class ReconstructTask(Task):
+    """Shapes from slices.
+
+    Args:
+        network: a `models.shape.ShapeNet`, with the organs' mean shapes set.
 
     Raises:
         SettingError: a setting out of its range; the message names it.
     """
+
+    Settings = ReconstructSettings
 
     name = "reconstruct"
     draws_hypotheses = False
@@ -88,66 +126,39 @@ class ReconstructTask(Task):
     slow = (*SURFACE_METRICS, *BASELINE_METRICS)
     seen: Tensor
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        organs: Sequence[int | Sequence[int]] = (1,),
-        edges: Sequence[float] = (100.0,),
-        organ_names: Sequence[str] | None = None,
-        image_size: int | None = None,
-        view: float = 1.0,
-        slices: int = 3,
-        evaluation: Mapping[str, int] | None = None,
-        weights: Mapping[str, float] | None = None,
-        curriculum_batches: int = 0,
-        tau: float = 1.0,
-        band: float = 12.0,
-        contour: float = 3.0,
-        contour_predicted: bool = False,
-        recentre: bool = False,
-        mirror: bool = False,
-        baseline_shapes: int = 32,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+    def __init__(self, network: nn.Module, **settings: Any):
         super().__init__()
+        own = self._settings = settle(ReconstructSettings, settings)
         self.network = network
-        self.organs = [(organ,) if isinstance(organ, int) else tuple(int(one) for one in organ) for organ in organs]
-        self.edges = [float(edge) for edge in edges]
+        self.organs = [(organ,) if isinstance(organ, int) else tuple(int(one) for one in organ) for organ in own.organs]
+        self.edges = [float(edge) for edge in own.edges]
         classes = int(network.classes)  # type: ignore[arg-type]
         if not all(self.organs) or not 1 <= len(self.organs) <= classes:
-            raise SettingError(f"organs: expected 1 to {classes}, as the network has classes, got {list(organs)}")
+            raise SettingError(f"organs: expected 1 to {classes}, as the network has classes, got {list(own.organs)}")
         if len(self.edges) != len(self.organs) or min(self.edges) <= 0:
-            raise SettingError(f"edges: expected {len(self.organs)} positive lengths in mm, got {list(edges)}")
+            raise SettingError(f"edges: expected {len(self.organs)} positive lengths in mm, got {list(own.edges)}")
         self.names = [
-            "+".join(map(str, organ)) if organ_names is None else str(organ_names[place])
+            "+".join(map(str, organ)) if own.organ_names is None else str(own.organ_names[place])
             for place, organ in enumerate(self.organs)
         ]
-        unknown = sorted(set(weights or {}) - set(WEIGHTS))
-        if unknown:
-            raise SettingError(f"weights: expected names of {', '.join(WEIGHTS)}, got {unknown[0]!r}")
-        self.weights = {**WEIGHTS, **{name: float(value) for name, value in (weights or {}).items()}}
-        for name, value in (("tau", tau), ("band", band), ("view", view), ("slices", slices)):
-            if not value > 0:
-                raise SettingError(f"{name}: expected a positive number, got {value}")
-        if contour < 0 or curriculum_batches < 0 or baseline_shapes < 0:
-            raise SettingError("contour, curriculum_batches, baseline_shapes: expected 0 or more")
-        self.image_size = int(network.image_size if image_size is None else image_size)  # type: ignore[arg-type]
-        self.evaluation = dict(evaluation or {})
-        self.view, self.slices, self.tau, self.band = float(view), int(slices), float(tau), float(band)
-        self.contour, self.contour_predicted = float(contour), contour_predicted
-        self.recentre, self.mirror, self.curriculum_batches = recentre, mirror, int(curriculum_batches)
-        self.baselines = Baselines(baseline_shapes)
+        self.weights = {**WEIGHTS, **{name: float(value) for name, value in (own.weights or {}).items()}}
+        self.image_size = int(network.image_size if own.image_size is None else own.image_size)  # type: ignore[arg-type]
+        self.evaluation = dict(own.evaluation or {})
+        self.view, self.slices, self.tau, self.band = float(own.view), int(own.slices), float(own.tau), float(own.band)
+        self.contour, self.contour_predicted = float(own.contour), own.contour_predicted
+        self.recentre, self.mirror, self.curriculum_batches = own.recentre, own.mirror, int(own.curriculum_batches)
+        self.baselines = Baselines(own.baseline_shapes)
         self.adapters: Adapters | None = None
         self._head_rate: float | None = None
         self.register_buffer("seen", torch.zeros(()))
-        settings |= {"weights": self.weights, "image_size": self.image_size, "organ_names": self.names}
-        settings |= {"organs": self.organs, "edges": self.edges}
-        self._settings = {name: plain(value) for name, value in settings.items()}
-
-    def settings(self) -> dict[str, Any]:
-        """Plain keywords, without the network, from which the constructor makes the same task again."""
-        return dict(self._settings)
+        self._settings = replace(
+            own,
+            weights=self.weights,
+            image_size=self.image_size,
+            organ_names=self.names,
+            organs=self.organs,
+            edges=self.edges,
+        )
 
     def adapt(self, name: str, settings: Mapping[str, Any], *, head_rate: float | None = None) -> None:
         """Freeze the network and train an adapter on it.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from voxelry.core.space import Space
 from voxelry.data.slices.augment import move_slice, move_space
-from voxelry.data.slices.case import SliceBatch, build_case, collate_slices
+from voxelry.data.slices.case import SliceBatch, ViewSettings, build_case, collate_slices
 from voxelry.ops.sdf import canonical_space, resample_sdf
 
 __all__ = ["Views", "frame_space"]
@@ -78,13 +78,11 @@ class Views:
                 build_case(
                     slices,
                     edge=float(batch.edge[place]),
-                    image_size=self.image_size,
-                    slots=batch.image.shape[1],
+                    views=ViewSettings(image_size=self.image_size, view=self.view),
                     give_mask=batch.has_mask[place, : len(slices)].tolist(),
                     give_field=bool(batch.field_of_view[place].isfinite().all()),
                     centre=motion[:3, :3] @ centre + motion[:3, 3],
-                    view=self.view,
-                )
+                ).padded(batch.image.shape[1])
             )
         return collate_slices(cases)
 

@@ -21,7 +21,7 @@ from voxelry.bundle.model import Model
 from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.rank import per_axis
-from voxelry.core.settings import keywords
+from voxelry.core.settings import keywords, settle
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.crops.dataset import CropDataset
@@ -33,6 +33,7 @@ from voxelry.data.preprocess.file import PreparedFile
 from voxelry.data.sample import Batch, Sample
 from voxelry.data.segment_names import class_list, segment_names
 from voxelry.io import open_image
+from voxelry.models.mask_rcnn.settings import TransformSettings
 from voxelry.models.mask_rcnn.transform import Transform, resize_boxes
 from voxelry.models.transfer import TransferReport, best_transfer
 from voxelry.tasks.base import Task
@@ -77,13 +78,13 @@ class SegmentRecipe(Recipe):
         "task.min_visible",
         "task.join_iou",
         "task.nms_iou",
-        "network.rpn_pre_nms_top_n_test",
-        "network.rpn_post_nms_top_n_test",
-        "network.rpn_nms_thresh",
-        "network.rpn_score_thresh",
-        "network.box_score_thresh",
-        "network.box_nms_thresh",
-        "network.box_detections_per_img",
+        "network.rpn.pre_nms_top_n_test",
+        "network.rpn.post_nms_top_n_test",
+        "network.rpn.nms_thresh",
+        "network.rpn.score_thresh",
+        "network.box.score_thresh",
+        "network.box.nms_thresh",
+        "network.box.detections_per_img",
     )
 
     def settle(self, config: DictConfig, splits: Splits) -> None:
@@ -118,10 +119,10 @@ class SegmentRecipe(Recipe):
             backbone = FPN(backbone, out_channels=_PYRAMID_CHANNELS, extra=None)
         settings = keywords(config.model)
         detector = get_class(str(config.model._target_))
-        sizes = ("min_size", "max_size", "fixed_size", "skip_resize")
-        given = {name: settings[name] for name in sizes if name in settings}
-        transform = Transform(ndim=backbone.ndim, **given)
-        settings["anchor_sizes"] = _anchor_sizes(settings, dataset, len(backbone.strides), transform)
+        transform = Transform(
+            settle(TransformSettings, settings.get("transform") or {}, "transform."), ndim=backbone.ndim
+        )
+        settings["anchors"] = _anchors(settings.get("anchors") or {}, dataset, len(backbone.strides), transform)
         network = detector(backbone, num_classes=1 + len(config.task.class_names or _ONE_CLASS), **settings)
         if pretrained is None:
             return network, None
@@ -236,15 +237,18 @@ class SegmentRecipe(Recipe):
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
 
 
-def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, transform: Transform) -> Any:
-    """Anchor sizes for each level, in voxels of what the network sees.
+def _anchors(settings: Mapping[str, Any], dataset: SampleSource, levels: int, transform: Transform) -> dict[str, Any]:
+    """Settings of the detector's anchors, with sizes for each level in voxels of what the network sees."""
+    asked = {"sizes": None, "unit": "voxel", "per_level": 1} | dict(settings)
+    sizes, unit, per_level = (asked.pop(name) for name in ("sizes", "unit", "per_level"))
+    return asked | {"sizes": _anchor_sizes(sizes, unit, per_level, dataset, levels, transform)}
 
-    Takes the settings that only say how to find them out of `settings`.
-    """
-    sizes, unit = settings.pop("anchor_sizes", None), settings.pop("anchor_unit", "voxel")
-    per_level = settings.pop("anchors_per_level", 1)
+
+def _anchor_sizes(
+    sizes: Any, unit: str, per_level: int, dataset: SampleSource, levels: int, transform: Transform
+) -> Any:
     if unit not in ANCHOR_UNITS:
-        raise ConfigError(f"model.anchor_unit: expected one of {', '.join(ANCHOR_UNITS)}, got {unit!r}")
+        raise ConfigError(f"model.anchors.unit: expected one of {', '.join(ANCHOR_UNITS)}, got {unit!r}")
     if sizes == "auto":
         cases = [dataset[index] for index in range(min(len(dataset), _ANCHOR_CASES))]
         boxes = [case.boxes for case in cases if case.boxes is not None]
@@ -252,7 +256,7 @@ def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, 
         if pieces[0] is not None and all(pieces):
             log.warning("%s: %s", cases[0].source, pieces[0])
         if not any(len(box) for box in boxes):
-            raise DataError(f"{cases[0].source}: no instances in the training cases; set model.anchor_sizes")
+            raise DataError(f"{cases[0].source}: no instances in the training cases; set model.anchors.sizes")
         seen = [_as_seen(case.boxes, case.space.shape, transform) for case in cases if case.boxes is not None]
         return anchors_for(torch.cat(seen), levels, per_level)
     if unit == "voxel" or sizes is None:
@@ -262,7 +266,7 @@ def _anchor_sizes(settings: dict[str, Any], dataset: SampleSource, levels: int, 
     spacing = [step * size / new for step, (new, size) in zip(first.spacing, factors, strict=True)]
     return [
         [
-            [length / step for length, step in zip(per_axis(size, len(spacing), "anchor_sizes"), spacing, strict=True)]
+            [length / step for length, step in zip(per_axis(size, len(spacing), "anchors.sizes"), spacing, strict=True)]
             for size in level
         ]
         for level in sizes

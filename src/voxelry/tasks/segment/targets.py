@@ -131,7 +131,7 @@ def anchors_for(boxes: Tensor, levels: int, per_level: int = 1) -> list[list[lis
     """
     finite = boxes[torch.isfinite(boxes).all(dim=1)].double()
     if not len(finite):
-        raise SettingError("anchor_sizes: expected at least one object to propose sizes from, got none")
+        raise SettingError("anchors.sizes: expected at least one object to propose sizes from, got none")
     ndim = finite.shape[1] // 2
     lengths = finite[:, ndim:] - finite[:, :ndim]
     lengths = lengths[lengths.log().sum(dim=1).argsort()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
-from voxelry.core.settings import plain
+from voxelry.core.settings import check_fraction, check_range, settle
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.choice import MetricChoice, Wanted
@@ -44,11 +45,11 @@ _BASELINE_METRICS = ("ap_50", "ap_75", "pq")
 _TUNED_VOXELS = 1 << 20  # of an image that it is tuned on
 
 
-class SegmentTask(Task):
-    """Finds instances, `(B, C, *spatial)` to boxes, scores, classes and masks per image.
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings:
+    """How instances are learned and reported.
 
-    Args:
-        network: a detector with `losses` and `detect`, see `models.mask_rcnn.MaskRCNN`.
+    Attributes:
         class_names: of classes 1, 2, ...; None: one, object.
         score_threshold: objects of a lower score are not reported. None: `calibrate` finds the one that is best on
             the validation cases; 0.5 until then.
@@ -64,10 +65,46 @@ class SegmentTask(Task):
         join_iou, nms_iou: how parts and doubles from several tiles are recognised, see `stitch.stitch`.
         input_range: where images in [0, 1] are mapped to before the network sees them.
         loss_weights: of the network's losses, by their names without `loss_`; 1 where none is given.
+    """
+
+    class_names: Sequence[str] | None = None
+    score_threshold: float | None = None
+    mask_threshold: float = 0.5
+    min_voxels: int = 1
+    min_volume: float = 0.0
+    min_visible: float = 0.3
+    tile_size: int | Sequence[int] | None = None
+    tile_overlap: float = 0.5
+    voxel_size: float | Sequence[float] | None = None
+    join_iou: float = 0.5
+    nms_iou: float = 0.5
+    input_range: Sequence[float] = (-1.0, 1.0)
+    loss_weights: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "mask_threshold", "min_visible", "join_iou", "nms_iou"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise SettingError(f"{name}: expected a number in [0, 1], got {share}")
+        if self.min_voxels < 0 or not self.min_volume >= 0:
+            raise SettingError(
+                f"min_voxels, min_volume: expected no negative size, got {self.min_voxels}, {self.min_volume}"
+            )
+        check_fraction(self.tile_overlap, "tile_overlap")
+        check_range(self.input_range, "input_range")
+
+
+class SegmentTask(Task):
+    """Finds instances, `(B, C, *spatial)` to boxes, scores, classes and masks per image.
+
+    Args:
+        network: a detector with `losses` and `detect`, see `models.mask_rcnn.MaskRCNN`.
 
     Raises:
         SettingError: a setting out of its range; the message names it.
     """
+
+    Settings = SegmentSettings
 
     name = "segment"
     network: MaskRCNN
@@ -78,66 +115,32 @@ class SegmentTask(Task):
     threshold: Tensor
     watershed: Tensor
 
-    def __init__(
-        self,
-        network: MaskRCNN,
-        *,
-        class_names: Sequence[str] | None = None,
-        score_threshold: float | None = None,
-        mask_threshold: float = 0.5,
-        min_voxels: int = 1,
-        min_volume: float = 0.0,
-        min_visible: float = 0.3,
-        tile_size: int | Sequence[int] | None = None,
-        tile_overlap: float = 0.5,
-        voxel_size: float | Sequence[float] | None = None,
-        join_iou: float = 0.5,
-        nms_iou: float = 0.5,
-        input_range: Sequence[float] = (-1.0, 1.0),
-        loss_weights: Mapping[str, float] | None = None,
-    ):
-        settings = {name: value for name, value in locals().items() if name not in ("self", "network", "__class__")}
+    def __init__(self, network: MaskRCNN, **settings: Any):
         super().__init__()
+        own = self._settings = settle(SegmentSettings, settings)
         self.network = network
         self.ndim = network.ndim
-        self.class_names = ("object",) if class_names is None else tuple(str(name) for name in class_names)
+        self.class_names = ("object",) if own.class_names is None else tuple(str(name) for name in own.class_names)
         if len(self.class_names) != network.num_classes - 1 or len(set(self.class_names)) != len(self.class_names):
             raise SettingError(
                 f"class_names: expected {network.num_classes - 1} different names, as the network has so many "
                 f"classes, got {list(self.class_names)}"
             )
-        shares = {
-            "score_threshold": 0.5 if score_threshold is None else score_threshold,
-            "mask_threshold": mask_threshold,
-            "min_visible": min_visible,
-            "join_iou": join_iou,
-            "nms_iou": nms_iou,
-        }
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise SettingError(f"{name}: expected a number in [0, 1], got {share}")
-        if min_voxels < 0 or not min_volume >= 0:
-            raise SettingError(f"min_voxels, min_volume: expected no negative size, got {min_voxels}, {min_volume}")
-        self.score_threshold, self.mask_threshold, self.min_visible = score_threshold, mask_threshold, min_visible
-        self.min_voxels, self.min_volume = min_voxels, min_volume
-        self.tile_size = None if tile_size is None else per_axis(tile_size, self.ndim, "tile_size")
-        if not 0 <= tile_overlap < 1:
-            raise SettingError(f"tile_overlap: expected a fraction in [0, 1), got {tile_overlap}")
-        self.tile_overlap, self.join_iou, self.nms_iou = tile_overlap, join_iou, nms_iou
-        self.voxel_size = None if voxel_size is None else per_axis(voxel_size, self.ndim, "voxel_size")
+        self.score_threshold, self.mask_threshold, self.min_visible = (
+            own.score_threshold,
+            own.mask_threshold,
+            own.min_visible,
+        )
+        self.min_voxels, self.min_volume = own.min_voxels, own.min_volume
+        self.tile_size = None if own.tile_size is None else per_axis(own.tile_size, self.ndim, "tile_size")
+        self.tile_overlap, self.join_iou, self.nms_iou = own.tile_overlap, own.join_iou, own.nms_iou
+        self.voxel_size = None if own.voxel_size is None else per_axis(own.voxel_size, self.ndim, "voxel_size")
         if self.voxel_size is not None and not all(0 < step < math.inf for step in self.voxel_size):
-            raise SettingError(f"voxel_size: expected positive millimetres, got {voxel_size}")
-        if len(input_range) != 2 or not input_range[0] < input_range[1]:
-            raise SettingError(f"input_range: expected a low and a higher number, got {input_range}")
-        self.input_range = (float(input_range[0]), float(input_range[1]))
-        self.loss_weights = {str(name): float(weight) for name, weight in (loss_weights or {}).items()}
+            raise SettingError(f"voxel_size: expected positive millimetres, got {own.voxel_size}")
+        self.input_range = (float(own.input_range[0]), float(own.input_range[1]))
+        self.loss_weights = {str(name): float(weight) for name, weight in (own.loss_weights or {}).items()}
         self.register_buffer("threshold", torch.tensor(math.nan))
         self.register_buffer("watershed", torch.full((2,), math.nan))
-        self._settings = {name: plain(value) for name, value in settings.items()}
-
-    def settings(self) -> dict[str, Any]:
-        """Plain keywords, without the network, from which the constructor makes the same task again."""
-        return dict(self._settings)
 
     @property
     def operating_threshold(self) -> float:

@@ -10,10 +10,9 @@ network should answer there, `walk` samples. Images are `(B, C, *spatial)` in th
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -23,7 +22,7 @@ from voxelry.core.errors import SettingError
 from voxelry.diffusion import flow
 from voxelry.diffusion.inputs import Range
 from voxelry.diffusion.objectives import convert, q_sample
-from voxelry.diffusion.plan import TRAIN_STEPS, Plan
+from voxelry.diffusion.plan import TRAIN_STEPS, Plan, PlanSettings
 
 __all__ = ["MODES", "DiffusionPath", "FlowPath", "Path", "make_path"]
 
@@ -34,7 +33,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 _CLOCK = 1000.0  # a flow's time as the network is shown it: its embedding is made for the steps of a schedule
 _STRAIGHT = ("x0", "v")
-_OF_PLANS = tuple(inspect.signature(Plan.from_settings).parameters)
+_OF_PLANS = tuple(field.name for field in fields(PlanSettings))
 
 
 class Path(ABC):

@@ -7,19 +7,20 @@ import math
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from voxelry.core.errors import DataError, SettingError
-from voxelry.core.settings import plain
+from voxelry.core.settings import settle
 from voxelry.data.sample import Batch, Sample
 from voxelry.data.target_grid import TargetGrid
 from voxelry.diffusion.flow import GOLDEN_RATIO
 from voxelry.diffusion.inputs import Range, fixed_noise
 from voxelry.diffusion.objectives import LOSSES, mean_errors, noise_like
+from voxelry.diffusion.plan import ScheduleSettings
 from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.translation import summarise
 from voxelry.tasks.base import Row, Task
@@ -33,12 +34,11 @@ from voxelry.tasks.translate.tiled import whole_or_tiled
 __all__ = ["TranslateTask"]
 
 
-class TranslateTask(Task):
-    """A network learns what an image would be in another contrast, at full dose, or between its slices.
+@dataclass(frozen=True, kw_only=True)
+class TranslateSettings(ScheduleSettings):
+    """How one image is made of another.
 
-    Args:
-        network: called as `network(x, t)` with `x` `(B, channels, *spatial)`, see `targets.Given.stacked`, and `t`
-            `(B,)`; answers `(B, targets, *spatial)`. It should begin at zero: then a bridge begins at the condition.
+    Attributes:
         mode: `bridge` from the condition, `flow` or `diffusion` from noise, or `regression` in one call.
         objective: what the network answers: `x0`, the target; `v`, the velocity; of a diffusion also `epsilon`.
         residual: with `x0`, the network answers the difference to the condition instead.
@@ -47,7 +47,6 @@ class TranslateTask(Task):
             None for `ddim` and `euler`.
         train_steps: `visited`, those of sampling; `all`; or a list. Fewer steps can be asked for later where all
             that they visit were trained.
-        schedule, n_timestep, linear_start, linear_end, spacing, eta: of a diffusion, see `Plan.from_settings`.
         noise_scale, start_share: of a bridge or flow, see `paths.FlowPath`.
         clip: keep estimates of the target within the range of its levels while sampling.
         loss_type: `l2`, `l1` or `huber`; always a mean over the voxels.
@@ -65,6 +64,51 @@ class TranslateTask(Task):
             settings; None where both have one grid.
         data_range: lowest and highest physical value that counts for the metrics; None for each case's levels.
         seed: of the noise of predictions, which depends on it and the case's name alone.
+    """
+
+    mode: str = "bridge"
+    objective: str = "x0"
+    residual: bool = True
+    steps: int | None = 4
+    sampler: str | None = None
+    train_steps: str | Sequence[float] = "visited"
+    noise_scale: float = 0.25
+    start_share: float = 0.5
+    clip: bool = True
+    loss_type: str = "l2"
+    conditions: int = 1
+    targets: int = 1
+    condition_names: Sequence[str] | None = None
+    context: bool = False
+    drop: float = 0.0
+    baseline: bool = True
+    growing: Sequence[Sequence[float]] | None = None
+    samples: int = 1
+    spread_samples: int = 4
+    tile_size: int | Sequence[int] | None = None
+    tile_overlap: float = 0.5
+    target_grid: Mapping[str, Any] | None = None
+    data_range: Range | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.loss_type not in LOSSES:
+            raise SettingError(f"loss_type: expected one of {', '.join(LOSSES)}, got {self.loss_type!r}")
+        if not 0 <= self.drop < 1:
+            raise SettingError(f"drop: expected a chance from 0 to below 1, got {self.drop}")
+        if self.samples < 1:
+            raise SettingError(f"samples: expected at least 1, got {self.samples}")
+        names = self.condition_names
+        if names is not None and len(names) != self.conditions:
+            raise SettingError(f"condition_names: expected {self.conditions} of them, got {', '.join(names)}")
+
+
+class TranslateTask(Task):
+    """A network learns what an image would be in another contrast, at full dose, or between its slices.
+
+    Args:
+        network: called as `network(x, t)` with `x` `(B, channels, *spatial)`, see `targets.Given.stacked`, and `t`
+            `(B,)`; answers `(B, targets, *spatial)`. It should begin at zero: then a bridge begins at the condition.
 
     Attributes:
         progress: share of the training that is spent, for `growing`.
@@ -76,81 +120,36 @@ class TranslateTask(Task):
         SettingError: an unknown name, or a number that can't be.
     """
 
+    Settings = TranslateSettings
+
     name = "translate"
     monitor = "psnr"
     higher_is_better = True
     slow = (*COVERAGES, "input_*")
 
-    def __init__(
-        self,
-        network: nn.Module,
-        *,
-        mode: str = "bridge",
-        objective: str = "x0",
-        residual: bool = True,
-        steps: int | None = 4,
-        sampler: str | None = None,
-        train_steps: str | Sequence[float] = "visited",
-        schedule: str = "cosine",
-        n_timestep: int = 1000,
-        linear_start: float = 1e-4,
-        linear_end: float = 0.02,
-        spacing: str | Sequence[int] = "trailing",
-        eta: float = 0.0,
-        noise_scale: float = 0.25,
-        start_share: float = 0.5,
-        clip: bool = True,
-        loss_type: str = "l2",
-        conditions: int = 1,
-        targets: int = 1,
-        condition_names: Sequence[str] | None = None,
-        context: bool = False,
-        drop: float = 0.0,
-        baseline: bool = True,
-        growing: Sequence[Sequence[float]] | None = None,
-        samples: int = 1,
-        spread_samples: int = 4,
-        tile_size: int | Sequence[int] | None = None,
-        tile_overlap: float = 0.5,
-        target_grid: Mapping[str, Any] | None = None,
-        data_range: Range | None = None,
-        seed: int = 0,
-    ):
-        given_settings = {name: value for name, value in locals().items() if name not in ("self", "network")}
-        settings = {name: plain(value) for name, value in given_settings.items() if name != "__class__"}
+    def __init__(self, network: nn.Module, **settings: Any):
         super().__init__()
-        if loss_type not in LOSSES:
-            raise SettingError(f"loss_type: expected one of {', '.join(LOSSES)}, got {loss_type!r}")
-        if not 0 <= drop < 1:
-            raise SettingError(f"drop: expected a chance from 0 to below 1, got {drop}")
-        if samples < 1:
-            raise SettingError(f"samples: expected at least 1, got {samples}")
-        if condition_names is not None and len(condition_names) != conditions:
-            raise SettingError(f"condition_names: expected {conditions} of them, got {', '.join(condition_names)}")
-        self.path: Path = make_path(mode, settings | {"clip": RANGE.diffusion if clip else None})
-        self.regression: Path = make_path("regression", {"clip": RANGE.diffusion if clip else None})
+        own = self._settings = settle(TranslateSettings, settings)
+        self.path: Path = make_path(own.mode, vars(own) | {"clip": RANGE.diffusion if own.clip else None})
+        self.regression: Path = make_path("regression", {"clip": RANGE.diffusion if own.clip else None})
         self.network = network
-        self.baseline = copy.deepcopy(network) if baseline and mode != "regression" else None
+        self.baseline = copy.deepcopy(network) if own.baseline and own.mode != "regression" else None
         self.calibration = SpreadCalibration()
-        self.growing = _growing(growing)
-        self.mode, self.residual, self.loss_type = mode, residual, loss_type
-        self.conditions, self.targets, self.context, self.drop = conditions, targets, context, drop
-        self.condition_names = None if condition_names is None else tuple(condition_names)
-        self.samples, self.spread_samples = samples, spread_samples
-        self.tile_size, self.tile_overlap = tile_size, tile_overlap
-        self.target_grid = None if target_grid is None else TargetGrid(**target_grid)
-        self.data_range, self.seed = data_range, seed
+        self.growing = _growing(own.growing)
+        self.mode, self.residual, self.loss_type = own.mode, own.residual, own.loss_type
+        self.conditions, self.targets, self.context, self.drop = own.conditions, own.targets, own.context, own.drop
+        self.condition_names = None if own.condition_names is None else tuple(own.condition_names)
+        self.samples, self.spread_samples = own.samples, own.spread_samples
+        self.tile_size, self.tile_overlap = own.tile_size, own.tile_overlap
+        self.target_grid = None if own.target_grid is None else TargetGrid(**own.target_grid)
+        self.data_range, self.seed = own.data_range, own.seed
         self.progress, self.drawn, self.quick = 0.0, 0, False
-        self._settings = settings | {name: value for name, value in self.path.settings().items() if name in settings}
-        self._settings["clip"] = clip
+        kept = {name: value for name, value in self.path.settings().items() if name in vars(own) and name != "clip"}
+        self._settings = replace(own, **kept)
         # NaN: those of the condition
-        self.register_buffer("target_levels", torch.full((targets, 2), math.nan))
+        self.register_buffer("target_levels", torch.full((own.targets, 2), math.nan))
 
     target_levels: Tensor
-
-    def settings(self) -> dict[str, Any]:
-        """Plain keywords, without the network, from which the constructor makes the same task again."""
-        return dict(self._settings)
 
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean loss at stratified times, and the baseline's on the same images, which is minimised with it.

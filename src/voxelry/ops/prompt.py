@@ -17,24 +17,38 @@ from torch import Tensor
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["Prompt", "box_points", "click_heatmap", "frame_points", "plane_in_frame", "plane_points", "project"]
+__all__ = [
+    "CLICK_SIGMA",
+    "WHOLE",
+    "Prompt",
+    "PromptFields",
+    "box_points",
+    "click_heatmap",
+    "frame_points",
+    "plane_in_frame",
+    "plane_points",
+    "project",
+]
 
 
-@dataclass
-class Prompt:
-    """A batch of prompts, `B` samples with up to `S` slices of `H × W` pixels each.
+CLICK_SIGMA = 2.0  # radius of a click's blob, in pixels
+
+
+@dataclass(kw_only=True)
+class PromptFields:
+    """What is known of a prompt of up to `S` slices of `H × W` pixels each. A batch has an axis `B` in front of each.
 
     Attributes:
-        image: `(B, S, C, H, W)`, normalised intensities.
-        click: `(B, S, H, W)` in [0, 1], a blob around the click; zeros on slices that were not clicked.
-        mask: `(B, S, H, W)` in [0, 1], zeros where there is none.
-        has_mask: `(B, S)` bool.
-        pointmap: `(B, S, 3, H, W)`, frame coordinates of every pixel; finite everywhere.
-        validity: `(B, S, H, W)` in [0, 1], 0 where a pixel lies outside the scanned field.
-        slice_valid: `(B, S)` bool; False for slices that only fill the batch up.
-        plane: `(B, S, 3, 3)`, slice index to frame coordinates.
-        label: `(B,)` int, the organ asked for; None for the only one.
-        field_of_view: `(B, 3, 4)`, the box that was scanned, as far as it is known: half sides along its x, y and z,
+        image: `(S, C, H, W)`, normalised intensities.
+        click: `(S, H, W)` in [0, 1], a blob around the click; zeros on slices that were not clicked.
+        mask: `(S, H, W)` in [0, 1], zeros where there is none.
+        has_mask: `(S,)` bool.
+        pointmap: `(S, 3, H, W)`, frame coordinates of every pixel; finite everywhere.
+        validity: `(S, H, W)` in [0, 1], 0 where a pixel lies outside the scanned field.
+        slice_valid: `(S,)` bool; False for slices that only fill the batch up.
+        plane: `(S, 3, 3)`, slice index to frame coordinates.
+        label: `()` int, the organ asked for; None for the only one.
+        field_of_view: `(3, 4)`, the box that was scanned, as far as it is known: half sides along its x, y and z,
             then its middle, in frame coordinates. NaN in samples without one, such as a lone slice; None for none.
             An organ lies inside of it, and where volumes are cut out around an organ it says where in it.
     """
@@ -50,34 +64,24 @@ class Prompt:
     label: Tensor | None = None
     field_of_view: Tensor | None = None
 
+
+WHOLE = ("label", "field_of_view")
+"""Fields of a prompt, but not of each of its slices."""
+
+
+@dataclass(kw_only=True)
+class Prompt(PromptFields):
+    """A batch of prompts, `B` samples."""
+
     @classmethod
-    def build(
-        cls,
-        image: Tensor,
-        plane: Tensor,
-        *,
-        click: Tensor | None = None,
-        mask: Tensor | None = None,
-        has_mask: Tensor | None = None,
-        validity: Tensor | None = None,
-        slice_valid: Tensor | None = None,
-        label: Tensor | None = None,
-        field_of_view: Tensor | None = None,
-        sigma: float = 2.0,
-    ) -> Prompt:
+    def build(cls, image: Tensor, plane: Tensor, *, click: Tensor | None = None, **given: Tensor) -> Prompt:
         """A prompt from its least: what is not given is absent, and follows from the planes.
 
         Args:
             image: `(B, S, C, H, W)`.
             plane: `(B, S, 3, 3)`.
             click: `(B, S, 2)` as row and column, NaN on slices without one; None for none at all.
-            mask: `(B, S, H, W)`, bool or in [0, 1].
-            has_mask: `(B, S)`; without it every slice of a given `mask` counts.
-            validity: `(B, S, H, W)`; all ones without it.
-            slice_valid: `(B, S)`; all True without it.
-            label: `(B,)`.
-            field_of_view: `(B, 3, 4)`.
-            sigma: radius of the click's blob in pixels.
+            given: other fields. Without `has_mask` every slice of a given `mask` counts.
 
         Raises:
             SettingError: shapes that don't fit together.
@@ -86,24 +90,23 @@ class Prompt:
             raise SettingError(f"image: expected shape (B, S, C, H, W), got {tuple(image.shape)}")
         lead, size = image.shape[:2], image.shape[3:]
         blank = image.new_zeros(*lead, *size)
-        no, yes = (torch.full(lead, state, device=image.device) for state in (False, True))
-        given = yes if mask is not None else no
-        valid = yes if slice_valid is None else slice_valid.bool()
+        absent = {
+            "mask": blank,
+            "has_mask": torch.full(lead, "mask" in given, device=image.device),
+            "validity": blank + 1,
+            "slice_valid": torch.full(lead, True, device=image.device),
+        }
+        known = {name: value.bool() if name.endswith("valid") else value for name, value in (absent | given).items()}
         plane = plane.to(image.dtype)
         if plane.shape != (*lead, 3, 3):
             raise SettingError(f"plane: expected shape {(*lead, 3, 3)}, got {tuple(plane.shape)}")
-        plane = torch.where(valid[..., None, None], plane, torch.eye(3).to(plane))
+        plane = torch.where(known["slice_valid"][..., None, None], plane, torch.eye(3).to(plane))
         return cls(
             image=image,
-            click=blank if click is None else click_heatmap(click.to(image), size, sigma),
-            mask=blank if mask is None else mask.to(image),
-            has_mask=given if has_mask is None else has_mask.bool(),
-            pointmap=plane_points(plane, size),
-            validity=blank + 1 if validity is None else validity.to(image),
-            slice_valid=valid,
             plane=plane,
-            label=label,
-            field_of_view=None if field_of_view is None else field_of_view.to(image),
+            click=blank if click is None else click_heatmap(click.to(image), size, CLICK_SIGMA),
+            pointmap=plane_points(plane, size),
+            **known,
         ).check()
 
     def check(self) -> Prompt:
@@ -188,7 +191,7 @@ class Prompt:
         slices = max(prompt.image.shape[1] for prompt in prompts)
         labels = [prompt.label for prompt in prompts]
         parts = [prompt.padded(slices) for prompt in prompts]
-        names = [field.name for field in fields(cls) if field.name not in ("label", "field_of_view")]
+        names = [field.name for field in fields(cls) if field.name not in WHOLE]
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         known = [label for label in labels if label is not None]
         if known and len(known) != len(labels):
@@ -205,7 +208,7 @@ class Prompt:
         missing = slices - self.image.shape[1]
         if missing <= 0:
             return self
-        names = [field.name for field in fields(self) if field.name not in ("label", "plane", "field_of_view")]
+        names = [field.name for field in fields(self) if field.name not in ("plane", *WHOLE)]
         grown = {}
         for name in names:
             value = getattr(self, name)
