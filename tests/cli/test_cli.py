@@ -124,7 +124,7 @@ def test_channels_of_an_array_are_said_to_predict(run, bundle, tmp_path, rng):
     assert run(*common)[0] == 1  # 18 channels
     assert run(*common, "--option", "channel_axis=0")[0] == 0
     fault = one_line_error(run(*common, "--option", "channels=0"))
-    known = "dataset, spacing, channel, channel_axis, ndim, stack"
+    known = "dataset, spacing, channel, channel_axis, ndim, stack, channel_files"
     assert fault == f"voxelry: error: --option: expected one of {known}, got 'channels'"
 
 
