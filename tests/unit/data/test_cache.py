@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.data import cache as cache_module
+from voxelry.data import cache_fill
 from voxelry.data.cache import Cache, content_hash
 from voxelry.data.cache_fill import fill_cache
 from voxelry.data.dataset import VolumeDataset
@@ -283,7 +284,7 @@ def test_a_killed_writer_leaves_no_entry_and_the_next_build_cleans_up(folder, tm
     assert leftovers(root)
     fill_cache(dataset_of(folder, root))  # too fresh: another process may still be writing it
     assert leftovers(root)
-    monkeypatch.setattr(cache_module, "_ABANDONED", 0.0)
+    monkeypatch.setattr(cache_fill, "ABANDONED", 0.0)
     fill_cache(dataset_of(folder, root))
     assert not leftovers(root)
     assert len(entries(root)) == 3
