@@ -26,6 +26,8 @@ from voxelry.io import read_image
 from voxelry.phantoms import write_phantoms
 from voxelry.tasks.options import OPTIONS
 
+pytestmark = pytest.mark.xdist_group("extending")  # what one test trains another uses
+
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "plugins"
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -95,7 +97,7 @@ def places(tmp_path_factory):
         image = read_image(scan)
         header = json.dumps({"shape": image.space.shape, "spacing": image.space.spacing}).encode() + b"\n"
         (place / "BRICKS").mkdir(exist_ok=True)
-        voxels = image.array[0].astype("<i2").tobytes()
+        voxels = (1000 * image.array[0]).astype("<i2").tobytes()
         (place / "BRICKS" / f"{patient.name}.brick").write_bytes(header + voxels)
     (place / "RAW").mkdir()
     for number in range(3):
