@@ -26,8 +26,6 @@ from voxelry.io import read_image
 from voxelry.phantoms import write_phantoms
 from voxelry.tasks.options import OPTIONS
 
-pytestmark = pytest.mark.xdist_group("extending")  # what one test trains another uses
-
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "plugins"
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -130,19 +128,17 @@ def test_a_package_is_as_short_as_it_is_said(package):
     assert len(lines) <= LINES[package]
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if one[0] == "train"], ids=lambda one: one[-1])
-def test_a_training_runs_as_it_is_printed(command, on_path, places, quick_training, capsys):
-    own = [one for one in quick_training if not (one.startswith("model") and "model=backbone_heatmaps" in command)]
-    if "experiment=pretrain_3d" in command:
-        own += ["task.n_timestep=20", "task.sample_steps=3", "task.reconstruct_steps=2", "task.time_bands=2"]
-    launch([*given(command[1:], places), *own, "trainer.max_steps=1", "trainer.validate_every=1"])
-    output = Path(given(command, places)[-1].partition("=")[2])
-    assert f"bundle: {output / 'bundle'}" in capsys.readouterr().out
-
-
-def test_trained_models_are_used_as_it_is_printed(installed, places):
+@pytest.mark.slow
+def test_the_commands_run_as_they_are_printed(on_path, places, quick_training, capsys):
+    for command in (one for one in COMMANDS if one[0] == "train"):
+        own = [one for one in quick_training if not (one.startswith("model") and "model=backbone_heatmaps" in command)]
+        if "experiment=pretrain_3d" in command:
+            own += ["task.n_timestep=20", "task.sample_steps=3", "task.reconstruct_steps=2", "task.time_bands=2"]
+        launch([*given(command[1:], places), *own, "trainer.max_steps=1", "trainer.validate_every=1"])
+        output = Path(given(command, places)[-1].partition("=")[2])
+        assert f"bundle: {output / 'bundle'}" in capsys.readouterr().out
     commands = [given(one, places) for one in COMMANDS if one[0] != "train"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), str(ROOT / "src")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(on_path), str(ROOT / "src")])}
     done = subprocess.run(
         [sys.executable, "-c", COMMAND_LINE, json.dumps(commands)], env=environment, capture_output=True, text=True
     )

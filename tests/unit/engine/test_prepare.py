@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.errors import DataError, SettingError
 from voxelry.engine.prepare import prepare
 from voxelry.phantoms import write_phantoms
 
@@ -45,7 +45,7 @@ def test_what_would_overwrite_or_hide_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"is a single voxel of 500 x 500 x 500 mm; .*such as 12"):
         prepare(source, tmp_path / "out", spacing=500.0)
     image = next((source / "volumes").iterdir())
-    with pytest.raises(FileError, match="is no list; expected a folder, or a CSV file"):
+    with pytest.raises(DataError, match=r"case_000\.nii\.gz: no labels for this image; expected labels/"):
         prepare(image, tmp_path / "out")
 
 

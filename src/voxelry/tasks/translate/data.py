@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from voxelry.core.errors import ConfigError
 from voxelry.core.settings import keywords
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
@@ -80,6 +81,8 @@ def build_degraded(
     the same.
     """
     no_channels(config, recipe.name)
+    if config.get("pairs") is not None:
+        raise ConfigError("data: expected pairs or degrade, got both; set one of them to null")
     make = dataset_class(config, DegradedDataset)
     suffix = own_suffix(config, DegradedDataset)
     cases = find_cases(config.root, config.layout, options=keywords(config.options), suffix=suffix)
