@@ -181,14 +181,15 @@ class SegmentTask(Task):
         ]
 
     def prediction(self, name: str, space: Space, candidates: Instances, *, painted: bool = True) -> InstancePrediction:
-        """What is reported of some candidates: those sure enough.
+        """What is reported of some candidates: those sure enough of which something can be seen.
 
         Args:
             painted: hold the label volume as an array, unless it is very large; otherwise never.
         """
         sure = candidates.take(np.flatnonzero(candidates.scores >= self.operating_threshold))
         volume = None if painted else LabelVolume(sure, space.shape)
-        return InstancePrediction.from_instances(name, space, sure, volume, candidates=candidates)
+        found = InstancePrediction.from_instances(name, space, sure, volume, candidates=candidates)
+        return found.visible() if painted else found
 
     @property
     def tile_step(self) -> int:

@@ -269,6 +269,10 @@ class TranslateTask(Task):
         """Remember it, for `growing`."""
         self.progress = share
 
+    def on_batch(self, drawn: int) -> None:
+        """Remember it, so that an interrupted run goes on with the very times."""
+        self.drawn = drawn
+
     def fit_baseline(self, samples: Iterable[Sample]) -> None:
         """Remember the physical values of the target's 0 and 1: the condition's own in every case, or their mean."""
         found, shared = [], True
