@@ -171,11 +171,12 @@ class InstancePrediction:
     def visible(self) -> InstancePrediction:
         """Those of which the label volume shows a voxel: the others lie wholly under better ones, or between voxels."""
         shown = np.zeros(len(self) + 1, dtype=bool)
-        for _, block in paint_blocks(self.instances, self.space.shape, (_BLOCK,) * self.space.ndim):
+        lazy = isinstance(self.label_volume, LabelVolume)
+        blocks = paint_blocks(self.instances, self.space.shape, (_BLOCK,) * self.space.ndim)
+        for block in (block for _, block in blocks) if lazy else self.label_volume:  # what is painted isn't once more
             shown[block] = True
         if shown[1:].all():
             return self
-        lazy = isinstance(self.label_volume, LabelVolume)
         kept = self.instances.take(np.flatnonzero(shown[1:]))
         volume = LabelVolume(kept, self.space.shape) if lazy else None
         return InstancePrediction.from_instances(self.name, self.space, kept, volume, candidates=self.candidates)
