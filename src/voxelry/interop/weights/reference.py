@@ -23,8 +23,9 @@ class Source:
     """Another project, and the module that reads its weights.
 
     Attributes:
-        module: name of a module of `voxelry.interop` with `rebuild(case, weights, ndim) -> nn.Module` and
-            `infer(weights) -> dict`, both for weights with or without a common prefix; imported when used.
+        module: name of a module of `voxelry.interop.weights`, or `module:object`, with
+            `rebuild(case, weights, ndim) -> nn.Module` and `infer(weights) -> dict`, both for weights with or without
+            a common prefix; imported when used.
         mark: regular expression for a tensor name that, of all sources from here on, only this one has.
     """
 
@@ -32,8 +33,10 @@ class Source:
     mark: str
 
     def load(self) -> Any:
-        """The module."""
-        return import_module(f"voxelry.interop.weights.{self.module}")
+        """The module, or the object of it."""
+        module, _, name = self.module.partition(":")
+        loaded = import_module(f"voxelry.interop.weights.{module}")
+        return getattr(loaded, name) if name else loaded
 
 
 SOURCES: dict[str, Source] = {
@@ -43,6 +46,8 @@ SOURCES: dict[str, Source] = {
     "torchvision-resnet-fpn": Source("torchvision_resnet", r"(^|\.)layer1\.0\.conv1\.weight$"),
     "hiera": Source("hiera", r"(^|\.)blocks\.\d+\.proj\.weight$"),
     "detectron2-vitdet": Source("detectron2_vitdet", r"(^|\.)blocks\.0\.attn\.qkv\.weight$"),
+    "sam3d-ss-encoder": Source("sam3d.structure_vae:ENCODER", r"(^|\.)blocks\.\d+\.conv\.weight$"),
+    "sam3d-ss-decoder": Source("sam3d.structure_vae:DECODER", r"(^|\.)middle_block\.0\.conv1\.weight$"),
 }
 
 

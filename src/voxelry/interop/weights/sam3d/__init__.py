@@ -1,0 +1,1 @@
+"""SAM 3D Objects (facebookresearch/sam-3d-objects): its modules' weights, and whole checkpoint folders."""

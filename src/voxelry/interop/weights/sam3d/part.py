@@ -1,0 +1,97 @@
+"""One module of the original: how its arguments, its names and its kernels become ours, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from voxelry.core.errors import CheckpointError
+from voxelry.interop.weights.sam3d.names import Names
+from voxelry.interop.weights.state import check_state, strip_prefix
+
+__all__ = ["Kernel", "Part", "arguments", "count"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Another layout of some tensors.
+
+    Attributes:
+        ours: their tensor to ours.
+        theirs: our tensor to theirs.
+    """
+
+    ours: Callable[[Tensor], Tensor]
+    theirs: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module of the original and what it is here.
+
+    Attributes:
+        source: as in `from_reference`.
+        stem: name of a tensor that it always has, by which a prefix is known.
+        make: our class.
+        names: the translation.
+        infer_settings: our settings from the original's constructor arguments and its tensors.
+        kernels: by the end of our name, tensors with another layout; a name may be told by `which` instead.
+        absent: ends of our names whose tensors can be computed and need not be in a file.
+    """
+
+    source: str
+    stem: str
+    make: Callable[..., nn.Module]
+    names: Names
+    infer_settings: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]]
+    kernels: Callable[[str, Tensor], Kernel | None] = lambda name, tensor: None
+
+    def infer(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Our settings, as far as tensors show them; the rest is that of the published networks."""
+        return self.infer_settings({}, strip_prefix(weights, self.stem))
+
+    def rebuild(self, case: Mapping[str, Any], weights: Mapping[str, Tensor], ndim: int | None = None) -> nn.Module:
+        """Our network with these weights, in eval mode; see `voxelry.interop.from_reference`."""
+        stripped = {name: tensor.float() for name, tensor in strip_prefix(weights, self.stem).items()}
+        if ndim not in (None, 3):
+            raise CheckpointError(f"{self.source}: the weights are 3-D and can't make a {ndim}-D network")
+        network = self.make(**self.infer_settings(case, stripped))
+        state = self.state(stripped)
+        check_state(self.source, network, state)
+        network.load_state_dict(state)
+        return network.eval()
+
+    def state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Their state dict under our names, in our layouts."""
+        found = {}
+        for name, tensor in weights.items():
+            ours = self.names.ours(name)
+            kernel = self.kernels(ours, tensor)
+            found[ours] = tensor if kernel is None else kernel.ours(tensor)
+        return found
+
+    def export(self, network: nn.Module) -> dict[str, Tensor]:
+        """Our network's tensors under their names, in their layouts: the inverse of `state`."""
+        found = {}
+        for name, tensor in network.state_dict().items():
+            kernel = self.kernels(name, tensor)
+            back = tensor.detach() if kernel is None else kernel.theirs(tensor.detach())
+            found[self.names.theirs(name)] = back.contiguous().to(torch.float32)
+        return found
+
+
+def arguments(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of a case, which are under `args` where the case says more than those."""
+    given = case.get("args", case)
+    return dict(given)
+
+
+def count(weights: Mapping[str, Tensor], stem: str) -> int:
+    """How many of `stem.0`, `stem.1`, ... there are."""
+    depth = stem.count(".") + 1
+    numbers = [name.split(".")[depth] for name in weights if name.startswith(stem + ".")]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)

@@ -1,0 +1,1 @@
+"""SAM 3D Objects in plain PyTorch: a whole object from one image, by its coarse structure and then its surface."""
