@@ -25,6 +25,7 @@ from voxelry.core.errors import SettingError
 
 __all__ = [
     "FLOW_SAMPLERS",
+    "FLOW_SOLVERS",
     "GOLDEN_RATIO",
     "TIME_DISTRIBUTIONS",
     "FlowStep",
@@ -34,6 +35,8 @@ __all__ = [
     "flow_times",
     "heun",
     "interpolate",
+    "midpoint",
+    "runge_kutta",
     "velocity",
     "velocity_from_x0",
 ]
@@ -184,7 +187,7 @@ def euler(
     Raises:
         SettingError: times that do not descend within [0, 1].
     """
-    return _walk(predict, x1, times, clip, callback, second_order=False)
+    return _walk(predict, x1, times, clip, callback, _first)
 
 
 def heun(
@@ -201,10 +204,69 @@ def heun(
     networks are not trained there: `N` steps from 1 to 0 take `2 N - 1` calls. Arguments, result and errors are
     those of `euler`.
     """
-    return _walk(predict, x1, times, clip, callback, second_order=True)
+    return _walk(predict, x1, times, clip, callback, _both_ends)
+
+
+def midpoint(
+    predict: FlowPredict,
+    x1: Tensor,
+    times: Sequence[float],
+    *,
+    clip: tuple[float, float] | None = None,
+    callback: FlowCallback | None = None,
+) -> Tensor:
+    """Follow the velocity in steps of second order, by that in the middle of each: two calls for every step.
+
+    Arguments, result and errors are those of `euler`.
+    """
+    return _walk(predict, x1, times, clip, callback, _middle)
+
+
+def runge_kutta(
+    predict: FlowPredict,
+    x1: Tensor,
+    times: Sequence[float],
+    *,
+    clip: tuple[float, float] | None = None,
+    callback: FlowCallback | None = None,
+) -> Tensor:
+    """Follow the velocity in steps of fourth order (Kutta 1901): four calls for every step, the last one at its end.
+
+    Arguments, result and errors are those of `euler`.
+    """
+    return _walk(predict, x1, times, clip, callback, _four)
 
 
 FLOW_SAMPLERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "heun": heun}
+"""Samplers whose last step ends at the network's own estimate of the data."""
+
+FLOW_SOLVERS = {**FLOW_SAMPLERS, "midpoint": midpoint, "runge_kutta": runge_kutta}
+"""These, and solvers that treat the last step as any other."""
+
+_Ask = Callable[[Tensor, float], Tensor]
+_Slope = Callable[[_Ask, Tensor, Tensor, float, float], Tensor]
+"""`(ask, x, velocity at x and t, t, t_next) -> velocity of the whole step`."""
+
+
+def _first(ask: _Ask, x: Tensor, slope: Tensor, t: float, t_next: float) -> Tensor:
+    return slope
+
+
+def _both_ends(ask: _Ask, x: Tensor, slope: Tensor, t: float, t_next: float) -> Tensor:
+    return slope if t_next == 0 else 0.5 * (slope + ask(x + (t_next - t) * slope, t_next))
+
+
+def _middle(ask: _Ask, x: Tensor, slope: Tensor, t: float, t_next: float) -> Tensor:
+    half = 0.5 * (t_next - t)
+    return ask(x + half * slope, t + half)
+
+
+def _four(ask: _Ask, x: Tensor, slope: Tensor, t: float, t_next: float) -> Tensor:
+    half = 0.5 * (t_next - t)
+    second = ask(x + half * slope, t + half)
+    third = ask(x + half * second, t + half)
+    last = ask(x + 2 * half * third, t_next)
+    return (slope + 2 * second + 2 * third + last) / 6
 
 
 def _walk(
@@ -213,32 +275,28 @@ def _walk(
     times: Sequence[float],
     clip: tuple[float, float] | None,
     callback: FlowCallback | None,
-    *,
-    second_order: bool,
+    step: _Slope,
 ) -> Tensor:
     order = [float(t) for t in times]
     descends = all(later < earlier for earlier, later in pairwise(order))
     if len(order) < 2 or not descends or order[0] > 1 or order[-1] < 0:
         raise SettingError(f"times: expected at least two times descending within [0, 1], got {order}")
 
-    def ask(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Velocity at `t > 0`, and the estimate of x0 it stands for."""
+    def ask(x: Tensor, t: float) -> Tensor:
+        """Velocity at `t`, which clipping needs above 0."""
         answer = predict(x, t).to(x.dtype)
-        estimate = estimate_x0(answer, x, t)
-        if clip is None:
-            return answer, estimate
-        estimate = estimate.clamp(*clip)
-        return velocity_from_x0(estimate, x, t), estimate
+        if clip is None or t == 0:
+            return answer
+        return velocity_from_x0(estimate_x0(answer, x, t).clamp(*clip), x, t)
 
     for index, (t, t_next) in enumerate(pairwise(order)):
-        slope, estimate = ask(x, t)
-        if t_next == 0:
-            moved = estimate  # the same point as below, without the rounding
-        else:
-            moved = x + (t_next - t) * slope
-            if second_order:
-                moved = x + (t_next - t) * 0.5 * (slope + ask(moved, t_next)[0])
-        x = moved
+        slope = ask(x, t)
+        estimate = estimate_x0(slope, x, t)
+        if clip is not None:
+            estimate = estimate.clamp(*clip)  # the same but for rounding
+        whole = step(ask, x, slope, t, t_next)
+        # a straight step to 0 ends at the estimate, without the rounding
+        x = estimate if t_next == 0 and whole is slope else x + (t_next - t) * whole
         if callback is not None:
             callback(FlowStep(index, len(order) - 1, t, t_next, x, estimate))
     return x
