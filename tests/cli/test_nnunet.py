@@ -58,12 +58,16 @@ def test_a_training_learns_both_channels_and_the_names_and_is_evaluated(run, fol
     status, _, err = run("evaluate", "--model", tmp_path / "run", folder, "--out", tmp_path / "evaluation")
     assert status == 0, err
     assert len((tmp_path / "evaluation" / "cases.csv").read_text().splitlines()) == 1 + 4
-    second = "toy_000_0001.nii.gz"
+    second, image = "toy_000_0001.nii.gz", folder / "imagesTr" / "toy_000_0000.nii.gz"
     status, _, err = run(
-        "predict", "--model", tmp_path / "run", folder / "imagesTr" / "toy_000_0000.nii.gz",
-        "--option", f"channel_files=[{second}]", "--out", tmp_path / "predictions",
+        "predict", "--model", tmp_path / "run", image, "--option", f"channel_files=[{second}]", "--out", tmp_path / "one"
     )  # fmt: skip
     assert status == 0, err
+    status, out, err = run("predict", "--model", tmp_path / "run", folder / "imagesTr", "--out", tmp_path / "all")
+    assert (status, err) == (0, ""), err
+    assert "4 of 4 predicted" in out
+    (labels,) = (tmp_path / "one").glob("*.nii.gz")
+    assert (tmp_path / "all" / labels.name).read_bytes() == labels.read_bytes()
 
 
 def test_prepare_knows_the_names_and_the_modality(run, folder, tmp_path):

@@ -6,6 +6,7 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -33,7 +34,7 @@ def common(
 def main() -> None:
     """Run the command; errors that a user caused are one line, exit status 1."""
     try:
-        app()
+        app(args=[_at_home(argument) for argument in sys.argv[1:]])
     except VoxelryError as error:
         if "--debug" in sys.argv:
             raise
@@ -42,3 +43,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("voxelry: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _at_home(argument: str) -> str:
+    """`--flag=~/path` as `--flag ~/path` comes from a shell, which leaves `~` alone behind an equals sign."""
+    flag, _, value = argument.partition("=")
+    home = flag.startswith("--") and (value == "~" or value.startswith("~/"))
+    return f"{flag}={Path(value).expanduser()}" if home else argument

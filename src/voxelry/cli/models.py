@@ -105,7 +105,8 @@ def predict(
         outcome = predict_files(loaded, paths, out, format=format, options=options, progress=done, tiles=tile)
     for _, reason in outcome.failed:
         print(f"voxelry: error: {reason}", file=sys.stderr)
-    print(f"{len(outcome.written)} of {len(paths)} predicted" + (f"; written to {out}" if outcome.written else ""))
+    count = len(outcome.written) + len(outcome.failed)
+    print(f"{len(outcome.written)} of {count} predicted" + (f"; written to {out}" if outcome.written else ""))
     if outcome.failed:
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from lightning.pytorch.accelerators import Accelerator, CUDAAccelerator, MPSAccelerator, XLAAccelerator
@@ -33,8 +34,9 @@ def check_devices(accelerator: str, devices: str | int | Sequence[int]) -> None:
     if devices == "auto":
         return
     if wanted == "cpu":
-        if not isinstance(devices, int) or devices < 1:
-            raise ConfigError(f"trainer.devices: expected auto or a number of processes on the cpu, got {devices}")
+        cores = os.cpu_count() or 1
+        if not isinstance(devices, int) or not 1 <= devices <= cores:
+            raise ConfigError(f"trainer.devices: expected auto or 1 to {cores} processes on this cpu, got {devices}")
         return
     count = here[wanted].auto_device_count()
     highest = devices if isinstance(devices, int) else max(map(int, devices)) + 1

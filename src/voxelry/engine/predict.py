@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.layouts.files import case_name
+from voxelry.data.layouts.nnunet import files_of_cases
 from voxelry.io import is_image
 from voxelry.io.images.image import split_dataset
 from voxelry.tasks.options import named_files
@@ -81,6 +83,9 @@ def predict_files(
 ) -> Outcome:
     """Predict every file; one that fails is noted and the rest is done.
 
+    For a model of several channels the files of a case as nnU-Net names them, `NAME_0000.nii.gz` and so on, are one
+    image, whose first is the one that is written or failed.
+
     Args:
         format: suffix of the files, one of those that the task has; its first by default.
         options: of the task, and for the images' reader.
@@ -97,18 +102,31 @@ def predict_files(
         raise SettingError(f"format: {recipe.name} is written as one of {', '.join(recipe.formats)}, got {format!r}")
     outcome = Outcome()
     stems: dict[str, Path] = {}
-    for path in paths:
+    for path, others in _images(model, paths, options or {}):
         try:
             name = case_name(path)
             if name in stems:
                 raise DataError(f"{path}: its output would overwrite that of {stems[name]}")
             stems[name] = path
             part = None if tiles is None else partial(tiles, path)
-            outcome.written.append(
-                recipe.predict_file(model, path, out, format=chosen, options=options or {}, progress=part)
-            )
+            asked = {**(options or {}), **({"channel_files": [file.name for file in others]} if others else {})}
+            outcome.written.append(recipe.predict_file(model, path, out, format=chosen, options=asked, progress=part))
         except VoxelryError as error:
             outcome.failed.append((path, str(error)))
-        if progress is not None:
-            progress(path)
+        for file in (path, *others) if progress is not None else ():
+            progress(file)
     return outcome
+
+
+def _images(model: Model, paths: Sequence[Path], options: Mapping[str, Any]) -> Iterator[tuple[Path, list[Path]]]:
+    """Each image's file, and those beside it that hold its further channels."""
+    channels = model.recipe.image_channels(model.task)
+    cases = [[path] for path in paths]
+    if channels > 1 and "channel_files" not in options:
+        with suppress(DataError):  # they are refused one by one
+            cases = files_of_cases(paths)
+    for first, *others in cases:
+        if len(others) + 1 == channels:
+            yield first, others
+        else:
+            yield from ((path, []) for path in (first, *others))

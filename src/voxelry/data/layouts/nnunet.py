@@ -11,6 +11,7 @@ The channels of a case become one image. `imagesTs/` has no labels and is left a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from voxelry.core.errors import DataError
@@ -19,7 +20,7 @@ from voxelry.data.layouts.description import description
 from voxelry.data.layouts.files import case_name, existing, files_by_name, images_in
 from voxelry.data.layouts.layout import Layout, Wanted
 
-__all__ = ["NnUNet"]
+__all__ = ["NnUNet", "files_of_cases"]
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -39,7 +40,7 @@ class NnUNet(Layout):
         labels, instances = files_by_name(root / "labelsTr"), files_by_name(root / "instancesTr")
         about = description(root / "dataset.json")
         cases = []
-        for name, files in _channels(existing(root / "imagesTr")).items():
+        for name, files in _channels(images_in(existing(root / "imagesTr"))).items():
             image, *others = files
             found = labels.get(name)
             cases.append(
@@ -56,14 +57,28 @@ class NnUNet(Layout):
         return cases
 
 
-def _channels(folder: Path) -> dict[str, list[Path]]:
-    """The files of each case, in the order of their channels.
+def files_of_cases(images: Sequence[Path]) -> list[list[Path]]:
+    """The files of each case, in the order of their channels, where a folder's names all end with one; else each alone.
+
+    Raises:
+        DataError: cases of other channels than the first.
+    """
+    cases: list[list[Path]] = []
+    for folder in dict.fromkeys(path.parent for path in images):
+        beside = [path for path in images if path.parent == folder]
+        numbered = all(_CHANNEL.search(case_name(path)) for path in beside)
+        cases += _channels(beside).values() if numbered else [[path] for path in beside]
+    return cases
+
+
+def _channels(images: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files of each case of a folder, in the order of their channels.
 
     Raises:
         DataError: a name without a channel, or cases of other channels than the first.
     """
     found: dict[str, dict[int, Path]] = {}
-    for image in images_in(folder):
+    for image in images:
         end = _CHANNEL.search(case_name(image))
         if end is None:
             raise DataError(f"{image}: expected a name that ends with its channel, such as _0000 (layout nnunet)")
@@ -77,7 +92,7 @@ def _channels(folder: Path) -> dict[str, list[Path]]:
         if sorted(files) != [*expected]:
             like = "" if name == first else f" as of {first}"
             raise DataError(
-                f"{folder / name}: has the channels {', '.join(map(str, sorted(files)))}, expected "
+                f"{images[0].parent / name}: has the channels {', '.join(map(str, sorted(files)))}, expected "
                 f"{', '.join(map(str, expected))}{like}"
             )
     return {name: [files[number] for number in sorted(files)] for name, files in found.items()}
