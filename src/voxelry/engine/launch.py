@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
         FileError: the run's folder can't be made.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
-    sys.argv = ["voxelry train", *settle(arguments)]
+    settled = settle(arguments)
+    sys.argv = ["voxelry train", *settled, *_sweep_folder(settled)]
 
     failed: list[str] = []  # runs of a sweep; the others go on
     ours: list[Exception] = []  # faults of the program, which are no matter of Hydra's arguments
@@ -95,6 +96,19 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
         raise SettingError(str(error)) from error
     if failed:
         raise SystemExit(1)
+
+
+def _sweep_folder(arguments: Sequence[str]) -> list[str]:
+    """Where a sweep lies whose `output_dir` has settings of its runs in it, as `runs/${seed}`: in the part before them.
+
+    Hydra would take the folder of the first run for that of all, and the summary would miss the others.
+    """
+    given = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("++output_dir=")]
+    if not {"--multirun", "-m"} & set(arguments) or not given or "${" not in given[-1]:
+        return []
+    head, mark, tail = given[-1].partition("${")
+    folder, _, begun = head.rpartition("/")
+    return [f"hydra.sweep.dir='{folder or '.'}'", f"hydra.sweep.subdir='{begun}{mark}{tail}/${{hydra.job.num}}'"]
 
 
 @contextmanager

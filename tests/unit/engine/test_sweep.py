@@ -1,9 +1,12 @@
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from voxelry.engine.launch import launch
 from voxelry.engine.sweep import SweepSummary, few_shot_table, summarise
 
 
@@ -72,3 +75,17 @@ def test_runs_of_an_earlier_sweep_in_the_folder_do_not_count(tmp_path, capsys):
     capsys.readouterr()
     assert sweep([]) == [("0", 2.0)]
     assert "no run of this sweep finished" in capsys.readouterr().err
+
+
+def test_a_folder_that_tells_the_runs_apart_is_summarised_as_one_sweep(tmp_path, monkeypatch):
+    def run(config):
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        (folder / "summary.json").write_text(json.dumps(row(config.data.training_samples, 0, False, 1.0)))
+
+    monkeypatch.setattr("voxelry.engine.launch._run", run)
+    monkeypatch.setattr("sys.argv", ["voxelry"])
+    told = f"output_dir='{tmp_path}/study/samples${{data.training_samples}}/scratch'"
+    launch(["--multirun", "experiment=landmarks_2d", "data.root=x", told, "data.training_samples=5,10"])
+    with (tmp_path / "study" / "sweep.csv").open(newline="") as file:
+        found = [(line["run"], line["training_samples"]) for line in csv.DictReader(file)]
+    assert found == [("samples10/scratch/1", "10"), ("samples5/scratch/0", "5")]
