@@ -59,9 +59,8 @@ def test_a_training_learns_both_channels_and_the_names_and_is_evaluated(run, fol
     assert status == 0, err
     assert len((tmp_path / "evaluation" / "cases.csv").read_text().splitlines()) == 1 + 4
     second, image = "toy_000_0001.nii.gz", folder / "imagesTr" / "toy_000_0000.nii.gz"
-    status, _, err = run(
-        "predict", "--model", tmp_path / "run", image, "--option", f"channel_files=[{second}]", "--out", tmp_path / "one"
-    )  # fmt: skip
+    option = ["--option", f"channel_files=[{second}]"]
+    status, _, err = run("predict", "--model", tmp_path / "run", image, *option, "--out", tmp_path / "one")
     assert status == 0, err
     status, out, err = run("predict", "--model", tmp_path / "run", folder / "imagesTr", "--out", tmp_path / "all")
     assert (status, err) == (0, ""), err
