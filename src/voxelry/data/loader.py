@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -156,16 +156,21 @@ def pass_loader(dataset: SampleSource, loading: Loading, *, seed: int = 0) -> Da
     return training_loader(dataset, loading, seed=seed, batches_taken=lambda: next(passes) * batches, closed=True)
 
 
-def evaluation_loader(dataset: SampleSource, loading: Loading = Loading()) -> DataLoader[Any]:
+def evaluation_loader(
+    dataset: SampleSource, loading: Loading = Loading(), sampler: Iterable[int] | None = None
+) -> DataLoader[Any]:
     """Every sample once, in order; of several processes, each gets every `world_size`-th sample from its rank on.
 
     A process for which none is left gets another one's sample, since all of them have to go through
     an evaluation together.
+
+    Args:
+        sampler: places of this process's samples, in place of those.
     """
     count, rank = len(dataset), loading.rank
     places = range(rank, count, loading.world_size) or ([rank % count] if count else [])
     samples = cast("Dataset[Sample]", dataset)
-    return _loader(dataset, samples, loading, batch_size=loading.batch_size, sampler=places)
+    return _loader(dataset, samples, loading, batch_size=loading.batch_size, sampler=sampler or places)
 
 
 def _loader(dataset: SampleSource, samples: Dataset[Sample], loading: Loading, **sampling: Any) -> DataLoader[Any]:

@@ -10,6 +10,7 @@ validation metrics and the time spent are the same for all of them, so that they
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,9 +24,12 @@ from torch.optim import Optimizer
 from voxelry.core.errors import VoxelryError
 from voxelry.data.sample import Batch
 from voxelry.engine.schedules import LearningRate
+from voxelry.engine.validations import ValidatedCases
 from voxelry.tasks.base import Row, Task
 
 __all__ = ["DivergedError", "TaskModule"]
+
+log = logging.getLogger(__name__)
 
 
 class DivergedError(VoxelryError):
@@ -43,6 +47,9 @@ class TaskModule(pl.LightningModule):
         max_minutes: wall-clock limit of the whole run over all its sessions, or None.
         seed: seed of everything drawn during training.
         description: what the checkpoint says of the model, to refuse another's; see `engine.checkpoints`.
+
+    Attributes:
+        validated: which cases validations measure, the sampler of their loader; None for all that it has.
     """
 
     def __init__(
@@ -61,6 +68,8 @@ class TaskModule(pl.LightningModule):
         self.make_optimizer, self.learning_rate = optimizer, learning_rate
         self.max_steps, self.max_minutes, self.seed = max_steps, max_minutes, seed
         self.description = description or {}
+        self.validated: ValidatedCases | None = None
+        self.trained = 0.0
         self.batches_taken = 0
         self.elapsed = 0.0
         self.rows: list[Row] = []
@@ -106,6 +115,7 @@ class TaskModule(pl.LightningModule):
             )
         # counted here because the callbacks that write checkpoints run before `on_train_batch_end`
         self.batches_taken += 1
+        self.trained += self.task.work(batch)
         logged = {f"train/{name}": value for name, value in shared.items() if value.isfinite()}
         logged["step"] = torch.tensor(float(self.trainer.global_step))  # Lightning's own count is off in resumed runs
         self.log_dict(logged, batch_size=len(batch), prog_bar=False)
@@ -139,8 +149,21 @@ class TaskModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Predict and measure one batch."""
+        self._settle_cases(batch)
         wanted = self.task.while_learning()
         self.rows += self.task.metrics(self.task.predict_to_measure(batch, wanted), batch, wanted)
+
+    def _settle_cases(self, batch: Batch) -> None:
+        """In the first validation, as it meets its first case: how many of them the training pays for."""
+        if self.validated is None or self.validated.count is not None:
+            return
+        count = self.validated.settle(self.trained, self.task.work(batch) * self.task.calls)
+        self.validated.count = count = int(self.trainer.strategy.broadcast(count))
+        if count < self.validated.cases:
+            log.info(
+                "validations measure %d of %d cases, for a tenth of the training's work; all by "
+                "trainer.limit_val_batches=null", count, self.validated.cases,
+            )  # fmt: skip
 
     def on_validation_epoch_end(self) -> None:
         """Log what is wanted of the summary of all rows."""
@@ -165,7 +188,7 @@ class TaskModule(pl.LightningModule):
         rows = [part[place] for place in range(len(parts[0])) for part in parts if place < len(part)]
         loader = self.trainer.val_dataloaders
         assert loader is not None
-        return rows[: len(loader.dataset)]
+        return rows[: self.validated.count if self.validated else len(loader.dataset)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to go on exactly."""
@@ -173,6 +196,8 @@ class TaskModule(pl.LightningModule):
             **self.description,
             "batches_taken": self.batches_taken,
             "elapsed": self.elapsed,
+            "trained": self.trained,
+            "validated": self.validated and self.validated.count,
             "learning_rate": self.learning_rate.state_dict(),
             "history": self.history,
         }
@@ -183,3 +208,6 @@ class TaskModule(pl.LightningModule):
         self.batches_taken, self.elapsed = state["batches_taken"], state["elapsed"]
         self.learning_rate.load_state_dict(state["learning_rate"])
         self.history = list(state["history"])
+        self.trained = state.get("trained", 0.0)
+        if self.validated is not None and state.get("validated") is not None:
+            self.validated.count = state["validated"]

@@ -113,8 +113,9 @@ def predict_files(
             outcome.written.append(recipe.predict_file(model, path, out, format=chosen, options=asked, progress=part))
         except VoxelryError as error:
             outcome.failed.append((path, str(error)))
-        for file in (path, *others) if progress is not None else ():
-            progress(file)
+        if progress is not None:
+            for file in (path, *others):
+                progress(file)
     return outcome
 
 

@@ -96,6 +96,10 @@ _RULES: Mapping[str, Rule] = {
     "trainer.max_epochs": _or_null(_LONG),
     "trainer.max_minutes": _or_null(_LONG),
     "trainer.validate_every": _RHYTHM,
+    "trainer.limit_val_batches": (
+        "auto, a whole number from 1, or null",
+        lambda value: value in ("auto", None) or _whole(1)(value),
+    ),
     "trainer.patience": _or_null(_COUNT),
     "trainer.checkpoint_every": _RHYTHM,
     "trainer.keep_every": _or_null(_COUNT),

@@ -38,7 +38,7 @@ from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
 from voxelry.engine.resume import check_same_run, describe_run
 from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume
-from voxelry.engine.validations import LEAST, Validations
+from voxelry.engine.validations import LEAST, ValidatedCases, Validations
 from voxelry.metrics.choice import MetricChoice
 from voxelry.models.transfer import TransferReport
 from voxelry.tasks.base import Task
@@ -182,6 +182,7 @@ def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
         logger = False if placement.rank else make_logger(config.trainer.logger, begun.output, begun.state.get("step"))
         trainer = _trainer(begun, checkpoints, rhythm, {"logger": logger, **placement.trainer})
         share = Loading(rank=trainer.global_rank, world_size=trainer.world_size)
+        module.validated = _validated(begun, share)
         loading = replace(
             share,
             batch_size=config.data.batch_size,
@@ -195,7 +196,7 @@ def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
             batches_taken=lambda: module.batches_taken,
             closed=rhythm.closed,
         )
-        validation = evaluation_loader(splits.validation, share) if len(splits.validation) else None
+        validation = evaluation_loader(splits.validation, share, module.validated) if module.validated else None
         if config.trainer.compile:
             task.network.compile()
         resume = begun.resume
@@ -206,6 +207,17 @@ def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
 def _validations(config: DictConfig, rhythm: Pace) -> Validations:
     """After every pass where that is asked for, and else at each fifth of a short run, too."""
     return Validations(rhythm.validate_every, 0 if config.trainer.validate_every == EPOCH else LEAST)
+
+
+def _validated(begun: _Begun, share: Loading) -> ValidatedCases | None:
+    """Which cases are measured while learning; all of them after every pass where that is asked for."""
+    cases, trainer = len(begun.splits.validation), begun.config.trainer
+    if not cases:
+        return None
+    limit = (
+        None if trainer.validate_every == EPOCH and trainer.limit_val_batches == "auto" else trainer.limit_val_batches
+    )
+    return ValidatedCases(cases, limit, rank=share.rank, world_size=share.world_size, seed=begun.config.seed)
 
 
 def _check_validated(config: DictConfig, splits: Splits) -> None:

@@ -104,6 +104,15 @@ class Task(Configured, nn.Module, ABC):
         """Told before every training batch how many samples all processes have drawn so far; nothing by default."""
         return
 
+    @property
+    def calls(self) -> int:
+        """Calls of the network that a prediction takes; the more, the fewer cases are measured while learning."""
+        return 1
+
+    def work(self, batch: Batch) -> float:
+        """What a call of the network has to do for a batch, in any unit; by default the voxels of its images."""
+        return batch.image.numel()
+
     def judged(self, share: float) -> bool:
         """Whether a validation after this share of the training, in [0, 1], may be the best; always by default.
 

@@ -125,6 +125,11 @@ class PretrainTask(Task):
             diffusion_range=self.rescale.diffusion,
         )
 
+    @property
+    def calls(self) -> int:
+        """The steps of a reconstruction and the bands of the held-out loss."""
+        return len(self.reconstruct_steps) + len(self.edges) - 1
+
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean loss of a batch at random time steps, and of each time-step band that the batch touches."""
         x0 = self.rescale.forward(batch.image)

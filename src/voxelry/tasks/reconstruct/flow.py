@@ -143,6 +143,11 @@ class ReconstructFlowTask(ReconstructTask):
         super().adapt(name, settings, head_rate=head_rate)
         self.autoencoder_share = 0.0
 
+    @property
+    def calls(self) -> int:
+        """The steps of each hypothesis."""
+        return self.samples * (2 * self.steps - 1 if self.sampler == "heun" else self.steps)
+
     def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """The losses of the answer, and those of the autoencoder or of the flow.
 

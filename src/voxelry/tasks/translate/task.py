@@ -151,6 +151,11 @@ class TranslateTask(Task):
 
     target_levels: Tensor
 
+    @property
+    def calls(self) -> int:
+        """The steps of each sample."""
+        return self.samples * self.path.calls
+
     def training_loss(self, batch: Batch) -> dict[str, Tensor]:
         """Mean loss at stratified times, and the baseline's on the same images, which is minimised with it.
 
