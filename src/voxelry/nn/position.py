@@ -1,4 +1,4 @@
-"""Learned positions of tokens on a grid: added to the tokens, or relative between them."""
+"""Positions of tokens on a grid: learned or fixed and added to the tokens, or relative between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from voxelry.nn import nd
 
-__all__ = ["AbsolutePositions", "RelativePositions", "attend"]
+__all__ = ["AbsolutePositions", "RelativePositions", "attend", "sine_positions"]
 
 
 class AbsolutePositions(nn.Module):
@@ -30,6 +30,19 @@ class AbsolutePositions(nn.Module):
     def forward(self, size: Sequence[int]) -> Tensor:
         """Positions of a grid, `(1, *size, dim)`; for another grid the table is resized (`nd.resize_smoothly`)."""
         return nd.resize_smoothly(self.table.movedim(-1, 1), size).movedim(1, -1)
+
+
+def sine_positions(places: Tensor, channels: int) -> Tensor:
+    """Sines, then cosines, of each coordinate at geometric frequencies, `(N, ndim) -> (N, channels)` in [-1, 1].
+
+    Each axis has a share of the channels with frequencies from 1 towards 1/10000 (Vaswani et al. 2017, section 3.5);
+    what can't be shared out evenly is zeros at the end.
+    """
+    count = channels // places.shape[1] // 2
+    exponents = torch.arange(count, device=places.device, dtype=torch.float32) / max(count, 1)
+    phase = places.to(torch.float32)[..., None] * 10000**-exponents
+    waves = torch.cat((phase.sin(), phase.cos()), dim=-1).flatten(1)
+    return F.pad(waves, (0, channels - waves.shape[1]))
 
 
 class RelativePositions(nn.Module):

@@ -48,6 +48,8 @@ SOURCES: dict[str, Source] = {
     "detectron2-vitdet": Source("detectron2_vitdet", r"(^|\.)blocks\.0\.attn\.qkv\.weight$"),
     "sam3d-ss-encoder": Source("sam3d.structure_vae:ENCODER", r"(^|\.)blocks\.\d+\.conv\.weight$"),
     "sam3d-ss-decoder": Source("sam3d.structure_vae:DECODER", r"(^|\.)middle_block\.0\.conv1\.weight$"),
+    "sam3d-ss-flow": Source("sam3d.structure_flow:FLOW", r"(^|\.)latent_mapping\.shape\.pos_emb$"),
+    "sam3d-slat-flow": Source("sam3d.latent_flow:FLOW", r"(^|\.)input_blocks\.\d+\.conv1\.conv\.weight$"),
 }
 
 

@@ -39,8 +39,8 @@ class Part:
         make: our class.
         names: the translation.
         infer_settings: our settings from the original's constructor arguments and its tensors.
-        kernels: by the end of our name, tensors with another layout; a name may be told by `which` instead.
-        absent: ends of our names whose tensors can be computed and need not be in a file.
+        kernels: the other layout of a tensor by our name; None for most.
+        select: the tensors that a case asks for.
     """
 
     source: str
@@ -49,6 +49,7 @@ class Part:
     names: Names
     infer_settings: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]]
     kernels: Callable[[str, Tensor], Kernel | None] = lambda name, tensor: None
+    select: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda case, weights: weights
 
     def infer(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """Our settings, as far as tensors show them; the rest is that of the published networks."""
@@ -59,8 +60,9 @@ class Part:
         stripped = {name: tensor.float() for name, tensor in strip_prefix(weights, self.stem).items()}
         if ndim not in (None, 3):
             raise CheckpointError(f"{self.source}: the weights are 3-D and can't make a {ndim}-D network")
-        network = self.make(**self.infer_settings(case, stripped))
-        state = self.state(stripped)
+        chosen = self.select(case, stripped)
+        network = self.make(**self.infer_settings(case, chosen))
+        state = self.state(chosen)
         check_state(self.source, network, state)
         network.load_state_dict(state)
         return network.eval()
