@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -10,7 +12,17 @@ from voxelry import cli
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def _own_logging() -> Iterator[None]:
+    """Give the root logger back as it was: a training takes it for itself."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, _own_logging) -> Callable[..., tuple[int, str, str]]:
     """Run the command in this process; gives exit status, standard output and standard error."""
 
     def command(*arguments: object) -> tuple[int, str, str]:

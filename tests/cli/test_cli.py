@@ -1,5 +1,6 @@
 """The command as a user types it: what it writes, and that bad input gets one line and leaves nothing behind."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -58,6 +59,12 @@ def test_help_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_process_ends_with_one_line_and_a_status():
+    command = [sys.executable, "-m", "voxelry", "doctor", "nowhere"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "nowhere" in one_line_error((result.returncode, result.stdout, result.stderr))
 
 
 @pytest.mark.parametrize("format", ["mrk.json", "fcsv", "csv", "json"])
@@ -188,7 +195,13 @@ def test_doctor_tells_a_clean_dataset_from_a_faulty_one(run, tmp_path, rng):
 
 
 def test_a_sweep_goes_on_after_a_run_that_fails(run, data, tmp_path):
-    tiny = ("model=unet_tiny", "trainer=smoke", "data.preprocess.image_size=16", "data.split.fractions=[0.5,0.25,0.25]")
+    tiny = (
+        "model=unet_tiny",
+        "trainer=smoke",
+        "trainer.max_steps=1",
+        "data.preprocess.image_size=16",
+        "data.split.fractions=[0.5,0.25,0.25]",
+    )
     runs = ("task.decoder=nothing,argmax", f"output_dir={tmp_path / 'sweep'}")
     result = run("train", "--multirun", "experiment=landmarks_3d", f"data.root={data}", *tiny, *runs)
     fault = one_line_error(result)
@@ -289,62 +302,69 @@ def test_a_format_of_another_task_is_refused(run, bundle, data, tmp_path):
 
 
 class TestTraining:
-    """`voxelry train`, in a process of its own because Hydra keeps global state."""
+    """`voxelry train`."""
 
     @pytest.fixture
-    def start(self, quick_training):
+    def settings(self, quick_training) -> list[str]:
+        return ["train", "experiment=landmarks_3d", *quick_training]
+
+    @pytest.fixture
+    def start(self, settings):
+        """Begin a training in a process of its own."""
+
         def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-            settings = ["experiment=landmarks_3d", *quick_training, *overrides]
-            command = [sys.executable, "-m", "voxelry", "train", *settings]
+            command = [sys.executable, "-m", "voxelry", *settings, *overrides]
             return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
         return started
 
     @pytest.fixture
-    def refused(self, start):
-        def message(folder: Path, *overrides: str) -> str:
-            process = start(folder, *overrides)
-            out, err = process.communicate(timeout=300)
-            assert not (folder / "runs" / "landmarks_3d" / "bundle").exists()
-            assert not (folder / "runs" / "landmarks_3d" / "checkpoints").exists()
-            return one_line_error((process.returncode, out, err))
+    def refused(self, run, settings, tmp_path, monkeypatch):
+        """The one line of a training that can't begin."""
+        monkeypatch.chdir(tmp_path)
+
+        def message(*overrides: str) -> str:
+            result = run(*settings, *overrides)
+            assert not (tmp_path / "runs" / "landmarks_3d" / "bundle").exists()
+            assert not (tmp_path / "runs" / "landmarks_3d" / "checkpoints").exists()
+            return one_line_error(result)
 
         return message
 
     def test_a_wrong_number_of_landmarks(self, refused, data, tmp_path):
         broken = shutil.copytree(data, tmp_path / "broken")
         (broken / "landmarks" / "case_002.txt").write_text("3\n0.1 0.2 0.3\n")
-        error = refused(tmp_path, f"data.root={broken}")
-        assert "case_002.txt" in error
+        assert "case_002.txt" in refused(f"data.root={broken}")
 
-    def test_an_image_size_of_the_wrong_rank(self, refused, data, tmp_path):
-        error = refused(tmp_path, f"data.root={data}", "data.preprocess.image_size=[16,16]")
+    def test_an_image_size_of_the_wrong_rank(self, refused, data):
+        error = refused(f"data.root={data}", "data.preprocess.image_size=[16,16]")
         assert "image_size: expected 1 or 3 values" in error
 
-    def test_data_that_are_not_there(self, refused, tmp_path):
-        assert "nowhere" in refused(tmp_path, "data.root=nowhere")
+    def test_data_that_are_not_there(self, refused):
+        assert "nowhere" in refused("data.root=nowhere")
 
-    def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(self, start, data, tmp_path):
-        settings = (
+    def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(self, run, settings, start, data, tmp_path, monkeypatch):
+        endless = (
             f"data.root={data}",
             "data.preprocess.image_size=16",
             "trainer.max_steps=5000",
             "trainer.log_every=1",
             "trainer.validate_every=5000",
         )
-        process = start(tmp_path, *settings, "trainer.checkpoint_every=1")
+        process = start(tmp_path, *endless, "trainer.checkpoint_every=1")
         checkpoint = tmp_path / "runs" / "landmarks_3d" / "checkpoints" / "last.ckpt"
         while not checkpoint.exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
             assert process.poll() is None, process.communicate()
-            torch.rand(200, 200) @ torch.rand(200, 200)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=300)
         assert process.returncode == 130, err
         assert "resume=true" in err
         steps = torch.load(checkpoint, weights_only=True)["global_step"]
         assert steps >= 1
-        process = start(tmp_path, *settings, "resume=true", f"trainer.max_steps={steps + 2}")
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+        monkeypatch.chdir(tmp_path)
+        status, out, err = run(*settings, *endless, "resume=true", f"trainer.max_steps={steps + 2}")
+        assert status == 0, err
         assert torch.load(checkpoint, weights_only=True)["global_step"] == steps + 2
         assert "bundle: " in out

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,20 +32,33 @@ CODE_BEARING = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 Rule = Callable[[Path, str], Iterator[str]]
 
 
-def parse(path: Path, text: str) -> ast.Module:
-    return ast.parse(text, str(path))
+@cache
+def nodes(path: Path, text: str) -> tuple[ast.AST, ...]:
+    """All of a file, the module first; kept for the next rule."""
+    return tuple(ast.walk(ast.parse(text, str(path))))
 
 
-def called(node: ast.Call) -> str:
-    """The dotted name of what is called, such as `yaml.load`."""
-    return ast.unparse(node.func)
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten() -> Iterator[None]:
+    yield
+    nodes.cache_clear()
+
+
+def dotted(node: ast.AST) -> str:
+    """A name such as `yaml.load`; of anything else than a name, what follows its last bracket."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    parts.append(node.id if isinstance(node, ast.Name) else "")
+    return ".".join(reversed(parts))
 
 
 # Rules: a path relative to the package and its text, to the faults in it.
 
 
 def has_short_functions(path: Path, text: str) -> Iterator[str]:
-    for node in ast.walk(parse(path, text)):
+    for node in nodes(path, text):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > LENGTH:
@@ -52,7 +66,7 @@ def has_short_functions(path: Path, text: str) -> Iterator[str]:
 
 
 def has_functions_of_few_parameters(path: Path, text: str) -> Iterator[str]:
-    for node in ast.walk(parse(path, text)):
+    for node in nodes(path, text):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             count = len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])
             most = OPTIONS if path.parts[0] == "cli" else PARAMETERS
@@ -61,8 +75,8 @@ def has_functions_of_few_parameters(path: Path, text: str) -> Iterator[str]:
 
 
 def says_what_it_takes(path: Path, text: str) -> Iterator[str]:
-    for node in ast.walk(parse(path, text)):
-        if isinstance(node, ast.Call) and called(node) == "locals":
+    for node in nodes(path, text):
+        if isinstance(node, ast.Call) and dotted(node.func) == "locals":
             yield f"line {node.lineno}: locals() (settings are a dataclass, see core.settings.Configured)"
 
 
@@ -72,14 +86,14 @@ def is_about_something(path: Path, text: str) -> Iterator[str]:
 
 
 def says_what_it_is(path: Path, text: str) -> Iterator[str]:
-    if not ast.get_docstring(parse(path, text)):
+    if not ast.get_docstring(nodes(path, text)[0]):
         yield "no module docstring"
 
 
 def names_no_rank_specific_layer(path: Path, text: str) -> Iterator[str]:
     if path.as_posix() == "nn/nd.py":
         return
-    for node in ast.walk(parse(path, text)):
+    for node in nodes(path, text):
         names = []
         if isinstance(node, ast.Attribute):
             names = [node.attr]
@@ -97,7 +111,7 @@ def names_no_rank_specific_layer(path: Path, text: str) -> Iterator[str]:
 def has_no_rank_twins(path: Path, text: str) -> Iterator[str]:
     if path.parts[0] == "interop":  # answers to the names that the originals gave their classes
         return
-    for node in ast.walk(parse(path, text)):
+    for node in nodes(path, text):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if re.search(r"[23][dD](?![a-z])", node.name):
                 yield f"line {node.lineno}: {node.name} names a rank"
@@ -108,7 +122,7 @@ def has_no_rank_twins(path: Path, text: str) -> Iterator[str]:
 def does_not_branch_on_rank(path: Path, text: str) -> Iterator[str]:
     if path.as_posix() in RANK_AWARE or path.as_posix().startswith(("interop/", "io/")):
         return
-    for node in ast.walk(parse(path, text)):
+    for node in nodes(path, text):
         if isinstance(node, ast.Compare) and len(node.comparators) == 1:
             sides = {ast.unparse(node.left), ast.unparse(node.comparators[0])}
             subject = sides & {"ndim", "self.ndim", "space.ndim", "self.space.ndim", "sample.ndim", "dims", "rank"}
@@ -123,7 +137,7 @@ def imports_its_own_at_the_top(path: Path, text: str) -> Iterator[str]:
     """
     if path.parts[0] == "cli":
         return
-    functions = [one for one in ast.walk(parse(path, text)) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [one for one in nodes(path, text) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
     for node in {node for function in functions for node in ast.walk(function)}:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
@@ -140,16 +154,16 @@ def leaves_nothing_undone(path: Path, text: str) -> Iterator[str]:
 
 
 def runs_nothing_it_loads(path: Path, text: str) -> Iterator[str]:
-    for node in ast.walk(parse(path, text)):
+    for node in nodes(path, text):
         imported = [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
         if isinstance(node, ast.Attribute):
-            imported = [ast.unparse(node)]
+            imported = [dotted(node)]
         for name in imported:
             if name.split(".")[0] in CODE_BEARING and name != "pickle.UnpicklingError":
                 yield f"line {node.lineno}: {name}"
         if not isinstance(node, ast.Call):
             continue
-        name, keywords = called(node), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        name, keywords = dotted(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
         if keywords.get("allow_pickle", "False") != "False":
             yield f"line {node.lineno}: allow_pickle={keywords['allow_pickle']}"
         if "False" in keywords.get("weights_only", "") or (name == "torch.load" and "weights_only" not in keywords):
