@@ -3,17 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+from voxelry.core.space import Space
 
 settings.register_profile("voxelry", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("voxelry")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Files whose tests share something slow to make, such as a training. With `--dist loadgroup` one worker runs all of a
+# file, so that it is made once; the slowest begin, so that no worker is left alone with one at the end.
+SHARING = (
+    "unit/engine/test_ray.py",
+    "cli/test_cli.py",
+    "smoke/test_few_shot_study.py",
+    "unit/engine/test_reconstruct.py",
+    "unit/engine/test_reconstruct_flow.py",
+    "unit/engine/test_prepared_data.py",
+    "unit/engine/test_segment_train.py",
+    "cli/test_fast_ddpm.py",
+    "cli/test_nnunet.py",
+    "unit/engine/test_template.py",
+    "contracts/test_extending.py",
+    "contracts/test_structure.py",
+    "unit/data/prepare/test_prepare.py",
+)
+# Slow tests that share nothing.
+SLOW = (
+    "unit/engine/test_slurm.py",
+    "cli/test_predict_resume.py",
+    "cli/test_readme.py",
+    "unit/engine/test_train.py",
+    "unit/engine/test_translate.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put slow files first, and keep those together whose tests share something."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate((*SHARING, *SLOW))}
+    for item in items:
+        if place.get(item.path, len(place)) < len(SHARING):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +84,36 @@ def shared_data() -> Path:
 def golden() -> Path:
     """Inputs, weights and outputs of the originals."""
     return _folder("VOXELRY_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def write_series() -> Callable[[Path, np.ndarray, Space], Path]:
+    """Writes a volume `(planes, rows, columns)` of whole numbers as one DICOM file a plane, in a folder."""
+
+    def write(folder: Path, volume: np.ndarray, space: Space) -> Path:
+        folder.mkdir(parents=True)
+        to_lps = np.diag([-1.0, -1.0, 1.0])
+        directions = to_lps @ space.affine[:3, :3] / space.spacing
+        for number, plane in enumerate(volume):
+            meta = FileMetaDataset()
+            meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, MRImageStorage
+            meta.MediaStorageSOPInstanceUID = f"1.2.3.{number}"
+            data = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+            data.SOPClassUID, data.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+            data.SeriesInstanceUID, data.Modality, data.InstanceNumber = "1.2.3", "MR", number + 1
+            data.Rows, data.Columns = plane.shape
+            data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+            data.BitsAllocated = data.BitsStored = 16
+            data.HighBit, data.PixelRepresentation = 15, 1
+            data.PixelSpacing = list(space.spacing[1:])
+            data.ImageOrientationPatient = [f"{value:.10f}" for value in directions[:, [2, 1]].T.ravel()]
+            place = to_lps @ space.to_world(np.array([number, 0.0, 0.0]))
+            data.ImagePositionPatient = [f"{value:.8f}" for value in place]
+            data.PixelData = plane.astype("<i2").tobytes()
+            data.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
