@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -20,6 +21,7 @@ from voxelry.data.crops.settings import CropSettings
 from voxelry.data.loader import Loading, evaluation_loader, training_loader
 from voxelry.io import read_image, write_image
 from voxelry.ops.masks import mask_boxes
+from voxelry.phantoms.nuclei import make_nuclei
 
 SIZE = (8, 12, 14)
 
@@ -311,6 +313,23 @@ def test_images_of_rank_two_go_the_same_way(tmp_path, rng):
     np.testing.assert_array_equal(sample.image.numpy(), image[:, :16, 20:])
     assert sample.boxes.tolist() == [[3.5, 9.5, 8.5, 16.5]]
     assert sample.space.spacing == pytest.approx((0.5, 0.7))
+
+
+def test_volumes_and_labels_in_one_container(tmp_path):
+    for number in range(3):
+        nuclei = make_nuclei(number, shape=(24, 40, 40))
+        (tmp_path / "d").mkdir(exist_ok=True)
+        with h5py.File(tmp_path / "d" / f"stack_{number}.h5", "w") as file:
+            for name, values in (("raw", nuclei.image[0] * 255), ("label", nuclei.masks)):
+                stored = file.create_dataset(name, data=values.numpy().astype(np.uint8))
+                stored.attrs["element_size_um"] = (0.28, 0.13, 0.13)
+    build_crop_index(tmp_path / "d", tmp_path / "i.sqlite", CropSettings((16, 24, 24), min_volume=20))
+    dataset = CropDataset(tmp_path / "i.sqlite")
+    assert [file.name for file in dataset.files] == ["stack_0", "stack_1", "stack_2"]
+    sample = dataset[len(dataset) - 1]
+    assert sample.space.spacing[0] == pytest.approx(0.28e-3)
+    assert 0 <= sample.image.min() < sample.image.max() <= 1
+    assert int(sample.masks.max()) == len(sample.boxes) > 0
 
 
 def test_real_nuclei_and_cells(shared_data, tmp_path):

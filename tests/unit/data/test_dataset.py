@@ -332,6 +332,43 @@ def test_unreadable_volumes_are_named_also_from_a_worker(folder):
     assert str(from_worker.value) == str(caught.value)
 
 
+def organ(space: Space) -> np.ndarray:
+    """A box of voxels, and nothing else, `(1, *shape)`."""
+    labels = np.zeros((1, *space.shape), np.uint8)
+    labels[0, 3:6, 4:8, 2:9] = 1
+    return labels
+
+
+def test_points_stay_on_their_organ_in_a_batch_of_one_size(tmp_path):
+    for number, size in enumerate([(8, 10, 12), (9, 12, 11), (10, 9, 13), (8, 11, 14)]):
+        space = tilted(size)
+        write_image(tmp_path / "volumes" / f"{number}.nii.gz", organ(space) * 9.0 + 1, space)
+        write_image(tmp_path / "labels" / f"{number}.nii.gz", organ(space), space)
+        points = LandmarkSet.from_index(np.array([[4.0, 5.5, 5.0], [0.0, 0.0, 0.0]]), space)  # the first: its middle
+        write_landmarks(tmp_path / "landmarks" / f"{number}.fcsv", points)
+    cases = find_cases(tmp_path, need_landmarks=True)
+    batch = collate(list(VolumeDataset(cases, preprocess=Preprocess(image_size=(32, 48, 32)))))
+    assert batch.image.shape == (4, 1, 32, 48, 32)
+    assert batch.landmarks.shape == (4, 2, 3)
+    for labels, points in zip(batch.labels, batch.landmarks, strict=True):
+        middle = torch.nonzero(labels == 1).double().mean(dim=0)
+        assert (middle - points[0]).norm() < 2.0
+
+
+def test_a_copy_in_other_axes_lies_where_it_did(tmp_path):
+    space = tilted()
+    turned = space.reorder(*orientation_steps(space, "RSP"))
+    image = write_image(tmp_path / "image.nii.gz", organ(turned) * 9.0 + 1, turned)
+    case = Case("turned", image, labels=write_image(tmp_path / "labels.nii.gz", organ(turned), turned))
+    dataset = VolumeDataset([case], preprocess=Preprocess(spacing=(1.0, 0.5, 0.4)))  # halves each voxel
+    sample, raw = dataset[0], dataset.read(case)
+    assert raw.space.orientation == "RSP"
+    assert sample.space.orientation == "SAR"
+    before = raw.space.to_world(torch.nonzero(raw.labels).double()).mean(0)
+    after = sample.space.to_world(torch.nonzero(sample.labels).double()).mean(0)
+    assert (before - after).norm() < 1e-3
+
+
 def test_real_hippocampi(shared_data):
     cases = find_cases(shared_data / "hippocampus", need_landmarks=True)[:4]
     dataset = VolumeDataset(cases, preprocess=Preprocess(image_size=(32, 48, 32)))

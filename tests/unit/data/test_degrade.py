@@ -47,6 +47,15 @@ def test_the_recipe_works_along_the_patient_whatever_the_array(oblique, image):
     assert_close(result, expected.permute(0, 3, 1, 2).flip([1, 3]), atol=1e-5, rtol=0)
 
 
+def test_the_recipe_costs_what_its_steps_cost(oblique, image):
+    """Far from zero the Rician noise is as normal noise, and adds its variance to what the lost frequencies cost."""
+    bright = 0.6 + 0.4 * image
+    lost = (Degrade(RECIPE[:1])(bright, oblique, np.random.default_rng(0)) - bright).square().mean().item()
+    bad = Degrade(RECIPE)(bright, oblique, np.random.default_rng(0))
+    assert lost > 0.03**2
+    assert (bad - bright).square().mean().item() == pytest.approx(lost + 0.03**2, rel=0.02)
+
+
 def test_the_recipe_on_real_volumes(shared_data):
     """The figures of the issue, 21.69 dB over 52 other cases."""
     cases = find_cases(shared_data / "hippocampus")[::8]

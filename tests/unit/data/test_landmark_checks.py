@@ -78,6 +78,14 @@ class TestCohort:
         assert found is not None
         assert found.reading == "axis order reversed"
 
+    def test_every_swap_is_seen_and_nobody_else_is_accused(self):
+        cases = self.cohort(12)
+        for number, case in enumerate(cases):
+            scale = np.asarray(case.space.shape)
+            swapped = dataclasses.replace(case, index=(case.index / scale)[:, ::-1] * scale)
+            found = cohort_test([*cases[:number], swapped, *cases[number + 1 :]])
+            assert [one.name for one in found] == [case.name]
+
     def test_most_real_swaps_are_seen_and_nobody_else_is_accused(self, shared_data):
         """Of 24 hippocampi one lies 4 standard deviations out as it is; its swap is no better and goes unseen."""
         cases = []

@@ -246,6 +246,19 @@ def test_real_hippocampi(shared_data):
     assert len(labels) == 6
 
 
+def test_volumes_labels_and_points_of_one_name_are_a_case(tmp_path):
+    for number in range(3):
+        volume(tmp_path / "volumes" / f"case_{number}.nii.gz", (35, 51, 35))
+        volume(tmp_path / "labels" / f"case_{number}.nii.gz", (35, 51, 35))
+        text(tmp_path / "landmarks" / f"case_{number}.txt", "2\n0.62709 0.84483 0.20443\n0 0 0\n")
+    cases = find_cases(tmp_path, need_landmarks=True)
+    assert len(cases) == 3
+    assert all(case.labels is not None and len(case.landmarks) == 1 for case in cases)
+    points, labels = read_case_landmarks(cases[0], open_image(cases[0].image).space)
+    assert points[0] == pytest.approx([0.20443 * 35, 0.84483 * 51, 0.62709 * 35])
+    assert len(labels) == 2
+
+
 def test_an_image_inside_of_a_container(tmp_path):
     import h5py
 

@@ -208,12 +208,21 @@ def test_the_cell_tracking_challenge(write):
     assert [case.group for case in find_cases(root)] == ["01", "02", "03", "04"]
 
 
-def test_dicom_series_with_labels_beside_them(shared_data, tmp_path):
-    (tmp_path / "study").symlink_to(shared_data / "hippocrop_dicom" / "Study1")
+def check_labels_beside_a_series(tmp_path):
     with pytest.raises(DataError, match=r"study: no labels for this image; expected .*study-label"):
         prepare_all(find_cases(tmp_path), tmp_path / "out", PrepareSettings())
     write_image(tmp_path / "study-label.nii.gz", np.ones((1, 3, 4, 5), np.uint8), SPACE)
     assert found(tmp_path) == [("study", "study", "study-label.nii.gz", None)]
+
+
+def test_dicom_series_with_labels_beside_them(write_series, tmp_path):
+    write_series(tmp_path / "study", np.arange(60).reshape(SPACE.shape), SPACE)
+    check_labels_beside_a_series(tmp_path)
+
+
+def test_real_dicom_series_with_labels_beside_them(shared_data, tmp_path):
+    (tmp_path / "study").symlink_to(shared_data / "hippocrop_dicom" / "Study1")
+    check_labels_beside_a_series(tmp_path)
 
 
 def test_a_list(write):

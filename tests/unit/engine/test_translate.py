@@ -156,9 +156,7 @@ def test_values_are_the_inputs_own_and_lie_where_it_does(tmp_path):
     assert array.space.is_close(model.bundle.preprocess.target(space))
 
 
-def test_a_dicom_series_becomes_a_nifti_over_it(shared_data, tmp_path):
-    series = next(path for path in sorted((shared_data / "hippocrop_dicom").rglob("*")) if path.is_dir()
-                  and any(entry.suffix == ".dcm" for entry in path.iterdir()))  # fmt: skip
+def check_series(series, tmp_path):
     model = bundle(tmp_path)
     outcome = predict_files(model, [series], tmp_path / "out")
     assert not outcome.failed
@@ -166,6 +164,18 @@ def test_a_dicom_series_becomes_a_nifti_over_it(shared_data, tmp_path):
     assert outcome.written[0].suffixes[-2:] == [".nii", ".gz"]
     assert found.space.is_close(given.space, 1e-3)
     np.testing.assert_allclose(found.array, given.array, atol=1e-2 * np.ptp(given.array))
+
+
+def test_a_dicom_series_becomes_a_nifti_over_it(write_series, tmp_path, rng):
+    affine = np.array([[0.0, 0.3, 0.9, -7], [0.0, -0.9, 0.3, 4], [-2.5, 0.0, 0.0, 9], [0, 0, 0, 1]])
+    volume = rng.integers(-300, 900, (6, 8, 10))
+    check_series(write_series(tmp_path / "series", volume, Space(volume.shape, affine)), tmp_path)
+
+
+def test_a_real_dicom_series_becomes_a_nifti_over_it(shared_data, tmp_path):
+    series = next(path for path in sorted((shared_data / "hippocrop_dicom").rglob("*")) if path.is_dir()
+                  and any(entry.suffix == ".dcm" for entry in path.iterdir()))  # fmt: skip
+    check_series(series, tmp_path)
 
 
 @pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN|finite"), (3.0, "constant|one value")])

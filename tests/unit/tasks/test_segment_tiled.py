@@ -8,6 +8,7 @@ from voxelry.metrics.instances import instance_metrics
 from voxelry.metrics.matching import matched
 from voxelry.metrics.overlap import mask_overlaps
 from voxelry.ops.instances import Instances, LabelVolume, PackedCrops, from_labels, paint_blocks
+from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.tasks.segment.stitch import candidate_pairs
 from voxelry.tasks.segment.tiled import image_key, predict_tiled, tile_cores
 
@@ -384,12 +385,21 @@ def test_memory_does_not_grow_with_the_volume():
     assert large < 4 * 128**3 / 4
 
 
-@pytest.mark.parametrize("file", ["stardist/mask3d.tif", "stardist/mask2d.tif", "go_nuclear/1135_mini.h5"])
-def test_tiled_equals_whole_on_real_nuclei(shared_data, file):
-    dataset = "label" if file.endswith(".h5") else None
-    labels = open_image(shared_data / file, dataset=dataset).read()[0].astype(np.int64)
+def check_tiles(labels):
+    """Tiles of half an image and a bit give what is in the whole image."""
     found, reads = run(labels, oracle, tile_size=[size // 2 + 8 for size in labels.shape], overlap=0.3)
     assert len(reads) >= 2**labels.ndim
     scores = instance_metrics(found, labels)
     assert scores["pq"] >= 0.99
     assert scores["count_error"] == 0
+
+
+@pytest.mark.parametrize("shape", [(96, 88), (40, 48, 44)])
+def test_tiled_equals_whole_on_nuclei(shape):
+    check_tiles(make_nuclei(0, ndim=len(shape), shape=shape, spacing=1e-3).masks.numpy().astype(np.int64))
+
+
+@pytest.mark.parametrize("file", ["stardist/mask3d.tif", "stardist/mask2d.tif", "go_nuclear/1135_mini.h5"])
+def test_tiled_equals_whole_on_real_nuclei(shared_data, file):
+    dataset = "label" if file.endswith(".h5") else None
+    check_tiles(open_image(shared_data / file, dataset=dataset).read()[0].astype(np.int64))

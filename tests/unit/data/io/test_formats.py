@@ -100,6 +100,15 @@ class TestNrrd:
         np.testing.assert_array_equal(image.read()[0], VOLUME)
         np.testing.assert_array_equal(image.read((slice(1, 3), slice(0, 2), slice(4, 5)))[0], VOLUME[1:3, 0:2, 4:5])
 
+    def test_a_fourth_axis_is_channels(self, tmp_path, rng):
+        array = rng.integers(0, 99, (3, 4, 5, 2)).astype(np.int16)
+        directions = np.array([[0.0, 0.5, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0], [np.nan] * 3])
+        header = {"space": "right-anterior-superior", "space directions": directions, "space origin": [1.0, 2.0, 3.0]}
+        nrrd.write(str(tmp_path / "a.nrrd"), array, header | {"kinds": [*["domain"] * 3, "list"]})
+        image = open_image(tmp_path / "a.nrrd")
+        np.testing.assert_array_equal(image.read(), array.T)
+        assert image.space.spacing == pytest.approx([3.0, 2.0, 0.5])
+
     def test_bzip2_and_a_fourth_axis_of_the_corpus(self, shared_data):
         for name in ("BallBinary30x30x30_bz2.nrrd", "test_simple4d_raw.nrrd"):
             array, header = nrrd.read(str(shared_data / "readers" / "pynrrd" / name), index_order="C")

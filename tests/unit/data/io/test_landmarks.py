@@ -279,6 +279,14 @@ class TestElastix:
         assert words[:2] == ["index", "1"]
         np.testing.assert_allclose([float(word) for word in words[2:]], [4.0, 3.0, 2.0])
 
+    def test_points_of_a_larger_scan_than_the_crop(self, tmp_path):
+        index = np.array([[2.0, 3.0, 4.0], [19.0, 29.0, 39.0], [25.0, 3.0, 4.0], [2.0, -6.0, 4.0]])
+        lps = OBLIQUE.to_world(index) * [-1, -1, 1]
+        rows = "".join(" ".join(f"{value:.6f}" for value in row) + "\n" for row in lps)
+        found = read_landmarks(put(tmp_path, "a.txt", f"point\n4\n{rows}"))
+        np.testing.assert_allclose(found.index(OBLIQUE), index, atol=1e-4)
+        assert OBLIQUE.contains(found.index(OBLIQUE)).tolist() == [True, True, False, False]
+
     def test_real_points_of_which_51_lie_in_the_crop(self, shared_data):
         sitk = pytest.importorskip("SimpleITK")
         image = sitk.ReadImage(str(shared_data / "elastix/3DCT_lung_baseline_small.mha"))
