@@ -48,10 +48,10 @@ def test_convolution_is_the_dense_one_at_occupied_cells(ndim, block, monkeypatch
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
-@pytest.mark.parametrize("block", [3, 1 << 20])
+@pytest.mark.parametrize("block", [5, 1 << 20])
 def test_gradients_of_the_convolution(repeats, block, monkeypatch):
     monkeypatch.setattr(submanifold, "BLOCK", block)
-    x = occupied(2, side=3, channels=2, dtype=torch.float64)
+    x = occupied(2, items=1, side=3, share=0.5, channels=2, dtype=torch.float64)
     cells = x.cells.finer if repeats > 1 else x.cells
     weight, bias = torch.randn(9, 2, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     inputs = [each.requires_grad_() for each in (x.features, weight, bias)]

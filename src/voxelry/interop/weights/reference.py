@@ -50,6 +50,7 @@ SOURCES: dict[str, Source] = {
     "sam3d-ss-decoder": Source("sam3d.structure_vae:DECODER", r"(^|\.)middle_block\.0\.conv1\.weight$"),
     "sam3d-ss-flow": Source("sam3d.structure_flow:FLOW", r"(^|\.)latent_mapping\.shape\.pos_emb$"),
     "sam3d-slat-flow": Source("sam3d.latent_flow:FLOW", r"(^|\.)input_blocks\.\d+\.conv1\.conv\.weight$"),
+    "sam3d-mesh-decoder": Source("sam3d.mesh_decoder:DECODER", r"(^|\.)upsample\.0\.out_layers\.0\.conv\.weight$"),
 }
 
 
