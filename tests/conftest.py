@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,41 +21,46 @@ settings.load_profile("voxelry")
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Files whose tests share something slow to make, such as a training. With `--dist loadgroup` one worker runs all of a
-# file, so that it is made once; the slowest begin, so that no worker is left alone with one at the end.
-SHARING = (
+# Files that take long, the slowest first: none of them shall be left when all else is done.
+SLOW = (
     "unit/engine/test_ray.py",
     "cli/test_cli.py",
     "smoke/test_few_shot_study.py",
     "unit/engine/test_reconstruct.py",
-    "unit/engine/test_reconstruct_flow.py",
-    "unit/engine/test_prepared_data.py",
     "unit/engine/test_segment_train.py",
-    "cli/test_fast_ddpm.py",
-    "cli/test_nnunet.py",
-    "unit/engine/test_template.py",
+    "unit/engine/test_prepared_data.py",
+    "unit/engine/test_reconstruct_flow.py",
+    "unit/engine/test_translate.py",
+    "unit/engine/test_train.py",
     "contracts/test_extending.py",
-    "contracts/test_structure.py",
-    "unit/data/prepare/test_prepare.py",
-)
-# Slow tests that share nothing.
-SLOW = (
-    "unit/engine/test_slurm.py",
+    "cli/test_nnunet.py",
     "cli/test_predict_resume.py",
     "cli/test_readme.py",
-    "unit/engine/test_train.py",
-    "unit/engine/test_translate.py",
+    "unit/engine/test_slurm.py",
+    "contracts/test_docs_commands.py",
+    "contracts/test_papers.py",
+    "contracts/test_originals_doc.py",
+    "cli/test_fast_ddpm.py",
+    "unit/engine/test_template.py",
+    "unit/data/prepare/test_prepare.py",
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put slow files first, and keep those together whose tests share something."""
-    place = {ROOT / "tests" / name: number for number, name in enumerate((*SHARING, *SLOW))}
-    for item in items:
-        if place.get(item.path, len(place)) < len(SHARING):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Begin with the slow files."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(SLOW)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one worker, which makes once what its tests share; in the order above."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getoption("dist") != "loadgroup":
+        return None
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

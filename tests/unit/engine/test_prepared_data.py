@@ -179,7 +179,7 @@ def test_missing_slices_classes_and_files_are_told_in_one_line(source, prepared,
 def trained(experiment, root, output, quick_training, *overrides):
     quick = [override for override in quick_training if not override.startswith(("model", "data"))]
     given = [f"experiment={experiment}", f"data.root={root}", f"output_dir={output}"]
-    return train(compose_training([*given, *quick, *NETWORK, *overrides]))
+    return train(compose_training([*given, *quick, "trainer.max_steps=2", *NETWORK, *overrides]))
 
 
 def test_a_prepared_folder_is_trained_on_and_what_came_of_it_takes_scans(prepared, source, tmp_path, quick_training):

@@ -1,6 +1,7 @@
 """Training by several Ray workers equals training by one process, with and without losing one on the way."""
 
 import csv
+import os
 import shutil
 import sys
 import tempfile
@@ -127,6 +128,7 @@ def test_two_workers_learn_what_one_process_with_twice_the_batch_learns(settings
 @pytest.mark.slow
 def test_a_run_that_lost_its_first_worker_ends_like_one_that_did_not(settings, undisturbed, tmp_path):
     (tmp_path / "mortal.py").write_text(dedent(MORTAL))
+    path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
     lethal = [
         "learning_rate._target_=mortal.Mortal",
         "~learning_rate.warmup",
@@ -134,7 +136,7 @@ def test_a_run_that_lost_its_first_worker_ends_like_one_that_did_not(settings, u
         "+learning_rate.rank=0",
         "launcher=ray",
         "launcher.max_failures=1",
-        f"+launcher.env.PYTHONPATH={tmp_path}",
+        f"+launcher.env.PYTHONPATH={os.pathsep.join([str(tmp_path), *path])}",
         f"output_dir={tmp_path / 'run'}",
     ]
     run = train(compose_training([*settings, *lethal]))

@@ -38,6 +38,7 @@ QUICK = [
     "experiment=reconstruct_3d", "data.slices.organs=[6]", "data.split.fractions=[0.5,0.5,0.0]", "model.grid=16",
     "model.prior_grid=16", "model.image_size=16", "model.width=8", "model.multipliers=[1,2]", "model.volume_width=8",
     "model.volume_multipliers=[1,2]", "task.baseline_shapes=2", "data.slices.slices=[1,2]",
+    "trainer.max_steps=2",
 ]  # fmt: skip
 LIVER = 6
 
@@ -225,6 +226,7 @@ def test_a_training_leaves_a_bundle_and_a_report(trained):
     assert "Away from what was seen" in (output / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_bundle_is_measured_on_a_folder(trained, phantoms, tmp_path):
     summary = evaluate_folder(load(trained[1].bundle), phantoms, tmp_path).summary
     assert (tmp_path / "report.html").is_file()

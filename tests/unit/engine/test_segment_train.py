@@ -47,6 +47,7 @@ def flat(nuclei, tmp_path):
     return configured
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_path):
     run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25"))
     assert {"ap_50", "pq", "watershed_ap_50"} <= set(run.summary)

@@ -62,6 +62,7 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(
     assert second.summary == pytest.approx(whole.summary, nan_ok=True)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_a_bundle_a_report_and_numbers(training, tmp_path):
     run = train(training("landmarks_3d"))
     folder = tmp_path / "run"

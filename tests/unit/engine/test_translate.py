@@ -68,6 +68,7 @@ def bundle(folder, *, conditions=1, preprocess=None, **settings):
     return load(write_bundle(folder / "bundle", task, preprocess, record={}, card="a card"))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phantoms, tmp_path):
     run = trained(phantoms, "task.spread_samples=2")
     assert {"psnr", "ssim", "input_psnr", "baseline_psnr", "coverage_90"} <= set(run.summary)

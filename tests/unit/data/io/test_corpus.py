@@ -18,10 +18,16 @@ import SimpleITK as sitk
 import tifffile
 
 from voxelry.core.errors import VoxelryError
+from voxelry.core.space import Space
 from voxelry.io.images.image import open_image
 
 DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[5] / "shared" / "data"))
 
+VOLUME = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
+OBLIQUE = Space(  # 3, 2 and 0.5 mm; row and column mirrored, plane and row tilted into each other
+    VOLUME.shape,
+    np.array([[0.0, 0.0, -0.5, 7.0], [1.8, -1.6, 0.0, -11.0], [2.4, 1.2, 0.0, 5.0], [0.0, 0.0, 0.0, 1.0]]),
+)
 # what has to be refused: a pattern, and what the message has to say
 REFUSED = [
     ("readers/nibabel/analyze.hdr", "no such file"),
@@ -177,14 +183,46 @@ def test_no_file_is_left_out():
     assert len(ALL) > 300
 
 
+def check_refusal(path, fault):
+    with pytest.raises(VoxelryError) as caught:
+        open_image(path).read()
+    message = str(caught.value)
+    assert fault in message
+    assert path.name.split(".")[0] in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if refusal(name) is not None])
 def test_what_is_no_image_is_refused(name, shared_data):
-    with pytest.raises(VoxelryError) as caught:
-        open_image(shared_data / name).read()
-    message = str(caught.value)
-    assert refusal(name) in message
-    assert Path(name).name.split(".")[0] in message
-    assert "\n" not in message
+    check_refusal(shared_data / name, refusal(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("notes.txt", "unknown image format"),
+        ("LICENSE", "unknown image format"),
+        ("pair.hdr", "no such file"),
+        ("cut.nii", "is cut short"),
+        ("no.dcm", "has no 'Pixel Data'"),
+    ],
+)
+def test_invented_files_that_are_no_image_are_refused(name, fault, tmp_path, write_series):
+    path = tmp_path / name
+    write_series(tmp_path / "series", VOLUME, OBLIQUE)
+    nibabel.save(nibabel.Nifti1Image(VOLUME.T, np.eye(4)), tmp_path / "whole.nii")
+    if name == "pair.hdr":
+        nibabel.save(nibabel.Nifti1Pair(VOLUME.T, np.eye(4)), path)
+        path.with_suffix(".img").unlink()
+    elif name == "no.dcm":
+        data = pydicom.dcmread(tmp_path / "series" / "000.dcm")
+        del data.PixelData
+        data.save_as(path)
+    elif name == "cut.nii":
+        path.write_bytes((tmp_path / "whole.nii").read_bytes()[:-40])
+    else:
+        path.write_text("This is no image.")
+    check_refusal(path, fault)
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -200,32 +238,60 @@ def test_segmentation_objects_are_read_as_labels(name, shared_data):
     assert (found > 0).any()
 
 
-@pytest.mark.parametrize("name", NIBABEL)
-def test_nibabel_agrees(name, shared_data, rng):
+def check_against_nibabel(path, rng):
     with oracle():
-        peer = nibabel.load(shared_data / name)
+        peer = nibabel.load(path)
         array = np.asarray(peer.dataobj)
         if hasattr(getattr(peer.dataobj, "file_like", None), "close"):
             peer.dataobj.file_like.close()
     if array.dtype.names:
         array = np.stack([array[channel] for channel in array.dtype.names], axis=-1)
-    if array.ndim == 4 and name.endswith(".mnc"):
+    if array.ndim == 4 and path.suffix == ".mnc":
         array = np.moveaxis(array, 0, -1)
     array = array.reshape(*array.shape[:3], -1)
     kind = peer.header.get_xyzt_units()[0] if hasattr(peer.header, "get_xyzt_units") else "mm"
     unit = {"meter": 1000.0, "micron": 1e-3}.get(kind, 1.0)
     affine = np.diag([unit, unit, unit, 1.0])[:3] @ peer.affine
-    image = open_image(shared_data / name, ndim=3)
+    image = open_image(path, ndim=3)
     assert_same(image, array, affine, rng)
     np.testing.assert_allclose(image.space.affine[:3, 3], affine[:3, 3], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NIBABEL)
+def test_nibabel_agrees(name, shared_data, rng):
+    check_against_nibabel(shared_data / name, rng)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.Nifti1Pair, nibabel.MGHImage])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nibabel_agrees_on_invented_volumes(kind, channels, tmp_path, rng):
+    array = rng.normal(0, 99, (5, 4, 3, channels)[: 3 + (channels > 1)]).astype(np.float32)
+    path = tmp_path / f"a{kind.files_types[0][1]}"
+    nibabel.save(kind(array, OBLIQUE.affine[:, [2, 1, 0, 3]]), path)
+    check_against_nibabel(path, rng)
+
+
+def check_against_itk(path, rng):
+    peer = sitk.ReadImage(str(path))
+    array = sitk.GetArrayFromImage(peer).T[..., None]
+    assert_same(open_image(path, ndim=peer.GetDimension()), array, itk_affine(peer), rng)
 
 
 # ITK reads neither bzip2 nor a fourth axis without direction: those two are in test_formats, against pynrrd
 @pytest.mark.parametrize("name", [name for name in ITK if "_bz2" not in name and "simple4d" not in name])
 def test_itk_agrees(name, shared_data, rng):
-    peer = sitk.ReadImage(str(shared_data / name))
-    array = sitk.GetArrayFromImage(peer).T[..., None]
-    assert_same(open_image(shared_data / name, ndim=peer.GetDimension()), array, itk_affine(peer), rng)
+    check_against_itk(shared_data / name, rng)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_itk_agrees_on_invented_volumes(suffix, tmp_path, rng):
+    image = sitk.GetImageFromArray(VOLUME)
+    image.SetSpacing(OBLIQUE.spacing[::-1])
+    directions = np.diag([-1.0, -1.0, 1.0]) @ (OBLIQUE.affine[:3, :3] / OBLIQUE.spacing)[:, ::-1]
+    image.SetDirection(directions.ravel())
+    image.SetOrigin([-7.0, 11.0, 5.0])
+    sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+    check_against_itk(tmp_path / f"a{suffix}", rng)
 
 
 SHOWN = {  # TIFF 6.0, section 8: what the stored first row and first column are
@@ -239,32 +305,51 @@ SHOWN = {  # TIFF 6.0, section 8: what the stored first row and first column are
 }
 
 
-@pytest.mark.parametrize("name", TIFF)
-def test_tifffile_agrees(name, shared_data):
-    with tifffile.TiffFile(shared_data / name) as file:
+def check_against_tifffile(path):
+    with tifffile.TiffFile(path) as file:
         array, axes = file.series[0].asarray(), file.series[0].axes
         orientation = int(file.pages.first.tags.valueof("Orientation", 1))
     if orientation > 1:  # tifffile gives the stored pixels
         array = SHOWN[orientation](array)
     channels = [axis for axis, letter in enumerate(axes) if letter in "CSQ" and (letter != "Q" or axis < len(axes) - 3)]
     array = np.moveaxis(array, channels, range(len(channels)))
-    image = open_image(shared_data / name, dataset="0", spacing=1.0)  # some hold pages of unlike sizes or no distances
+    image = open_image(path, dataset="0", spacing=1.0)  # some hold pages of unlike sizes or no distances
     pixels = image.read()
     np.testing.assert_array_equal(pixels, array.reshape(pixels.shape))
     window = tuple(slice(size // 3, size // 3 + 5) for size in image.space.shape)
     np.testing.assert_array_equal(image.read(window), pixels[(slice(None), *window)])
 
 
-@pytest.mark.parametrize("name", DICOM)
-def test_pydicom_or_itk_agrees_on_one_file(name, shared_data):
+@pytest.mark.parametrize("name", TIFF)
+def test_tifffile_agrees(name, shared_data):
+    check_against_tifffile(shared_data / name)
+
+
+@pytest.mark.parametrize("orientation", [1, *SHOWN])
+def test_tifffile_agrees_on_invented_pages_however_they_are_shown(orientation, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME[0], extratags=[(274, "H", 1, orientation, True)])
+    check_against_tifffile(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("axes", ["ZYX", "CYX", "YXS", "ZCYX"])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_tifffile_agrees_on_invented_stacks(axes, tile, tmp_path, rng):
+    array = rng.integers(0, 255, [{"Z": 4, "C": 2, "S": 3, "Y": 20, "X": 24}[axis] for axis in axes]).astype(np.uint8)
+    photometric = "rgb" if axes.endswith("S") else "minisblack"
+    settings = {"metadata": {"axes": axes}, "photometric": photometric, "tile": tile, "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", array, ome=True, **settings)
+    check_against_tifffile(tmp_path / "a.ome.tif")
+
+
+def check_against_pydicom_or_itk(path):
     # two colour pictures without a place: planes or moments, the file doesn't say
-    image = open_image(shared_data / name, ndim=2 if name.endswith("_2frame.dcm") else None)
+    image = open_image(path, ndim=2 if path.name.endswith("_2frame.dcm") else None)
     found = image.read()
     with oracle():
-        data = pydicom.dcmread(shared_data / name)
+        data = pydicom.dcmread(path)
         syntax = data.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated and "RLE" not in syntax.name:
-            expected = sitk.GetArrayFromImage(sitk.ReadImage(str(shared_data / name), imageIO="GDCMImageIO"))
+            expected = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
         else:
             expected = data.pixel_array
             if data.PhotometricInterpretation == "PALETTE COLOR":
@@ -280,12 +365,55 @@ def test_pydicom_or_itk_agrees_on_one_file(name, shared_data):
     assert image.space.spacing[-2:] == pytest.approx([float(step) for step in spacing])
 
 
+@pytest.mark.parametrize("name", DICOM)
+def test_pydicom_or_itk_agrees_on_one_file(name, shared_data):
+    check_against_pydicom_or_itk(shared_data / name)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"RescaleSlope": 0.5, "RescaleIntercept": -9}, {"BitsStored": 12, "HighBit": 11}]
+)
+def test_pydicom_agrees_on_one_invented_file(fields, write_series, tmp_path):
+    path = write_series(tmp_path / "series", VOLUME, OBLIQUE) / "001.dcm"
+    data = pydicom.dcmread(path)
+    for name, value in fields.items():
+        setattr(data, name, value)
+    data.save_as(path)
+    check_against_pydicom_or_itk(path)
+
+
+def check_series_against_itk(folder, rng):
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    peer = reader.Execute()
+    assert_same(open_image(folder), sitk.GetArrayFromImage(peer).T[..., None], itk_affine(peer), rng)
+
+
 @pytest.mark.parametrize("name", SERIES)
 def test_itk_agrees_on_a_series(name, shared_data, rng):
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(shared_data / name)))
-    peer = reader.Execute()
-    assert_same(open_image(shared_data / name), sitk.GetArrayFromImage(peer).T[..., None], itk_affine(peer), rng)
+    check_series_against_itk(shared_data / name, rng)
+
+
+def test_itk_agrees_on_an_invented_series(write_series, tmp_path, rng):
+    check_series_against_itk(write_series(tmp_path / "series", VOLUME, OBLIQUE), rng)
+
+
+def test_invented_folders_that_are_no_series_are_refused(write_series, tmp_path):
+    for name in ("gap", "turned"):
+        write_series(tmp_path / name, np.concatenate([VOLUME, VOLUME]), Space((6, 4, 5), OBLIQUE.affine))
+    (tmp_path / "gap" / "001.dcm").unlink()
+    path = tmp_path / "turned" / "002.dcm"
+    data = pydicom.dcmread(path)
+    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    data.save_as(path)
+    (tmp_path / "empty").mkdir()
+    for name, fault in (
+        ("gap", "a slice is missing"),
+        ("turned", "differ in ImageOrientationPatient"),
+        ("empty", "expected an image, got a folder"),
+    ):
+        with pytest.raises(VoxelryError, match=fault):
+            open_image(tmp_path / name).read()
 
 
 @pytest.mark.parametrize("name", NO_SERIES)
@@ -297,21 +425,45 @@ def test_a_folder_that_is_no_series_is_refused(name, shared_data):
 @pytest.mark.filterwarnings("ignore::UserWarning:zarr")
 @pytest.mark.parametrize(("name", "dataset", "inside"), ZARR)
 def test_zarr_python_agrees(name, dataset, inside, shared_data):
+    check_against_zarr(shared_data / name, dataset, inside)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_zarr_python_agrees_on_an_invented_group(version, tmp_path):
     import zarr
 
-    array = zarr.open_array(shared_data / name / inside, mode="r")[...]
-    pixels = open_image(shared_data / name, dataset=dataset).read()
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=version)
+    group.create_array("raw", data=VOLUME, chunks=(2, 3, 3))
+    check_against_zarr(tmp_path / "a.zarr", "raw", "raw")
+
+
+def check_against_zarr(path, dataset, inside):
+    import zarr
+
+    array = zarr.open_array(path / inside, mode="r")[...]
+    pixels = open_image(path, dataset=dataset).read()
     np.testing.assert_array_equal(pixels, array.reshape(pixels.shape))
+
+
+def check_against_h5py(path):
+    image = open_image(f"{path}::raw")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(image.read()[0], file["raw"][...])
+        assert image.space.spacing == pytest.approx(file["raw"].attrs["element_size_um"] / 1000)
+    with pytest.raises(VoxelryError, match="there are label, raw"):
+        open_image(path)
 
 
 @pytest.mark.parametrize("name", ["go_nuclear/1135_mini.h5", "plantseg/sample_ovule.h5"])
 def test_h5py_agrees(name, shared_data):
-    image = open_image(f"{shared_data / name}::raw")
-    with h5py.File(shared_data / name) as file:
-        np.testing.assert_array_equal(image.read()[0], file["raw"][...])
-        assert image.space.spacing == pytest.approx(file["raw"].attrs["element_size_um"] / 1000)
-    with pytest.raises(VoxelryError, match="there are label, raw"):
-        open_image(shared_data / name)
+    check_against_h5py(shared_data / name)
+
+
+def test_h5py_agrees_on_an_invented_container(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"], file["label"] = VOLUME, VOLUME > 9
+        file["raw"].attrs["element_size_um"] = np.array([0.28, 0.13, 0.13])
+    check_against_h5py(tmp_path / "a.h5")
 
 
 BROKEN = """
@@ -333,9 +485,23 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 
 
+def write_broken_tiffs(folder):
+    """Three files, of which one ends early, one has other bytes in its data and one says that it is huge."""
+    whole = folder / "whole.tif"
+    tifffile.imwrite(whole, VOLUME[0], compression="zlib")
+    with tifffile.TiffFile(whole) as file:
+        width, data = file.pages.first.tags["ImageWidth"].valueoffset, file.pages.first.dataoffsets[0]
+    content = whole.read_bytes()
+    (folder / "cut.tif").write_bytes(content[: data + 3])
+    (folder / "garbled.tif").write_bytes(content[:data] + b"\xff" * (len(content) - data))
+    (folder / "wide.tif").write_bytes(content[:width] + b"\xff\xff" + content[width + 2 :])
+    return [str(folder / f"{name}.tif") for name in ("cut", "garbled", "wide")]
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to know its own size")
-def test_broken_tiffs_are_refused_in_little_memory(shared_data):
-    names = sorted(str(item) for item in (shared_data / BROKEN_TIFF).iterdir())
+def test_broken_tiffs_are_refused_in_little_memory(tmp_path):
+    corpus = (DATA / BROKEN_TIFF).iterdir() if DATA.is_dir() else []
+    names = [*sorted(str(item) for item in corpus), *write_broken_tiffs(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", BROKEN, str(1 << 29), *names],
