@@ -6,17 +6,61 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["available_memory", "memory_shortage"]
+__all__ = ["available_memory", "control_group_memory", "memory_shortage"]
+
+# names of a group's files: the limit, what is used, and in memory.stat what of that can be given up
+_OF_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_OF_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def available_memory() -> int | None:
-    """Bytes that may be taken: what is free by Linux's word, elsewhere all that the machine has; None where unknown."""
+    """Bytes that may be taken: what is free by Linux's word and left of the limits that this process runs under.
+
+    Elsewhere all that the machine has; None where unknown.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         known = hasattr(os, "sysconf")  # Windows doesn't tell so easily; there the allocation itself is refused
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+    left = control_group_memory()
+    return free if left is None else min(free, left)
+
+
+def control_group_memory(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes left under the limits of Linux's control groups, as containers and schedulers set them; None without any.
+
+    Args:
+        root: where the groups are mounted, of version 1 or 2.
+        process: the file that says in which of them this process is.
+    """
+    try:
+        lines = [line.split(":", 2) for line in process.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    left = []
+    for _, controllers, name in (line for line in lines if len(line) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base, names = (root / "memory", _OF_VERSION_1) if controllers else (root, _OF_VERSION_2)
+        own = base / name.lstrip("/")
+        for folder in (own, *own.parents):  # a limit holds for all groups below; a container sees its own as the root
+            left += _left(folder, *names)
+            if folder == base:
+                break
+    return min(left, default=None)
+
+
+def _left(folder: Path, limit: str, used: str, cached: str) -> list[int]:
+    """The limit of a group less what is used, but for files that are kept as long as nobody needs the room."""
+    try:
+        most = int((folder / limit).read_text(encoding="ascii"))
+        taken = int((folder / used).read_text(encoding="ascii"))
+        told = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return [max(0, most - taken + int(told.get(cached, 0)))]
+    except (OSError, ValueError):  # no such group, or `max`
+        return []
 
 
 def memory_shortage(shape: Sequence[int], bytes_per_voxel: int) -> str:

@@ -139,8 +139,14 @@ class LabelFile:
     placement: Placement
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def read(self, window: Window | None = None) -> NDArray[np.int64] | NDArray[np.uint64]:
+    def read(
+        self, window: Window | None = None, steps: Sequence[int] | None = None
+    ) -> NDArray[np.int64] | NDArray[np.uint64]:
         """Whole numbers `(*window)` on the image's grid, by default all of it; see `whole_numbers`.
+
+        Args:
+            window: of the image's grid.
+            steps: along each axis, every so many voxels of the window alone.
 
         Raises:
             FileError: broken pixels.
@@ -148,6 +154,8 @@ class LabelFile:
         """
         whole = tuple(slice(0, size) for size in self.placement.shape) if window is None else window
         array = self.placement.read(lambda part: self.file.read(part)[0], whole)
+        if steps is not None:
+            array = array[tuple(slice(None, None, step) for step in steps)]
         return whole_numbers(array, self.file.path)
 
 

@@ -9,7 +9,7 @@ asks of its cases are its `Demands`; without them the folder is held to what it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike
@@ -33,6 +33,7 @@ from voxelry.data.layouts.layout import LAYOUTS
 from voxelry.data.layouts.points import read_case_landmarks
 from voxelry.data.segment_names import segment_names
 from voxelry.data.splits import split_cases
+from voxelry.data.windows import slabs
 from voxelry.io import ImageFile, is_image, open_image
 from voxelry.io.points.landmarks import landmark_format
 
@@ -188,7 +189,7 @@ def _inspect_pixels(
     values = {name: np.full(len(index), np.nan) for name, index in probes.items()}
     seen = _Pixels(0, np.full(image.channels, np.inf), np.full(image.channels, -np.inf), None, values)
     try:
-        for window in _slabs(shape, image.dtype.itemsize * image.channels):
+        for window in slabs(shape, image.dtype.itemsize * image.channels, _SLAB_BYTES):
             slab = image.read(window)
             if seen.likeness is None and slab.itemsize == 1 and slab.size >= _ENOUGH:
                 seen.likeness = _neighbour_correlation(slab)
@@ -258,13 +259,6 @@ def _judged(
     return {name: (pixels - low) / (high - low) for name, pixels in seen.values.items()}
 
 
-def _slabs(shape: tuple[int, ...], voxel_bytes: int) -> Iterator[tuple[slice, ...]]:
-    """Windows along the first axis that are in memory one at a time."""
-    planes = max(1, _SLAB_BYTES // max(1, voxel_bytes * prod(shape[1:])))
-    for start in range(0, shape[0], planes):
-        yield (slice(start, min(start + planes, shape[0])), *(slice(0, size) for size in shape[1:]))
-
-
 def _neighbour_correlation(slab: NDArray[Any]) -> float:
     """Correlation of voxels with the next along the last axis, NaN for a constant slab."""
     here, there = slab[..., :-1].ravel(), slab[..., 1:].ravel()
@@ -282,7 +276,7 @@ def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], shown: S
             file = open_labels(path, reference)
             present: set[int] = set()
             told = None
-            for window in (windows := [*_slabs(file.placement.shape, file.file.dtype.itemsize)]):
+            for window in (windows := [*slabs(file.placement.shape, file.file.dtype.itemsize, _SLAB_BYTES)]):
                 ids = kind(file.read(window), path)
                 present.update(np.unique(ids).tolist())
                 told = in_pieces(ids) if need == "masks" and len(windows) == 1 else None

@@ -19,6 +19,7 @@ from voxelry.data.preprocess.normalise import finite
 from voxelry.io import Image, ImageFile, open_image
 
 __all__ = [
+    "AIR",
     "CT_WINDOWS",
     "MODALITIES",
     "Standard",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 MODALITIES = ("ct", "mr", "us")
+AIR = -500.0  # Hounsfield units, below which there is air; images of other modalities hold no such values
 
 # Hounsfield units, low and high: level minus and plus half the width of the usual reading windows.
 CT_WINDOWS = {
@@ -133,7 +135,7 @@ def guess_modality(image: Tensor, told: str = "") -> str:
     name = {"mri": "mr"}.get(told.lower(), told.lower())
     if name in MODALITIES:
         return name
-    return "ct" if float(image.min()) < -500 else "mr"
+    return "ct" if float(image.min()) < AIR else "mr"
 
 
 def standardise(image: Tensor, modality: str, *, window: str | Sequence[float] = "default") -> tuple[Tensor, Standard]:
