@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
@@ -22,15 +22,18 @@ from safetensors.torch import save_file
 import voxelry
 from voxelry.bundle.earlier import network_of_today
 from voxelry.bundle.registry import TASKS, recipe_named, recipe_of
+from voxelry.bundle.task import StoredTask
 from voxelry.bundle.template import read_template, template_record
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.metrics.choice import MetricChoice
-from voxelry.models.networks import NETWORKS, build_network
+from voxelry.models.networks import NETWORKS, build_network, describe_network
 
 __all__ = ["Bundle", "describe", "read_bundle", "write_bundle"]
+
+TaskT = TypeVar("TaskT", bound=StoredTask)
 
 FORMAT = 1
 _METRICS = "metrics."  # before the names of changes of what an evaluation tells
@@ -38,25 +41,25 @@ _FILES = ("weights.safetensors", "config.yaml", "card.md", TEMPLATE)
 
 
 @dataclass
-class Bundle:
+class Bundle(Generic[TaskT]):
     """What a bundle holds.
 
     Attributes:
-        task: the trained task (`tasks.base.Task`), in eval mode, on the CPU.
+        task: the trained task, in eval mode, on the CPU.
         preprocess: what every image goes through before the network sees it.
         config: the whole settings file, with `data` and `training` for the record.
         path: the folder.
         template: the frame that the training's scans were registered to; None where they lay in their own.
     """
 
-    task: Any
+    task: TaskT
     preprocess: Preprocess
     config: dict[str, Any] = field(default_factory=dict)
     path: Path | None = None
     template: Template | None = None
 
 
-def describe(task: Any) -> dict[str, Any]:
+def describe(task: StoredTask) -> dict[str, Any]:
     """Names and settings from which `build` makes the same task again.
 
     Raises:
@@ -64,20 +67,21 @@ def describe(task: Any) -> dict[str, Any]:
     """
     return {
         "task": {"name": recipe_of(task).name, **task.settings()},
-        "network": {"name": NETWORKS.name_of(type(task.network)), **task.network.settings()},
+        "network": describe_network(task.network),
     }
 
 
-def build(description: dict[str, Any], source: Path) -> Any:
+def build(description: dict[str, Any], source: Path) -> StoredTask:
     """The task of a `describe` answer, freshly initialised.
 
     Raises:
         ConfigError: a name or a setting is unknown; the message names `source`.
     """
     network = _construct(description, "network", NETWORKS, build_network, source)
-    return _construct(
+    task: StoredTask = _construct(
         description, "task", TASKS, lambda name, settings: recipe_named(name).task(**settings), source, network=network
     )
+    return task
 
 
 def _construct(
@@ -101,7 +105,7 @@ def _construct(
 
 def write_bundle(
     folder: Path,
-    task: Any,
+    task: StoredTask,
     preprocess: Preprocess,
     *,
     record: dict[str, Any],
@@ -150,7 +154,7 @@ def _check_ours(folder: Path) -> None:
         raise FileError(folder, f"holds {strangers[0]}, which is no part of a bundle", "choose another folder")
 
 
-def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Bundle:
+def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Bundle[Any]:
     """Load a bundle.
 
     Args:
@@ -223,7 +227,7 @@ def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -
     return {**config, **parts}
 
 
-def load_weights(task: Any, state: dict[str, torch.Tensor], source: Path) -> None:
+def load_weights(task: StoredTask, state: dict[str, torch.Tensor], source: Path) -> None:
     """Put weights into a task; all of them must fit.
 
     Raises:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 import voxelry
+from voxelry.bundle.task import StoredTask
 
 __all__ = ["model_card"]
 
 
-def model_card(task: Any, record: Mapping[str, Any], summary: Mapping[str, float]) -> str:
+def model_card(task: StoredTask, record: Mapping[str, Any], summary: Mapping[str, float]) -> str:
     """Markdown that says what the model is, what it saw, how good it was and what it must not be used for."""
     data = record["data"]
     parameters = sum(parameter.numel() for parameter in task.network.parameters())

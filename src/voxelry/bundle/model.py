@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import numpy as np
 import torch
 
-from voxelry.bundle.bundle import Bundle, read_bundle
+from voxelry.bundle.bundle import Bundle, TaskT, read_bundle
 from voxelry.bundle.registry import TASKS, recipe_named
 from voxelry.bundle.seen import lineage
 from voxelry.bundle.template import read_template
@@ -34,13 +34,14 @@ from voxelry.data.sample import Sample
 from voxelry.io import open_image
 from voxelry.models.adapters.adapters import Adapters
 from voxelry.models.adapters.file import read_adapter
+from voxelry.models.networks import image_rank
 
 __all__ = ["Model", "ModelAdapters", "Readable", "load"]
 
 Readable = str | PathLike[str] | np.ndarray | Sample | Mapping[str, Any]
 
 
-class Model:
+class Model(Generic[TaskT]):
     """A bundle that answers for files and arrays.
 
     Args:
@@ -48,10 +49,10 @@ class Model:
         device: where the network runs; None takes a GPU when there is one.
     """
 
-    def __init__(self, bundle: Bundle, device: str | torch.device | None = None):
+    def __init__(self, bundle: Bundle[TaskT], device: str | torch.device | None = None):
         self.bundle = bundle
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.task = bundle.task.to(self.device).eval()
+        self.task: TaskT = bundle.task.to(self.device).eval()
 
     @property
     def task_name(self) -> str:
@@ -64,7 +65,7 @@ class Model:
         return recipe_named(self.task_name)
 
     @cached_property
-    def adapters(self) -> ModelAdapters:
+    def adapters(self) -> ModelAdapters[TaskT]:
         """Adapters of this model's network, to load and to switch between; see `ModelAdapters`.
 
         Raises:
@@ -106,7 +107,7 @@ class Model:
 
         Of a translation from coarse images to fine ones it is as fine as the answer (`data.target_grid`).
         """
-        ndim = int(self.task.network.ndim)
+        ndim = image_rank(self.task.network)
         if isinstance(image, Sample):
             sample = image
         elif isinstance(image, Mapping):
@@ -137,7 +138,7 @@ class Model:
         Raises:
             DataError: another rank or number of channels.
         """
-        own, taken = int(self.task.network.ndim), self.recipe.image_channels(self.task)
+        own, taken = image_rank(self.task.network), self.recipe.image_channels(self.task)
         if ndim != own:
             raise DataError(f"{source}: an image of rank {ndim}, but the model is of rank {own}")
         if not self.bundle.preprocess.takes(channels, taken):
@@ -163,7 +164,7 @@ class Model:
         return found.hexdigest()
 
 
-class ModelAdapters:
+class ModelAdapters(Generic[TaskT]):
     """The adapters of a model; with the active one go its organs, their frames, preprocessing, template
     and the cases it has seen, which are the base's, too.
 
@@ -174,14 +175,14 @@ class ModelAdapters:
         SettingError: a model of another task.
     """
 
-    def __init__(self, model: Model):
-        if not hasattr(model.task, "adapt"):
+    def __init__(self, model: Model[TaskT]):
+        if not model.recipe.adaptable:
             wanted = " or ".join(name for name in TASKS if recipe_named(name).adaptable)
             raise SettingError(f"adapter: expected with a model of the task {wanted}, got one of {model.task_name}")
         self._model = model
         self._adapters = Adapters(model.task.network)
         own = model.bundle
-        self._known: dict[str | None, tuple[Any, Preprocess, Template | None, dict[str, Any]]] = {
+        self._known: dict[str | None, tuple[TaskT, Preprocess, Template | None, dict[str, Any]]] = {
             None: (model.task, own.preprocess, own.template, own.config.get("data") or {})
         }
 
@@ -217,13 +218,13 @@ class ModelAdapters:
             raise CheckpointError(f"{folder}: says nothing of {self._model.task_name}; expected what a training wrote")
         before = self.active
         found = self._adapters.load(folder, name)
-        base: Any = self._known[None][0]
+        base = self._known[None][0]
         self._model.task.to(self._model.device)  # what is new of the network lies on the CPU
         try:
             task = type(base)(base.network, **settings)
             if "calibration" in record:
                 known = {key: torch.tensor(value) for key, value in record["calibration"].items()}
-                task.calibration.load_state_dict(known)
+                task.get_submodule("calibration").load_state_dict(known)
             preprocess = Preprocess(**record["preprocess"])
             template = read_template(folder, record)
             data = record.get("data") or {"earlier": lineage({"data": self._known[None][3]})}
@@ -249,7 +250,7 @@ class ModelAdapters:
         self._model.task.eval()
 
     @contextmanager
-    def using(self, name: str | None) -> Iterator[Model]:
+    def using(self, name: str | None) -> Iterator[Model[TaskT]]:
         """Another adapter, or the base alone, for the length of a block."""
         before = self.active
         self.switch(name)
@@ -273,7 +274,7 @@ def load(
     *,
     changes: Mapping[str, Any] | None = None,
     adapter: str | PathLike[str] | None = None,
-) -> Model:
+) -> Model[Any]:
     """Load a bundle, ready to predict.
 
     Args:

@@ -7,8 +7,8 @@ from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import DictConfig
-from torch import nn
 
+from voxelry.bundle.task import StoredTask
 from voxelry.core.errors import ConfigError
 from voxelry.core.registry import Registry
 
@@ -40,13 +40,13 @@ def recipe_named(name: str) -> Any:
     return TASKS[name]()
 
 
-def recipe_of(task: nn.Module) -> Any:
+def recipe_of(task: StoredTask) -> Any:
     """The recipe of a task at hand.
 
     Raises:
-        SettingError: a module without a `name`, or of an unknown one.
+        SettingError: a task of an unknown name.
     """
-    return recipe_named(str(getattr(task, "name", type(task).__name__)))
+    return recipe_named(task.name)
 
 
 def recipe_of_config(config: DictConfig) -> Any:

@@ -149,7 +149,7 @@ def _told_apart(task: Task, evaluation: Evaluation, seen: Mapping[str, str]) -> 
     """An evaluation that says of each case whether the model has seen it, and sums up the others apart."""
     how = [seen_as(str(row.get("name", "")), seen) for row in evaluation.rows]
     fresh = [row for row, word in zip(evaluation.rows, how, strict=True) if word not in SEEN_WORDS]
-    others = Evaluation(fresh, task.summary(fresh) if fresh else {}).chosen(task)
+    others: Evaluation[Any] = Evaluation(fresh, task.summary(fresh) if fresh else {}).chosen(task)
     rows: list[Row] = [
         {"name": row.get("name", ""), "seen": word, **row} for row, word in zip(evaluation.rows, how, strict=True)
     ]

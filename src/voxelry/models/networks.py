@@ -9,7 +9,7 @@ from torch import nn
 
 from voxelry.core.registry import Registry
 
-__all__ = ["NETWORKS", "build_network", "input_channels"]
+__all__ = ["NETWORKS", "build_network", "describe_network", "image_rank", "input_channels"]
 
 NETWORKS: Registry[type[nn.Module]] = Registry(
     "networks",
@@ -31,6 +31,22 @@ NETWORKS: Registry[type[nn.Module]] = Registry(
 def build_network(name: str, settings: Mapping[str, Any]) -> nn.Module:
     """A new network from what its `settings()` gave."""
     return NETWORKS[name](**settings)
+
+
+def describe_network(network: nn.Module) -> dict[str, Any]:
+    """The `name` of a network and the settings that `build_network` makes it from again.
+
+    Raises:
+        SettingError: it is of a kind that has no name.
+    """
+    own: Any = network
+    return {"name": NETWORKS.name_of(type(network)), **own.settings()}
+
+
+def image_rank(network: nn.Module) -> int:
+    """Rank of the images that a network takes, 2 or 3."""
+    own: Any = network
+    return int(own.ndim)
 
 
 def input_channels(network: nn.Module) -> int:

@@ -6,14 +6,14 @@ the cluster. `engine/lightning.py` adapts any of them.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from voxelry.core.settings import Configured
-from voxelry.data.sample import Batch, Sample
+from voxelry.bundle.task import StoredTask
+from voxelry.data.sample import Sample
 from voxelry.metrics.choice import MetricChoice, Wanted
 
 __all__ = ["Row", "Task"]
@@ -21,43 +21,46 @@ __all__ = ["Row", "Task"]
 Row = dict[str, float | str]
 
 
-class Task(Configured, nn.Module, ABC):
-    """A network together with what it is trained for.
+class Images(Protocol):
+    """What a task is given at a time: a batch of any class whose images, batch first, are `image`."""
 
-    Its settings are those of `core.settings.Configured`, without the network.
+    @property
+    def image(self) -> Tensor: ...
+
+
+BatchT = TypeVar("BatchT", bound=Images)
+PredictionT = TypeVar("PredictionT")
+
+
+class Task(StoredTask, Generic[BatchT, PredictionT]):
+    """A network together with what it is trained for: `Task[Batch, Volume]` learns from `Batch`es, answers `Volume`s.
 
     Attributes:
-        name: what bundles, checkpoints and the command line call the task.
-        network: the module whose weights a bundle holds.
         monitor: the summary metric that decides which checkpoint is best.
         higher_is_better: the sense of `monitor`.
         slow: patterns of metrics that take long, so that validations leave them out.
         highest_threshold: the largest of `MetricChoice.thresholds` that makes sense; None where there are none.
-        chosen: which metrics are computed and told, see `choose`.
     """
 
-    name: str
-    network: nn.Module
     monitor: str
     higher_is_better: bool = False
     slow: Sequence[str] = ()
     highest_threshold: float | None = None
-    chosen: MetricChoice = MetricChoice()
 
     @abstractmethod
-    def training_loss(self, batch: Batch) -> dict[str, Tensor]:
+    def training_loss(self, batch: BatchT) -> dict[str, Tensor]:
         """Losses of one batch, scalars; `loss` is minimised, the others are logged."""
 
     @abstractmethod
-    def predict(self, batch: Batch) -> list[Any]:
+    def predict(self, batch: BatchT) -> list[PredictionT]:
         """One prediction per sample, in the sample's own space; no gradients are needed."""
 
-    def predict_to_measure(self, batch: Batch, wanted: Wanted) -> list[Any]:
+    def predict_to_measure(self, batch: BatchT, wanted: Wanted) -> list[PredictionT]:
         """Predictions for `metrics`; a task may leave out what only other metrics than the wanted need."""
         return self.predict(batch)
 
     @abstractmethod
-    def metrics(self, predictions: Sequence[Any], batch: Batch, wanted: Wanted = Wanted()) -> list[Row]:  # noqa: B008 it is frozen
+    def metrics(self, predictions: Sequence[PredictionT], batch: BatchT, wanted: Wanted = Wanted()) -> list[Row]:  # noqa: B008 it is frozen
         """One row per sample: `name` and plain numbers, NaN where undefined.
 
         Args:
@@ -109,7 +112,7 @@ class Task(Configured, nn.Module, ABC):
         """Calls of the network that a prediction takes; the more, the fewer cases are measured while learning."""
         return 1
 
-    def work(self, batch: Batch) -> float:
+    def work(self, batch: BatchT) -> float:
         """What a call of the network has to do for a batch, in any unit; by default the voxels of its images."""
         return batch.image.numel()
 
@@ -124,7 +127,7 @@ class Task(Configured, nn.Module, ABC):
         """Remember from the training cases what the metrics compare with; nothing by default."""
         return
 
-    def calibrate(self, predictions: Sequence[Any], samples: Sequence[Sample]) -> None:
+    def calibrate(self, predictions: Sequence[PredictionT], samples: Sequence[Sample]) -> None:
         """Learn from validation cases what only held-out predictions tell: how sure they are; nothing by default.
 
         Called once, after training and before the bundle is written.

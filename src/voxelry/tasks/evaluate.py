@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 
@@ -22,8 +22,11 @@ from voxelry.tasks.base import Row, Task
 __all__ = ["Evaluation", "evaluate_task", "write_summary"]
 
 
+PredictionT = TypeVar("PredictionT")
+
+
 @dataclass
-class Evaluation:
+class Evaluation(Generic[PredictionT]):
     """What a task said of a dataset and how good it was.
 
     Attributes:
@@ -34,14 +37,14 @@ class Evaluation:
 
     rows: list[Row] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
-    predictions: list[Any] = field(default_factory=list)
+    predictions: list[PredictionT] = field(default_factory=list)
 
     @classmethod
     def empty(cls) -> Self:
         """Nothing held out, nothing measured."""
         return cls()
 
-    def chosen(self, task: Task) -> Self:
+    def chosen(self, task: Task[Any, Any]) -> Self:
         """The same with those metrics alone in the summary that the task is to tell."""
         return replace(self, summary=task.chosen.when_done().of(self.summary))
 
@@ -72,15 +75,16 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 
 
 def evaluate_task(
-    task: Task, dataset: SampleSource, *, progress: Callable[[Sequence[str]], None] | None = None
-) -> Evaluation:
+    task: Task[Any, PredictionT], dataset: SampleSource, *, progress: Callable[[Sequence[str]], None] | None = None
+) -> Evaluation[PredictionT]:
     """Predict and measure every case of a dataset, one at a time, on the device the task is on.
 
     What is measured, and on which grid, is the recipe's `compared`.
     """
     task.eval()
     device = next(task.parameters()).device
-    evaluation, wanted, recipe = Evaluation(), Wanted(), recipe_of(task)
+    evaluation: Evaluation[PredictionT] = Evaluation()
+    wanted, recipe = Wanted(), recipe_of(task)
     for index, loaded in enumerate(evaluation_loader(dataset, Loading(num_workers=0))):
         batch = loaded.to(device)
         with torch.inference_mode():

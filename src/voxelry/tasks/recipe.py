@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from hydra.utils import get_class, instantiate
@@ -39,7 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["DenseRecipe", "Recipe", "fitting", "make_folder"]
 
 
-class Recipe(ABC):
+TaskT = TypeVar("TaskT", bound=Task[Any, Any])
+PredictionT = TypeVar("PredictionT")
+
+
+class Recipe(ABC, Generic[TaskT, PredictionT]):
     """One task, as the program sees it; `bundle.registry` lists them all.
 
     Attributes:
@@ -56,7 +60,7 @@ class Recipe(ABC):
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
     """
 
-    task: type[Task]
+    task: type[TaskT]
     needs: tuple[str, ...] = ()
     truth: tuple[str, ...] = ()
     required: str | None = None
@@ -141,11 +145,11 @@ class Recipe(ABC):
                 "pretrained=BUNDLE goes on with all of the weights"
             )
 
-    def prepare(self, task: Any, config: DictConfig, dataset: Any) -> None:
+    def prepare(self, task: TaskT, config: DictConfig, dataset: Any) -> None:
         """Change a new task before it is trained, such as by freezing its network; nothing by default."""
         return
 
-    def finish(self, task: Any, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
+    def finish(self, task: TaskT, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
         """Change a trained task before it is measured and written, and write what belongs beside the bundle.
 
         Args:
@@ -158,7 +162,9 @@ class Recipe(ABC):
         sample: Sample = dataset[index]
         return sample
 
-    def compared(self, predictions: list[Any], batch: Batch, dataset: Any, index: int) -> tuple[list[Any], Batch]:
+    def compared(
+        self, predictions: list[PredictionT], batch: Batch, dataset: Any, index: int
+    ) -> tuple[list[PredictionT], Batch]:
         """The predictions of one case, and the case, as they are measured; by default as the network sees it.
 
         Args:
@@ -167,7 +173,7 @@ class Recipe(ABC):
         """
         return predictions, batch
 
-    def held_out(self, task: Any, volumes: VolumeDataset) -> Any:
+    def held_out(self, task: TaskT, volumes: VolumeDataset) -> Any:
         """Cases as the task is measured on them, by default the volumes."""
         return volumes
 
@@ -175,15 +181,15 @@ class Recipe(ABC):
         """What else watches the training; `output` is the run's folder."""
         return []
 
-    def image_channels(self, task: Any) -> int:
+    def image_channels(self, task: TaskT) -> int:
         """Channels of the images that a trained task takes."""
         return input_channels(task.network)
 
-    def on_target_grid(self, task: Task, sample: Sample) -> Sample:
+    def on_target_grid(self, task: TaskT, sample: Sample) -> Sample:
         """An image as it was read, on the grid that the task answers on; by default its own."""
         return sample
 
-    def read_contrasts(self, task: Task, files: Mapping[str, Any], options: Mapping[str, Any]) -> Sample:
+    def read_contrasts(self, task: TaskT, files: Mapping[str, Any], options: Mapping[str, Any]) -> Sample:
         """One image from a file for each of its contrasts, by name.
 
         Args:
@@ -196,7 +202,7 @@ class Recipe(ABC):
 
     def cases(
         self,
-        model: Model,
+        model: Model[TaskT],
         root: Path,
         layout: str,
         file: Path | None,
@@ -213,11 +219,11 @@ class Recipe(ABC):
         self.check(model.task, dataset)
         return self.held_out(model.task, dataset)
 
-    def landmark_names(self, task: Any) -> Sequence[str] | None:
+    def landmark_names(self, task: TaskT) -> Sequence[str] | None:
         """The points that a trained task is measured on, in their order; None: whatever the cases have."""
         return None
 
-    def check(self, task: Task, dataset: VolumeDataset) -> None:
+    def check(self, task: TaskT, dataset: VolumeDataset) -> None:
         """Refuse cases that a trained task can't be measured on.
 
         Raises:
@@ -225,17 +231,19 @@ class Recipe(ABC):
         """
         return
 
-    def predict(self, model: Model, image: Readable, space: Space | None, options: Mapping[str, Any]) -> Any:
+    def predict(
+        self, model: Model[TaskT], image: Readable, space: Space | None, options: Mapping[str, Any]
+    ) -> PredictionT:
         """What a trained task makes of one image; arguments and errors as `Model.predict`."""
         own, reading = self.split(options)
         batch = collate([model.bundle.preprocess(model.sample(image, space, **reading))]).to(model.device)
-        task: Any = model.task
         with torch.inference_mode():
-            return task.predict(batch, **own)[0]
+            found: list[PredictionT] = model.task.predict(batch, **own)
+        return found[0]
 
     def predict_file(
         self,
-        model: Model,
+        model: Model[TaskT],
         path: Path,
         folder: Path,
         *,
@@ -253,7 +261,7 @@ class Recipe(ABC):
         return self.write(model.predict(sample, **own), sample, folder, format)
 
     @abstractmethod
-    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+    def write(self, prediction: PredictionT, sample: Sample, folder: Path, format: str) -> Path:
         """Write a prediction for an image as it was read into a folder and answer the file.
 
         Args:
@@ -267,8 +275,8 @@ class Recipe(ABC):
     def add_results(
         self,
         report: Report,
-        task: Any,
-        evaluation: Evaluation,
+        task: TaskT,
+        evaluation: Evaluation[PredictionT],
         held_out: SampleSource,
         history: Sequence[Mapping[str, float]],
     ) -> None:
@@ -281,7 +289,7 @@ class Recipe(ABC):
         """
 
 
-class DenseRecipe(Recipe):
+class DenseRecipe(Recipe[TaskT, PredictionT]):
     """A task whose network answers a map of the image's size; pretrained weights bring their architecture along.
 
     Attributes:

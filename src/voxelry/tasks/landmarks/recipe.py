@@ -14,10 +14,9 @@ from voxelry.data.dataset import VolumeDataset
 from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.io import write_landmarks
-from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.landmarks import report as pages
-from voxelry.tasks.landmarks.predict import to_landmark_set
+from voxelry.tasks.landmarks.predict import LandmarkPrediction, to_landmark_set
 from voxelry.tasks.landmarks.task import LandmarkTask
 from voxelry.tasks.recipe import DenseRecipe, make_folder
 from voxelry.viz.report import Report
@@ -25,7 +24,7 @@ from voxelry.viz.report import Report
 __all__ = ["LandmarkRecipe"]
 
 
-class LandmarkRecipe(DenseRecipe):
+class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
     """Named points: a heatmap per landmark, files of points."""
 
     task = LandmarkTask
@@ -56,7 +55,7 @@ class LandmarkRecipe(DenseRecipe):
         """The image's, and the distances to its borders where the data carry these."""
         return super().in_channels(sample, config) + (0 if sample.borders is None else len(sample.borders))
 
-    def image_channels(self, task: Any) -> int:
+    def image_channels(self, task: LandmarkTask) -> int:
         """Those of the network without the distances to the borders."""
         return super().image_channels(task) - (0 if task.borders is None else 2 * task.ndim)
 
@@ -74,11 +73,11 @@ class LandmarkRecipe(DenseRecipe):
             settings["input_range"] = pretrained.input_range
         return settings
 
-    def landmark_names(self, task: Any) -> Sequence[str] | None:
+    def landmark_names(self, task: LandmarkTask) -> Sequence[str] | None:
         """Those that the task finds."""
         return tuple(task.names)
 
-    def check(self, task: Task, dataset: VolumeDataset) -> None:
+    def check(self, task: LandmarkTask, dataset: VolumeDataset) -> None:
         """Refuse cases with other points than the task's, in whatever order.
 
         Raises:
@@ -86,7 +85,7 @@ class LandmarkRecipe(DenseRecipe):
         """
         dataset.check()
 
-    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+    def write(self, prediction: LandmarkPrediction, sample: Sample, folder: Path, format: str) -> Path:
         """A file of points in the world of the image."""
         path = make_folder(folder) / f"{sample.name}.{format}"
         return write_landmarks(path, to_landmark_set(prediction), space=sample.space, format=format)
@@ -94,8 +93,8 @@ class LandmarkRecipe(DenseRecipe):
     def add_results(
         self,
         report: Report,
-        task: Any,
-        evaluation: Evaluation,
+        task: LandmarkTask,
+        evaluation: Evaluation[LandmarkPrediction],
         held_out: SampleSource,
         history: Sequence[Mapping[str, float]],
     ) -> None:

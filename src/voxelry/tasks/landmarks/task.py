@@ -113,7 +113,7 @@ class LandmarkSettings:
             raise SettingError(f"borders: expected positive mm, and none with refine, got {self.borders}")
 
 
-class LandmarkTask(Task):
+class LandmarkTask(Task[Batch, LandmarkPrediction]):
     """Finds named points, `(B, C, *spatial) -> N` points per image in world mm.
 
     Args:

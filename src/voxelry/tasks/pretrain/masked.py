@@ -54,7 +54,7 @@ class MaskedPrediction:
         return torch.where(self.hidden, torch.full_like(self.image, fill), self.image)
 
 
-class MaskedPretrainTask(Task):
+class MaskedPretrainTask(Task[Batch, MaskedPrediction]):
     """Hiera learns to predict the hidden part of images from the rest (He et al. 2022, arXiv:2111.06377).
 
     Args:

@@ -16,7 +16,7 @@ from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.evaluate import Evaluation
-from voxelry.tasks.pretrain.masked import MaskedPretrainTask, write_completion
+from voxelry.tasks.pretrain.masked import MaskedPrediction, MaskedPretrainTask, write_completion
 from voxelry.tasks.pretrain.masked_report import add_masked_reconstructions
 from voxelry.tasks.pretrain.recipe import FRACTIONS
 from voxelry.tasks.recipe import Recipe, fitting, make_folder
@@ -25,7 +25,7 @@ from voxelry.viz.report import Report
 __all__ = ["MaskedPretrainRecipe"]
 
 
-class MaskedPretrainRecipe(Recipe):
+class MaskedPretrainRecipe(Recipe[MaskedPretrainTask, MaskedPrediction]):
     """Images alone, most of each hidden: a network that completes them."""
 
     task = MaskedPretrainTask
@@ -47,15 +47,15 @@ class MaskedPretrainRecipe(Recipe):
         report = transfer(network if whole else network.encoder, pretrained.weights)
         return network, fitting(report, pretrained)
 
-    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+    def write(self, prediction: MaskedPrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The masked and the completed image as NIfTI."""
         return write_completion(prediction, make_folder(folder), suffix=f".{format}")[-1]
 
     def add_results(
         self,
         report: Report,
-        task: Any,
-        evaluation: Evaluation,
+        task: MaskedPretrainTask,
+        evaluation: Evaluation[MaskedPrediction],
         held_out: SampleSource,
         history: Sequence[Mapping[str, float]],
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -14,7 +14,7 @@ from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.pretrain import report as pages
-from voxelry.tasks.pretrain.predict import write_reconstruction
+from voxelry.tasks.pretrain.predict import PretrainPrediction, write_reconstruction
 from voxelry.tasks.pretrain.samples import PeriodicSamples
 from voxelry.tasks.pretrain.task import PretrainTask
 from voxelry.tasks.recipe import DenseRecipe, make_folder
@@ -29,7 +29,7 @@ SAMPLES = 4
 FRACTIONS = (0.9, 0.1, 0.0)  # of the experiments
 
 
-class PretrainRecipe(DenseRecipe):
+class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
     """Diffusion: images alone, an estimate of the noise in each, new images."""
 
     task = PretrainTask
@@ -48,15 +48,15 @@ class PretrainRecipe(DenseRecipe):
         """A sheet of new images after each validation."""
         return [PeriodicSamples(output / "samples")]
 
-    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+    def write(self, prediction: PretrainPrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The reconstruction as NIfTI."""
         return write_reconstruction(prediction, make_folder(folder))[-1]
 
     def add_results(
         self,
         report: Report,
-        task: Any,
-        evaluation: Evaluation,
+        task: PretrainTask,
+        evaluation: Evaluation[PretrainPrediction],
         held_out: SampleSource,
         history: Sequence[Mapping[str, float]],
     ) -> None:
@@ -66,7 +66,9 @@ class PretrainRecipe(DenseRecipe):
         add_new_images(report, task, evaluation)
 
 
-def add_new_images(report: Report, task: Any, evaluation: Evaluation, seed: int = 0) -> None:
+def add_new_images(
+    report: Report, task: PretrainTask, evaluation: Evaluation[PretrainPrediction], seed: int = 0
+) -> None:
     """New images of the first held-out case's size, beside held-out ones."""
     first = evaluation.predictions[0]
     alike = [record.image for record in evaluation.predictions if record.image.shape == first.image.shape]

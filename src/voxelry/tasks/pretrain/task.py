@@ -71,7 +71,7 @@ class PretrainSettings(ScheduleSettings):
     seed: int = 0
 
 
-class PretrainTask(Task):
+class PretrainTask(Task[Batch, PretrainPrediction]):
     """A U-Net learns to denoise images.
 
     Args:

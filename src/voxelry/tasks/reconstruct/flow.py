@@ -104,6 +104,7 @@ class ReconstructFlowTask(ReconstructTask):
 
     name = "reconstruct_flow"
     draws_hypotheses = True
+    network: ShapeFlow
 
     def __init__(self, network: nn.Module, **settings: Any):
         own = settle(ReconstructFlowSettings, settings)
@@ -137,7 +138,7 @@ class ReconstructFlowTask(ReconstructTask):
         Raises:
             SettingError: the autoencoder was never trained; or see there.
         """
-        network: Any = self.network
+        network = self.network
         if not int(network.autoencoder.batches):
             raise SettingError("adapter: expected a trained flow, this one's autoencoder has seen no shape")
         super().adapt(name, settings, head_rate=head_rate)
@@ -148,14 +149,14 @@ class ReconstructFlowTask(ReconstructTask):
         """The steps of each hypothesis."""
         return self.samples * (2 * self.steps - 1 if self.sampler == "heun" else self.steps)
 
-    def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:  # type: ignore[override]
+    def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:
         """The losses of the answer, and those of the autoencoder or of the flow.
 
         Raises:
             DataError: the batch has no truth.
         """
         prompt = self.prompt(batch)
-        network: Any = self.network
+        network = self.network
         assert prompt.label is not None
         targets = make_targets(batch, network.prior, prompt.label, network.truncation)
         truth = targets.sdf / targets.edge
@@ -198,7 +199,7 @@ class ReconstructFlowTask(ReconstructTask):
         return (network.correction(x_t, t, each) - wanted).square().mean()
 
     @torch.no_grad()
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         batch: SliceBatch,
         *,
@@ -232,7 +233,7 @@ class ReconstructFlowTask(ReconstructTask):
         return looks[: self.samples], probability, frames
 
     def _answer(self, batch: SliceBatch, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        network: Any = self.network
+        network = self.network
         views = (1 + self.recentre) * (1 + self.mirror)
         count = math.ceil(self.samples / views)
         # one by one and on the CPU, so that every device and every number of samples has the same first ones
@@ -267,7 +268,7 @@ class ReconstructFlowTask(ReconstructTask):
         truths = [None if case.truth is None else case.truth.cpu().numpy().astype(bool) for case in cases]
         self.calibration.fit(predictions, truths)
 
-    def metrics(  # type: ignore[override]
+    def metrics(
         self,
         predictions: Sequence[ReconstructPrediction],
         batch: SliceBatch,

@@ -45,6 +45,7 @@ from voxelry.ops.surface import extract_surface, volume_mismatch
 from voxelry.tasks.recipe import make_folder
 from voxelry.tasks.reconstruct.placed import Placed, place
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
+from voxelry.tasks.reconstruct.task import ReconstructTask
 
 __all__ = ["Asked", "reconstruct", "write_reconstruction"]
 
@@ -78,7 +79,11 @@ class Asked:
 
 
 def reconstruct(
-    model: Model, image: str | PathLike[str] | NDArray[Any] | Sample, *, space: Space | None = None, **options: Any
+    model: Model[ReconstructTask],
+    image: str | PathLike[str] | NDArray[Any] | Sample,
+    *,
+    space: Space | None = None,
+    **options: Any,
 ) -> ReconstructPrediction:
     """The organ that is clicked on.
 
@@ -98,7 +103,7 @@ def reconstruct(
         FileError: a file can't be read.
         SettingError: a plane or label that there isn't, or samples of a model that doesn't draw any.
     """
-    task: Any = model.task
+    task = model.task
     sampling = {name: options.pop(name) for name in SAMPLING if options.get(name) is not None}
     asked = Asked(**{field.name: options.pop(field.name) for field in fields(Asked) if field.name in options})
     organ = _organ(task, asked.label)
@@ -126,7 +131,9 @@ def reconstruct(
     return found.moved(back @ np.linalg.inv(turned), grid)
 
 
-def _lone(model: Model, image: Any, points: NDArray[np.float64], asked: Asked, organ: tuple[int, ...]) -> SliceSample:
+def _lone(
+    model: Model[ReconstructTask], image: Any, points: NDArray[np.float64], asked: Asked, organ: tuple[int, ...]
+) -> SliceSample:
     """The slice that a single image is."""
     if not isinstance(image, str | PathLike):
         raise SettingError("slice: expected the file of an image")
@@ -141,7 +148,7 @@ def _lone(model: Model, image: Any, points: NDArray[np.float64], asked: Asked, o
 
 
 def _placed(
-    model: Model,
+    model: Model[ReconstructTask],
     image: Any,
     points: NDArray[np.float64],
     asked: Asked,
@@ -214,8 +221,8 @@ def _write_text(path: Path, text: str) -> None:
         raise FileError(path, f"can't be written: {error.strerror or error}") from error
 
 
-def _organ(task: Any, label: int | None) -> tuple[int, ...]:
-    organs: list[tuple[int, ...]] = task.organs
+def _organ(task: ReconstructTask, label: int | None) -> tuple[int, ...]:
+    organs = task.organs
     if label is None and len(organs) == 1:
         return organs[0]
     for organ in organs:
@@ -225,7 +232,9 @@ def _organ(task: Any, label: int | None) -> tuple[int, ...]:
     raise SettingError(f"label: expected one of the model's organs, {known}, got {label}")
 
 
-def _reference(model: Model, image: Any, sample: Sample, space: Space | None, options: dict[str, Any]) -> Reference:
+def _reference(
+    model: Model[ReconstructTask], image: Any, sample: Sample, space: Space | None, options: dict[str, Any]
+) -> Reference:
     """What a mask of a volume must lie on: an array without a space doesn't say where it lies."""
     if isinstance(image, str | PathLike):
         return Reference.of_file(Path(image), model.reading(Path(image), options))
@@ -315,7 +324,9 @@ def _mask_on(mask: Any, space: Space, image: Reference) -> torch.Tensor:
     return torch.from_numpy((array > 0).astype(np.int64))
 
 
-def _single(model: Model, path: Path, points: NDArray[np.float64], mask: Any, spacing: Any, label: int) -> SliceSample:
+def _single(
+    model: Model[ReconstructTask], path: Path, points: NDArray[np.float64], mask: Any, spacing: Any, label: int
+) -> SliceSample:
     """The slice of an image that has no volume."""
     if len(points) != 1:
         raise SettingError(f"click: expected one on a single image, got {len(points)}")

@@ -27,11 +27,11 @@ from voxelry.data.slices.dataset import SliceDataset
 from voxelry.data.slices.sources import SliceSource, VolumeSlices
 from voxelry.models.networks import build_network
 from voxelry.models.transfer import TransferReport, transfer
-from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import Recipe, fitting
 from voxelry.tasks.reconstruct import report as pages
 from voxelry.tasks.reconstruct.options import OPTIONS
+from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 from voxelry.tasks.reconstruct.prepared import check_standard, held_out_axes, prepared_source, reads_prepared
 from voxelry.tasks.reconstruct.prompt import reconstruct, write_reconstruction
 from voxelry.tasks.reconstruct.prompts import evaluation_items
@@ -44,7 +44,7 @@ __all__ = ["ReconstructRecipe"]
 _PRIOR_GRID = 64
 
 
-class ReconstructRecipe(Recipe):
+class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
     """Shapes from slices: meshes, label volumes and distances.
 
     Attributes:
@@ -115,7 +115,7 @@ class ReconstructRecipe(Recipe):
             "evaluation": dict(config.data.slices.get("evaluation") or {}),
         }
 
-    def prepare(self, task: Any, config: DictConfig, dataset: SliceDataset) -> None:
+    def prepare(self, task: ReconstructTask, config: DictConfig, dataset: SliceDataset) -> None:
         """Freeze the network and add the adapter of `config.adapter`, which the mean shapes then belong to."""
         if config.get("adapter") is None:
             return
@@ -124,14 +124,14 @@ class ReconstructRecipe(Recipe):
         task.adapt(str(settings.pop("name", "adapter")), settings, head_rate=head_rate)
         _set_mean_shapes(task.network, dataset)
 
-    def finish(self, task: Any, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
+    def finish(self, task: ReconstructTask, splits: Splits, output: Path, data: Mapping[str, Any]) -> None:
         """Write an adapter beside the bundle, into whose weights it is merged."""
         if task.adapters is not None:
             record: dict[str, Any] = {"task": {"name": self.name, **task.settings()}}
             record |= {"preprocess": splits.preprocess.settings(), **template_record(splits.template)}
             record["data"] = dict(data)
-            if hasattr(task, "calibration"):
-                record["calibration"] = {name: value.item() for name, value in task.calibration.state_dict().items()}
+            if (calibration := dict(task.named_children()).get("calibration")) is not None:
+                record["calibration"] = {name: value.item() for name, value in calibration.state_dict().items()}
             template = splits.template
             beside = {} if template is None else {TEMPLATE: template.write}
             task.adapters.save(output / "adapter", record=record, beside=beside)
@@ -139,7 +139,7 @@ class ReconstructRecipe(Recipe):
 
     def cases(
         self,
-        model: Model,
+        model: Model[ReconstructTask],
         root: Path,
         layout: str,
         file: Path | None,
@@ -158,17 +158,17 @@ class ReconstructRecipe(Recipe):
             return super().cases(model, root, layout, file, options=options, point_options=point_options)
         if options or point_options:
             raise SettingError(f"--option: {root} was prepared by voxelry; its files say everything themselves")
-        task: Any = model.task
+        task = model.task
         source = prepared_source(root, task.organs, file)
         check_standard(source, model.bundle.preprocess)
         return self._still(task, source, **held_out_axes(source))
 
-    def held_out(self, task: Any, volumes: VolumeDataset) -> SliceDataset:
+    def held_out(self, task: ReconstructTask, volumes: VolumeDataset) -> SliceDataset:
         """Every organ of every case, with several slices and clicks (`evaluation`), always the same."""
         return self._still(task, VolumeSlices(volumes))
 
     @staticmethod
-    def _still(task: Any, source: SliceSource, **settings: Any) -> SliceDataset:
+    def _still(task: ReconstructTask, source: SliceSource, **settings: Any) -> SliceDataset:
         return SliceDataset(
             source,
             organs=task.organs,
@@ -183,7 +183,9 @@ class ReconstructRecipe(Recipe):
             **{**evaluation_items(task.evaluation), **settings},
         )
 
-    def predict(self, model: Model, image: Readable, space: Space | None, options: Mapping[str, Any]) -> Any:
+    def predict(
+        self, model: Model[ReconstructTask], image: Readable, space: Space | None, options: Mapping[str, Any]
+    ) -> ReconstructPrediction:
         """The organ that is clicked on; see `tasks.reconstruct.prompt.reconstruct`."""
         self.split(options)
         if isinstance(image, Mapping):
@@ -192,7 +194,7 @@ class ReconstructRecipe(Recipe):
 
     def predict_file(
         self,
-        model: Model,
+        model: Model[ReconstructTask],
         path: Path,
         folder: Path,
         *,
@@ -203,15 +205,15 @@ class ReconstructRecipe(Recipe):
         """Reconstruct the organ that is clicked on in one file; see `tasks.reconstruct.prompt.reconstruct`."""
         return write_reconstruction(self.predict(model, path, None, options), folder, format)
 
-    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+    def write(self, prediction: ReconstructPrediction, sample: Sample, folder: Path, format: str) -> Path:
         """Mesh, label volume, distances and numbers; the mesh is answered."""
         return write_reconstruction(prediction, folder, format)
 
     def add_results(
         self,
         report: Report,
-        task: Task,
-        evaluation: Evaluation,
+        task: ReconstructTask,
+        evaluation: Evaluation[ReconstructPrediction],
         held_out: SampleSource,
         history: Sequence[Mapping[str, float]],
     ) -> None:

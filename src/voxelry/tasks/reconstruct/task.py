@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import settle
@@ -18,7 +18,7 @@ from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.slices import mask_metrics
 from voxelry.metrics.surfaces import METRICS, SURFACE_METRICS, reconstruction_metrics
 from voxelry.models.adapters.adapters import Adapters, AdapterSettings
-from voxelry.models.shape import Prompt, ShapeOutput
+from voxelry.models.shape import Prompt, ShapeNet, ShapeOutput
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.reconstruct import losses
 from voxelry.tasks.reconstruct.baselines import BASELINE_METRICS, Baselines
@@ -107,7 +107,7 @@ class ReconstructSettings:
             raise SettingError("contour, curriculum_batches, baseline_shapes: expected 0 or more")
 
 
-class ReconstructTask(Task):
+class ReconstructTask(Task[SliceBatch, ReconstructPrediction]):
     """Shapes from slices.
 
     Args:
@@ -124,15 +124,16 @@ class ReconstructTask(Task):
     monitor = "dice"
     higher_is_better = True
     slow = (*SURFACE_METRICS, *BASELINE_METRICS)
+    network: ShapeNet
     seen: Tensor
 
-    def __init__(self, network: nn.Module, **settings: Any):
+    def __init__(self, network: ShapeNet, **settings: Any):
         super().__init__()
         own = self._settings = settle(ReconstructSettings, settings)
         self.network = network
         self.organs = [(organ,) if isinstance(organ, int) else tuple(int(one) for one in organ) for organ in own.organs]
         self.edges = [float(edge) for edge in own.edges]
-        classes = int(network.classes)  # type: ignore[arg-type]
+        classes = network.classes
         if not all(self.organs) or not 1 <= len(self.organs) <= classes:
             raise SettingError(f"organs: expected 1 to {classes}, as the network has classes, got {list(own.organs)}")
         if len(self.edges) != len(self.organs) or min(self.edges) <= 0:
@@ -142,7 +143,7 @@ class ReconstructTask(Task):
             for place, organ in enumerate(self.organs)
         ]
         self.weights = {**WEIGHTS, **{name: float(value) for name, value in (own.weights or {}).items()}}
-        self.image_size = int(network.image_size if own.image_size is None else own.image_size)  # type: ignore[arg-type]
+        self.image_size = int(network.image_size if own.image_size is None else own.image_size)
         self.evaluation = dict(own.evaluation or {})
         self.view, self.slices, self.tau, self.band = float(own.view), int(own.slices), float(own.tau), float(own.band)
         self.contour, self.contour_predicted = float(own.contour), own.contour_predicted
@@ -182,7 +183,7 @@ class ReconstructTask(Task):
         """Put the active adapter into the network's weights for good; it is an ordinary network then."""
         if self.adapters is None:
             return
-        network: Any = self.network
+        network = self.network
         state = self.adapters.merged_state()
         plain_network = type(network)(**network.settings())
         plain_network.load_state_dict(state)
@@ -204,14 +205,14 @@ class ReconstructTask(Task):
         """
         return Prompt(**{**batch.prompt(), "label": class_of(batch.label, self.organs)})
 
-    def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:  # type: ignore[override]
+    def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:
         """The weighted sum of the losses, and each that has a weight.
 
         Raises:
             DataError: the batch has no truth.
         """
         prompt = self.prompt(batch)
-        network: Any = self.network
+        network = self.network
         assert prompt.label is not None
         targets = make_targets(batch, network.prior, prompt.label, network.truncation)
         return self._losses(network(prompt), targets, prompt)
@@ -256,7 +257,7 @@ class ReconstructTask(Task):
                 return losses.smoothness_loss(sdf, truth, step, band)
 
     @torch.no_grad()
-    def predict(self, batch: SliceBatch) -> list[ReconstructPrediction]:  # type: ignore[override]
+    def predict(self, batch: SliceBatch) -> list[ReconstructPrediction]:
         """A shape for every prompt; the truth in the batch is not looked at.
 
         Raises:
@@ -339,7 +340,7 @@ class ReconstructTask(Task):
         cases: Iterable[SliceCase] = samples
         self.baselines.fit(cases, self.organs, self.edges)
 
-    def metrics(  # type: ignore[override]
+    def metrics(
         self,
         predictions: Sequence[ReconstructPrediction],
         batch: SliceBatch,

@@ -36,11 +36,11 @@ from voxelry.io import open_image
 from voxelry.models.mask_rcnn.settings import TransformSettings
 from voxelry.models.mask_rcnn.transform import Transform, resize_boxes
 from voxelry.models.transfer import TransferReport, best_transfer
-from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import Recipe, fitting, make_folder
 from voxelry.tasks.segment import report as pages
 from voxelry.tasks.segment.outputs import write_instances
+from voxelry.tasks.segment.predict import InstancePrediction
 from voxelry.tasks.segment.rescale import assumption, common_size
 from voxelry.tasks.segment.targets import anchors_for
 from voxelry.tasks.segment.task import SegmentTask
@@ -59,7 +59,7 @@ _SIZED_CASES = 1000  # training cases whose voxel size is looked at
 _ANCHOR_CASES = 200  # so many training cases are looked at for the sizes of their objects
 
 
-class SegmentRecipe(Recipe):
+class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
     """Instances: a detector around a backbone, label volumes."""
 
     task = SegmentTask
@@ -146,7 +146,7 @@ class SegmentRecipe(Recipe):
             settings["input_range"] = pretrained.input_range
         return settings
 
-    def check(self, task: Task, dataset: VolumeDataset) -> None:
+    def check(self, task: SegmentTask, dataset: VolumeDataset) -> None:
         """Refuse cases without instances."""
         for case in dataset.cases:
             if case.instances is None:
@@ -159,15 +159,15 @@ class SegmentRecipe(Recipe):
         return dataset[index]
 
     def compared(
-        self, predictions: list[Any], batch: Batch, dataset: SampleSource, index: int
-    ) -> tuple[list[Any], Batch]:
+        self, predictions: list[InstancePrediction], batch: Batch, dataset: SampleSource, index: int
+    ) -> tuple[list[InstancePrediction], Batch]:
         """What `write` writes, and what the label file holds."""
         sample = self.truth_of(dataset, index)
         return [one.on(sample.space).visible() for one in predictions], collate([sample]).to(batch.image.device)
 
     def predict_file(
         self,
-        model: Model,
+        model: Model[SegmentTask],
         path: Path,
         folder: Path,
         *,
@@ -215,20 +215,20 @@ class SegmentRecipe(Recipe):
         shutil.rmtree(state, ignore_errors=True)
         return written
 
-    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+    def write(self, prediction: InstancePrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The label volume on the image's own grid, a table of the instances, and their masks."""
         return self._write(prediction, Path(sample.source), sample.space, make_folder(folder), format)
 
     @staticmethod
-    def _write(prediction: Any, source: Path, space: Space, folder: Path, format: str) -> Path:
+    def _write(prediction: InstancePrediction, source: Path, space: Space, folder: Path, format: str) -> Path:
         image = source if format == "ome.zarr" and source.suffix == ".zarr" and source.is_dir() else None
         return write_instances(prediction, folder, format=format, space=space, image=image)[0]
 
     def add_results(
         self,
         report: Report,
-        task: Any,
-        evaluation: Evaluation,
+        task: SegmentTask,
+        evaluation: Evaluation[InstancePrediction],
         held_out: SampleSource,
         history: Sequence[Mapping[str, float]],
     ) -> None:

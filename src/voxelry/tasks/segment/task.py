@@ -94,7 +94,7 @@ class SegmentSettings:
         check_range(self.input_range, "input_range")
 
 
-class SegmentTask(Task):
+class SegmentTask(Task[Batch, InstancePrediction]):
     """Finds instances, `(B, C, *spatial)` to boxes, scores, classes and masks per image.
 
     Args:

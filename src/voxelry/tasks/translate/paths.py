@@ -46,9 +46,20 @@ class Path(ABC):
         varies: whether two samples of one image differ.
     """
 
-    objective: str
-    needs_noise: bool
-    varies: bool
+    @property
+    @abstractmethod
+    def objective(self) -> str:
+        """See above."""
+
+    @property
+    @abstractmethod
+    def needs_noise(self) -> bool:
+        """See above."""
+
+    @property
+    @abstractmethod
+    def varies(self) -> bool:
+        """See above."""
 
     @property
     @abstractmethod
@@ -101,7 +112,7 @@ class DiffusionPath(Path):
     varies = True
 
     @property
-    def objective(self) -> str:  # type: ignore[override]
+    def objective(self) -> str:
         """That of the plan."""
         return self.plan.objective
 
@@ -203,12 +214,12 @@ class FlowPath(Path):
         return flow.flow_times(self.steps)[:-1]
 
     @property
-    def needs_noise(self) -> bool:  # type: ignore[override]
+    def needs_noise(self) -> bool:
         """A bridge doesn't: its most likely beginning is the condition alone."""
         return not self.bridge
 
     @property
-    def varies(self) -> bool:  # type: ignore[override]
+    def varies(self) -> bool:
         """A bridge without noise gives one answer."""
         return self.needs_noise or self.noise_scale > 0
 

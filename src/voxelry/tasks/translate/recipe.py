@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -25,18 +25,14 @@ from voxelry.data.preprocess.normalise import check_values
 from voxelry.data.sample import Sample
 from voxelry.models.memory import check_memory
 from voxelry.models.transfer import TransferReport
-from voxelry.tasks.base import Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.tasks.recipe import DenseRecipe, make_folder
 from voxelry.tasks.translate import report as pages
 from voxelry.tasks.translate.options import OPTIONS
-from voxelry.tasks.translate.predict import write_translation
+from voxelry.tasks.translate.predict import TranslatePrediction, write_translation
 from voxelry.tasks.translate.targets import input_channels
 from voxelry.tasks.translate.task import TranslateTask
 from voxelry.viz.report import Report
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["TranslateRecipe", "over_calls"]
 
@@ -44,7 +40,7 @@ _STEPS = (1, 2, 4, 8)  # that the report compares, where the model was trained f
 _CURVE_CASES = 16  # that are translated again for it
 
 
-class TranslateRecipe(DenseRecipe):
+class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
     """Pairs of images, a network that is given one and the way to the other, translated images."""
 
     task = TranslateTask
@@ -120,13 +116,13 @@ class TranslateRecipe(DenseRecipe):
             settings["tile_size"] = list(sample.image.shape[1:])
         return settings
 
-    def image_channels(self, task: Any) -> int:
+    def image_channels(self, task: TranslateTask) -> int:
         """The conditions."""
         return int(task.conditions)
 
     def cases(
         self,
-        model: Model,
+        model: Model[TranslateTask],
         root: Path,
         layout: str,
         file: Path | None,
@@ -157,11 +153,13 @@ class TranslateRecipe(DenseRecipe):
         paired = named_cases(find_pairs(root, layout, options=options, **pairs), file)
         return PairDataset(paired, resample=resample, **common)
 
-    def on_target_grid(self, task: Any, sample: Sample) -> Sample:
+    def on_target_grid(self, task: TranslateTask, sample: Sample) -> Sample:
         """An image as fine as its answer is to be: thick slices as thin ones, where the training had such pairs."""
         return sample if task.target_grid is None else move(sample, task.target_grid.of(sample.space))
 
-    def read_contrasts(self, task: Task, files: Mapping[str, Path | str | None], options: Mapping[str, Any]) -> Sample:
+    def read_contrasts(
+        self, task: TranslateTask, files: Mapping[str, Path | str | None], options: Mapping[str, Any]
+    ) -> Sample:
         """The conditions of one case from a file for each; those that aren't named are absent.
 
         Raises:
@@ -185,7 +183,7 @@ class TranslateRecipe(DenseRecipe):
 
     def predict_file(
         self,
-        model: Model,
+        model: Model[TranslateTask],
         path: Path,
         folder: Path,
         *,
@@ -199,15 +197,15 @@ class TranslateRecipe(DenseRecipe):
         check_values(sample.image, path)
         return self.write(model.predict(sample, **own), sample, folder, format)
 
-    def write(self, prediction: Any, sample: Sample, folder: Path, format: str) -> Path:
+    def write(self, prediction: TranslatePrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The translated image, in physical values on the sample's grid, and its spread where there is one."""
         return write_translation(prediction, make_folder(folder), suffix=f".{format}", space=sample.space)[0]
 
     def add_results(
         self,
         report: Report,
-        task: Any,
-        evaluation: Evaluation,
+        task: TranslateTask,
+        evaluation: Evaluation[TranslatePrediction],
         held_out: SampleSource,
         history: Sequence[Mapping[str, float]],
     ) -> None:
@@ -215,7 +213,7 @@ class TranslateRecipe(DenseRecipe):
         pages.add_results(report, task, evaluation.predictions, evaluation.rows, calls=over_calls(task, held_out))
 
 
-def over_calls(task: Any, held_out: SampleSource, *, cases: int = _CURVE_CASES) -> list[dict[str, Any]]:
+def over_calls(task: TranslateTask, held_out: SampleSource, *, cases: int = _CURVE_CASES) -> list[dict[str, Any]]:
     """The summary of held-out cases in each number of steps that the model was trained for.
 
     Args:

@@ -23,6 +23,7 @@ from voxelry.diffusion.objectives import LOSSES, mean_errors, noise_like
 from voxelry.diffusion.plan import ScheduleSettings
 from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.metrics.translation import summarise
+from voxelry.models.networks import image_rank
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.translate.calibration import SpreadCalibration
 from voxelry.tasks.translate.paths import Path, Predict, make_path
@@ -103,7 +104,7 @@ class TranslateSettings(ScheduleSettings):
             raise SettingError(f"condition_names: expected {self.conditions} of them, got {', '.join(names)}")
 
 
-class TranslateTask(Task):
+class TranslateTask(Task[Batch, TranslatePrediction]):
     """A network learns what an image would be in another contrast, at full dose, or between its slices.
 
     Args:
@@ -260,7 +261,7 @@ class TranslateTask(Task):
 
     def metric_names(self, chosen: MetricChoice) -> list[str]:
         """Names of everything that `summary` may hold."""
-        return metric_names(int(self.network.ndim))  # type: ignore[arg-type]
+        return metric_names(image_rank(self.network))
 
     def predict_to_measure(self, batch: Batch, wanted: Wanted) -> list[TranslatePrediction]:
         """As `predict`, with a spread only where `coverage_...` are wanted: it takes several samples."""
