@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import voxelry
+from voxelry.backbones.hiera import Hiera
 from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.pretrained import read_pretrained
 from voxelry.bundle.registry import recipe_of_config
@@ -98,23 +99,38 @@ def test_what_fits_nowhere_and_no_backbone_are_refused(configured, torsos, tmp_p
         train(configured("model=unet_tiny", "~model.width", f"pretrained={first.bundle}", name="second"))
 
 
+@pytest.fixture
+def check_published(configured, tmp_path):
+    """Weights as they are published bring the backbone of landmarks and of instances."""
+
+    def check(weights, case, entry, ndim):
+        save_file(weights, tmp_path / "published.safetensors")
+        published = read_pretrained(tmp_path / "published.safetensors", ndim=ndim)
+        channels = 1 if entry == "hiera" else 3
+        image, space = torch.zeros(channels, *(32,) * ndim), Space.from_spacing((32,) * ndim)
+        boxes = torch.tensor([[4.5] * ndim + [20.5] * ndim])
+        sample = Sample(image, space, "case", landmarks=torch.zeros(2, ndim), boxes=boxes)
+        segment = compose_training([f"experiment=segment_{ndim}d", "data.root=nowhere", f"backbone={entry}"])
+        for config in (configured(f"backbone={entry}", f"ndim={ndim}"), segment):
+            network, _ = recipe_of_config(config).network(config, [sample], published)
+            backbone = network.backbone.backbone if entry == "hiera" else network.backbone
+            prefix = "backbone." if case == "maskrcnn_2d" else ""
+            for name, value in backbone.state_dict().items():
+                assert torch.equal(value, published.weights[prefix + name]), name
+
+    return check
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize(("case", "entry"), list(PUBLISHED.items()))
-def test_published_weights_bring_the_backbone_of_landmarks_and_instances(
-    golden, configured, tmp_path, case, entry, ndim
-):
+def test_published_weights_bring_the_backbone(golden, check_published, case, entry, ndim):
     recorded = load_file(golden / f"{case}.safetensors")
     weights = {name.removeprefix("weight."): value for name, value in recorded.items() if name.startswith("weight.")}
-    save_file(weights, tmp_path / "published.safetensors")
-    published = read_pretrained(tmp_path / "published.safetensors", ndim=ndim)
-    channels = 1 if entry == "hiera" else 3
-    image, space = torch.zeros(channels, *(32,) * ndim), Space.from_spacing((32,) * ndim)
-    boxes = torch.tensor([[4.5] * ndim + [20.5] * ndim])
-    sample = Sample(image, space, "case", landmarks=torch.zeros(2, ndim), boxes=boxes)
-    segment = compose_training([f"experiment=segment_{ndim}d", "data.root=nowhere", f"backbone={entry}"])
-    for config in (configured(f"backbone={entry}", f"ndim={ndim}"), segment):
-        network, _ = recipe_of_config(config).network(config, [sample], published)
-        backbone = network.backbone.backbone if entry == "hiera" else network.backbone
-        prefix = "backbone." if case == "maskrcnn_2d" else ""
-        for name, value in backbone.state_dict().items():
-            assert torch.equal(value, published.weights[prefix + name]), name
+    check_published(weights, case, entry, ndim)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_weights_made_here_bring_the_backbone(check_published, ndim):
+    """Our Hiera has the names of the original's tensors."""
+    network = Hiera(ndim=2, in_channels=1, input_size=32, embed_dim=8, stages=[1, 1, 1], q_pool=2, mask_unit_size=4)
+    check_published(network.state_dict(), "hiera_2d", "hiera", ndim)
