@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 from voxelry.nn import nd
-from voxelry.nn.lean.fused import in_rows
 from voxelry.nn.lean.linear_attention import linear_attention
+from voxelry.nn.lean.rows import in_rows
 from voxelry.nn.windows import merge_windows, split_windows
 
 __all__ = ["ATTENTION", "FullAttention", "LinearAttention", "NoAttention", "WindowAttention"]

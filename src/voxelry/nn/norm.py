@@ -18,8 +18,7 @@ NORMS = ("batch", "frozen_batch", "group", "layer")
 
 def standardise(weight: Tensor, eps: float) -> Tensor:
     """Zero mean and unit variance of every output channel's kernel (Qiao et al. 2019, arXiv:1903.10520, eq. 10)."""
-    variance, mean = torch.var_mean(weight, dim=tuple(range(1, weight.ndim)), correction=0, keepdim=True)
-    return (weight - mean) * (variance + eps).rsqrt()
+    return F.layer_norm(weight, weight.shape[1:], eps=eps)  # of a kernel as of a sample: much faster than its parts
 
 
 class FrozenBatchNorm(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from voxelry.nn.lean import rows
-from voxelry.nn.lean.fused import Grads, fold_norm, norm_gradients
+from voxelry.nn.lean.folded import fold_norm, norm_gradients
 from voxelry.nn.recipes import recipe_of
 
 __all__ = ["linear_attention"]
@@ -120,7 +120,7 @@ class _LinearAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Grads:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gamma, beta, qkv, bias, out, out_bias, out_gamma, out_beta, factor, offset, centre, rstd,
          out_factor, _, out_centre, out_rstd, highest, total, table, *parts) = ctx.saved_tensors  # fmt: skip
         x = rows.dense(ctx.make(parts))

@@ -1,4 +1,4 @@
-"""Per-channel affine maps, SiLU and their gradients, over voxels in chunks that stay in the cache.
+"""Per-channel statistics and affine maps over voxels in chunks that stay in the cache.
 
 A feature map in channels-last memory is, sample by sample, a matrix of voxels × channels. Each pass here
 goes over it in blocks of rows, small enough that intermediate results never leave the processor's
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from voxelry.nn import nd
@@ -20,13 +19,18 @@ __all__ = [
     "as_rows",
     "dense",
     "empty_like_rows",
+    "in_rows",
     "row_chunks",
-    "silu_affine",
-    "silu_affine_backward",
     "sums",
 ]
 
 CHUNK_ELEMENTS = 1 << 20
+
+
+def in_rows(x: Tensor) -> bool:
+    """Whether the row kernels handle `x`: on the CPU, single or double precision, no autocast."""
+    precise = x.dtype in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and precise and not torch.is_autocast_enabled("cpu")
 
 
 def dense(x: Tensor) -> Tensor:
@@ -74,41 +78,6 @@ def sums(x: Tensor) -> tuple[Tensor, Tensor]:
             second[sample] += torch.mv(block.square_().t(), ones)
     first /= count
     return centres.double() + first, (second / count - first.square()).clamp_(min=0)
-
-
-def silu_affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
-    """`silu(x * scale + shift) + residual`, with `(B, C)` scale and shift, in one pass."""
-    result = empty_like_rows(x)
-    target, source = as_rows(result), as_rows(x)
-    extra = None if residual is None else as_rows(dense(residual))
-    for sample in range(x.shape[0]):
-        for chunk in row_chunks(source.shape[1], x.shape[1]):
-            block = target[sample, chunk]
-            torch.addcmul(shift[sample], source[sample, chunk], scale[sample], out=block)
-            F.silu(block, inplace=True)
-            if extra is not None:
-                block += extra[sample, chunk]
-    return result
-
-
-def silu_affine_backward(grad: Tensor, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient before the activation, into `out` (which may be `grad`), and its two sums.
-
-    Returns:
-        Sums over the voxels of that gradient, and of it times `x`: `(B, C), (B, C)` in float64.
-    """
-    source, given, target = as_rows(x), as_rows(grad), as_rows(out)
-    plain = torch.zeros(x.shape[:2], dtype=torch.float64)
-    weighted = torch.zeros(x.shape[:2], dtype=torch.float64)
-    for sample in range(x.shape[0]):
-        for chunk in row_chunks(source.shape[1], x.shape[1]):
-            block, result = source[sample, chunk], target[sample, chunk]
-            before = torch.addcmul(shift[sample], block, scale[sample])
-            torch.ops.aten.silu_backward.grad_input(given[sample, chunk], before, grad_input=result)
-            ones = block.new_ones(block.shape[0])
-            plain[sample] += torch.mv(result.t(), ones)
-            weighted[sample] += torch.mv(torch.mul(result, block, out=before).t(), ones)
-    return plain, weighted
 
 
 def affine_backward(grad: Tensor, x: Tensor, scale: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
