@@ -146,7 +146,9 @@ class _NormSilu(torch.autograd.Function):
             with nd.without_autocast(x):
                 return F.silu(normed(*parts, *how), inplace=True)
 
-        inputs = tuple(None if value is None else value.detach() for value in (x, gamma, beta, scale, shift))
+        inputs: tuple[Any, ...] = tuple(
+            value if value is None else value.detach() for value in (x, gamma, beta, scale, shift)
+        )
         result = again(inputs)
         if residual is None:
             return attach(result, Recipe(again, inputs))
