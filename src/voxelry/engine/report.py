@@ -37,6 +37,7 @@ def write_report(
     history: Sequence[Mapping[str, float]],
     logs: Path,
     transfer: str | None,
+    times: Sequence[Mapping[str, str]],
 ) -> Path:
     """The report of a training.
 
@@ -49,12 +50,14 @@ def write_report(
         history: the validation summaries, each with its `step`.
         logs: the CSV logger's file, for the training curve.
         transfer: what was taken over from pretrained weights.
+        times: rows of where the run's time went, see `TimeShares`.
     """
     report = Report(f"Training of {type(task).__name__}", subtitle=f"{len(held_out)} {part} cases were held out")
     add_results(report, task, evaluation, held_out, history)
     add_curves(report, task, history, logs)
     if transfer is not None:
         report.section("Pretrained weights", transfer)
+    report.section("Time", "Where the time of this session of the run went.").table(times)
     return report.save(path)
 
 

@@ -38,6 +38,7 @@ from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
 from voxelry.engine.resume import check_same_run, describe_run
 from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume
+from voxelry.engine.time_shares import TimeShares
 from voxelry.engine.validations import LEAST, ValidatedCases, Validations
 from voxelry.metrics.choice import MetricChoice
 from voxelry.models.transfer import TransferReport
@@ -98,6 +99,7 @@ class _Begun:
     transferred: TransferReport | None
     description: dict[str, Any]
     digests: dict[str, dict[str, str]]
+    clock: TimeShares
     resume: Path | None
     state: dict[str, Any]
 
@@ -124,6 +126,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
 
 
 def _begin(config: DictConfig, placement: Placement) -> _Begun:
+    clock = TimeShares()
     for line in drop_defaults(config):
         log.info("%s", line)
     check_settings(config)
@@ -150,7 +153,7 @@ def _begin(config: DictConfig, placement: Placement) -> _Begun:
         if config.resume:
             log.info("%s: no run to go on with, a new one begins", output)
         begin_clean(output)
-    return _Begun(config, placement, recipe, splits, task, transferred, description, digests, resume, state)
+    return _Begun(config, placement, recipe, splits, task, transferred, description, digests, clock, resume, state)
 
 
 def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
@@ -306,6 +309,7 @@ def _trainer(begun: _Begun, checkpoints: Checkpoints, rhythm: Pace, further: Map
     callbacks[:0] = begun.recipe.callbacks(begun.output)
     if config.progress:
         callbacks.append(progress_callback())
+    callbacks.append(begun.clock)
     return pl.Trainer(
         max_steps=rhythm.max_steps or -1,
         max_epochs=-1,
@@ -350,7 +354,7 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
     config, task, splits, output = begun.config, begun.task, begun.splits, begun.output
     task.eval()
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
-    if len(splits.validation):
+    if len(splits.validation) and type(task).calibrate is not Task.calibrate:
         validated = evaluate_task(task, splits.validation)
         cases = [begun.recipe.truth_of(splits.validation, index) for index in range(len(splits.validation))]
         task.calibrate(validated.predictions, cases)
@@ -375,6 +379,7 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
         output / "bundle", task, splits.preprocess, record=record, card=card, template=splits.template
     )
     evaluation.write(output / "metrics")
+    begun.clock.lap("evaluating")
     write_report(
         output / "report.html",
         task,
@@ -384,6 +389,7 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
         history=history,
         logs=output / "logs" / "metrics.csv",
         transfer=None if begun.transferred is None else str(begun.transferred),
+        times=begun.clock.rows(),
     )
     summary = {
         "seed": config.seed,
