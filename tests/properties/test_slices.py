@@ -10,7 +10,8 @@ from voxelry.data.slices.augment import SliceAugment, move_space
 from voxelry.data.slices.choice import Choice, choose_cuts
 from voxelry.data.slices.cut import draw_click, plane_normal
 from voxelry.data.slices.organ_shape import OrganShape
-from voxelry.data.slices.pointmaps import PointmapNormaliser, masked_pointmap, resize_pointmap
+from voxelry.data.slices.pointmaps import PointmapNormaliser, masked_pointmap
+from voxelry.ops.pointmaps import resize_pointmap
 
 SHAPE = (12, 14, 16)
 

@@ -7,7 +7,8 @@ import torch
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.slices.cut import axis_plane, oblique_plane
-from voxelry.data.slices.pointmaps import PointmapNormaliser, masked_pointmap, pointmap, resize_pointmap
+from voxelry.data.slices.pointmaps import PointmapNormaliser, masked_pointmap, pointmap
+from voxelry.ops.pointmaps import resize_pointmap
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ away from the click). It is never interpolated with zeros for NaN: values are av
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
-from voxelry.ops.resample import resample
 
-__all__ = ["PointmapNormaliser", "masked_pointmap", "pointmap", "resize_pointmap"]
+__all__ = ["PointmapNormaliser", "masked_pointmap", "pointmap"]
 
 
 def pointmap(space: Space) -> NDArray[np.float64]:
@@ -38,61 +36,6 @@ def masked_pointmap(space: Space, region: Tensor) -> Tensor:
         raise SettingError(f"region: expected shape {space.shape}, got {tuple(region.shape)}")
     points = torch.from_numpy(pointmap(space)).movedim(-1, 0).to(torch.float32)
     return torch.where(region.to(torch.bool), points, torch.nan)
-
-
-def resize_pointmap(points: Tensor, shape: Sequence[int], *, coverage: float = 0.5) -> Tensor:
-    """Resize a pointmap with unknown pixels by normalised convolution; outer edges stay where they are.
-
-    Values and certainty (1 known, 0 unknown) are interpolated alike and divided (Knutsson & Westin 1993, CVPR,
-    515-523, order zero), so a result is a mean of known values and nothing else: points of a plane stay in it.
-    Where pixels grow, both are averaged over the size of the new ones first.
-
-    Args:
-        points: `(C, *spatial)`, NaN (in any channel) where unknown.
-        shape: the new spatial shape.
-        coverage: certainty in (0, 1] from which a new pixel is known.
-
-    Returns:
-        `(C, *shape)` float32, NaN where unknown.
-
-    Raises:
-        SettingError: sizes or a coverage out of range.
-    """
-    if not 0 < coverage <= 1:
-        raise SettingError(f"coverage: expected a number in (0, 1], got {coverage!r}")
-    old = np.asarray(points.shape[1:])
-    new = np.asarray([int(size) for size in shape])
-    if new.shape != old.shape or new.min() < 1:
-        raise SettingError(f"shape: expected {len(old)} positive sizes, got {tuple(shape)}")
-    known = torch.isfinite(points).all(dim=0)
-    out = torch.full((len(points), *new.tolist()), torch.nan)
-    if not known.any():
-        return out
-    # float32 has 7 digits: the middle is taken off, so that they are spent on the differences.
-    middle = points[:, known].to(torch.float64).mean(dim=1).reshape(-1, *[1] * len(old))
-    values = torch.where(known, points.to(torch.float64) - middle, 0.0).to(torch.float32)
-    stacked = torch.cat([values, known[None].to(torch.float32)])
-    scale = old / new
-    for axis, factor in enumerate(scale):
-        stacked = _averaged(stacked, axis + 1, float(factor))
-    moved = resample(stacked, np.diag(scale), (scale - 1) / 2, new.tolist(), fill="edge")
-    certainty = moved[-1]
-    sure = certainty >= coverage - 1e-5
-    mean = moved[:-1] / certainty.clamp(min=1e-6) + middle.to(torch.float32)
-    return torch.where(sure, mean, out)
-
-
-def _averaged(stacked: Tensor, axis: int, factor: float) -> Tensor:
-    """Smoothed along one axis for pixels `factor` times as large, as `data.preprocess.move` does it."""
-    from scipy.ndimage import gaussian_filter1d
-
-    variance = (factor**2 - 1) / (8 * np.log(2))
-    if variance <= 0.04:
-        return stacked
-    # Beyond the edge nothing is known: zeros with a certainty of zero.
-    weight = gaussian_filter1d(stacked.numpy(), float(np.sqrt(variance)), axis=axis, mode="constant")
-    whole = gaussian_filter1d(np.ones(stacked.shape[axis]), float(np.sqrt(variance)), mode="constant")
-    return torch.from_numpy(weight / whole.reshape(-1, *[1] * (stacked.ndim - 1 - axis)).astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ SOURCES: dict[str, Source] = {
     "sam3d-ss-flow": Source("sam3d.structure_flow:FLOW", r"(^|\.)latent_mapping\.shape\.pos_emb$"),
     "sam3d-slat-flow": Source("sam3d.latent_flow:FLOW", r"(^|\.)input_blocks\.\d+\.conv1\.conv\.weight$"),
     "sam3d-mesh-decoder": Source("sam3d.mesh_decoder:DECODER", r"(^|\.)upsample\.0\.out_layers\.0\.conv\.weight$"),
+    "sam3d-point-patch-embed": Source("sam3d.condition:POINTS", r"(^|\.)point_proj\.weight$"),
+    "sam3d-embedder-fuser": Source("sam3d.condition:FUSER", r"(^|\.)projection_nets\.0\.1\.w1\.weight$"),
 }
 
 
