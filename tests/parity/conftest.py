@@ -47,3 +47,47 @@ def scrambled():
         return network.eval()
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def torchvision_paste():
+    """torchvision's own way to paste masks, see `_paste`."""
+    return _paste
+
+
+def _paste(masks, boxes, shape):
+    """torchvision's own paste, `(N, 1, *M), (N, 2 * ndim) -> (N, 1, *shape)`.
+
+    It rounds the box to voxels (towards zero, with one voxel more than it holds) and keeps a whole image for each
+    mask. `ops.masks.paste_mask` does neither.
+    """
+    ndim = masks.ndim - 2
+    result = masks.new_zeros(len(masks), 1, *shape)
+    cells = boxes.new_tensor(masks.shape[2:])
+    half = (boxes[:, ndim:] - boxes[:, :ndim]) * 0.5 * ((cells + 2) / cells)
+    middle = (boxes[:, ndim:] + boxes[:, :ndim]) * 0.5
+    low, high = (middle - half).to(torch.int64), (middle + half).to(torch.int64)
+    padded = torch.nn.functional.pad(masks, (1, 1) * ndim)
+    for index in range(len(masks)):
+        source = []
+        target = []
+        crop = padded[index, 0]
+        for axis, size in enumerate(shape):
+            start, stop = int(low[index, axis]), int(high[index, axis]) + 1
+            crop = _stretch(crop, max(stop - start, 1), axis)
+            first, last = max(start, 0), min(stop, size)
+            target.append(slice(first, max(last, first)))
+            source.append(slice(first - start, max(last, first) - start))
+        result[index, 0][tuple(target)] = crop[tuple(source)]
+    return result
+
+
+def _stretch(values, length, axis):
+    """Linear interpolation of one axis to another length, with the ends of both at the same place."""
+    size = values.shape[axis]
+    position = (torch.arange(length, dtype=values.dtype, device=values.device) + 0.5) * (size / length) - 0.5
+    position = position.clamp(min=0)
+    before = position.long().clamp(max=size - 1)
+    part = (position - before).reshape(-1, *(1,) * (values.ndim - axis - 1))
+    after = (before + 1).clamp(max=size - 1)
+    return values.index_select(axis, before) * (1 - part) + values.index_select(axis, after) * part

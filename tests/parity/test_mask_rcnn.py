@@ -12,7 +12,6 @@ from voxelry.core.errors import CheckpointError
 from voxelry.interop import from_reference, infer_case
 from voxelry.models.mask_rcnn.anchors import Anchors
 from voxelry.ops.boxes import convert
-from voxelry.ops.masks import paste_masks_reference
 
 SOURCE = "torchvision-maskrcnn"
 
@@ -82,14 +81,14 @@ def test_anchors_and_proposals(network, reference):
         assert_close(proposals[index][0], ours(tensors[f"output.proposals.{index}"]))
 
 
-def test_detections(network, given, reference):
+def test_detections(network, given, reference, torchvision_paste):
     tensors = reference[2]
     for index, found in enumerate(network.detect(given[0])):
         assert_close(found.boxes, ours(tensors[f"output.boxes.{index}"]))
         assert_close(found.scores, tensors[f"output.scores.{index}"])
         assert torch.equal(found.classes, tensors[f"output.labels.{index}"])
         assert found.masks.shape == (20, 28, 28)
-        pasted = paste_masks_reference(found.masks[:, None], found.boxes, given[0][index].shape[1:])
+        pasted = torchvision_paste(found.masks[:, None], found.boxes, given[0][index].shape[1:])
         assert (pasted - tensors[f"output.masks.{index}"].float()).abs().max() <= 5e-4  # kept as float16
 
 

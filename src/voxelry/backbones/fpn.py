@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone, every_second
 from voxelry.backbones.build import build_backbone
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 from voxelry.core.settings import plain
 from voxelry.nn import nd
 from voxelry.nn.norm import make_norm
@@ -49,8 +49,7 @@ class FPN(Backbone):
         super().__init__()
         if isinstance(backbone, Mapping):
             backbone = build_backbone(backbone)
-        if extra not in ("maxpool", None):
-            raise SettingError(f"extra: expected maxpool or None, got {extra!r}")
+        check_choice("extra", extra, ("maxpool", None))
         self.backbone, self.extra = backbone, extra
         self.ndim, self.in_channels = backbone.ndim, backbone.in_channels
         self._settings = {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone
 from voxelry.backbones.hiera_units import HieraBlock, from_units, reroll, unroll
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import settle
@@ -284,8 +285,7 @@ class Hiera(Backbone):
         return [self.q_stride] * self.q_pool + [rest]
 
     def _check(self, kernel: Shape, padding: Shape, unit_order: str) -> None:
-        if unit_order not in ("boxes", "strided"):
-            raise SettingError(f"unit_order: expected boxes or strided, got {unit_order!r}")
+        check_choice("unit_order", unit_order, ("boxes", "strided"))
         if not 0 <= self.q_pool < len(self.stages) or min(self.stages) < 1:
             raise SettingError(f"q_pool: expected 0 to {len(self.stages) - 1}, fewer than stages, got {self.q_pool}")
         if self.q_pool and math.prod(self.q_stride) < 2:
@@ -325,8 +325,7 @@ class Classifier(nn.Module):
 
     def __init__(self, dim: int, num_classes: int, dropout: float, activation: str | None):
         super().__init__()
-        if activation not in (None, "softmax"):
-            raise SettingError(f"head_activation: expected softmax or null, got {activation!r}")
+        check_choice("head_activation", activation, (None, "softmax"))
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(dim, num_classes)

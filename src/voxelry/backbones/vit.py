@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxelry.backbones.base import Backbone
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
 from voxelry.core.settings import settle
@@ -203,8 +204,7 @@ class ViT(Backbone):
         own = self._settings = settle(ViTSettings, settings)
         self.ndim, self.in_channels, self.checkpointing = check_ndim(own.ndim), own.in_channels, own.checkpointing
         self.patch_size, self.partial = per_axis(own.patch_size, own.ndim, "patch_size"), own.partial
-        if own.partial not in ("keep", "drop"):
-            raise SettingError(f"partial: expected keep or drop, got {own.partial!r}")
+        check_choice("partial", own.partial, ("keep", "drop"))
         grid = self.grid(per_axis(own.image_size, own.ndim, "image_size"))
         pretrained = (
             grid if own.pretrain_size is None else self.grid(per_axis(own.pretrain_size, own.ndim, "pretrain_size"))

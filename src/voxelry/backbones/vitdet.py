@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone, every_second
 from voxelry.backbones.vit import EPS, ViT, ViTSettings, level_name, whole_windows
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import own_fields, settle
@@ -57,8 +58,7 @@ class ViTDet(Backbone):
         own = self._settings = settle(ViTDetSettings, settings)
         self.vit = ViT(**own_fields(own, ViTSettings))
         self.ndim, self.in_channels, self.extra = self.vit.ndim, own.in_channels, own.extra
-        if own.extra not in ("maxpool", None):
-            raise SettingError(f"extra: expected maxpool or None, got {own.extra!r}")
+        check_choice("extra", own.extra, ("maxpool", None))
         self.strides = {}
         self.pyramid = nn.ModuleDict()
         scales = [

@@ -25,6 +25,7 @@ from voxelry.bundle.registry import TASKS, recipe_named, recipe_of
 from voxelry.bundle.task import StoredTask
 from voxelry.bundle.template import read_template, template_record
 from voxelry.core.atomic import replacing
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
@@ -94,8 +95,7 @@ def _construct(
 ) -> Any:
     settings = dict(description.get(part) or {})
     name = settings.pop("name", None)
-    if name not in names:
-        raise ConfigError(f"{source}: {part}.name: expected one of {', '.join(names)}, got {name!r}")
+    check_choice(f"{source}: {part}.name", name, names, ConfigError)
     try:
         return make(name, {**built, **settings})
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def read_changes(
             equals = ""
         if not equals or not value.strip():
             raise SettingError(f"{flag}: expected NAME=VALUE such as {example}, got {text!r}")
-        if known and name.strip() not in known:
-            raise SettingError(f"{flag}: expected one of {', '.join(known)}, got {name.strip()!r}")
+        if known:
+            check_choice(flag, name.strip(), known)
     return changes
 
 

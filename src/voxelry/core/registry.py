@@ -10,12 +10,12 @@ add to it through an entry point of the registry's group:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
+from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import SettingError
 
 __all__ = ["Registry"]
@@ -61,9 +61,7 @@ class Registry(Mapping[str, T]):
             found: T = self._load(self._own[name])
             return found
         if name not in self._places:
-            near = get_close_matches(str(name), self, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingError(f"{self.word}: expected one of {', '.join(self)}, got {name!r}{hint}")
+            raise unknown_choice(self.word, name, self)
         try:
             found = self._load(self._places[name])
         except (ImportError, AttributeError) as error:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
@@ -61,8 +62,7 @@ class Patches:
             raise SettingError(f"margin: expected whole numbers of voxels, got {margin}")
         if not 0 <= foreground <= 1:
             raise SettingError(f"foreground: expected a probability in [0, 1], got {foreground}")
-        if fill not in ("zero", "edge"):
-            raise SettingError(f"fill: expected zero or edge, got {fill!r}")
+        check_choice("fill", fill, ("zero", "edge"))
         if context and any(margins):
             raise SettingError(f"margin: expected 0 with context, as such windows are cut last, got {margin}")
         self.fill = fill

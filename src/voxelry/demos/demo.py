@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.bundle.model import load
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 from voxelry.demos.reconstruct import reconstruct_demo
 from voxelry.demos.segment import segment_demo
 from voxelry.demos.steps import clear, make_phantoms, predict_folder, run_training
@@ -40,8 +40,7 @@ def run_demo(out: Path, *, task: str = "landmarks", ndim: int = 3, **settings: A
         FileError: `out` holds something else, or can't be written.
         SettingError: there is no demo of that task.
     """
-    if task not in DEMOS:
-        raise SettingError(f"task: expected one of {', '.join(DEMOS)}, got {task!r}")
+    check_choice("task", task, DEMOS)
     started = time.monotonic()
     clear(out)
     logging.basicConfig(format="%(message)s", level=logging.INFO)

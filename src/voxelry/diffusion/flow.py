@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 
 __all__ = [
@@ -143,8 +144,7 @@ def draw_times(
     Raises:
         SettingError: an unknown method, a shift that is not positive, or a position without strata.
     """
-    if method not in TIME_DISTRIBUTIONS:
-        raise SettingError(f"times: expected one of {', '.join(TIME_DISTRIBUTIONS)}, got {method!r}")
+    check_choice("times", method, TIME_DISTRIBUTIONS)
     _check_shift(shift)
     device = torch.device("cpu") if generator is None else generator.device
     if not stratified:

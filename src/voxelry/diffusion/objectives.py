@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice, unknown_choice
 from voxelry.diffusion.schedules import Schedule, Time
 
 __all__ = [
@@ -86,8 +86,7 @@ def convert(value: Tensor, x_t: Tensor, t: Time, schedule: Schedule, source: str
     Raises:
         SettingError: an unknown name.
     """
-    if source not in PREDICTIONS or to not in PREDICTIONS:
-        raise SettingError(f"objective: expected one of {', '.join(PREDICTIONS)}, got {source!r} and {to!r}")
+    check_choice("objective", source, PREDICTIONS)
     if source == to:
         return value
     a, s = schedule.signal(t, x_t), schedule.noise(t, x_t)
@@ -102,8 +101,9 @@ def convert(value: Tensor, x_t: Tensor, t: Time, schedule: Schedule, source: str
             return s * x_t + a * value
         case "x0", "v":
             return (a * x_t - value) / s
-        case _:  # epsilon to v
+        case "epsilon", "v":
             return (value - s * x_t) / a
+    raise unknown_choice("objective", to, PREDICTIONS)
 
 
 def mean_errors(output: Tensor, target: Tensor, loss: str = "l2") -> Tensor:
@@ -121,7 +121,7 @@ def mean_errors(output: Tensor, target: Tensor, loss: str = "l2") -> Tensor:
         case "huber":
             errors = F.smooth_l1_loss(output, target, reduction="none")
         case _:
-            raise SettingError(f"loss_type: expected one of {', '.join(LOSSES)}, got {loss!r}")
+            raise unknown_choice("loss_type", loss, LOSSES)
     return errors.flatten(1).mean(dim=1)
 
 
@@ -159,16 +159,18 @@ class Objective:
             ("loss_type", self.loss, LOSSES),
             ("weighting", self.weighting, (*WEIGHTINGS, None)),
         ):
-            if value not in allowed:
-                raise SettingError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
+            check_choice(name, value, allowed)
 
     def target(self, x0: Tensor, noise: Tensor, t: Time, schedule: Schedule) -> Tensor:
         """What the network should answer, `(B, C, *spatial)`."""
-        if self.prediction == "x0":
-            return x0
-        if self.prediction == "epsilon":
-            return noise
-        return schedule.signal(t, x0) * noise - schedule.noise(t, x0) * x0
+        match self.prediction:
+            case "x0":
+                return x0
+            case "epsilon":
+                return noise
+            case "v":
+                return schedule.signal(t, x0) * noise - schedule.noise(t, x0) * x0
+        raise unknown_choice("objective", self.prediction, PREDICTIONS)
 
     def errors(self, output: Tensor, target: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """Weighted loss of each sample, mean over its channels and voxels, `(B,)` float32 or wider.
@@ -190,7 +192,9 @@ class Objective:
                 of_x0 = snr.clamp(min=1)
             case "min_snr":
                 of_x0 = snr.clamp(max=5.0 if self.gamma is None else self.gamma)
-            case _:
+            case "p2":
                 of_x0 = snr / (self.k + snr) ** (1.0 if self.gamma is None else self.gamma)
+            case _:
+                raise unknown_choice("weighting", self.weighting, (*WEIGHTINGS, None))
         # the same error in x0 is this much larger, squared, in the space of the prediction
         return of_x0 / {"x0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1}[self.prediction]

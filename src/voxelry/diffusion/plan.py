@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import settle
 from voxelry.diffusion import samplers
@@ -21,7 +22,7 @@ from voxelry.diffusion.flow import GOLDEN_RATIO
 from voxelry.diffusion.objectives import PREDICTIONS, sample_times
 from voxelry.diffusion.schedules import Schedule, timesteps
 
-__all__ = ["TRAIN_STEPS", "Plan", "next_position"]
+__all__ = ["TRAIN_STEPS", "Plan"]
 
 TRAIN_STEPS = ("visited", "all")
 
@@ -109,8 +110,7 @@ class Plan:
             ("sampler", self.sampler, samplers.SAMPLERS),
             ("objective", self.objective, PREDICTIONS),
         ):
-            if value not in allowed:
-                raise SettingError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+            check_choice(name, value, allowed)
         if self.eta < 0 or (self.eta > 0 and self.sampler != "ddim"):
             raise SettingError(f"eta: expected 0, or more for the sampler ddim; got {self.eta} for {self.sampler}")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
@@ -188,7 +188,7 @@ class Plan:
             position: where a sequence that spreads evenly over *batches* stands, in [0, 1): the sample `i` takes the
                 place `position + i / golden ratio`, modulo 1, so that any run of draws covers the steps evenly, one
                 by one as well (a Kronecker sequence; Niederreiter 1992, chapter 3). The next batch begins at
-                `next_position(position, count)`. The data should come in random order.
+                `(position + count * GOLDEN_RATIO) % 1`. The data should come in random order.
         """
         known = torch.arange(self.schedule.steps) if self.trained is None else torch.tensor(self.trained)
         if position is None:
@@ -277,11 +277,6 @@ class Plan:
             if known.issuperset(visited):
                 fitting.append(str(count))
         return f" (it can do {', '.join(fitting)} of them)" if fitting else ""
-
-
-def next_position(position: float, count: int) -> float:
-    """Where `Plan.draw` goes on after `count` samples from `position`, in [0, 1)."""
-    return (position + count * GOLDEN_RATIO) % 1
 
 
 def _listed(steps: Sequence[int]) -> str:

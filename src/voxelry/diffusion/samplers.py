@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.diffusion.objectives import convert, noise_like, q_sample
 from voxelry.diffusion.schedules import Schedule
@@ -94,8 +95,7 @@ def ddpm(
     Raises:
         SettingError: an unknown variance.
     """
-    if variance not in ("small", "large"):
-        raise SettingError(f"variance: expected small or large, got {variance!r}")
+    check_choice("variance", variance, ("small", "large"))
 
     def advance(x: Tensor, estimate: Tensor, t: int, t_next: int) -> Tensor:
         alpha, alpha_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
@@ -249,8 +249,7 @@ def sample(
     Raises:
         SettingError: an unknown name.
     """
-    if method not in SAMPLERS:
-        raise SettingError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {method!r}")
+    check_choice("sampler", method, SAMPLERS)
     if method in _RANDOM:
         settings["generator"] = generator
     return SAMPLERS[method](predict, x, schedule, steps, **settings)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 
 __all__ = ["SCHEDULES", "SPACINGS", "Schedule", "Time", "timesteps"]
@@ -66,8 +67,7 @@ class Schedule:
         Raises:
             SettingError: an unknown name, no steps, or an end outside (0, 1).
         """
-        if name not in SCHEDULES:
-            raise SettingError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {name!r}")
+        check_choice("schedule", name, SCHEDULES)
         if steps < 1:
             raise SettingError(f"n_timestep: expected at least 1 time step, got {steps}")
         return cls(SCHEDULES[name](steps, start, end), name, (start, end))

@@ -8,7 +8,6 @@ nearest known one.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
@@ -21,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError
 from voxelry.engine.configs import OWN, groups
 
@@ -195,8 +195,4 @@ def _at_home(path: str) -> str:
 def _check_entry(group: str, value: str) -> None:
     entries = groups()[group]
     for name in value.split(",") if re.fullmatch(r"[\w.,-]+", value) else ():
-        if name in entries:
-            continue
-        near = difflib.get_close_matches(name, entries, n=1)
-        told = f"; did you mean {group}={near[0]}?" if near else ""
-        raise ConfigError(f"{group}: expected one of {', '.join(entries)}, got {name!r}{told}")
+        check_choice(group, name, entries, ConfigError)

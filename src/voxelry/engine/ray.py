@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.core.optional import require
 from voxelry.core.settings import Configured, settle
@@ -71,8 +72,7 @@ class RaySettings:
         """
         if self.num_workers < 1:
             raise ConfigError(f"launcher.num_workers: expected 1 or more, got {self.num_workers}")
-        if self.placement not in STRATEGIES:
-            raise ConfigError(f"launcher.placement: expected one of {', '.join(STRATEGIES)}, got {self.placement!r}")
+        check_choice("launcher.placement", self.placement, STRATEGIES, ConfigError)
 
 
 class RayLauncher(Configured):

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice, unknown_choice
 from voxelry.metrics.overlap import Overlaps
 
 __all__ = [
@@ -179,8 +179,7 @@ def _pool(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
     """Scores and hits of all images by falling score (ties: earlier images first), and the number of true objects."""
     column = _column(threshold)
-    if kind not in KINDS:
-        raise SettingError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    check_choice("kind", kind, KINDS)
     chosen = [slice(None) if number is None else record.classes == number for record in records]
     scores = np.concatenate([np.zeros(0), *(record.scores[keep] for record, keep in zip(records, chosen, strict=True))])
     hits = [record.hits[kind][keep, column] for record, keep in zip(records, chosen, strict=True)]
@@ -194,7 +193,7 @@ def _column(threshold: float) -> int:
     for column, known in enumerate(HIT_THRESHOLDS):
         if abs(known - threshold) < 1e-9:
             return column
-    raise SettingError(f"threshold: expected one of {HIT_THRESHOLDS}, got {threshold}")
+    raise unknown_choice("threshold", threshold, HIT_THRESHOLDS)
 
 
 def _greedy(

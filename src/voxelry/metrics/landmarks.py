@@ -21,8 +21,6 @@ __all__ = [
     "SDR_THRESHOLDS_MM",
     "MeanPosition",
     "case_row",
-    "coverage",
-    "inter_rater_errors",
     "oks_average_precision",
     "presence_auc",
     "radial_errors",
@@ -40,15 +38,6 @@ OKS_SIGMA_MM = 2.0
 def radial_errors(predicted: Floats, truth: Floats) -> NDArray[np.float64]:
     """Euclidean distances in mm, `(..., 3), (..., 3) -> (...)`; NaN where either point is NaN."""
     return np.linalg.norm(np.asarray(predicted, dtype=np.float64) - np.asarray(truth, dtype=np.float64), axis=-1)
-
-
-def inter_rater_errors(first: Floats, second: Floats) -> NDArray[np.float64]:
-    """Distance in mm of two annotations from their mean, which is what a model is measured against.
-
-    `(..., 3), (..., 3) -> (...)`: half of the distance between the raters. A model whose error is
-    below this agrees with their mean better than they do.
-    """
-    return radial_errors(first, second) / 2
 
 
 def success_rate(errors: Floats, threshold_mm: float) -> float:
@@ -74,12 +63,6 @@ def oks_average_precision(errors: Floats, *, sigma_mm: float = OKS_SIGMA_MM) -> 
     similarity = np.exp(-np.square(known) / (2 * sigma_mm**2))
     thresholds = np.arange(50, 100, 5) / 100
     return float((similarity[:, None] >= thresholds).mean())
-
-
-def coverage(errors: Floats, radii: Floats) -> float:
-    """Fraction of errors that are within their radius, in [0, 1]; NaN pairs are left out, NaN without any."""
-    known = ~(np.isnan(errors) | np.isnan(radii))
-    return float((errors[known] <= radii[known]).mean()) if known.any() else math.nan
 
 
 def presence_auc(scores: Floats, present: NDArray[np.bool_]) -> float:

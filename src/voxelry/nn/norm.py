@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import unknown_choice
 from voxelry.nn import nd
 
 __all__ = ["NORMS", "ChannelNorm", "FrozenBatchNorm", "make_norm", "standardise"]
@@ -82,4 +82,4 @@ def make_norm(kind: str, channels: int, *, ndim: int, eps: float = 1e-5, groups:
         return nn.GroupNorm(gcd(groups, max(channels // 2, 1)), channels, eps=eps)  # one value alone has no variance
     if kind == "layer":
         return ChannelNorm(channels, eps=eps)
-    raise SettingError(f"norm: expected one of {', '.join(NORMS)}, got {kind!r}")
+    raise unknown_choice("norm", kind, NORMS)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 
 __all__ = ["TimeEmbedding", "sinusoids"]
@@ -52,10 +53,8 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         if channels < 2:
             raise SettingError(f"width: a time embedding needs at least 2 channels, got {channels}")
-        if activation not in ("gelu", "silu"):
-            raise SettingError(f"time_activation: expected gelu or silu, got {activation!r}")
-        if order not in ORDERS:
-            raise SettingError(f"time_order: expected one of {', '.join(ORDERS)}, got {order!r}")
+        check_choice("time_activation", activation, ("gelu", "silu"))
+        check_choice("time_order", order, ORDERS)
         self.channels, self.order = channels, order
         self.linear1 = nn.Linear(channels, out_channels)
         self.activation = nn.GELU() if activation == "gelu" else nn.SiLU()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 
 __all__ = ["PROFILES", "add_gaussian", "add_rician", "gaussian_blur", "slice_matrix", "thick_slices", "truncate_kspace"]
@@ -89,8 +90,7 @@ def slice_matrix(count: int, thickness: float, step: float, profile: str = "box"
     The thick slices are centred in the stack, as many as fit it to the nearest whole number and at least one.
     A thin slice counts by the part of the profile that lies in it.
     """
-    if profile not in PROFILES:
-        raise SettingError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}")
+    check_choice("profile", profile, PROFILES)
     centres = _centres(count, max(1, round(count / step)), step)
     edges = np.arange(count + 1) - 0.5 - centres[:, None]
     if profile == "box":

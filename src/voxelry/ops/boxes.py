@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 
@@ -94,21 +95,10 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(sound, part, 0) / torch.where(sound, whole, 1)
 
 
-def _overlap(boxes: Tensor, others: Tensor, ndim: int, generalised: bool) -> Tensor:
+def _shared(boxes: Tensor, others: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+    """Common volume and that of the union, after broadcasting."""
     inner = _intersection(boxes, others, ndim)
-    union = _volume(boxes, ndim) + _volume(others, ndim) - inner
-    result = _ratio(inner, union)
-    if generalised:
-        hull = torch.cat(
-            [
-                torch.minimum(boxes[..., :ndim], others[..., :ndim]),
-                torch.maximum(boxes[..., ndim:], others[..., ndim:]),
-            ],
-            dim=-1,
-        )
-        hull_volume = _volume(hull, ndim)
-        result = result - _ratio(hull_volume - union, hull_volume)
-    return result
+    return inner, _volume(boxes, ndim) + _volume(others, ndim) - inner
 
 
 def _paired(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -120,18 +110,6 @@ def _paired(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, int]:
     return boxes.to(dtype), others.to(dtype), ndim
 
 
-def _pairwise(boxes: Tensor, others: Tensor, generalised: bool) -> Tensor:
-    boxes, others, ndim = _paired(boxes, others)
-    rows = max(1, _PAIRS // max(1, len(others)))
-    if len(boxes) <= rows or (torch.is_grad_enabled() and (boxes.requires_grad or others.requires_grad)):
-        return _overlap(boxes[:, None], others[None], ndim, generalised)
-    result = boxes.new_empty(len(boxes), len(others))
-    for start in range(0, len(boxes), rows):
-        block = boxes[start : start + rows, None]
-        result[start : start + rows] = _overlap(block, others[None], ndim, generalised)
-    return result
-
-
 def iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of every pair, `(N, 2 * ndim), (M, 2 * ndim) -> (N, M)` in [0, 1].
 
@@ -141,11 +119,27 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
     Raises:
         SettingError: the boxes differ in rank or are of odd length.
     """
-    return _pairwise(boxes, others, generalised=False)
+    boxes, others, ndim = _paired(boxes, others)
+    rows = max(1, _PAIRS // max(1, len(others)))
+    if len(boxes) <= rows or (torch.is_grad_enabled() and (boxes.requires_grad or others.requires_grad)):
+        return _ratio(*_shared(boxes[:, None], others[None], ndim))
+    result = boxes.new_empty(len(boxes), len(others))
+    for start in range(0, len(boxes), rows):
+        result[start : start + rows] = _ratio(*_shared(boxes[start : start + rows, None], others[None], ndim))
+    return result
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of box `k` with other `k`: `(..., 2 * ndim)` twice, broadcast `-> (...)`.
+
+    Raises:
+        SettingError: the boxes differ in rank or are of odd length.
+    """
+    return _ratio(*_shared(*_paired(boxes, others)))
 
 
 def giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU of every pair, `(N, 2 * ndim), (M, 2 * ndim) -> (N, M)` in (-1, 1].
+    """Generalised IoU of box `k` with other `k` in (-1, 1]: `(..., 2 * ndim)` twice, broadcast `-> (...)`.
 
     IoU less the part of the common hull that neither covers (Rezatofighi et al. 2019, arXiv:1902.09630, eq. 1);
     differentiable. A hull without volume, or not finite, takes nothing off.
@@ -153,17 +147,11 @@ def giou(boxes: Tensor, others: Tensor) -> Tensor:
     Raises:
         SettingError: the boxes differ in rank or are of odd length.
     """
-    return _pairwise(boxes, others, generalised=True)
-
-
-def paired_iou(boxes: Tensor, others: Tensor, *, generalised: bool = False) -> Tensor:
-    """IoU, or generalised IoU, of box `k` with other `k`: `(..., 2 * ndim)` twice, broadcast `-> (...)`.
-
-    Raises:
-        SettingError: the boxes differ in rank or are of odd length.
-    """
     boxes, others, ndim = _paired(boxes, others)
-    return _overlap(boxes, others, ndim, generalised)
+    inner, union = _shared(boxes, others, ndim)
+    low, high = torch.minimum(boxes, others)[..., :ndim], torch.maximum(boxes, others)[..., ndim:]
+    hull = _volume(torch.cat([low, high], dim=-1), ndim)
+    return _ratio(inner, union) - _ratio(hull - union, hull)
 
 
 def clip(boxes: Tensor, shape: Sequence[int], *, low: float = -0.5) -> Tensor:
@@ -254,8 +242,7 @@ def decode(
 
 def _columns(order: str, ndim: int) -> list[int]:
     """Column of ours that each column of `order` holds."""
-    if order not in _AXIS_REVERSED:
-        raise SettingError(f"order: expected one of {', '.join(ORDERS)}, got {order!r}")
+    check_choice("order", order, ORDERS)
     axes = range(ndim)[::-1] if _AXIS_REVERSED[order] else range(ndim)
     columns = [*axes, *(ndim + axis for axis in axes)]
     if order == "nndetection":  # the third axis was put behind the highs of the first two

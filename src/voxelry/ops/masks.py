@@ -9,7 +9,7 @@ and the array of their shape; never as a whole image for each instance.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +26,7 @@ __all__ = [
     "largest_component",
     "mask_boxes",
     "mask_crops",
-    "paint",
     "paste_mask",
-    "paste_masks_reference",
 ]
 
 
@@ -139,102 +137,3 @@ def largest_component(crop: np.ndarray) -> np.ndarray:
         return crop.astype(bool)
     sizes = np.bincount(parts.ravel())
     return parts == 1 + int(np.argmax(sizes[1:]))
-
-
-def paint(
-    masks: Tensor | np.ndarray | Sequence[Crop],
-    boxes: Tensor | np.ndarray | None,
-    scores: Tensor | np.ndarray,
-    shape: Sequence[int],
-    *,
-    threshold: float = 0.5,
-    min_voxels: int = 1,
-    keep_largest_component: bool = False,
-) -> np.ndarray:
-    """One image of ids 1 to K, `(*shape)` int32: instance `k` has id `k + 1`, a voxel goes to the best score.
-
-    Instances are painted by falling score (equal ones by rising index, NaN last) on what is still background. One
-    of which too little can be seen leaves nothing, and its id is absent: count ids, not the largest of them.
-
-    Args:
-        masks: `(K, *M)` probabilities, or K crops `(window, bool array)` as of `mask_crops`.
-        boxes: `(K, 2 * ndim)`; None with crops.
-        scores: `(K,)`.
-        shape: of the image.
-        threshold: probability from which a voxel is inside; not for crops.
-        min_voxels: fewer visible voxels than this are left as background.
-        keep_largest_component: of what can be seen of an instance, only the largest part connected by faces.
-
-    Raises:
-        SettingError: numbers or shapes that don't fit.
-    """
-    ranks = _array(scores, np.float64)
-    if ranks.shape != (len(masks),):
-        raise SettingError(f"masks, scores: expected as many of each, got {len(masks)} and {ranks.shape}")
-    crops: Sequence[Crop] | None = None
-    if boxes is None:
-        crops = cast("Sequence[Crop]", masks)
-    else:
-        grids, bounds = _array(masks, np.float32), _array(boxes, np.float64)
-    result = np.zeros(tuple(shape), dtype=np.int32)
-    for index in np.argsort(-ranks, kind="stable").tolist():
-        if crops is not None:
-            window, inside = crops[index]
-        else:
-            one = slice(index, index + 1)
-            window, inside = next(mask_crops(grids[one], bounds[one], shape, threshold=threshold))
-        canvas = result[window]
-        if canvas.shape != inside.shape:
-            raise SettingError(f"crop {index}: expected the shape of its window, {canvas.shape}, got {inside.shape}")
-        visible = inside & (canvas == 0)
-        if keep_largest_component:
-            visible = largest_component(visible)
-        if np.count_nonzero(visible) >= max(min_voxels, 1):
-            canvas[visible] = index + 1
-    return result
-
-
-def paste_masks_reference(masks: Tensor, boxes: Tensor, shape: Sequence[int]) -> Tensor:
-    """torchvision's own paste, `(N, 1, *M), (N, 2 * ndim) -> (N, 1, *shape)`: to compare with it, and for that alone.
-
-    It rounds the box to voxels (towards zero, with one voxel more than it holds) and keeps a whole image for each
-    mask. `paste_mask` does neither.
-
-    Raises:
-        SettingError: shapes that don't fit.
-    """
-    ndim = masks.ndim - 2
-    sizes = per_axis(shape, ndim, "shape")
-    if masks.shape[1] != 1 or boxes.shape != (len(masks), 2 * ndim):
-        raise SettingError(
-            f"masks, boxes: expected (N, 1, *M) and (N, {2 * ndim}), got {tuple(masks.shape)} and {tuple(boxes.shape)}"
-        )
-    result = masks.new_zeros(len(masks), 1, *sizes)
-    cells = boxes.new_tensor(masks.shape[2:])
-    half = (boxes[:, ndim:] - boxes[:, :ndim]) * 0.5 * ((cells + 2) / cells)
-    middle = (boxes[:, ndim:] + boxes[:, :ndim]) * 0.5
-    low, high = (middle - half).to(torch.int64), (middle + half).to(torch.int64)
-    padded = torch.nn.functional.pad(masks, (1, 1) * ndim)
-    for index in range(len(masks)):
-        source: list[slice] = []
-        target: list[slice] = []
-        crop = padded[index, 0]
-        for axis, size in enumerate(sizes):
-            start, stop = int(low[index, axis]), int(high[index, axis]) + 1
-            crop = _stretch(crop, max(stop - start, 1), axis)
-            first, last = max(start, 0), min(stop, size)
-            target.append(slice(first, max(last, first)))
-            source.append(slice(first - start, max(last, first) - start))
-        result[index, 0][tuple(target)] = crop[tuple(source)]
-    return result
-
-
-def _stretch(values: Tensor, length: int, axis: int) -> Tensor:
-    """Linear interpolation of one axis to another length, with the ends of both at the same place."""
-    size = values.shape[axis]
-    position = (torch.arange(length, dtype=values.dtype, device=values.device) + 0.5) * (size / length) - 0.5
-    position = position.clamp(min=0)
-    before = position.long().clamp(max=size - 1)
-    part = (position - before).reshape(-1, *(1,) * (values.ndim - axis - 1))
-    after = (before + 1).clamp(max=size - 1)
-    return values.index_select(axis, before) * (1 - part) + values.index_select(axis, after) * part

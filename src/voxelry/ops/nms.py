@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.ops.boxes import boxes_ndim, iou, paired_iou, volume, widened
 from voxelry.ops.kernels.dispatch import choose
@@ -60,8 +61,7 @@ def batched_nms(
         SettingError: shapes that don't fit, groups that aren't integers, a threshold outside [0, 1], or an
             unknown `separate`.
     """
-    if separate not in get_args(Separation):
-        raise SettingError(f"separate: expected one of {', '.join(get_args(Separation))}, got {separate!r}")
+    check_choice("separate", separate, get_args(Separation))
     groups = _integers(groups, len(boxes), "groups")
     limit = 4_000 if boxes.device.type == "cpu" else 100_000
     offset = separate == "offset" or (separate == "torchvision" and boxes.numel() <= limit)
@@ -207,8 +207,7 @@ def soft_nms(
         SettingError: shapes that don't fit, an unknown method, a sigma that isn't positive, or a threshold
             outside [0, 1].
     """
-    if method not in ("gaussian", "linear"):
-        raise SettingError(f"method: expected gaussian or linear, got {method!r}")
+    check_choice("method", method, ("gaussian", "linear"))
     if not sigma > 0:
         raise SettingError(f"sigma: expected a number above 0, got {sigma}")
     boxes, scores, order = _prepare(boxes, scores, threshold)

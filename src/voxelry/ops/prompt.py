@@ -25,7 +25,6 @@ __all__ = [
     "box_points",
     "click_heatmap",
     "frame_points",
-    "plane_in_frame",
     "plane_points",
     "project",
 ]
@@ -221,22 +220,6 @@ def box_points(box: Tensor, points: Tensor) -> Tensor:
     """Where points are in boxes, `(B, 3, 4), (N, 3) -> (B, 3, N)`: along its sides, from -1 to 1 inside."""
     inverse = torch.linalg.inv(box[..., :3].float()).to(box)
     return inverse @ (points - box[:, None, :, 3]).mT
-
-
-def plane_in_frame(affine: Tensor, centre: Tensor, edge: Tensor | float) -> Tensor:
-    """The plane of a slice in the frame.
-
-    Args:
-        affine: `(..., 4, 3)` or `(..., 3, 3)`, slice index `(row, column, 1)` to world mm, as of a `Space` of rank 2.
-        centre: `(..., 3)`, the frame's centre in world mm.
-        edge: its edge in mm, a number or `(...)`.
-
-    Returns:
-        `(..., 3, 3)`.
-    """
-    rows = affine[..., :3, :]
-    shifted = torch.cat((rows[..., :2], rows[..., 2:] - centre[..., None]), dim=-1)
-    return shifted / torch.as_tensor(edge, dtype=rows.dtype, device=rows.device)[..., None, None]
 
 
 def plane_points(plane: Tensor, size: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 
@@ -101,7 +102,7 @@ def blend_profile(
         return (distance / (margin + 1)).clamp(max=1.0)
     if blend == "crop":
         return (distance > margin // 2).float()
-    raise SettingError(f"blend: expected one of {', '.join(BLENDS)}, got {blend!r}")
+    raise unknown_choice("blend", blend, BLENDS)
 
 
 def predict_tiles(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim
 from voxelry.data.sample import Sample
@@ -136,8 +137,7 @@ def write_phantoms(
     """
     if layout != "volumes":
         raise SettingError(f'layout: expected "volumes", got {layout!r}')
-    if kind not in KINDS:
-        raise SettingError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+    check_choice("kind", kind, KINDS)
     if count < 1:
         raise SettingError(f"count: expected at least 1, got {count!r}")
     suffix = "." + format.lstrip(".")

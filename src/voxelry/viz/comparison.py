@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.viz.planes import Plane, Window, draw, frame, grey_window, planes_of, scale_bar, volume_of
@@ -77,8 +78,7 @@ def comparison(
     if not panels:
         raise SettingError("panels: expected at least one")
     for panel in panels:
-        if panel.kind not in KINDS:
-            raise SettingError(f"kind: expected one of {', '.join(KINDS)}, got {panel.kind!r}")
+        check_choice("kind", panel.kind, KINDS)
     volumes = [volume_of(panel.image, space, panel.title.replace("\n", " ")) for panel in panels]
     windows = {
         kind: _window(kind, [volume for volume, panel in zip(volumes, panels, strict=True) if panel.kind == kind])

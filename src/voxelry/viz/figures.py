@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.viz.charts import box_by_landmark, calibration, cumulative_error, curves, few_shot, small_multiples
 from voxelry.viz.comparison import Panel, comparison
@@ -24,14 +21,13 @@ from voxelry.viz.planes import (
     frame,
     grey_window,
     lay_out,
-    name_edges,
     paper,
     planes_of,
     scale_bar,
     volume_of,
 )
 from voxelry.viz.points import PointPairs, draw_points, list_points
-from voxelry.viz.style import INK, headline, new_figure
+from voxelry.viz.style import headline, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +40,6 @@ __all__ = [
     "cumulative_error",
     "curves",
     "few_shot",
-    "landmark_slices",
     "orthogonal",
     "process",
     "sheet",
@@ -114,69 +109,5 @@ def orthogonal(
     scale_bar(axes, planes)
     if listed:
         list_points(fig.add_subplot(grid[1]), points)
-    headline(fig, title)
-    return fig
-
-
-def landmark_slices(
-    image: Any,
-    space: Space,
-    *,
-    truth: Any = None,
-    predicted: Any = None,
-    names: Sequence[str] | None = None,
-    uncertainty_mm: Any = None,
-    which: Sequence[int] | None = None,
-    radius_mm: float | None = None,
-    title: str = "",
-    window: Window | None = None,
-    anatomical: bool | None = None,
-) -> Figure:
-    """One row of orthogonal planes per landmark, each through the true point (the predicted one if absent).
-
-    Args:
-        image, space, truth, predicted, names, uncertainty_mm, title, window, anatomical: as in `orthogonal`.
-        which: landmarks to show, by default all that are present.
-        radius_mm: half the side of the shown window; by default the whole plane.
-
-    Raises:
-        SettingError: neither true nor predicted points, or an array of another shape than described.
-    """
-    from matplotlib.patches import Rectangle
-
-    volume = volume_of(image, space)
-    points = PointPairs(space, truth, predicted, names, uncertainty_mm)
-    centres = np.where(np.isfinite(points.truth), points.truth, points.predicted)
-    chosen = [i for i in (range(len(points)) if which is None else which) if np.isfinite(centres[i]).all()]
-    if not chosen:
-        raise SettingError("truth, predicted: expected at least one present landmark to show")
-    grey = window or grey_window(volume)
-    planes = planes_of(space, anatomical=anatomical)
-    half = max(space.extent) if radius_mm is None else radius_mm
-    columns = [2 * half if radius_mm is not None else plane.size[0] for plane in planes]
-    height = 2 * half if radius_mm is not None else max(plane.size[1] for plane in planes)
-    scale = min(2.4 * len(planes) / sum(columns), 2.6 / height)
-    row = height * scale + 0.45
-    fig = new_figure(sum(columns) * scale + 0.35 * len(planes), row * len(chosen) + 0.35)
-    grid = fig.add_gridspec(
-        len(chosen), len(planes), width_ratios=columns, wspace=0.18, hspace=0.25,
-        left=0.05, right=0.95, top=1 - 0.65 / fig.get_size_inches()[1], bottom=0.03,
-    )  # fmt: skip
-    for i, landmark in enumerate(chosen):
-        for j, plane in enumerate(planes):
-            axes = fig.add_subplot(grid[i, j])
-            x, y = plane.project(centres[landmark])
-            if radius_mm is not None:
-                axes.add_patch(Rectangle((x - half, y - half), 2 * half, 2 * half, color="black", zorder=-1))
-            draw(axes, plane, volume, centres[landmark], grey)
-            draw_points(axes, plane, points.only(landmark), centres[landmark])
-            frame(axes, [plane], margin=0.0, label=radius_mm is None)
-            if radius_mm is not None:
-                axes.set_xlim(x - half, x + half)
-                axes.set_ylim(y + half, y - half)
-                name_edges(axes, plane.edges, (x - half, x + half, y + half, y - half))
-            if j == 0:
-                label = f"{landmark + 1}  {points.names[landmark]}  {points.describe(landmark)}".rstrip()
-                axes.set_title(label, loc="left", fontsize=9, color=INK, pad=14)
     headline(fig, title)
     return fig

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.ops.surface import Mesh
@@ -56,10 +57,9 @@ def surfaces(
         SettingError: an unknown view or value, nothing at all to show.
     """
     for view in views:
-        if view not in VIEWS:
-            raise SettingError(f"views: expected {', '.join(VIEWS)}, got {view!r}")
-    if values is not None and values not in prediction.values:
-        raise SettingError(f"values: expected one of {sorted(prediction.values)}, got {values!r}")
+        check_choice("views", view, VIEWS)
+    if values is not None:
+        check_choice("values", values, sorted(prediction.values))
     meshes = [mesh for mesh in (prediction, truth) if mesh is not None and not mesh.is_empty]
     if not meshes or not views:
         raise SettingError("prediction, truth: expected a surface and a view to show")

@@ -56,13 +56,6 @@ class PointPairs:
         middle = (np.asarray(self.space.shape) - 1) / 2
         return tuple(present.mean(axis=0) if len(present) else middle)
 
-    def only(self, landmark: int) -> PointPairs:
-        """One landmark by itself, which keeps its number."""
-        row = slice(landmark, landmark + 1)
-        one = PointPairs(self.space, self.truth[row], self.predicted[row], self.names[row], self.radius[row])
-        one.numbers = [landmark + 1]
-        return one
-
     @property
     def compared(self) -> bool:
         """Whether there are both true and predicted points."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 from voxelry.core.space import Space
 from voxelry.ops.surface import Mesh
 
@@ -80,8 +80,7 @@ def render_mesh(
     Raises:
         SettingError: an unknown view, colours that don't fit.
     """
-    if view not in VIEWS:
-        raise SettingError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
+    check_choice("view", view, VIEWS)
     paint = np.broadcast_to(np.asarray(colours, dtype=np.float64), (len(mesh.vertices), 3))
     axes = VIEWS[view].axes
     height, width = size[0] * _FINER, size[1] * _FINER

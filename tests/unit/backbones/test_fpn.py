@@ -56,5 +56,5 @@ def test_descriptions_that_are_wrong():
         build_backbone({**TINY, "ndim": 2, "depth": 3})
     with pytest.raises(SettingError, match="backbone resnet: missing a required argument: 'ndim'"):
         build_backbone(TINY)
-    with pytest.raises(SettingError, match="extra: expected maxpool or None"):
+    with pytest.raises(SettingError, match="extra: expected one of maxpool, None"):
         FPN(ResNet(ndim=2, width=2), extra="p6p7")

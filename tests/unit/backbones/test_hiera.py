@@ -305,9 +305,9 @@ def test_drop_path_keeps_the_mean_and_rests_in_eval_mode():
         ({"patch_kernel": 7}, "patch_padding: a kernel of 7 padded by 1 with stride 2"),
         ({"q_stride": 1, "mask_unit_size": 4}, "q_stride: pooling by"),
         ({"heads": 3}, "heads: 3 heads can't share 8 channels evenly"),
-        ({"unit_order": "spiral"}, "unit_order: expected boxes or strided"),
+        ({"unit_order": "spiral"}, "unit_order: expected one of boxes, strided"),
         ({"drop_path": 1.0}, "drop_path: expected a probability"),
-        ({"num_classes": 2, "head_activation": "relu"}, "head_activation: expected softmax or null"),
+        ({"num_classes": 2, "head_activation": "relu"}, "head_activation: expected one of None, softmax"),
         ({"mask_unit_size": (4, 4, 4)}, "mask_unit_size: expected 1 or 2 values"),
     ],
 )

@@ -151,8 +151,8 @@ def test_what_hangs_over_is_kept_or_dropped():
         ({"scale_factors": [3]}, "scale_factors: expected powers of two"),
         ({"scale_factors": [0]}, "scale_factors: expected powers of two"),
         ({"scale_factors": [1, (2, 1)]}, "scale_factors: two levels are called p2"),
-        ({"extra": "p6"}, "extra: expected maxpool or None"),
-        ({"partial": "same"}, "partial: expected keep or drop"),
+        ({"extra": "p6"}, "extra: expected one of maxpool, None"),
+        ({"partial": "same"}, "partial: expected one of keep, drop"),
     ],
 )
 def test_settings_that_do_not_fit(settings, message):

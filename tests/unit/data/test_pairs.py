@@ -162,7 +162,7 @@ def test_values_outside_the_declared_window(contrasts):
     ("settings", "message"),
     [
         ({"outside": "error"}, "outside: 'error' needs normalise: window"),
-        ({"outside": "wrap"}, "outside: expected clip, keep or error, got 'wrap'"),
+        ({"outside": "wrap"}, "outside: expected one of clip, keep, error, got 'wrap'"),
         ({"intensity": "both"}, "intensity: expected own, shared or a mapping, got 'both'"),
         ({"intensity": {"windw": [0, 1]}}, "intensity: expected keys of .*, got 'windw'"),
         ({"intensity": {"normalise": "window"}}, "window: expected two numbers"),

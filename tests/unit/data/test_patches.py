@@ -151,5 +151,5 @@ def test_padding_may_repeat_the_border(rng):
     assert torch.equal(patch.image[0, 0], patch.image[0, 1])
     assert torch.equal(patch.image[0, 3], patch.image[0, 2])
     assert patch.labels[0].sum() == patch.labels[3].sum() == 0
-    with pytest.raises(SettingError, match="fill: expected zero or edge"):
+    with pytest.raises(SettingError, match="fill: expected one of zero, edge"):
         Patches(4, fill="mirror")

@@ -11,7 +11,6 @@ from voxelry.data.slices.cut import (
     array_axis,
     axis_plane,
     check_click,
-    click_region,
     draw_click,
     oblique_plane,
     plane_name,
@@ -159,13 +158,6 @@ def test_clicks_fall_into_the_mask(rng):
     assert found == {(2.0, 3.0), (2.0, 4.0)}
     with pytest.raises(DataError, match="no foreground"):
         draw_click(torch.zeros(3, 3, dtype=torch.bool), rng)
-
-
-def test_the_region_of_a_click_is_a_disc_in_mm():
-    plane = oblique_plane((0, 0, 0), (1, 1, 0), spacing=(1.0, 2.0), shape=(9, 9))
-    region = click_region(plane, torch.tensor([4.0, 4.0]), 2.0)
-    assert region[:, 4].tolist() == [False, False, True, True, True, True, True, False, False]
-    assert region[4].tolist() == [False, False, False, True, True, True, False, False, False]
 
 
 def test_clicks_outside_or_in_air_are_refused_in_one_line():

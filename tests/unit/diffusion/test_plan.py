@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from voxelry.core.errors import SettingError
+from voxelry.diffusion.flow import GOLDEN_RATIO
 from voxelry.diffusion.objectives import convert
-from voxelry.diffusion.plan import Plan, next_position
+from voxelry.diffusion.plan import Plan
 from voxelry.diffusion.samplers import SAMPLERS
 from voxelry.diffusion.schedules import SPACINGS, Schedule, timesteps
 
@@ -89,7 +90,7 @@ def test_consecutive_batches_cover_the_steps_evenly(batch):
     position, drawn = 0.3, []
     for _ in range(120 // batch):
         drawn.append(OF_FOUR.draw(batch, position=position))
-        position = next_position(position, batch)
+        position = (position + batch * GOLDEN_RATIO) % 1
     counts = torch.cat(drawn).unique(return_counts=True)
     assert counts[0].tolist() == [249, 499, 749, 999]
     assert counts[1].max() - counts[1].min() <= 2
@@ -100,7 +101,7 @@ def test_consecutive_batches_cover_the_steps_evenly(batch):
 
 def test_a_sequence_does_not_depend_on_how_it_is_cut_into_batches():
     whole = OF_FOUR.draw(12, position=0.1)
-    half = next_position(0.1, 6)
+    half = (0.1 + 6 * GOLDEN_RATIO) % 1
     assert torch.equal(whole, torch.cat([OF_FOUR.draw(6, position=0.1), OF_FOUR.draw(6, position=half)]))
 
 

@@ -12,8 +12,6 @@ from voxelry.core.space import Space
 from voxelry.metrics.landmarks import (
     MeanPosition,
     case_row,
-    coverage,
-    inter_rater_errors,
     oks_average_precision,
     presence_auc,
     radial_errors,
@@ -45,20 +43,10 @@ def test_average_precision_of_known_similarities():
     assert math.isnan(oks_average_precision(np.array([])))
 
 
-def test_coverage_leaves_out_what_is_unknown():
-    assert coverage(np.array([1.0, 3.0, NAN]), np.array([2.0, 2.0, 2.0])) == 0.5
-    assert math.isnan(coverage(np.array([NAN]), np.array([1.0])))
-
-
 def test_presence_auc_counts_ordered_pairs_and_halves_ties():
     scores, present = np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])
     assert presence_auc(scores, present) == pytest.approx(3.5 / 4)
     assert math.isnan(presence_auc(scores, np.ones(4, dtype=bool)))
-
-
-def test_inter_rater_reference_is_the_distance_from_the_mean():
-    first, second = np.array([[0.0, 0.0, 0.0]]), np.array([[0.0, 4.0, 0.0]])
-    np.testing.assert_allclose(inter_rater_errors(first, second), radial_errors(first, (first + second) / 2))
 
 
 def test_bootstrap_is_repeatable_and_holds_the_mean(rng):

@@ -1,6 +1,7 @@
 """Mask R-CNN as a whole, small and real, in both ranks."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from voxelry.backbones import FPN, ResNet
 from voxelry.core.errors import DataError, SettingError
 from voxelry.models.mask_rcnn import Detections, MaskRCNN
+from voxelry.models.mask_rcnn.detections import select
 from voxelry.models.mask_rcnn.roi_pool import region_levels
-from voxelry.models.mask_rcnn.settings import nested
+from voxelry.models.mask_rcnn.settings import BoxSettings, nested
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -261,6 +263,11 @@ def test_fields_that_do_not_fit(changes, named):
     [
         ({"num_classes": 1}, "num_classes: expected at least 2"),
         ({"box_head": "tree"}, r"box\.head: expected one of mlp, conv"),
+        (
+            {"box_suppression": "soft"},
+            r"box\.suppression: expected one of nms, soft_nms, wbc, got 'soft'; did you mean",
+        ),
+        ({"box_loss": "l1"}, r"box\.loss: expected one of smooth_l1, giou, got 'l1'"),
         ({"anchor_sizes": [[8]]}, r"anchors\.sizes: expected 2 levels as the backbone, got 1"),
         ({"roi_levels": ["p7"]}, r"regions\.levels: expected some of p2, p3"),
         ({"mask_chunk": 0}, r"mask\.chunk: expected at least 1"),
@@ -271,6 +278,48 @@ def test_fields_that_do_not_fit(changes, named):
 def test_bad_settings_are_named(settings, named):
     with pytest.raises(SettingError, match=named):
         tiny(3, **settings)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize(("suppression", "count", "score"), [("nms", 2, 0.9), ("soft_nms", 3, 0.9), ("wbc", 2, 0.8)])
+def test_what_becomes_of_boxes_that_overlap(ndim, suppression, count, score):
+    """Two boxes of class 1, one moved by a tenth of a side, and one of class 2 at the same place."""
+    boxes = torch.tensor([[0.0] * ndim + [10.0] * ndim]).repeat(3, 1)
+    boxes[1, [0, ndim]] += 1.0
+    logits = torch.tensor([[0.1, 0.9, 1e-6], [0.3, 0.7, 1e-6], [0.2, 1e-6, 0.8]]).log()
+    settings = BoxSettings(suppression=suppression, nms_thresh=0.5)
+    found = select(logits, torch.zeros(3, 3, 2 * ndim), boxes, (20,) * ndim, settings)
+    assert len(found) == count
+    assert sorted(set(found.classes.tolist())) == [1, 2]
+    assert (found.scores.diff() <= 0).all()
+    of_first = found.classes == 1
+    assert found.scores[of_first][0].item() == pytest.approx(score, abs=0.02)
+    low = found.boxes[of_first][0, 0].item()
+    assert 0.3 < low < 0.5 if suppression == "wbc" else low == 0.0  # between the two, nearer to the better
+    if suppression == "soft_nms":
+        overlap = 9 / 11
+        assert found.scores[of_first][1].item() == pytest.approx(0.7 * math.exp(-(overlap**2) / 0.5), rel=1e-4)
+    nothing = select(logits[:0], torch.zeros(0, 3, 2 * ndim), boxes[:0], (20,) * ndim, settings)
+    assert len(nothing) == 0
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_box_loss_may_be_of_the_overlap(ndim):
+    """A region that is its object, moved by half a side: an IoU of a third, and a hull that is the union."""
+    branch = tiny(ndim, box_loss="giou").box_branch
+    truth = torch.tensor([[4.0] * ndim + [12.0] * ndim])
+    torch.nn.init.zeros_(branch.predictor.deltas.weight)
+    features, scales = [torch.rand(1, 8, *(size,) * ndim) for size in (16, 8)], [(1 / step,) * ndim for step in (2, 4)]
+
+    def loss():
+        return branch.losses(features, scales, [truth[:0]], [truth], [torch.tensor([1])])[1]["loss_box_reg"]
+
+    assert loss().item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        branch.predictor.deltas.bias.unflatten(0, (2, -1))[:, 0] = 5.0  # half a side, times the weight of centres
+    assert loss().item() == pytest.approx(2 / 3, abs=1e-5)
+    loss().backward()
+    assert branch.predictor.deltas.bias.grad.isfinite().all()
 
 
 def test_levels_need_as_many_channels():

@@ -11,7 +11,7 @@ import yaml
 from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
-from voxelry.models.shape import Prompt, ShapeNet, plane_in_frame
+from voxelry.models.shape import Prompt, ShapeNet
 from voxelry.models.shape.decoder import factors
 from voxelry.models.shape.encoder import plane_geometry
 from voxelry.models.shape.prior import MeanShape, truncate
@@ -68,13 +68,6 @@ def trained(kind: str, **settings) -> ShapeNet:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
     return network.eval()
-
-
-def test_a_plane_of_the_world_in_the_frame():
-    affine = torch.tensor([[0.0, 3.0, -20.0], [-2.0, 0.0, 5.0], [0.0, 0.0, 7.0], [0.0, 0.0, 1.0]])
-    plane = plane_in_frame(affine, torch.tensor([-17.0, 1.0, 2.0]), 50.0)
-    points = plane_points(plane, (4, 4))
-    assert_close(points[:, 2, 1], torch.tensor([0.0, 0.0, 0.1]))
 
 
 def test_cells_lie_in_array_order_with_coordinates_in_world_order():

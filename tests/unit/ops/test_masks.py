@@ -11,9 +11,7 @@ from voxelry.ops.masks import (
     largest_component,
     mask_boxes,
     mask_crops,
-    paint,
     paste_mask,
-    paste_masks_reference,
 )
 
 
@@ -89,7 +87,6 @@ def test_a_box_without_a_voxel_has_an_empty_crop(box):
     crop, window = paste_mask(torch.ones(3, 3), torch.tensor(box), (8, 8))
     assert crop.size == 0
     assert crop.shape == np.zeros((8, 8))[window].shape
-    assert not paint(torch.ones(1, 3, 3), torch.tensor([box]), torch.ones(1), (8, 8)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -100,39 +97,6 @@ def test_masks_of_other_types(dtype):
 
 
 SQUARES = torch.tensor([[-0.5, -0.5, 3.5, 3.5], [1.5, 1.5, 5.5, 5.5], [0.5, 0.5, 2.5, 2.5]])
-
-
-def test_the_better_score_takes_the_voxel_and_the_order_of_boxes_names_it():
-    found = paint(torch.ones(2, 4, 4), SQUARES[:2], torch.tensor([0.4, 0.9]), (6, 6))
-    expected = np.zeros((6, 6), dtype=np.int32)
-    expected[0:4, 0:4] = 1
-    expected[2:6, 2:6] = 2
-    np.testing.assert_array_equal(found, expected)
-    assert found.dtype == np.int32
-    equal = paint(torch.ones(2, 4, 4), SQUARES[:2], torch.ones(2), (6, 6))
-    assert equal[2, 2] == 1  # the first of two with one score
-
-
-def test_what_cannot_be_seen_leaves_no_id():
-    """The third square lies under the first; of the second 12 voxels are left."""
-    scores = torch.tensor([0.9, 0.8, 0.7])
-    assert np.unique(paint(torch.ones(3, 4, 4), SQUARES, scores, (6, 6))).tolist() == [0, 1, 2]
-    assert np.unique(paint(torch.ones(3, 4, 4), SQUARES, scores, (6, 6), min_voxels=12)).tolist() == [0, 1, 2]
-    assert np.unique(paint(torch.ones(3, 4, 4), SQUARES, scores, (6, 6), min_voxels=13)).tolist() == [0, 1]
-
-
-def test_crops_are_painted_as_their_masks_are():
-    masks, scores = torch.rand(3, 7, 7), torch.rand(3)
-    crops = list(mask_crops(masks, SQUARES, (6, 6), threshold=0.4))
-    assert [inside.dtype for _, inside in crops] == [np.bool_] * 3
-    expected = paint(masks, SQUARES, scores, (6, 6), threshold=0.4)
-    assert expected.any()
-    np.testing.assert_array_equal(paint(crops, None, scores, (6, 6)), expected)
-
-
-def test_the_threshold_itself_is_inside():
-    assert paint(torch.full((1, 2, 2), 0.5), SQUARES[:1], torch.ones(1), (6, 6)).sum() == 16
-    assert paint(torch.full((1, 2, 2), 0.49), SQUARES[:1], torch.ones(1), (6, 6)).sum() == 0
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -150,23 +114,14 @@ def test_the_largest_component(ndim):
     assert not largest_component(np.zeros((2,) * ndim, dtype=bool)).any()
 
 
-def test_only_the_largest_visible_part_is_painted():
-    """A bar cut by a better one: two parts, 3 and 2 voxels long."""
-    crops = [((slice(2, 3), slice(0, 6)), np.ones((1, 6), bool)), ((slice(0, 6), slice(3, 4)), np.ones((6, 1), bool))]
-    cut = paint(crops, None, np.array([0.5, 0.9]), (6, 6), keep_largest_component=True)
-    assert cut[2].tolist() == [1, 1, 1, 2, 0, 0]
-    assert paint(crops, None, np.array([0.5, 0.9]), (6, 6))[2].tolist() == [1, 1, 1, 2, 1, 1]
+def test_the_threshold_itself_is_inside():
+    for value, size in ((0.5, 16), (0.49, 0)):
+        ((_, inside),) = mask_crops(torch.full((1, 2, 2), value), SQUARES[:1], (6, 6))
+        assert inside.sum() == size
 
 
 def test_no_masks():
     assert list(mask_crops(torch.zeros(0, 5, 5), torch.zeros(0, 4), (3, 3))) == []
-    assert paint(torch.zeros(0, 5, 5), torch.zeros(0, 4), torch.zeros(0), (3, 4)).shape == (3, 4)
-    assert paste_masks_reference(torch.zeros(0, 1, 5, 5), torch.zeros(0, 4), (3, 4)).shape == (0, 1, 3, 4)
-
-
-def test_the_reference_paste_outside_the_image_is_empty():
-    boxes = torch.tensor([[30.0, 30.0, 40.0, 40.0], [-30.0, 0.0, -20.0, 5.0]])
-    assert not paste_masks_reference(torch.ones(2, 1, 5, 5), boxes, (8, 8)).any()
 
 
 @pytest.mark.parametrize(
@@ -176,9 +131,6 @@ def test_the_reference_paste_outside_the_image_is_empty():
         lambda: paste_mask(torch.ones(0, 3), torch.zeros(4), (8, 8)),
         lambda: paste_mask(torch.ones(3, 3), torch.zeros(4), (8, 8, 8)),
         lambda: list(mask_crops(torch.ones(2, 3, 3), torch.zeros(1, 4), (8, 8))),
-        lambda: paint(torch.ones(2, 3, 3), SQUARES[:2], torch.ones(3), (8, 8)),
-        lambda: paint([((slice(0, 2), slice(0, 2)), np.ones((3, 3), bool))], None, np.ones(1), (8, 8)),
-        lambda: paste_masks_reference(torch.ones(2, 1, 3, 3), torch.zeros(2, 6), (8, 8)),
     ],
 )
 def test_what_does_not_fit_is_named(call):

@@ -109,28 +109,6 @@ def test_arrays_that_do_not_fit_are_named(arguments, fault):
         figures.orthogonal(np.zeros(space.shape), space, **arguments)
 
 
-@pytest.mark.parametrize("radius_mm", [None, 4.0])
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_landmark_slices_pass_through_each_present_landmark(ndim, radius_mm):
-    space = space_of(ndim)
-    volume = np.zeros(space.shape)
-    truth = np.array([[3.0, 9.0, 6.0], [np.nan] * 3, [6.0, 2.0, 10.0]])[:, :ndim]
-    for point in truth[[0, 2]]:
-        volume[tuple(point.astype(int))] = 1.0
-    fig = figures.landmark_slices(volume, space, truth=truth, names=["a", "b", "c"], radius_mm=radius_mm)
-    render(fig)
-    assert len(fig.axes) == 2 * len(figures.planes_of(space))
-    for axes in fig.axes:
-        assert axes.images[0].get_array().max() == 1.0
-    assert not any(text.startswith("2  b") for text in texts(fig))
-
-
-def test_landmark_slices_need_a_landmark():
-    space = space_of(2)
-    with pytest.raises(SettingError, match="at least one present landmark"):
-        figures.landmark_slices(np.zeros(space.shape), space, truth=np.full((1, 2), np.nan))
-
-
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_sheet_shows_the_middle_planes_of_every_image_with_one_window(ndim):
     images = [torch.full((1, *(4, 6, 5)[:ndim]), float(value)) for value in range(5)]

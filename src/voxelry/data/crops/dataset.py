@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
@@ -89,8 +90,7 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
             ("boxes", boxes, ("masks", "index")),
             ("on_error", on_error, ON_ERROR),
         ):
-            if value not in choices:
-                raise SettingError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+            check_choice(name, value, choices)
         check_normalise(normalise, window=window, percentiles=percentiles, clip=clip)
         self.index = index if isinstance(index, CropIndex) else CropIndex(index)
         self.augment, self.margin, self.fill = augment, margin, fill

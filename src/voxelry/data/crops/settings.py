@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 
 __all__ = ["PADS", "BuildReport", "CropSettings", "SourceSettings"]
@@ -54,8 +55,7 @@ class CropSettings:
             whole = tuple(int(number) for number in values)
             object.__setattr__(self, name, whole if isinstance(value, Sequence) else whole[0])
         for name, choices in (("pad", PADS), ("bad_boxes", ("error", "drop")), ("digest", ("sampled", "whole"))):
-            if getattr(self, name) not in choices:
-                raise SettingError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+            check_choice(name, getattr(self, name), choices)
         if self.channels is not None and self.channels < 1:
             raise SettingError(f"channels: expected a positive number or none, got {self.channels}")
         if not 0 <= self.min_visible <= 1:
@@ -87,8 +87,7 @@ class SourceSettings:
     on_error: str = "raise"
 
     def __post_init__(self) -> None:
-        if self.on_error not in ("raise", "skip"):
-            raise SettingError(f"on_error: expected raise or skip, got {self.on_error!r}")
+        check_choice("on_error", self.on_error, ("raise", "skip"))
 
 
 @dataclass

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, FileError, MissingDependencyError, SettingError
 from voxelry.data.crops.selection import Criterion
 from voxelry.data.layouts.files import case_name
@@ -126,8 +127,7 @@ def open_table(
     import sqlalchemy as sql
     from sqlalchemy.exc import SQLAlchemyError
 
-    if box_edges not in BOX_EDGES:
-        raise SettingError(f"box_edges: expected one of {', '.join(BOX_EDGES)}, got {box_edges!r}")
+    check_choice("box_edges", box_edges, BOX_EDGES)
     engine, title = _engine(source)
     if root is None:
         root = Path() if "://" in str(source) else Path(source).parent

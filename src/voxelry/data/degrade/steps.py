@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.registry import Registry
 from voxelry.core.space import Space
@@ -210,8 +211,7 @@ class ThickSlices:
             if amount is not None:
                 _check(name, amount, low, np.inf)
         _check("gap", self.gap, -0.9, np.inf)
-        if self.profile not in PROFILES:
-            raise SettingError(f"profile: expected one of {', '.join(PROFILES)}, got {self.profile!r}")
+        check_choice("profile", self.profile, PROFILES)
 
     def __call__(self, scan: Scan) -> Scan:
         axis = scan.axis(self.axis)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxelry.core.atomic import replacing
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
@@ -107,10 +108,8 @@ class PrepareSettings:
         if self.modality not in ("auto", *MODALITIES):
             raise SettingError(f"modality: expected auto or one of {', '.join(MODALITIES)}, got {self.modality!r}")
         object.__setattr__(self, "slices", method_name(self.slices, "slices"))
-        if self.sdf not in ("boxes", "full"):
-            raise SettingError(f"sdf: expected boxes or full, got {self.sdf!r}")
-        if self.transform not in KINDS:
-            raise SettingError(f"transform: expected one of {', '.join(KINDS)}, got {self.transform!r}")
+        check_choice("sdf", self.sdf, ("boxes", "full"))
+        check_choice("transform", self.transform, KINDS)
         if not 0 <= self.oblique <= 1:
             raise SettingError(f"oblique: expected a share from 0 to 1, got {self.oblique}")
         if not self.axes or not set(self.axes) <= {0, 1, 2}:

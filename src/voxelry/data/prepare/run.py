@@ -23,7 +23,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from voxelry.core.atomic import replacing
-from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
+from voxelry.core.choice import check_choice
+from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.data.demands import lacking
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.prepared import MANIFEST, VERSION
@@ -80,8 +81,7 @@ def prepare_all(
         SettingError: an unknown `on_error`.
         KeyboardInterrupt: interrupted; cases in work are finished first, the manifest holds what is there.
     """
-    if on_error not in ("raise", "skip"):
-        raise SettingError(f"on_error: expected raise or skip, got {on_error!r}")
+    check_choice("on_error", on_error, ("raise", "skip"))
     for case in cases:
         if fault := lacking(case, "labels"):
             raise DataError(f"{case.image}: {fault}")

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelry.core.choice import check_choice, unknown_choice
 from voxelry.core.errors import SettingError
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.normalise import finite
@@ -159,7 +160,7 @@ def standardise(image: Tensor, modality: str, *, window: str | Sequence[float] =
         span = high - low if high > low else 1.0
         return ((image - low) / span).clamp(0, 1), Standard("us", low, span)
     if modality != "mr":
-        raise SettingError(f"modality: expected one of {', '.join(MODALITIES)}, got {modality!r}")
+        raise unknown_choice("modality", modality, MODALITIES)
     deviation, mean = (float(value) for value in torch.std_mean(image.to(torch.float64), correction=0))
     scale = deviation if deviation > 1e-7 * abs(mean) else 1.0
     return ((image.to(torch.float64) - mean) / scale).to(torch.float32), Standard("mr", mean, scale)
@@ -176,8 +177,7 @@ def preprocess_like(modality: str, spacing: float | None, *, window: str | Seque
     Raises:
         SettingError: an unknown modality or window.
     """
-    if modality not in MODALITIES:
-        raise SettingError(f"modality: expected one of {', '.join(MODALITIES)}, got {modality!r}")
+    check_choice("modality", modality, MODALITIES)
     settings = {
         "ct": {"normalise": "window", "window": ct_window(window)},
         "mr": {"normalise": "zscore", "clip": _REACH},

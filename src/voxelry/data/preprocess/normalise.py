@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 
 __all__ = [
@@ -153,8 +154,7 @@ def check_normalise(
     Raises:
         SettingError: always one line naming the setting.
     """
-    if method is not None and method not in METHODS:
-        raise SettingError(f"normalise: expected one of {', '.join(METHODS)} or None, got {method!r}")
+    check_choice("normalise", method, (*METHODS, None))
     if method == "window" and window is None:
         raise SettingError("window: expected two numbers (low, high), as normalise is 'window'")
     if window is not None and (len(window) != 2 or not window[0] < window[1]):

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.memory import memory_shortage
 from voxelry.core.rank import per_axis
@@ -94,8 +95,7 @@ class Preprocess:
     ):
         if orientation is not None:
             orientation = _code(orientation)
-        if align not in ("nearest", "world", "auto"):
-            raise SettingError(f"align: expected 'nearest', 'world' or 'auto', got {align!r}")
+        check_choice("align", align, ("nearest", "world", "auto"))
         if align != "nearest" and orientation is None:
             raise SettingError(
                 f"align: {align!r} needs an orientation, but orientation is None; expected nearest with it, "
@@ -119,8 +119,7 @@ class Preprocess:
                 raise SettingError(f"intensity: expected keys of {', '.join(_METHOD)}, got {unknown[0]!r}")
         elif intensity not in ("own", "shared"):
             raise SettingError(f"intensity: expected own, shared or a mapping, got {intensity!r}")
-        if outside not in ("clip", "keep", "error"):
-            raise SettingError(f"outside: expected clip, keep or error, got {outside!r}")
+        check_choice("outside", outside, ("clip", "keep", "error"))
         self.orientation = orientation
         self.align = align
         self.trim = trim

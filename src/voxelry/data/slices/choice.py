@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.slices.cut import SliceSample, array_axis, oblique_plane, take_slice
@@ -27,8 +28,7 @@ def method_name(method: str, setting: str = "method") -> str:
     """
     if method == "random":
         return "random_axis"
-    if method not in METHODS:
-        raise SettingError(f"{setting}: expected one of {', '.join(METHODS)}, got {method!r}")
+    check_choice(setting, method, METHODS)
     return method
 
 

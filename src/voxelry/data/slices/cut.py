@@ -35,7 +35,6 @@ __all__ = [
     "array_axis",
     "axis_plane",
     "check_click",
-    "click_region",
     "draw_click",
     "oblique_plane",
     "plane_name",
@@ -265,18 +264,6 @@ def draw_click(mask: Tensor, generator: np.random.Generator) -> Tensor:
     if not len(places):
         raise DataError("click: no foreground on this slice to click on")
     return places[int(generator.integers(len(places)))].to(torch.float32)
-
-
-def click_region(space: Space, click: Tensor | ArrayLike, radius: float) -> Tensor:
-    """Pixels of a plane within `radius` mm of a click (row, column), `(H, W)` bool; the clicked one always."""
-    at = np.asarray(click, dtype=np.float64)
-    rows, columns = (np.arange(size) - place for size, place in zip(space.shape, at, strict=True))
-    steps = space.affine[:3, :2]
-    offset = rows[:, None, None] * steps[:, 0] + columns[None, :, None] * steps[:, 1]
-    near = torch.from_numpy(np.linalg.norm(offset, axis=-1) <= radius)
-    row, column = np.clip(np.round(at).astype(int), 0, np.asarray(space.shape) - 1)
-    near[row, column] = True
-    return near
 
 
 def check_click(

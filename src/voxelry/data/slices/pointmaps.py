@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 
@@ -83,8 +84,7 @@ class PointmapNormaliser:
         """
         flat = points.reshape(3, -1).to(torch.float64)
         flat = flat[:, torch.isfinite(flat).all(dim=0)]
-        if method not in ("median", "extent"):
-            raise SettingError(f"method: expected median or extent, got {method!r}")
+        check_choice("method", method, ("median", "extent"))
         if not flat.numel():
             raise DataError("pointmap: expected at least one known point, got NaN only")
         if method == "median":

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.data.layouts.find import find_pairs, recognise
 from voxelry.interop.legacy.fast_ddpm_options import Options
@@ -130,8 +131,7 @@ def _diffusion(path: Path, result: Translation, diffusion: dict[str, Any]) -> No
     result.set("task.mode", "diffusion")
     result.set("task.objective", "epsilon")
     given = diffusion.pop("beta_schedule", "linear")
-    if given not in _SCHEDULES:
-        raise ConfigError(f"{path}: diffusion.beta_schedule: expected one of {', '.join(_SCHEDULES)}, got {given!r}")
+    check_choice(f"{path}: diffusion.beta_schedule", given, _SCHEDULES, ConfigError)
     result.set("task.schedule", _SCHEDULES[given], "diffusion.beta_schedule")
     result.take(
         diffusion,
@@ -180,8 +180,8 @@ def data_set(path: Path, data: Mapping[str, Any], kind: str, options: Options) -
     roots = {key: Path(str(data[key])) for key in _ROOTS if data.get(key)}
     looks = next((found for root in roots.values() if (found := _look(root)) is not None), None)
     origin, name = ("--dataset", options.dataset) if options.dataset else ("data.dataset", data.get("dataset"))
-    if name is not None and name not in _LAYOUTS:
-        raise ConfigError(f"{path}: {origin}: expected one of {', '.join(_LAYOUTS)}, got {name!r}")
+    if name is not None:
+        check_choice(f"{path}: {origin}", name, _LAYOUTS, ConfigError)
     fits = name is not None and (volumes or (name in _TWO_CONDITIONS) == (kind == "sr"))
     if options.dataset and not fits:
         raise ConfigError(

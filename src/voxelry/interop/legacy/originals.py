@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.find import find_cases
@@ -115,8 +116,7 @@ class DDPM(nn.Module):
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise SettingError(f"device: {device} asked for, but there is no GPU; use device='cpu'")
-        if optimizer not in _OPTIMIZERS:
-            raise SettingError(f"optimizer: expected one of {', '.join(_OPTIMIZERS)}, got {optimizer!r}")
+        check_choice("optimizer", optimizer, _OPTIMIZERS)
         self.image_size, self.channels, self.is_3d = image_size, channels, is_3d
         self.schedule = Schedule.from_name(beta_schedule, steps=timesteps, start=beta_start, end=beta_end)
         self.model = Unet(
@@ -220,8 +220,7 @@ class Volume3DDiffusionDataset(torch.utils.data.Dataset[dict[str, Any]]):
         phase: str = "train",
         file_extension: str | None = None,
     ):
-        if phase not in ("train", "test", "all"):
-            raise SettingError(f"phase: expected train, test or all, got {phase!r}")
+        check_choice("phase", phase, ("train", "test", "all"))
         reads_own = type(self).read_volume is not Volume3DDiffusionDataset.read_volume
         cases = find_cases(root_dir, "volumes", suffix=(file_extension or "") if reads_own else None)
         if file_extension is not None:

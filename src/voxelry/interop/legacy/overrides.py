@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import ConfigError, FileError
 
 __all__ = ["OPTIMIZERS", "Translation", "count", "read", "read_settings", "text", "truth", "whole", "wholes"]
@@ -81,7 +82,7 @@ class Translation:
         """
         ours = OPTIMIZERS.get(str(name).lower())
         if ours is None:
-            raise ConfigError(f"{path}: {origin}: expected one of {', '.join(OPTIMIZERS)}, got {name!r}")
+            raise unknown_choice(f"{path}: {origin}", name, OPTIMIZERS, ConfigError)
         self.set("optimizer", ours, origin)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from voxelry.core.errors import CheckpointError, FileError, SettingError
+from voxelry.core.choice import check_choice
+from voxelry.core.errors import CheckpointError, FileError
 
 __all__ = ["SOURCES", "Source", "from_reference", "infer_case", "load_reference_file", "source_of"]
 
@@ -143,6 +144,5 @@ def find_source(name: str) -> Source:
     Raises:
         SettingError: an unknown source.
     """
-    if name not in SOURCES:
-        raise SettingError(f"source: expected one of {', '.join(SOURCES)}, got {name!r}")
+    check_choice("source", name, SOURCES)
     return SOURCES[name]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from voxelry.backbones.base import Backbone
 from voxelry.backbones.fpn import FPN
 from voxelry.backbones.resnet import STAGES, ResNet
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import CheckpointError
 from voxelry.interop.weights.state import build, strip_prefix
 
@@ -151,8 +152,8 @@ def settings(case: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str
     layers = case["return_layers"]
     unknown = [layer for layer in layers if layer not in ("layer1", "layer2", "layer3", "layer4")]
     for key, known in (("block", BLOCKS), ("norm_layer", NORMS), ("extra", EXTRAS)):
-        if key in case and case[key] not in known:
-            raise CheckpointError(f"{NAME}: {key}: expected one of {', '.join(map(str, known))}, got {case[key]!r}")
+        if key in case:
+            check_choice(f"{NAME}: {key}", case[key], known, CheckpointError)
     if unknown:
         raise CheckpointError(f"{NAME}: return_layers: expected layer1 to layer4, got {', '.join(unknown)}")
     body = {

@@ -20,7 +20,6 @@ from voxelry.core.errors import FileError
 from voxelry.io.units import Lengths
 
 __all__ = [
-    "VERSIONS",
     "Geometry",
     "check_version",
     "coordinate_system",
@@ -29,7 +28,6 @@ __all__ = [
     "spatial_axes",
 ]
 
-VERSIONS = ("0.5", "0.6")
 """The versions that are written."""
 
 Floats = NDArray[np.float64]

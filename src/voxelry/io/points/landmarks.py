@@ -22,7 +22,8 @@ from os import PathLike
 from pathlib import Path
 
 from voxelry.core.atomic import replacing
-from voxelry.core.errors import FileError, SettingError
+from voxelry.core.choice import check_choice
+from voxelry.core.errors import FileError
 from voxelry.core.registry import Registry
 from voxelry.core.space import Space
 from voxelry.io.points.format import PointFormat
@@ -86,8 +87,8 @@ def read_landmarks(
         SettingError: an unknown option.
     """
     path = Path(path)
-    _check_option("axis_order", axis_order, ("xyz", "zyx"))
-    _check_option("coordinate_system", coordinate_system, ("auto", *COORDINATE_SYSTEMS))
+    check_choice("axis_order", axis_order, ("xyz", "zyx"))
+    check_choice("coordinate_system", coordinate_system, ("auto", *COORDINATE_SYSTEMS))
     chosen = POINT_FORMATS[_format_of(path, format)]
     found = chosen.parse(path, _content(path) if chosen.binary else _text(path), coordinate_system)
     return to_world(path, found, space=space, coordinate_system=coordinate_system, axis_order=axis_order, unit=unit)
@@ -120,14 +121,14 @@ def write_landmarks(
         SettingError: an unknown option, a system that the format doesn't have, or no `space` where needed.
     """
     path = Path(path)
-    _check_option("axis_order", axis_order, ("xyz", "zyx"))
+    check_choice("axis_order", axis_order, ("xyz", "zyx"))
     name = _format_of(path, format)
     chosen = POINT_FORMATS[name]
     if chosen.format is None:
         written = [one for one in POINT_FORMATS if POINT_FORMATS[one].format is not None]
         raise FileError(path, f"{name} is read only", f"write one of .{', .'.join(written)}")
     system = coordinate_system or chosen.systems[0]
-    _check_option(f"coordinate_system of {name}", system, chosen.systems)
+    check_choice(f"coordinate_system of {name}", system, chosen.systems)
     if chosen.inside:
         points = from_world(landmarks, system, space=space, axis_order=axis_order)
         outside = (abs(points - points.clip(0, 1)) > ROUNDING).any(axis=1)
@@ -147,11 +148,6 @@ def _format_of(path: Path, named: str | None) -> str:
     if found is None:
         raise FileError(path, "unknown landmark format", f"expected one of .{', .'.join(POINT_FORMATS)}")
     return found
-
-
-def _check_option(name: str, value: str, expected: tuple[str, ...]) -> None:
-    if value not in expected:
-        raise SettingError(f"{name}: expected one of {', '.join(expected)}, got {value!r}")
 
 
 def _content(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice, unknown_choice
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.rank import RANKS
 from voxelry.models.adapters.file import read_adapter, write_adapter
@@ -67,8 +68,7 @@ class AdapterSettings:
             raise SettingError(f"rank: expected at least 1, got {self.rank}")
         if not 0 <= self.dropout < 1:
             raise SettingError(f"dropout: expected a probability from 0 to below 1, got {self.dropout}")
-        if self.kind not in ("lora", "dora"):
-            raise SettingError(f"kind: expected lora or dora, got {self.kind!r}")
+        check_choice("kind", self.kind, ("lora", "dora"))
         if self.heads is not None:
             object.__setattr__(self, "heads", tuple(self.heads))
 
@@ -329,7 +329,7 @@ class Adapters:
     def _known(self, name: str | None) -> str:
         name = self.active if name is None else name
         if name is None or name not in self._state.settings:
-            raise SettingError(f"adapter: expected one of {', '.join(self.names) or 'none'}, got {name!r}")
+            raise unknown_choice("adapter", name, self.names)
         return name
 
     def _heads(self, settings: AdapterSettings) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from voxelry.models.mask_rcnn.settings import BoxSettings
 from voxelry.ops.boxes import clip, decode, valid
-from voxelry.ops.nms import Separation, batched_nms
+from voxelry.ops.nms import Separation, batched_nms, soft_nms, weighted_box_clustering
 
 __all__ = ["Detections", "select"]
 
@@ -76,5 +76,28 @@ def select(
     boxes, scores, classes = clip(boxes, shape, low=low), scores[rows, columns], columns + 1
     keep = torch.where(valid(boxes, MIN_SIZE))[0]
     boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
-    keep = batched_nms(boxes, scores, classes, settings.nms_thresh, separate=separate)[: settings.detections_per_img]
-    return Detections(boxes[keep], scores[keep], classes[keep])
+    if settings.suppression == "nms" or not len(boxes):
+        keep = batched_nms(boxes, scores, classes, settings.nms_thresh, separate=separate)
+        boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
+    else:
+        boxes, scores, classes = _joined(boxes, scores, classes, settings)
+    best = slice(settings.detections_per_img)
+    return Detections(boxes[best], scores[best], classes[best])
+
+
+def _joined(boxes: Tensor, scores: Tensor, classes: Tensor, settings: BoxSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Soft suppression or clusters of the boxes of each class, by falling new score."""
+    parts = []
+    for number in classes.unique():
+        own = classes == number
+        if settings.suppression == "soft_nms":
+            keep, left = soft_nms(boxes[own], scores[own], min_score=settings.score_thresh)
+            found = boxes[own][keep]
+        else:
+            found, left = weighted_box_clustering(
+                boxes[own], scores[own], settings.nms_thresh, min_score=settings.score_thresh
+            )
+        parts.append((found, left, number.expand(len(found))))
+    boxes, scores, classes = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = scores.argsort(descending=True, stable=True)
+    return boxes[order], scores[order], classes[order]

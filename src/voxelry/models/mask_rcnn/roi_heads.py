@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 from voxelry.models.mask_rcnn.detections import Detections, select
 from voxelry.models.mask_rcnn.heads import BOX_HEADS, BoxPredictor
 from voxelry.models.mask_rcnn.roi_pool import RegionPool, Scales
 from voxelry.models.mask_rcnn.rpn import sparse_box_loss
 from voxelry.models.mask_rcnn.settings import BoxSettings
-from voxelry.ops.boxes import encode
+from voxelry.ops.boxes import decode, encode, giou
 from voxelry.ops.matching import match, sample_balanced
 from voxelry.ops.nms import Separation
 
@@ -63,8 +63,7 @@ class BoxBranch(nn.Module):
         separate: Separation = "exact",
     ):
         super().__init__()
-        if settings.head not in BOX_HEADS:
-            raise SettingError(f"box.head: expected one of {', '.join(BOX_HEADS)}, got {settings.head!r}")
+        check_choice("box.head", settings.head, BOX_HEADS)
         ndim = len(pool.output_size)
         convs = {"convs": settings.convs, "norm": settings.norm} if settings.head == "conv" else {}
         self.head = BOX_HEADS[settings.head](channels, pool.output_size, ndim=ndim, width=settings.channels, **convs)
@@ -88,7 +87,7 @@ class BoxBranch(nn.Module):
         """Regions sampled from proposals and objects, `loss_classifier` and `loss_box_reg`.
 
         The first is the mean cross-entropy of the regions, the second is summed over the positive ones, for the
-        deltas of their class, and divided by the number of all.
+        deltas of their class, and divided by the number of all; see `BoxSettings.loss`.
         """
         regions = self.sample(proposals, boxes, classes)
         logits, deltas = self(features, scales, regions.boxes, regions.batch_index)
@@ -96,9 +95,15 @@ class BoxBranch(nn.Module):
         positive = torch.where(regions.classes > 0)[0]
         found = deltas[positive, regions.classes[positive]]
         count = len(regions.classes)
+        wanted = regions.deltas[positive]
+        if self.chosen.loss == "giou":
+            found, wanted = (decode(each, regions.boxes[positive], self.chosen.reg_weights) for each in (found, wanted))
+            loss = (1 - giou(found, wanted)).sum() / max(count, 1)
+        else:
+            loss = sparse_box_loss(found, wanted, count)
         return regions, {
             "loss_classifier": F.cross_entropy(logits, regions.classes) if count else logits.sum() * 0,
-            "loss_box_reg": sparse_box_loss(found, regions.deltas[positive], count),
+            "loss_box_reg": loss,
         }
 
     @torch.no_grad()

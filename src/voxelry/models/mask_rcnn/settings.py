@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "Weights",
     "nested",
 ]
+
+SUPPRESSIONS = ("nms", "soft_nms", "wbc")
+BOX_LOSSES = ("smooth_l1", "giou")
 
 Weights = tuple[float | Sequence[float], float | Sequence[float]]
 """Of deltas: of the centre and of the size, each one number or one per axis."""
@@ -122,10 +126,15 @@ class BoxSettings:
         convs, norm: channels of the convolutions of "conv", and their normalisation.
         output_size: feature voxels of a region, one number or one per axis.
         score_thresh: scores must be larger.
-        nms_thresh: a box that overlaps by a larger IoU with a better one of its class is dropped.
+        suppression: what becomes of boxes of one class that overlap. "nms": the best stays; "soft_nms": the more they
+            overlap with a better one, the lower their scores become; "wbc": one box and score of each cluster, their
+            weighted means. See `ops.nms`.
+        nms_thresh: IoU with a better box above which "nms" drops one and "wbc" takes it into the better one's cluster.
         detections_per_img: the largest number of detections.
         fg_iou_thresh, bg_iou_thresh: regions whose IoU with an object is at least / less than this show it / show none.
         batch_size_per_image, positive_fraction: regions in the losses of an image, and the largest part of positives.
+        loss: of the boxes of positive regions: "smooth_l1" of their deltas, or "giou", 1 less the generalised IoU
+            with their object.
         reg_weights: of the deltas of regions: centre and size, each one number or one per axis.
     """
 
@@ -135,13 +144,19 @@ class BoxSettings:
     norm: str | None = "batch"
     output_size: int | Sequence[int] = 7
     score_thresh: float = 0.05
+    suppression: str = "nms"
     nms_thresh: float = 0.5
     detections_per_img: int = 100
     fg_iou_thresh: float = 0.5
     bg_iou_thresh: float = 0.5
     batch_size_per_image: int = 512
     positive_fraction: float = 0.25
+    loss: str = "smooth_l1"
     reg_weights: Weights = (10.0, 5.0)
+
+    def __post_init__(self) -> None:
+        check_choice("box.suppression", self.suppression, SUPPRESSIONS)
+        check_choice("box.loss", self.loss, BOX_LOSSES)
 
 
 @dataclass(frozen=True, kw_only=True)

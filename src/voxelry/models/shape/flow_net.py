@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 from voxelry.core.settings import own_fields, settle
 from voxelry.diffusion.flow import FLOW_SAMPLERS
 from voxelry.models.adapters.adapters import TARGETS
@@ -210,8 +210,7 @@ class ShapeFlow(ShapeNet):
         Raises:
             SettingError: an unknown sampler.
         """
-        if sampler not in FLOW_SAMPLERS:
-            raise SettingError(f"sampler: expected one of {', '.join(FLOW_SAMPLERS)}, got {sampler!r}")
+        check_choice("sampler", sampler, FLOW_SAMPLERS)
         batch, count = len(condition.estimate), len(noise)
         each = condition.repeated(count)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import Configured, settle
 from voxelry.models.shape.decoder import LiftDecoder, TokenDecoder
@@ -117,8 +118,7 @@ class ShapeNetSettings:
             raise SettingError(f"ndim: a shape has rank {RANK}, got {self.ndim}")
         if self.out_channels not in (None, 1):
             raise SettingError(f"out_channels: expected 1, one signed distance, got {self.out_channels}")
-        if self.decoder not in DECODERS:
-            raise SettingError(f"decoder: expected one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        check_choice("decoder", self.decoder, DECODERS)
         for name in ("classes", "truncation", "focus"):
             if not getattr(self, name) > 0:
                 raise SettingError(f"{name}: expected a positive number, got {getattr(self, name)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice, unknown_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 from voxelry.models.unet.settings import UNetSettings
@@ -126,8 +127,7 @@ def build_levels(parts: Parts, strides: Sequence[tuple[int, ...]]) -> tuple[nn.M
         SettingError: an unknown wiring, levels without blocks, or more or fewer attentions than levels.
     """
     own = parts.chosen
-    if own.wiring not in WIRINGS:
-        raise SettingError(f"wiring: expected one of {', '.join(WIRINGS)}, got {own.wiring!r}")
+    check_choice("wiring", own.wiring, WIRINGS)
     if own.blocks_per_level < 1:
         raise SettingError(f"blocks_per_level: expected at least 1, got {own.blocks_per_level}")
     count = len(own.multipliers)
@@ -211,7 +211,7 @@ def chosen(table: dict[str, type[nn.Module]], name: str, setting: str, also: tup
         SettingError: no such part; the message lists those there are.
     """
     if name not in table:
-        raise SettingError(f"{setting}: expected one of {', '.join((*table, *also))}, got {name!r}")
+        raise unknown_choice(setting, name, (*table, *also))
     return table[name]
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim
 from voxelry.core.settings import Configured, settle
@@ -51,8 +52,7 @@ class UNet(Configured, nn.Module):
         self.in_channels, self.out_channels, self.pad = own.in_channels, own.out_channels, own.pad
         self.self_condition = own.self_condition
         self.condition_channels = (own.condition_channels or own.out_channels) if own.self_condition else 0
-        if own.checkpointing not in CHECKPOINTING:
-            raise SettingError(f"checkpointing: expected one of {', '.join(CHECKPOINTING)}, got {own.checkpointing!r}")
+        check_choice("checkpointing", own.checkpointing, CHECKPOINTING)
         self.checkpointing = own.checkpointing
         self.strides = level_strides(own.strides, len(own.multipliers) - 1, own.ndim)
         parts = Parts(own)

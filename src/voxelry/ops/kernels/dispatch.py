@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 
 __all__ = ["Backend", "backend", "choose"]
 
@@ -52,8 +52,7 @@ def backend(name: Backend) -> Iterator[None]:
     Raises:
         SettingError: an unknown name.
     """
-    if name not in get_args(Backend):
-        raise SettingError(f"backend: expected one of {', '.join(get_args(Backend))}, got {name!r}")
+    check_choice("backend", name, get_args(Backend))
     token = _forced.set(name)
     try:
         yield

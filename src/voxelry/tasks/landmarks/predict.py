@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 from voxelry.core.space import Space
 from voxelry.io.points.landmarks import LandmarkSet
 
@@ -52,8 +52,7 @@ class LandmarkPrediction:
         Raises:
             SettingError: `level` is not one of `levels`.
         """
-        if level not in self.levels:
-            raise SettingError(f"level: expected one of {self.levels}, got {level}")
+        check_choice("level", level, self.levels)
         return self.radii_mm[:, self.levels.index(level)]
 
 

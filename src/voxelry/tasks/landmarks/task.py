@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice, unknown_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import check_fraction, check_range, settle
@@ -102,9 +103,9 @@ class LandmarkSettings:
     original_metrics: bool = False
 
     def __post_init__(self) -> None:
-        _one_of(self.sigma_unit, UNITS, "sigma_unit")
-        _one_of(self.target, TARGETS, "target")
-        _one_of(self.decoder, DECODERS, "decoder")
+        check_choice("sigma_unit", self.sigma_unit, UNITS)
+        check_choice("target", self.target, TARGETS)
+        check_choice("decoder", self.decoder, DECODERS)
         check_fraction(self.tile_overlap, "tile_overlap")
         check_range(self.input_range, "input_range")
         if self.label_classes and self.refine is not None:
@@ -379,7 +380,11 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
             return peaks.gaussian_fit(maps, window=self.window, spacing=scale)
         if self.decoder == "expectation":
             return expectation(maps)
-        return peaks.centroid(maps) if self.decoder == "centroid" else peaks.argmax(maps)
+        if self.decoder == "centroid":
+            return peaks.centroid(maps)
+        if self.decoder == "argmax":
+            return peaks.argmax(maps)
+        raise unknown_choice("decoder", self.decoder, DECODERS)
 
     def _second_pass(self, batch: Batch, points: Tensor, spread: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Predict each landmark again in a crop around it; one that finds nothing keeps its first point."""
@@ -415,8 +420,3 @@ def _points(sample: Sample) -> NDArray[np.float64]:
     if sample.landmarks is None:
         raise DataError(f"{sample.name}: no landmarks; expected points to compare with")
     return sample.landmarks.double().cpu().numpy()
-
-
-def _one_of(value: str, choices: Sequence[str], name: str) -> None:
-    if value not in choices:
-        raise SettingError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

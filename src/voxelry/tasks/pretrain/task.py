@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import settle
 from voxelry.data.sample import Batch
@@ -98,8 +99,7 @@ class PretrainTask(Task[Batch, PretrainPrediction]):
         self.self_condition = has_condition if own.self_condition is None else own.self_condition
         if self.self_condition and not has_condition:
             raise SettingError("self_condition: the network takes no estimate; build it with self_condition=true")
-        if own.sampler not in samplers.SAMPLERS:
-            raise SettingError(f"sampler: expected one of {', '.join(samplers.SAMPLERS)}, got {own.sampler!r}")
+        check_choice("sampler", own.sampler, samplers.SAMPLERS)
         self.rescale = Rescale(own.data_range, own.diffusion_range)
         self.sampler = own.sampler
         self.sampler_settings: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import own_fields, settle
 from voxelry.core.space import Space
@@ -80,9 +81,8 @@ class ReconstructFlowSettings(ReconstructSettings):
         for name in ("divergence", "blur", "flow"):
             if not getattr(self, name) >= 0:
                 raise SettingError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.times not in TIME_DISTRIBUTIONS:
-            raise SettingError(f"times: expected one of {', '.join(TIME_DISTRIBUTIONS)}, got {self.times!r}")
-        _check_sampler(self.sampler)
+        check_choice("times", self.times, TIME_DISTRIBUTIONS)
+        check_choice("sampler", self.sampler, FLOW_SAMPLERS)
         flow_times(self.steps, shift=self.shift)
 
 
@@ -220,7 +220,7 @@ class ReconstructFlowTask(ReconstructTask):
         own = self.samples, self.steps, self.sampler
         chosen = samples or own[0], steps or own[1], sampler or own[2]
         _check_counts(samples=own[0] if samples is None else samples, steps=own[1] if steps is None else steps)
-        _check_sampler(chosen[2])
+        check_choice("sampler", chosen[2], FLOW_SAMPLERS)
         try:
             self.samples, self.steps, self.sampler = chosen
             return super().predict(batch)
@@ -299,8 +299,3 @@ def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise SettingError(f"{name}: expected at least 1, got {value}")
-
-
-def _check_sampler(name: str) -> None:
-    if name not in FLOW_SAMPLERS:
-        raise SettingError(f"sampler: expected one of {', '.join(FLOW_SAMPLERS)}, got {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.data.slices.augment import SliceAugment
 from voxelry.data.slices.case import SliceCase
@@ -71,8 +72,7 @@ def evaluation_items(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = {"slices": 3, "clicks": 2, "seed": 1000}
     for name, value in settings.items():
-        if name not in known:
-            raise SettingError(f"data.slices.evaluation: expected {', '.join(known)}, got {name!r}")
+        check_choice("data.slices.evaluation", name, known)
         if isinstance(value, bool) or not isinstance(value, int) or value < (0 if name == "seed" else 1):
             raise SettingError(f"data.slices.evaluation.{name}: expected a positive whole number, got {value!r}")
     chosen = {**known, **settings}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import settle
 from voxelry.core.space import Space
@@ -253,8 +254,9 @@ class ReconstructTask(Task[SliceBatch, ReconstructPrediction]):
                 return losses.eikonal_loss(sdf, truth, step, band)
             case "chamfer":
                 return losses.chamfer_loss(sdf, truth, step)
-            case _:
+            case "smoothness":
                 return losses.smoothness_loss(sdf, truth, step, band)
+        raise unknown_choice("weights", name, losses.LOSSES)
 
     @torch.no_grad()
     def predict(self, batch: SliceBatch) -> list[ReconstructPrediction]:

@@ -19,6 +19,7 @@ from voxelry.backbones.fpn import FPN
 from voxelry.bundle.backbone import configured_backbone
 from voxelry.bundle.model import Model
 from voxelry.bundle.pretrained import Pretrained
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import keywords, settle
@@ -83,6 +84,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         "network.rpn.nms_thresh",
         "network.rpn.score_thresh",
         "network.box.score_thresh",
+        "network.box.suppression",
         "network.box.nms_thresh",
         "network.box.detections_per_img",
     )
@@ -247,8 +249,7 @@ def _anchors(settings: Mapping[str, Any], dataset: SampleSource, levels: int, tr
 def _anchor_sizes(
     sizes: Any, unit: str, per_level: int, dataset: SampleSource, levels: int, transform: Transform
 ) -> Any:
-    if unit not in ANCHOR_UNITS:
-        raise ConfigError(f"model.anchors.unit: expected one of {', '.join(ANCHOR_UNITS)}, got {unit!r}")
+    check_choice("model.anchors.unit", unit, ANCHOR_UNITS, ConfigError)
     if sizes == "auto":
         cases = [dataset[index] for index in range(min(len(dataset), _ANCHOR_CASES))]
         boxes = [case.boxes for case in cases if case.boxes is not None]

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.diffusion import flow
 from voxelry.diffusion.inputs import Range
@@ -305,8 +306,7 @@ def make_path(mode: str, settings: Mapping[str, Any]) -> Path:
     Raises:
         SettingError: an unknown mode, or settings that can't be.
     """
-    if mode not in MODES:
-        raise SettingError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    check_choice("mode", mode, MODES)
     if mode == "diffusion":
         own = {name: settings[name] for name in _OF_PLANS if name in settings}
         return DiffusionPath(Plan.from_settings(**{**own, "sampler": own.get("sampler") or "ddim"}))

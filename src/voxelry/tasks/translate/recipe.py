@@ -11,6 +11,7 @@ from torch import nn
 
 from voxelry.bundle.model import Model
 from voxelry.bundle.pretrained import Pretrained
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, SettingError
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
@@ -169,9 +170,8 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         names = getattr(task, "condition_names", None)
         if not names:
             raise SettingError("contrast: the model has no names for its conditions; expected a single image")
-        unknown = [name for name in files if name not in names]
-        if unknown:
-            raise SettingError(f"contrast: expected one of {', '.join(names)}, got {unknown[0]!r}")
+        for name in files:
+            check_choice("contrast", name, names)
         paths = [None if files.get(name) is None else Path(str(files[name])) for name in names]
         there = [path for path in paths if path is not None]
         if not there:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import settle
 from voxelry.data.sample import Batch, Sample
@@ -93,8 +94,7 @@ class TranslateSettings(ScheduleSettings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.loss_type not in LOSSES:
-            raise SettingError(f"loss_type: expected one of {', '.join(LOSSES)}, got {self.loss_type!r}")
+        check_choice("loss_type", self.loss_type, LOSSES)
         if not 0 <= self.drop < 1:
             raise SettingError(f"drop: expected a chance from 0 to below 1, got {self.drop}")
         if self.samples < 1:

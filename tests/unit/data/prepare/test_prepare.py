@@ -402,6 +402,8 @@ def test_a_slice_shows_several_organs(cached, data, tmp_path):
     assert first["image"].shape == (1, 48, 48)
     assert first["masks"].shape == (3, 48, 48)
     assert torch.equal(first["image"], again["image"])
+    square.set_epoch(1)
+    assert not torch.equal(first["click"], square[1]["click"])
     points = first["pointmap"][:, first["mask"][0] > 0]
     seen = torch.nonzero(first["mask"][0]).double()
     world = torch.cat([seen, torch.ones(len(seen), 1)], dim=1) @ first["plane_affine"].T
