@@ -104,7 +104,7 @@ def test_copies_of_a_volume_in_other_axes_share_their_anatomy(fmt, data, axes, f
     space = data.draw(spaces((3,)))
     copy = space.reorder(axes, flips)
     inside = data.draw(hnp.arrays(np.float64, (4, 3), elements=st.floats(0, 1)))
-    # in voxel centres of both, and inside [0, 1] of both, which the seed's format needs
+    # in voxel centres of both, and inside [0, 1] of both, which the originals' format needs
     landmarks = LandmarkSet.from_index(inside * (np.asarray(space.shape) - 1), space)
     one = there_and_back(landmarks, fmt, space)
     other = there_and_back(landmarks, fmt, copy)

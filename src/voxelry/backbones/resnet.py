@@ -200,7 +200,7 @@ class ResNet(Backbone):
 
 
 def make_block(
-    kind: str,
+    block: str,
     in_channels: int,
     width: int,
     *,
@@ -220,7 +220,7 @@ def make_block(
         SettingError: an unknown name, or groups in a basic block.
     """
     conv = partial(ConvNorm, ndim=ndim, norm=norm, eps=eps)
-    if kind == "basic":
+    if block == "basic":
         if groups != 1 or group_width != 64:
             raise SettingError(f"groups, group_width: a basic block has 1 and 64, got {groups} and {group_width}")
         out = width
@@ -228,7 +228,7 @@ def make_block(
             conv(in_channels, width, 3, stride=stride, dilation=dilations[0]),
             conv(width, width, 3, dilation=dilations[1]),
         ]
-    elif kind == "bottleneck":
+    elif block == "bottleneck":
         inner, out = int(width * (group_width / 64)) * groups, 4 * width
         layers = [
             conv(in_channels, inner, 1),
@@ -236,7 +236,7 @@ def make_block(
             conv(inner, out, 1),
         ]
     else:
-        raise SettingError(f"block: expected basic or bottleneck, got {kind!r}")
+        raise SettingError(f"block: expected basic or bottleneck, got {block!r}")
     same = in_channels == out and max(stride) == 1
     return Residual(layers, nn.Identity() if same else conv(in_channels, out, 1, stride=stride))
 

@@ -41,11 +41,11 @@ class Configured:
         return found
 
 
-def settle(kind: type[S], given: Mapping[str, Any], name: str = "") -> S:
+def settle(dataclass: type[S], given: Mapping[str, Any], name: str = "") -> S:
     """Settings from plain keywords; those of a part are a mapping or the part's own dataclass.
 
     Args:
-        kind: the dataclass.
+        dataclass: the dataclass.
         given: field to value.
         name: of the part, dotted, for messages.
 
@@ -53,12 +53,12 @@ def settle(kind: type[S], given: Mapping[str, Any], name: str = "") -> S:
         SettingError: a keyword that there isn't; names it and those that there are.
         TypeError: a field without a default is missing.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(dataclass)]  # type: ignore[arg-type]
     for key in given:
         if key not in known:
             raise SettingError(f"{name}{key}: no such setting; expected one of {', '.join(known)}")
-    parts = settings_parts(kind)
-    return kind(
+    parts = settings_parts(dataclass)
+    return dataclass(
         **{
             key: settle(parts[key], value, f"{name}{key}.") if key in parts and isinstance(value, Mapping) else value
             for key, value in given.items()
@@ -66,19 +66,19 @@ def settle(kind: type[S], given: Mapping[str, Any], name: str = "") -> S:
     )
 
 
-def settings_parts(kind: Any) -> dict[str, Any]:
+def settings_parts(dataclass: Any) -> dict[str, Any]:
     """Fields of a dataclass that hold a dataclass themselves, and which."""
     found = {}
-    for key, hint in get_type_hints(kind).items():
+    for key, hint in get_type_hints(dataclass).items():
         inner = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
         if inner:
             found[key] = inner[0]
     return found
 
 
-def own_fields(settings: Any, kind: type) -> dict[str, Any]:
+def own_fields(settings: Any, dataclass: type) -> dict[str, Any]:
     """The values of those settings that another dataclass has, too: of the part that is made from them."""
-    return {field.name: getattr(settings, field.name) for field in fields(kind)}
+    return {field.name: getattr(settings, field.name) for field in fields(dataclass)}
 
 
 def check_fraction(value: float, name: str) -> None:

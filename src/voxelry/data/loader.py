@@ -75,18 +75,18 @@ class ClosedPasses(Sampler[list[int]]):
         *,
         batch_size: int,
         seed: int,
-        taken: Callable[[], int],
+        batches_taken: Callable[[], int],
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.size, self.batch_size, self.seed, self.taken = size, batch_size, seed, taken
+        self.size, self.batch_size, self.seed, self.batches_taken = size, batch_size, seed, batches_taken
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return math.ceil(math.ceil(self.size / self.world_size) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        number, done = divmod(self.taken(), len(self))
+        number, done = divmod(self.batches_taken(), len(self))
         order = _shuffled(self.size, self.seed, number)
         even = np.resize(order, math.ceil(self.size / self.world_size) * self.world_size)
         own = (number * self.size + even[self.rank :: self.world_size]).tolist()
@@ -142,7 +142,7 @@ def training_loader(
     """
     common: dict[str, Any] = {"seed": seed, "rank": loading.rank, "world_size": loading.world_size}
     if closed:
-        passes = ClosedPasses(len(dataset), batch_size=loading.batch_size, taken=batches_taken, **common)
+        passes = ClosedPasses(len(dataset), batch_size=loading.batch_size, batches_taken=batches_taken, **common)
         return _loader(dataset, _Passes(dataset), loading, batch_sampler=passes)
     start = batches_taken() * loading.batch_size * loading.world_size
     order = EndlessOrder(len(dataset), start=start, **common)

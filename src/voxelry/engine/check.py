@@ -233,10 +233,10 @@ def _made(name: str, node: Any, group: str) -> Iterator[Part]:
             yield from _listed(path, value, shipped[key])
 
 
-def _nested(name: str, node: Mapping[str, Any], kind: type, shipped: Mapping[str, Any]) -> Iterator[Part]:
+def _nested(name: str, node: Mapping[str, Any], dataclass: type, shipped: Mapping[str, Any]) -> Iterator[Part]:
     """A part of settings that is a dataclass, with what is in it."""
-    yield Part(name, node, dict.fromkeys(shipped, Any) | get_type_hints(kind), shipped)
-    for key, inner in settings_parts(kind).items():
+    yield Part(name, node, dict.fromkeys(shipped, Any) | get_type_hints(dataclass), shipped)
+    for key, inner in settings_parts(dataclass).items():
         if isinstance(node.get(key), Mapping):
             yield from _nested(f"{name}.{key}", node[key], inner, _mapping(shipped.get(key)))
 
@@ -391,8 +391,8 @@ def _read(file: Any) -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
 
 
-def _fields(kind: type) -> dict[str, Any]:
-    return dict(get_type_hints(kind)) if hasattr(kind, "__dataclass_fields__") else _parameters(kind)
+def _fields(owner: type) -> dict[str, Any]:
+    return dict(get_type_hints(owner)) if hasattr(owner, "__dataclass_fields__") else _parameters(owner)
 
 
 def _parameters(callee: Callable[..., Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Detections:
 
 
 def average_precision(
-    records: Sequence[Detections], kind: str = "mask", thresholds: Sequence[float] = COCO_THRESHOLDS
+    records: Sequence[Detections], overlap: str = "mask", thresholds: Sequence[float] = COCO_THRESHOLDS
 ) -> float:
     """COCO's mAP over a data set, in [0, 1]: mean over classes and IoU thresholds of the 101-point average precision.
 
@@ -116,13 +116,13 @@ def average_precision(
     are left out. Without any object at all COCO defines nothing: 1 if nothing was predicted either, else 0.
 
     Args:
-        kind: `mask` or `box`, which IoU decides.
+        overlap: `mask` or `box`, which IoU decides.
         thresholds: from `HIT_THRESHOLDS`; `(0.5,)` gives AP50.
     """
     values = []
     for number in sorted({number for record in records for number in record.truth}):
         for threshold in thresholds:
-            recall, precision = precision_recall(records, kind, threshold, number=number)
+            recall, precision = precision_recall(records, overlap, threshold, number=number)
             envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
             places = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
             values.append(float(envelope[places].mean()))
@@ -132,26 +132,26 @@ def average_precision(
 
 
 def precision_recall(
-    records: Sequence[Detections], kind: str = "mask", threshold: float = 0.5, *, number: int | None = None
+    records: Sequence[Detections], overlap: str = "mask", threshold: float = 0.5, *, number: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall and precision after each detection of the data set by falling score, `(K,)` each, in [0, 1].
 
     Args:
         number: a class; all together if not given.
     """
-    _, hits, total = _pool(records, kind, threshold, number)
+    _, hits, total = _pool(records, overlap, threshold, number)
     found = np.cumsum(hits)
     return found / max(total, 1), found / np.arange(1, len(hits) + 1)
 
 
 def froc_curve(
-    records: Sequence[Detections], kind: str = "mask", threshold: float = 0.5
+    records: Sequence[Detections], overlap: str = "mask", threshold: float = 0.5
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """False positives per image and sensitivity at every score, `(K + 1,)` each, from no detection at all on.
 
     Free-response ROC (Bunch et al. 1977): detections of equal score are accepted together.
     """
-    scores, hits, total = _pool(records, kind, threshold, None)
+    scores, hits, total = _pool(records, overlap, threshold, None)
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1) if len(scores) else np.zeros(0, dtype=int)
     false = np.concatenate([[0.0], np.cumsum(~hits)[last] / max(1, len(records))])
     empty = float(not len(scores))  # nothing to find and nothing found
@@ -161,7 +161,7 @@ def froc_curve(
 
 def froc(
     records: Sequence[Detections],
-    kind: str = "mask",
+    overlap: str = "mask",
     threshold: float = 0.5,
     rates: Sequence[float] = FROC_RATES,
 ) -> NDArray[np.float64]:
@@ -170,19 +170,19 @@ def froc(
     Their mean over the default rates is the score of LUNA16 (Setio et al. 2017, section 2.4) and of nnDetection.
     Without a true object it is 1 if nothing was predicted either, else 0.
     """
-    false, sensitivity = froc_curve(records, kind, threshold)
+    false, sensitivity = froc_curve(records, overlap, threshold)
     return sensitivity[np.searchsorted(false, np.asarray(rates), side="right") - 1]
 
 
 def _pool(
-    records: Sequence[Detections], kind: str, threshold: float, number: int | None
+    records: Sequence[Detections], overlap: str, threshold: float, number: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
     """Scores and hits of all images by falling score (ties: earlier images first), and the number of true objects."""
     column = _column(threshold)
-    check_choice("kind", kind, KINDS)
+    check_choice("overlap", overlap, KINDS)
     chosen = [slice(None) if number is None else record.classes == number for record in records]
     scores = np.concatenate([np.zeros(0), *(record.scores[keep] for record, keep in zip(records, chosen, strict=True))])
-    hits = [record.hits[kind][keep, column] for record, keep in zip(records, chosen, strict=True)]
+    hits = [record.hits[overlap][keep, column] for record, keep in zip(records, chosen, strict=True)]
     flat = np.concatenate([np.zeros(0, dtype=bool), *hits])
     order = np.argsort(-scores, kind="stable")
     total = sum(count for record in records for c, count in record.truth.items() if number in (None, c))

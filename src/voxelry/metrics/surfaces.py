@@ -36,10 +36,10 @@ from voxelry.ops.surface import Mesh, distance_to_surface, empty_mesh, extract_s
 __all__ = [
     "METRICS",
     "SURFACE_METRICS",
-    "border_distances",
     "mesh_metrics",
     "reconstruction_metrics",
     "signed_error",
+    "surface_distances",
     "surface_spread",
     "voxel_metrics",
 ]
@@ -122,7 +122,7 @@ def voxel_metrics(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], space
     prediction, truth = _mask(prediction, space, "prediction"), _mask(truth, space, "truth")
     predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
     shared = int(np.count_nonzero(prediction & truth))
-    there, back = border_distances(prediction, truth, space)
+    there, back = surface_distances(prediction, truth, space)
     voxel_ml = abs(float(np.linalg.det(space.affine[:3, : space.ndim]))) / 1000
     return {
         "dice": 2 * shared / (predicted + true) if predicted + true else 1.0,
@@ -163,7 +163,7 @@ def mesh_metrics(
     return {"chamfer_mm": sum(distances) / 2, "normal_consistency": sum(cosines) / 2}
 
 
-def border_distances(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], space: Space) -> tuple[Floats, Floats]:
+def surface_distances(prediction: NDArray[np.bool_], truth: NDArray[np.bool_], space: Space) -> tuple[Floats, Floats]:
     """Distances in mm of each border voxel of one mask to the nearest of the other, both ways.
 
     Measured in the world, so anisotropic, oblique and sheared grids are all the same. Where both masks are empty

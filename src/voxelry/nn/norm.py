@@ -61,11 +61,11 @@ class ChannelNorm(nn.Module):
         return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
 
 
-def make_norm(kind: str, channels: int, *, ndim: int, eps: float = 1e-5, groups: int = 32) -> nn.Module:
+def make_norm(norm: str, channels: int, *, ndim: int, eps: float = 1e-5, groups: int = 32) -> nn.Module:
     """A normalisation by name.
 
     Args:
-        kind: "batch", "frozen_batch", "group" or "layer" (over channels).
+        norm: "batch", "frozen_batch", "group" or "layer" (over channels).
         channels: channels of the map.
         ndim: its rank.
         eps: constant added to the variance.
@@ -74,12 +74,12 @@ def make_norm(kind: str, channels: int, *, ndim: int, eps: float = 1e-5, groups:
     Raises:
         SettingError: an unknown name.
     """
-    if kind == "batch":
+    if norm == "batch":
         return nd.batch_norm(ndim)(channels, eps=eps)
-    if kind == "frozen_batch":
+    if norm == "frozen_batch":
         return FrozenBatchNorm(channels, eps=eps)
-    if kind == "group":
+    if norm == "group":
         return nn.GroupNorm(gcd(groups, max(channels // 2, 1)), channels, eps=eps)  # one value alone has no variance
-    if kind == "layer":
+    if norm == "layer":
         return ChannelNorm(channels, eps=eps)
-    raise unknown_choice("norm", kind, NORMS)
+    raise unknown_choice("norm", norm, NORMS)

@@ -104,14 +104,14 @@ def comparison(
     return fig
 
 
-def _window(kind: str, volumes: Sequence[NDArray[np.float64]]) -> Window:
+def _window(content: str, volumes: Sequence[NDArray[np.float64]]) -> Window:
     values = np.stack(volumes)
-    if kind == "grey":
+    if content == "grey":
         return grey_window(values)
     finite = np.abs(values[np.isfinite(values)])
     end = float(np.percentile(finite, 99.5)) if finite.size else 0.0
     end = end if end > 0 else 1.0
-    return (-end if kind == "error" else 0.0), end
+    return (-end if content == "error" else 0.0), end
 
 
 def _layout(planes: Sequence[Plane], columns: int, *, bars: bool) -> tuple[Figure, list[list[Place]]]:

@@ -148,7 +148,7 @@ class Report:
         return sum(block["kind"] == kind for block in self._blocks)
 
 
-def _embed(fig: Figure, kind: Literal["png", "svg"]) -> str:
+def _embed(fig: Figure, format: Literal["png", "svg"]) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -156,12 +156,12 @@ def _embed(fig: Figure, kind: Literal["png", "svg"]) -> str:
     buffer = BytesIO()
     # A fixed salt and no date: the same figure gives the same file.
     with mpl.rc_context({"svg.hashsalt": "voxelry"}):
-        if kind == "svg":
+        if format == "svg":
             FigureCanvasSVG(fig).print_svg(buffer, metadata={"Date": None})
         else:
             fig.set_dpi(2 * _PIXELS_PER_INCH)  # sharp on dense screens and on paper
             FigureCanvasAgg(fig).print_png(buffer)
-    media = {"png": "image/png", "svg": "image/svg+xml"}[kind]
+    media = {"png": "image/png", "svg": "image/svg+xml"}[format]
     return f"data:{media};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

@@ -46,7 +46,7 @@ def test_processes_share_an_evaluation_out_and_none_is_left_without(count, parts
 def test_a_closed_pass_holds_every_sample_and_none_of_the_next(world_size):
     taken = [0]
     ranks = [
-        ClosedPasses(7, batch_size=2, seed=1, taken=lambda: taken[0], rank=rank, world_size=world_size)
+        ClosedPasses(7, batch_size=2, seed=1, batches_taken=lambda: taken[0], rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     batches = [list(passes) for passes in ranks]

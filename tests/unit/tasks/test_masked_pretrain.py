@@ -243,7 +243,7 @@ def test_the_report_shows_what_was_hidden(ndim, tmp_path):
     batch = phantoms(ndim, count=2)
     predictions = task.predict(batch)
     rows = task.metrics(predictions, batch)
-    report = add_masked_reconstructions(Report("masked"), task, predictions, rows, shown=1)
+    report = add_masked_reconstructions(Report("masked"), task, predictions, rows, count=1)
     text = report.save(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "60% of the mask units" in text
     assert text.count(f"{batch.names[0]}: held out, masked and completed") >= 1

@@ -300,7 +300,7 @@ def test_the_report_shows_everything(tmp_path, ndim):
     space, shape = batch.spaces[0], tuple(batch.image.shape[1:])
     history = [{"step": float(step), **task.summary(rows)} for step in (10, 20)]
     report = Report("pretraining")
-    add_reconstructions(report, task, predictions, rows, shown=1)
+    add_reconstructions(report, task, predictions, rows, count=1)
     add_losses(report, task, rows, history)
     add_noising(report, task, batch.image[0], space, frames=3)
     denoising = task.denoising_process(shape, 3)

@@ -266,8 +266,8 @@ def _neighbour_correlation(slab: NDArray[Any]) -> float:
         return float(np.corrcoef(here, there)[0, 1])
 
 
-def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], shown: Sequence[int]) -> None:
-    """Whether a case's labels can be read, lie on its image's grid and are whole numbers, some of them `shown`."""
+def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], expected: Sequence[int]) -> None:
+    """Whether a case's labels can be read, lie on its image's grid and are whole numbers, some of them `expected`."""
     reference = Reference.of_file(case.image, case.options)
     for path, need, kind in ((case.labels, "labels", class_numbers), (case.instances, "masks", whole_numbers)):
         if path is None or need not in needs:
@@ -285,8 +285,8 @@ def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], shown: S
             continue
         if told is not None:
             found.add("warning", path, told)
-        if need == "labels" and shown and not present & set(shown):
-            found.add("error", path, no_foreground(shown, present))
+        if need == "labels" and expected and not present & set(expected):
+            found.add("error", path, no_foreground(expected, present))
 
 
 def compare_images(found: Diagnosis, reads: list[CaseRead], *, greyed: bool = True) -> None:

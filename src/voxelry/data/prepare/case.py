@@ -22,7 +22,7 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.case import Case
-from voxelry.data.prepare.files import digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
+from voxelry.data.prepare.files import bytes_digest, sdf_codes, write_full_sdf, write_sdf, write_slice_file
 from voxelry.data.prepare.register import KINDS, write_transform
 from voxelry.data.prepare.shapes import CaseLabels
 from voxelry.data.prepare.template import Template
@@ -199,7 +199,7 @@ def prepare_case(
         "warnings": [f"{case.name}: {line}" for line in found.faults(names or {}) + found.thin(enclosed, names or {})],
         "slices": slices,
         "identity": identity(case, settings),
-        "written": {name: [(root / name).stat().st_size, digest(root / name)] for name in written},
+        "written": {name: [(root / name).stat().st_size, bytes_digest(root / name)] for name in written},
     }
     with replacing(_record_path(root, case.name)) as place:
         place.write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -217,7 +217,7 @@ def is_prepared(case: Case, root: Path, settings: PrepareSettings) -> dict[str, 
             return None
         for name, (size, known) in record["written"].items():
             path = root / name
-            if path.stat().st_size != size or digest(path) != known:
+            if path.stat().st_size != size or bytes_digest(path) != known:
                 return None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -25,7 +25,7 @@ from voxelry.data.slices.pointmaps import PointmapNormaliser
 from voxelry.ops.sdf import decode_int8, encode_int8
 
 __all__ = [
-    "digest",
+    "bytes_digest",
     "nifti_affine",
     "pointmap_range",
     "read_class_map",
@@ -44,8 +44,8 @@ SdfCodes = tuple[NDArray[np.int8], tuple[int, ...]]
 _AGAIN = "run voxelry prepare again to make it anew"
 
 
-def digest(path: Path) -> str:
-    """BLAKE2b of a file's bytes."""
+def bytes_digest(path: Path) -> str:
+    """BLAKE2b of all bytes of a file; `data.crops.digest` is of images that may be too large to be read whole."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

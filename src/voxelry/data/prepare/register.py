@@ -33,7 +33,7 @@ _LEAST = 0.25  # share of the template that the scan must reach
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def register(scan: Sample, template: Sample, kind: str = "rigid") -> NDArray[np.float64]:
+def register(scan: Sample, template: Sample, transform: str = "rigid") -> NDArray[np.float64]:
     """The transform `(4, 4)` of the world that brings a scan onto a template, both of rank 3 and of one channel.
 
     Raises:
@@ -45,7 +45,7 @@ def register(scan: Sample, template: Sample, kind: str = "rigid") -> NDArray[np.
     try:
         start = _best_start(fixed, moving, sitk)
         found = _optimised(fixed, moving, start, sitk)
-        if kind == "affine":
+        if transform == "affine":
             affine = sitk.AffineTransform(3)
             affine.SetMatrix(found.GetMatrix())
             affine.SetTranslation(found.GetTranslation())

@@ -131,9 +131,9 @@ def ct_window(window: str | Sequence[float]) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def guess_modality(image: Tensor, told: str = "") -> str:
-    """`told` where it is a modality (also DICOM's `MR`); else CT where values go below -500, and MRI."""
-    name = {"mri": "mr"}.get(told.lower(), told.lower())
+def guess_modality(image: Tensor, stated: str = "") -> str:
+    """`stated` where it is a modality (also DICOM's `MR`); else CT where values go below -500, and MRI."""
+    name = {"mri": "mr"}.get(stated.lower(), stated.lower())
     if name in MODALITIES:
         return name
     return "ct" if float(image.min()) < AIR else "mr"

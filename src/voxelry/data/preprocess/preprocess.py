@@ -419,7 +419,7 @@ def _each(value: Any, name: str) -> tuple[Any, ...]:
     return tuple(value) if hasattr(value, "__len__") else (value,)
 
 
-def _plain(value: Any, kind: type) -> Any:
+def _plain(value: Any, convert: type) -> Any:
     if value is None:
         return None
-    return [kind(part) for part in value] if hasattr(value, "__len__") else kind(value)
+    return [convert(part) for part in value] if hasattr(value, "__len__") else convert(value)

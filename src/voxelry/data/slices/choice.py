@@ -125,20 +125,20 @@ def _indices(mask: NDArray[np.bool_], axis: int, min_pixels: int) -> NDArray[np.
 def _random(
     mask: NDArray[np.bool_],
     space: Space,
-    shown: dict[int, NDArray[np.int64]],
+    available: dict[int, NDArray[np.int64]],
     count: int,
     generator: np.random.Generator,
     choice: Choice,
 ) -> list[Cut]:
     cuts: list[Cut] = []
     taken: set[tuple[int, int]] = set()
-    every = sum(len(indices) for indices in shown.values())
+    every = sum(len(indices) for indices in available.values())
     while len(cuts) < count:
         if choice.oblique > 0 and generator.random() < choice.oblique:
             cuts.append(_oblique(mask, space, generator, choice.reach))
             continue
-        axis = list(shown)[int(generator.integers(len(shown)))]
-        index = int(generator.choice(shown[axis]))
+        axis = list(available)[int(generator.integers(len(available)))]
+        index = int(generator.choice(available[axis]))
         if (axis, index) in taken and len(taken) < every:
             continue
         taken.add((axis, index))

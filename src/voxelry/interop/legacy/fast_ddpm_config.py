@@ -167,7 +167,7 @@ class DataSet:
     window: tuple[float, float]
 
 
-def data_set(path: Path, data: Mapping[str, Any], kind: str, options: Options) -> DataSet:
+def data_set(path: Path, data: Mapping[str, Any], model_type: str, options: Options) -> DataSet:
     """The data set of a file's `data` part.
 
     The published files all name PMUB, which the original doesn't look at: its `--dataset` decides, and the key has a
@@ -182,23 +182,23 @@ def data_set(path: Path, data: Mapping[str, Any], kind: str, options: Options) -
     origin, name = ("--dataset", options.dataset) if options.dataset else ("data.dataset", data.get("dataset"))
     if name is not None:
         check_choice(f"{path}: {origin}", name, _LAYOUTS, ConfigError)
-    fits = name is not None and (volumes or (name in _TWO_CONDITIONS) == (kind == "sr"))
+    fits = name is not None and (volumes or (name in _TWO_CONDITIONS) == (model_type == "sr"))
     if options.dataset and not fits:
         raise ConfigError(
-            f"{path}: --dataset {name}: has {'two' if kind == 'sg' else 'one'} conditions, but "
-            f"model.type {kind} has {'one' if kind == 'sg' else 'two'}"
+            f"{path}: --dataset {name}: has {'two' if model_type == 'sg' else 'one'} conditions, but "
+            f"model.type {model_type} has {'one' if model_type == 'sg' else 'two'}"
         )
     if not fits:
-        name = _by_layout(path, name, looks, kind)
+        name = _by_layout(path, name, looks, model_type)
     assert name is not None
     layout = looks or ("ab" if volumes else _LAYOUTS[name])
     example = next((file for root in roots.values() if (file := _example(root, layout)) is not None), None)
     return DataSet(name, layout, roots, _window(name, example))
 
 
-def _by_layout(path: Path, name: Any, looks: str | None, kind: str) -> str:
+def _by_layout(path: Path, name: Any, looks: str | None, model_type: str) -> str:
     """The data set that the training folder holds, for a file that names none or another."""
-    if kind == "sr":
+    if model_type == "sr":
         return "PMUB"
     known = {layout: known for known, layout in _LAYOUTS.items() if known not in _TWO_CONDITIONS}
     if looks in known:
@@ -230,7 +230,7 @@ def _window(name: str, example: Path | None) -> tuple[float, float]:
     return _WINDOWS[name]
 
 
-def _data(result: Translation, data: dict[str, Any], found: DataSet, kind: str) -> None:
+def _data(result: Translation, data: dict[str, Any], found: DataSet, model_type: str) -> None:
     said = data.pop("dataset", None)
     result.set("data", "pairs", "data.dataset", "" if said == found.name else f"of {found.name}")
     result.set("data.layout", found.layout, f"data set {found.name}")
@@ -245,7 +245,7 @@ def _data(result: Translation, data: dict[str, Any], found: DataSet, kind: str) 
     data.pop("image_size", None)
     shape = plane if depth is None else [result.read("data.depth", depth, count), *plane]
     result.set("data.preprocess.image_size", shape, "data.image_size" if depth is None else "data.depth, image_size")
-    if kind == "sr" and depth is not None:
+    if model_type == "sr" and depth is not None:
         result.set("data.pairs.resample", True, "model.type=sr", "thick slices in A are brought onto the grid of B")
     _flips(result, data, found, volumes=depth is not None)
     if "num_workers" in data:

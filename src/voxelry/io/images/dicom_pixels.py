@@ -174,6 +174,6 @@ def _rescale(header: pydicom.Dataset, frame: int) -> tuple[float, float]:
     return factor * float(dose or 1.0), offset
 
 
-def _fits(ends: Sequence[float], kind: np.dtype) -> bool:
-    limits = np.iinfo(kind)
+def _fits(ends: Sequence[float], dtype: np.dtype) -> bool:
+    limits = np.iinfo(dtype)
     return bool(limits.min <= ends[0] and ends[1] <= limits.max)

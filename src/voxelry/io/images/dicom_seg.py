@@ -117,11 +117,11 @@ def _plane(path: Path, header: pydicom.Dataset) -> tuple[float, float, NDArray[n
     return float(spacing[0, 0]), float(spacing[0, 1]), directions[0].reshape(2, 3)
 
 
-def _frames(path: Path, header: pydicom.Dataset, normal: NDArray[np.float64], kind: str) -> _Frames:
+def _frames(path: Path, header: pydicom.Dataset, normal: NDArray[np.float64], encoding: str) -> _Frames:
     count = int(header.get("NumberOfFrames", 1))
     told = [_group(header, number, "PlanePositionSequence", "ImagePositionPatient") for number in range(count)]
     owners = [
-        0 if kind == "LABELMAP" else _group(header, n, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
+        0 if encoding == "LABELMAP" else _group(header, n, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
         for n in range(count)
     ]
     if None in told or None in owners:

@@ -75,8 +75,8 @@ def _word(value: Any) -> str:
     return (value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)).lower()
 
 
-def _as_unsigned(load: Loader, kind: np.dtype, window: tuple[slice, ...]) -> NDArray[Any]:
-    return load(window).astype(kind)
+def _as_unsigned(load: Loader, dtype: np.dtype, window: tuple[slice, ...]) -> NDArray[Any]:
+    return load(window).astype(dtype)
 
 
 def _load(

@@ -70,10 +70,10 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     return as_shown(picture, orientation)
 
 
-def _indices(path: Path, shape: tuple[int, int], kind: str) -> ImageFile:
+def _indices(path: Path, shape: tuple[int, int], format: str) -> ImageFile:
     """The places in the palette, which are classes where the picture is a map of labels."""
     order = order_axes(path, (*shape, 1), "yxs", ndim=2, channel_axis=None)
-    return ImageFile(path, order.plain_space({}), 1, np.dtype(np.uint8), kind, partial(_load, path, order, "P"))
+    return ImageFile(path, order.plain_space({}), 1, np.dtype(np.uint8), format, partial(_load, path, order, "P"))
 
 
 def write_file(path: Path, array: np.ndarray, space: Space, channel_names: tuple[str, ...] | None) -> None:

@@ -243,13 +243,13 @@ def _matrix(path: Path, transform: Mapping[str, Any], count: int, arrays: Arrays
     return whole
 
 
-def _parameters(path: Path, transform: Mapping[str, Any], kind: str, arrays: Arrays) -> Floats:
+def _parameters(path: Path, transform: Mapping[str, Any], name: str, arrays: Arrays) -> Floats:
     try:
-        if kind not in transform and isinstance(transform.get("path"), str):
+        if name not in transform and isinstance(transform.get("path"), str):
             return np.asarray(arrays(transform["path"]), dtype=np.float64)
-        return np.asarray(transform[kind], dtype=np.float64)
+        return np.asarray(transform[name], dtype=np.float64)
     except (KeyError, TypeError, ValueError):
-        raise FileError(path, f"its transform of type {kind!r} has no numbers") from None
+        raise FileError(path, f"its transform of type {name!r} has no numbers") from None
 
 
 def _by_dimension(path: Path, transform: Mapping[str, Any], count: int, arrays: Arrays) -> Floats:

@@ -216,14 +216,14 @@ def _windows(shape: Sequence[int]) -> Iterable[tuple[slice, ...]]:
         yield tuple(slice(start, min(start + BLOCK, size)) for start, size in zip(corner, shape, strict=True))
 
 
-def _create(path: Path, shape: Sequence[int], kind: np.dtype, names: Sequence[str]) -> Any:
+def _create(path: Path, shape: Sequence[int], dtype: np.dtype, names: Sequence[str]) -> Any:
     return tensorstore.open(
         {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{path}/"},
             "metadata": {
                 "shape": list(shape),
-                "data_type": kind.name,
+                "data_type": dtype.name,
                 "chunk_grid": {
                     "name": "regular",
                     "configuration": {"chunk_shape": [min(_CHUNK, size) for size in shape]},

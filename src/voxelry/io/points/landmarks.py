@@ -2,7 +2,7 @@
 
 | format | file | coordinates | names |
 |---|---|---|---|
-| `txt` | the seed's: count, then `x y z` | normalised; needs the image's grid | no |
+| `txt` | the originals': count, then `x y z` | normalised; needs the image's grid | no |
 | `csv` | table with a header | told by a column, a comment or the columns' names | yes |
 | `json` | our schema, simple lists | told by `coordinateSystem` | yes |
 | `mrk.json` | Slicer Markups | LPS or RAS mm, the file says | yes |
@@ -39,7 +39,7 @@ POINT_FORMATS: Registry[PointFormat] = Registry(
         "fcsv": "voxelry.io.points.slicer:FCSV",
         "csv": "voxelry.io.points.csv:CSV",
         "json": "voxelry.io.points.json:JSON",
-        "txt": "voxelry.io.points.text:SEED",
+        "txt": "voxelry.io.points.text:ORIGINAL",
         "pts": "voxelry.io.points.text:ELASTIX",
         "roi": "voxelry.io.points.roi:ROI",
         "zip": "voxelry.io.points.roi:ROI_SET",
@@ -75,7 +75,7 @@ def read_landmarks(
     Args:
         path: the file; its format is told by its name, and for `.txt` by its first word.
         space: the grid of the image the points belong to; needed for normalised and index coordinates.
-        axis_order: `xyz`: index and normalised coordinates begin with the last array axis, as the seed's
+        axis_order: `xyz`: index and normalised coordinates begin with the last array axis, as the originals'
             do; `zyx`: with the first. World coordinates and columns that name their axis don't ask.
         coordinate_system: `auto` takes what the file says; `RAS`, `LPS` (mm), `index`, `normalised` (index /
             size) or `scaled` (index * spacing) say it for files that don't, and overrule those that do.
@@ -117,7 +117,7 @@ def write_landmarks(
         axis_order: as in `read_landmarks`.
 
     Raises:
-        FileError: it can't be written, or a point outside the image in the seed's `txt`.
+        FileError: it can't be written, or a point outside the image in the originals' `txt`.
         SettingError: an unknown option, a system that the format doesn't have, or no `space` where needed.
     """
     path = Path(path)

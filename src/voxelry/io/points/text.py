@@ -1,4 +1,4 @@
-"""Points in plain text: the seed's normalised .txt, and the point files of ITK's elastix."""
+"""Points in plain text: the originals' normalised .txt, and the point files of ITK's elastix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from voxelry.core.space import Space
 from voxelry.io.points.format import PointFormat
 from voxelry.io.points.landmark_set import FilePoints, Floats, LandmarkSet, from_world, parse_number
 
-__all__ = ["ELASTIX", "SEED", "format_elastix", "format_seed", "is_elastix", "parse_elastix", "parse_seed"]
+__all__ = ["ELASTIX", "ORIGINAL", "format_elastix", "format_original", "is_elastix", "parse_elastix", "parse_original"]
 
 Lines = list[tuple[int, str]]  # numbered from 1, blank ones left out
 
@@ -22,7 +22,7 @@ def is_elastix(text: str) -> bool:
     return bool(words) and words[0].lower() in ("point", "index")
 
 
-def parse_seed(path: str | PathLike[str], text: str) -> FilePoints:
+def parse_original(path: str | PathLike[str], text: str) -> FilePoints:
     """First line the count, then `x y z` (or `x y`) a line, normalised to [0, 1]; `nan nan nan` is absent.
 
     Raises:
@@ -66,8 +66,8 @@ def parse_elastix(path: str | PathLike[str], text: str) -> FilePoints:
     )
 
 
-def format_seed(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str) -> str:
-    """Normalised coordinates in the seed's format; an edge that came back from the world as 1 + 1e-16 is 1."""
+def format_original(landmarks: LandmarkSet, system: str, *, space: Space | None, axis_order: str) -> str:
+    """Normalised coordinates in the originals' format; an edge that came back from the world as 1 + 1e-16 is 1."""
     points = from_world(landmarks, system, space=space, axis_order=axis_order).clip(0, 1)
     return "\n".join([str(len(points)), *_rows(points)]) + "\n"
 
@@ -111,10 +111,10 @@ def _points(path: str | PathLike[str], lines: Lines) -> tuple[Floats, tuple[str,
     return points, tuple(f"line {number}" for number, _ in lines)
 
 
-SEED = PointFormat(
-    lambda path, text, _: (parse_elastix if is_elastix(text) else parse_seed)(path, text),
+ORIGINAL = PointFormat(
+    lambda path, text, _: (parse_elastix if is_elastix(text) else parse_original)(path, text),
     ("normalised",),
-    format_seed,
+    format_original,
     inside=True,
 )
 ELASTIX = PointFormat(lambda path, text, _: parse_elastix(path, text), ("LPS", "index"), format_elastix)

@@ -114,7 +114,11 @@ class ShapeFlow(ShapeNet):
             lifted = LiftCondition(self, own.latent_grid, own.flow_width)
             self.condition: LiftCondition | None = lifted
             self.flow: LatentUNet | LatentTransformer = LatentUNet(
-                own.latent_channels, own.flow_width, own.flow_multipliers, own.flow_depth, told=own.flow_width
+                own.latent_channels,
+                own.flow_width,
+                own.flow_multipliers,
+                own.flow_depth,
+                condition_channels=own.flow_width,
             )
         else:
             self.condition = None
@@ -255,11 +259,11 @@ class LiftCondition(nn.Module):
 class LatentUNet(nn.Module):
     """A small U-Net on latents, their estimate and what is told of each cell."""
 
-    def __init__(self, channels: int, width: int, multipliers: Sequence[int], depth: int, *, told: int):
+    def __init__(self, channels: int, width: int, multipliers: Sequence[int], depth: int, *, condition_channels: int):
         super().__init__()
         self.unet = UNet(
             ndim=RANK,
-            in_channels=2 * channels + told + RANK,
+            in_channels=2 * channels + condition_channels + RANK,
             out_channels=channels,
             width=width,
             multipliers=tuple(multipliers),

@@ -85,15 +85,15 @@ class Parts:
             shortcut_kernel=own.shortcut_kernel,
         )
 
-    def make_attention(self, kind: str, channels: int) -> nn.Module:
+    def make_attention(self, attention: str, channels: int) -> nn.Module:
         """Attention with its residual, or nothing for "none"."""
-        if kind == "none":
+        if attention == "none":
             return NoAttention()
-        part = chosen(ATTENTION, kind, "attention", also=("none",))
+        part = chosen(ATTENTION, attention, "attention", also=("none",))
         own = self.chosen
         groups = own.attention_groups or own.groups
         divides("attention_groups", groups, channels)
-        more = {"window": per_axis(own.window, own.ndim, "window")} if kind == "window" else {}
+        more = {"window": per_axis(own.window, own.ndim, "window")} if attention == "window" else {}
         return part(
             channels,
             ndim=own.ndim,

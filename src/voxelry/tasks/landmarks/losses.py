@@ -30,7 +30,7 @@ __all__ = [
 
 LOSSES = ("ce", "mse", "bce")
 
-_SEED_NAMES = {
+_ORIGINAL_NAMES = {
     "crossentropyloss": "ce",
     "mseloss": "mse",
     "bcewithlogitsloss": "bce",
@@ -45,7 +45,7 @@ def loss_name(name: str) -> str:
     Raises:
         SettingError: an unknown name.
     """
-    ours = _SEED_NAMES.get(name.lower(), name.lower())
+    ours = _ORIGINAL_NAMES.get(name.lower(), name.lower())
     if ours not in LOSSES:
         raise SettingError(
             f"loss: expected ce, mse, bce, CrossEntropyLoss, MSELoss, BCEWithLogitsLoss or BCELoss, got {name!r}"

@@ -18,16 +18,16 @@ def add_masked_reconstructions(
     predictions: Sequence[MaskedPrediction],
     rows: Sequence[Row],
     *,
-    shown: int = 3,
+    count: int = 3,
 ) -> Report:
-    """Held-out images, masked and completed: a figure for the first `shown`, a table of all.
+    """Held-out images, masked and completed: a figure for the first `count`, a table of all.
 
     Args:
         report: added to.
         task: that predicted.
         predictions: of the held-out cases.
         rows: theirs, as `task.metrics` gives them.
-        shown: how many are drawn.
+        count: how many are drawn.
     """
     summary = task.summary(rows)
     scale = (
@@ -41,7 +41,7 @@ def add_masked_reconstructions(
         f"{task.mask_ratio:.0%} of the mask units of each held-out image are hidden, always the same ones. {scale}",
     )
     report.facts({name: summary[name] for name in ("val_loss", "ssim", "psnr", "mse", "mae") if name in summary})
-    for prediction in predictions[:shown]:
+    for prediction in predictions[:count]:
         stages = prediction.image, prediction.masked(task.data_range[0]), prediction.reconstruction
         report.figure(
             figures.sheet(

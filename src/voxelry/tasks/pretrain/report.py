@@ -24,9 +24,9 @@ def add_reconstructions(
     predictions: Sequence[PretrainPrediction],
     rows: Sequence[Row],
     *,
-    shown: int = 3,
+    count: int = 3,
 ) -> Report:
-    """Held-out images, noised and denoised again: a figure for the first `shown`, a table of all."""
+    """Held-out images, noised and denoised again: a figure for the first `count`, a table of all."""
     summary = task.summary(rows)
     report.section(
         "Reconstruction of held-out images",
@@ -35,7 +35,7 @@ def add_reconstructions(
         "not to be expected.",
     )
     report.facts({name: summary[name] for name in ("ssim", "psnr", "mse", "mae") if name in summary})
-    for prediction in predictions[:shown]:
+    for prediction in predictions[:count]:
         stages = prediction.image, prediction.noised, prediction.reconstruction
         report.figure(
             figures.sheet(

@@ -169,7 +169,7 @@ def add_coverage(report: Report, rows: Sequence[Row]) -> Report:
 
 
 def add_cases(
-    report: Report, predictions: Sequence[TranslatePrediction], rows: Sequence[Row], *, shown: int = _SHOWN
+    report: Report, predictions: Sequence[TranslatePrediction], rows: Sequence[Row], *, count: int = _SHOWN
 ) -> Report:
     """The worst cases and the best one in pictures, and a table of all, the worst first."""
     order = sorted(range(len(rows)), key=lambda index: float(rows[index]["psnr"]))
@@ -178,7 +178,7 @@ def add_cases(
         "The worst first, by PSNR. Grey values are relative to the range of each image; in the error map red is too "
         "bright and blue too dark.",
     )
-    for index in dict.fromkeys([*order[:shown], order[-1]]):
+    for index in dict.fromkeys([*order[:count], order[-1]]):
         row = rows[index]
         caption = f"{row['name']}: {float(row['psnr']):.2f} dB, SSIM {float(row['ssim']):.3f}"
         if "input_psnr" in row:
