@@ -5,6 +5,8 @@ same voxels of the world along other axes, or in reverse, it is turned, which is
 labels are never interpolated. A file of segments (Slicer's, DICOM's) may cover a part of the image. A file that
 doesn't say where it lies, or beside an image that doesn't, is taken to lie where the image does, if it has its shape.
 
+A closed surface (PLY, STL, OBJ, GLB) is a label, too: 1 in the voxels whose centres it encloses.
+
 Values are classes or ids: 0 and -1 are background. Numbers within 0.001 of whole ones are rounded, as a scale in
 the header or a conversion leaves them. Ids may be as large as 64 bits hold.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,6 +26,8 @@ from voxelry.core.errors import DataError, FileError
 from voxelry.core.space import Space
 from voxelry.io import ImageFile, open_image
 from voxelry.io.images.image import split_dataset
+from voxelry.io.meshes import is_mesh, read_mesh
+from voxelry.ops.voxelise import voxelise_mesh
 
 __all__ = [
     "LabelFile",
@@ -163,17 +168,20 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
     """Labels that lie on the grid of an image, by their header.
 
     Args:
-        path: a file of one channel.
+        path: a file of one channel, or a surface.
         image: what they belong to.
         options: for `open_image`, such as `dataset`.
 
     Raises:
         FileError: it can't be read.
-        DataError: JPEG, colours or other channels, another grid; names both files, what differs and the way out.
+        DataError: JPEG, colours or other channels, another grid, a surface that isn't closed or whose image doesn't
+            say where it lies; names both files, what differs and the way out.
     """
     if path.suffix.lower() in _LOSSY:
         raise DataError(f"{path}: JPEG changes values, so classes and ids are lost; save labels as PNG or TIFF")
     chosen = {"ndim": image.space.ndim, **(options or {})}
+    if is_mesh(path):
+        return LabelFile(_enclosed(path, image), Placement.as_is(image.space.shape), chosen)
     stored, inside = split_dataset(path, chosen.get("dataset"))
     if inside is not None:
         chosen["dataset"] = inside
@@ -188,6 +196,24 @@ def open_labels(path: Path, image: Reference, options: Mapping[str, Any] | None 
     if placement is None or not (placement.is_whole or "segments" in file.metadata):
         raise DataError(f"{path}: {difference(file.space, image)} {_way_out(file.space, image)}")
     return LabelFile(file, placement, chosen)
+
+
+def _enclosed(path: Path, image: Reference) -> ImageFile:
+    """A surface as an image on the grid of another, voxelised where it is read."""
+    if not image.oriented or image.space.ndim != 3:
+        raise DataError(
+            f"{path}: a surface is in mm of the patient, so its image {image.path} has to be a volume that says where "
+            "it lies (NIfTI, NRRD, MetaImage or DICOM)"
+        )
+    space = image.space if image.spacing is None else image.space.with_spacing(image.spacing)
+    if not read_mesh(path).is_watertight:
+        raise DataError(f"{path}: expected a closed surface; nothing is inside an open one (close its holes)")
+    return ImageFile(path, space, 1, np.dtype(np.uint8), "surface", partial(_inside, path, space), has_orientation=True)
+
+
+def _inside(path: Path, space: Space, window: Window) -> NDArray[np.uint8]:
+    grid = space.crop([part.start for part in window], [part.stop - part.start for part in window])
+    return voxelise_mesh(read_mesh(path), grid)[None].astype(np.uint8)
 
 
 def _opened(path: Path, options: dict[str, Any], image: Reference) -> tuple[ImageFile, dict[str, Any]]:

@@ -10,6 +10,7 @@ from voxelry.core.errors import DataError
 from voxelry.data.layouts.case import Case
 from voxelry.io import open_image
 from voxelry.io.advice import way_to_say
+from voxelry.io.meshes import is_mesh
 
 __all__ = ["class_list", "segment_names"]
 
@@ -45,7 +46,7 @@ def segment_names(cases: Sequence[Case]) -> dict[int, str]:
 
 def _held(case: Case) -> Mapping[str, Any]:
     """`segments`, name to number, and the names of all there are in the file."""
-    if case.labels is None:
+    if case.labels is None or is_mesh(case.labels):
         return {}
     if case.classes:
         return {"segments": {name: number for number, name in case.classes.items()}}

@@ -35,7 +35,7 @@ from voxelry.core.guard import guarded
 from voxelry.core.registry import Registry
 from voxelry.ops.surface import Mesh
 
-__all__ = ["MESH_FORMATS", "MeshFormat", "read_mesh", "write_mesh"]
+__all__ = ["MESH_FORMATS", "MeshFormat", "is_mesh", "read_mesh", "write_mesh"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ _COORDINATES = ("x", "y", "z")
 _NOTE = "voxelry SPACE=RAS, mm"
 _STL_HEADER = 80
 _TO_RAS = {"RAS": (1.0, 1.0, 1.0), "LPS": (-1.0, -1.0, 1.0)}
+
+
+def is_mesh(path: Path) -> bool:
+    """Whether a file's suffix is that of a surface."""
+    return path.suffix.lower() in MESH_FORMATS
 
 
 def write_mesh(path: str | Path, mesh: Mesh) -> Path:

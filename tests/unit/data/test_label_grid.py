@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import trimesh
 from PIL import Image as Pillow
 
 from voxelry.core.errors import DataError, FileError
@@ -21,6 +22,8 @@ from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.index import build_index
 from voxelry.io import open_image, write_image
+from voxelry.io.meshes import write_mesh
+from voxelry.ops.surface import Mesh
 
 FILE = Path("ids.nii.gz")
 AS_IT_IS = Preprocess(orientation=None, normalise=None)
@@ -230,3 +233,37 @@ def test_a_palette_of_ids_is_indexed(tmp_path):
     build_index(tmp_path, tmp_path / "a.sqlite", crop_size=8)
     crop = CropDataset(tmp_path / "a.sqlite", normalise=None)[0]
     np.testing.assert_array_equal(crop.masks > 0, numbers[:, :8] == 3)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".stl"])
+def test_a_closed_surface_is_a_label(suffix, tmp_path, rng):
+    """A box of whole voxels on a slanted grid; read whole, in a window, and through a data set."""
+    space = slanted(3)
+    low, high = np.array([1.0, 1.0, 2.0]) - 0.5, np.array([3.0, 4.0, 5.0]) - 0.5
+    corners = np.array(list(product(*zip(low, high, strict=True))))
+    write_image(
+        tmp_path / "volumes" / "a.nii.gz", np.random.default_rng(0).random((1, *space.shape), np.float32), space
+    )
+    surface = trimesh.convex.convex_hull(space.to_world(corners))
+    path = tmp_path / "labels" / f"a{suffix}"
+    path.parent.mkdir()
+    write_mesh(path, Mesh(np.asarray(surface.vertices), np.asarray(surface.faces)))
+    expected = np.zeros(space.shape, np.int64)
+    expected[1:3, 1:4, 2:5] = 1
+    file = open_labels(path, Reference.of_file(tmp_path / "volumes" / "a.nii.gz", {}))
+    np.testing.assert_array_equal(file.read(), expected)
+    window = (slice(1, 4), slice(0, 2), slice(3, 6))
+    np.testing.assert_array_equal(file.read(window), expected[window])
+    sample = VolumeDataset(find_cases(tmp_path), need=("labels",), preprocess=AS_IT_IS)[0]
+    np.testing.assert_array_equal(sample.labels, expected)
+    assert inspect(tmp_path).ok
+    with pytest.raises(DataError, match=rf"a\{suffix}: an index reads labels voxel by voxel"):
+        build_index(tmp_path, tmp_path / "index.sqlite", crop_size=4)
+
+
+def test_surfaces_that_cannot_be_labels(tmp_path):
+    path = write_mesh(tmp_path / "a.ply", Mesh(np.eye(3), np.array([[0, 1, 2]])))
+    with pytest.raises(DataError, match=r"a\.ply: expected a closed surface"):
+        open_labels(path, Reference(Path("a.nii.gz"), slanted(3), oriented=True))
+    with pytest.raises(DataError, match=r"a\.ply: a surface is in mm .* its image a\.npy has to be a volume"):
+        open_labels(path, Reference(Path("a.npy"), slanted(3), oriented=False))

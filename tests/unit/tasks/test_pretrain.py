@@ -10,7 +10,7 @@ from voxelry.core.space import Space
 from voxelry.data.sample import Batch
 from voxelry.models.unet import UNet
 from voxelry.tasks.pretrain import PretrainTask
-from voxelry.tasks.pretrain.predict import write_reconstruction, write_samples
+from voxelry.tasks.pretrain.predict import write_images
 from voxelry.tasks.pretrain.targets import Rescale, band_edges, band_of, fixed_noise
 
 
@@ -270,23 +270,14 @@ def test_volumes_are_written_over_their_input(tmp_path, ndim):
 
     task = small_task(ndim).eval()
     prediction = task.predict(batch_of(ndim))[0]
-    samples = task.sample(2, (1, *prediction.space.shape))
-    written = write_reconstruction(prediction, tmp_path / "made" / "here")
+    images = {"noised": prediction.noised, "reconstruction": prediction.reconstruction}
+    written = write_images(prediction.name, images, tmp_path / "made" / "here", prediction.space, "nii.gz")
     assert [path.name for path in written] == ["a_noised.nii.gz", "a_reconstruction.nii.gz"]
-    written += write_samples(samples, tmp_path, prediction.space)
-    assert [path.name for path in written[2:]] == ["sample_000.nii.gz", "sample_001.nii.gz"]
-    expected = [prediction.noised, prediction.reconstruction, *samples]
+    expected = [prediction.noised, prediction.reconstruction]
     for path, image in zip(written, expected, strict=True):
         again = read_image(path)
         assert again.space.is_close(prediction.space)
         np.testing.assert_allclose(again.array, image.numpy(), rtol=1e-6)
-
-
-def test_samples_need_a_space_of_their_shape(tmp_path):
-    with pytest.raises(SettingError, match="space"):
-        write_samples(torch.zeros(1, 1, 3, 3, 3), tmp_path, space_of(3))
-    with pytest.raises(SettingError, match="space"):
-        write_samples(torch.zeros(2, 1, 7, 8, 6), tmp_path, [space_of(3)])
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -35,6 +35,7 @@ from voxelry.data.crops.settings import BuildReport, CropSettings, SourceSetting
 from voxelry.data.crops.source import Listed, Objects, Source, checked_boxes, is_database, open_table
 from voxelry.data.label_grid import Reference, open_labels
 from voxelry.io import open_image
+from voxelry.io.meshes import is_mesh
 
 __all__ = ["build_crop_index"]
 
@@ -262,6 +263,10 @@ class _Builder:
                 parts.append(None)
                 digests.append("")
                 continue
+            if is_mesh(path):
+                raise DataError(
+                    f"{path}: an index reads labels voxel by voxel, not from surfaces (voxelry prepare makes them)"
+                )
             label = open_labels(path, reference, label_options)
             parts.append(Stored.of(label.file, label.options, label.placement))
             digests.append(digest(path, whole=whole))

@@ -10,6 +10,7 @@ from pathlib import Path
 from voxelry.core.errors import DataError, FileError
 from voxelry.data.layouts.case import Case
 from voxelry.io import POINT_FORMATS, READERS, is_image
+from voxelry.io.meshes import MESH_FORMATS, is_mesh
 
 __all__ = [
     "SPLIT_NAMES",
@@ -49,7 +50,7 @@ def check_names(cases: Sequence[Case]) -> None:
 
 def case_name(path: Path) -> str:
     """File name without the suffixes of a known format: `a/case_1.5T.nii.gz` or `.h5::raw` -> `case_1.5T`."""
-    return _stem(Path(str(path).partition("::")[0]).name, (*READERS, *_point_suffixes(), *_OME_SUFFIXES))
+    return _stem(Path(str(path).partition("::")[0]).name, (*READERS, *MESH_FORMATS, *_point_suffixes(), *_OME_SUFFIXES))
 
 
 def own_name(path: Path, suffix: str | None) -> str:
@@ -86,13 +87,14 @@ def images_in(folder: Path, suffix: str | None = None) -> list[Path]:
     return [path for path in visible(folder) if path.name.endswith(suffix) and (path.is_file() or is_image(path))]
 
 
-def files_by_name(folder: Path) -> dict[str, Path]:
-    """Images of a folder by case name; none where there is no folder.
+def files_by_name(folder: Path, *, surfaces: bool = False) -> dict[str, Path]:
+    """Images of a folder, and surfaces if wanted, by case name; none where there is no folder.
 
     Raises:
         DataError: two files for one case; names both.
     """
-    return _by_name((case_name(path), path) for path in images_in(folder))
+    found = [path for path in visible(folder) if is_image(path) or (surfaces and is_mesh(path))]
+    return _by_name((case_name(path), path) for path in found)
 
 
 def points_by_name(folder: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 volumes/NAME.nii.gz    any reader's format, 2-D or 3-D
 landmarks/NAME.txt     or .csv, .json, .fcsv, .mrk.json, .pts
-labels/NAME.nii.gz     a class per voxel
+labels/NAME.nii.gz     a class per voxel, or a closed surface (.ply, .stl, .obj, .glb): what is inside is class 1
 instances/NAME.nii.gz  an id per voxel
 dataset.json           may name the classes and the modality, see `description`
 """
@@ -33,7 +33,7 @@ class Volumes(Layout):
         """One per image."""
         points, labels, instances = (
             points_by_name(root / "landmarks"),
-            files_by_name(root / "labels"),
+            files_by_name(root / "labels", surfaces=True),
             files_by_name(root / "instances"),
         )
         about = description(root / "dataset.json")

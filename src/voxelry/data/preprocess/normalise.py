@@ -8,6 +8,7 @@ Numbers that aren't finite are replaced first, per channel: NaN and -inf by the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,29 +48,12 @@ def finite(image: Tensor) -> Tensor:
     return image
 
 
-def normalise(
-    image: Tensor,
-    method: str | None = "minmax",
-    *,
-    window: Sequence[float] | None = None,
-    percentiles: Sequence[float] = (0.5, 99.5),
-    clip: float = 3.0,
-    per_channel: bool = True,
-) -> Tensor:
-    """Scale `image` (C, *spatial) to [0, 1], float32.
+def normalise(image: Tensor, method: str | None = "minmax", **settings: Any) -> Tensor:
+    """Scale `image` (C, *spatial) to [0, 1], float32, NaN and infinities as above.
 
     Args:
-        image: any real values; see above for NaN and infinities.
-        method: what becomes 0 and 1; values beyond are clipped.
-            `minmax`: the smallest and the largest value.
-            `percentile`: the two `percentiles`.
-            `window`: the two ends of `window`, in the image's own units (Hounsfield for CT).
-            `zscore`: mean minus and plus `clip` standard deviations, so that the mean becomes 0.5.
-            None: nothing is scaled or clipped.
-        window: low and high end, for `window`.
-        percentiles: low and high, in [0, 100].
-        clip: half of the z-score range, in standard deviations.
-        per_channel: whether each channel has its own statistics, or all share one.
+        image: any real values.
+        method, settings: of `find_levels`; with None nothing is scaled or clipped.
 
     Returns:
         float32 of the same shape. A channel without contrast becomes zeros (with `window` it is scaled
@@ -79,7 +63,7 @@ def normalise(
         SettingError: an unknown method or settings that don't fit it.
     """
     image = finite(image.to(torch.float32))
-    levels = find_levels(image, method, window=window, percentiles=percentiles, clip=clip, per_channel=per_channel)
+    levels = find_levels(image, method, **settings)
     return image if method is None else scale(image, levels)
 
 
@@ -96,7 +80,16 @@ def find_levels(
 
     Args:
         image: `(C, *spatial)`, finite.
-        method, window, percentiles, clip, per_channel: as for `normalise`; None gives 0 and 1.
+        method: what becomes 0 and 1; values beyond are clipped.
+            `minmax`: the smallest and the largest value.
+            `percentile`: the two `percentiles`.
+            `window`: the two ends of `window`, in the image's own units (Hounsfield for CT).
+            `zscore`: mean minus and plus `clip` standard deviations, so that the mean becomes 0.5.
+            None: 0 and 1 themselves.
+        window: low and high end, for `window`.
+        percentiles: low and high, in [0, 100].
+        clip: half of the z-score range, in standard deviations.
+        per_channel: whether each channel has its own statistics, or all share one.
 
     Raises:
         SettingError: an unknown method or settings that don't fit it.

@@ -6,7 +6,6 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ from torch import Tensor
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch
-from voxelry.io import write_image
 from voxelry.metrics import images as image_metrics
 from voxelry.metrics.choice import MetricChoice, Wanted
 from voxelry.models.mae import MaskedAutoencoder, PatchTargets, unpatchify
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.pretrain.targets import Range
 
-__all__ = ["MaskedPrediction", "MaskedPretrainTask", "write_completion"]
+__all__ = ["MaskedPrediction", "MaskedPretrainTask"]
 
 
 @dataclass(frozen=True)
@@ -188,22 +186,3 @@ class MaskedPretrainTask(Task[Batch, MaskedPrediction]):
         hidden = self.network.hidden_patches(mask, predicted.shape[1:-1])
         counted = targets.weights * hidden[..., None]
         return (predicted.float() - targets.values).square() * counted, counted
-
-
-def write_completion(prediction: MaskedPrediction, folder: Path, *, suffix: str = ".nii.gz") -> list[Path]:
-    """Write what the network saw and what it made of it, in their space: `NAME_masked`, `NAME_reconstruction`.
-
-    Args:
-        prediction: of one case.
-        folder: made when missing.
-        suffix: of the format, such as `.nii.gz`, `.mha` or `.npy`.
-
-    Raises:
-        FileError: the folder can't be written, or the format is unknown.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs = {"masked": prediction.masked(), "reconstruction": prediction.reconstruction}
-    return [
-        write_image(folder / f"{prediction.name}_{what}{suffix}", image.numpy(), prediction.space)
-        for what, image in pairs.items()
-    ]

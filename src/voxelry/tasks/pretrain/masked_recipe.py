@@ -16,8 +16,9 @@ from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.evaluate import Evaluation
-from voxelry.tasks.pretrain.masked import MaskedPrediction, MaskedPretrainTask, write_completion
+from voxelry.tasks.pretrain.masked import MaskedPrediction, MaskedPretrainTask
 from voxelry.tasks.pretrain.masked_report import add_masked_reconstructions
+from voxelry.tasks.pretrain.predict import write_images
 from voxelry.tasks.pretrain.recipe import FRACTIONS
 from voxelry.tasks.recipe import Recipe, fitting, make_folder
 from voxelry.viz.report import Report
@@ -49,7 +50,8 @@ class MaskedPretrainRecipe(Recipe[MaskedPretrainTask, MaskedPrediction]):
 
     def write(self, prediction: MaskedPrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The masked and the completed image as NIfTI."""
-        return write_completion(prediction, make_folder(folder), suffix=f".{format}")[-1]
+        pairs = {"masked": prediction.masked(), "reconstruction": prediction.reconstruction}
+        return write_images(prediction.name, pairs, make_folder(folder), prediction.space, format)[-1]
 
     def add_results(
         self,

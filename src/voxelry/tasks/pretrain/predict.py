@@ -1,19 +1,17 @@
-"""What pretraining has to show: reconstructions of held-out images, and new ones."""
+"""What pretraining has to show of a held-out image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
-from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.io import write_image
 
-__all__ = ["PretrainPrediction", "write_reconstruction", "write_samples"]
+__all__ = ["PretrainPrediction", "write_images"]
 
 
 @dataclass(frozen=True)
@@ -41,49 +39,17 @@ class PretrainPrediction:
     source: str = ""
 
 
-def write_reconstruction(prediction: PretrainPrediction, folder: Path, *, suffix: str = ".nii.gz") -> list[Path]:
-    """Write the noised and the reconstructed image over their input: `NAME_noised`, `NAME_reconstruction`.
+def write_images(name: str, images: Mapping[str, Tensor], folder: Path, space: Space, format: str) -> list[Path]:
+    """Write images over their input: `NAME_WHAT`, such as `scan_noised.nii.gz`.
 
     Args:
-        prediction: of one case.
+        name: of the case.
+        images: what each is, and `(C, *spatial)`.
         folder: made when missing.
-        suffix: of the format, such as `.nii.gz`, `.mha` or `.npy`.
+        space: the grid of all.
+        format: suffix without its dot, such as `nii.gz`, `mha` or `npy`.
 
     Raises:
         FileError: the folder can't be written, or the format is unknown.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pairs = {"noised": prediction.noised, "reconstruction": prediction.reconstruction}
-    return [
-        write_image(folder / f"{prediction.name}_{what}{suffix}", image.numpy(), prediction.space)
-        for what, image in pairs.items()
-    ]
-
-
-def write_samples(
-    samples: Tensor, folder: Path, space: Space | Sequence[Space], *, suffix: str = ".nii.gz"
-) -> list[Path]:
-    """Write new images as `sample_000`, `sample_001` and so on.
-
-    Args:
-        samples: `(N, C, *spatial)`.
-        folder: made when missing.
-        space: where they lie: that of the data they were learned from, one for all or one for each.
-        suffix: of the format.
-
-    Raises:
-        SettingError: a space of another shape than the samples, or not one for each.
-        FileError: the folder can't be written, or the format is unknown.
-    """
-    spaces = [space] * len(samples) if isinstance(space, Space) else list(space)
-    if len(spaces) != len(samples):
-        raise SettingError(f"space: expected one or {len(samples)}, one for each sample, got {len(spaces)}")
-    for grid in spaces:
-        if grid.shape != tuple(samples.shape[2:]):
-            raise SettingError(f"space: expected the samples' shape {tuple(samples.shape[2:])}, got {grid.shape}")
-    folder.mkdir(parents=True, exist_ok=True)
-    digits = max(3, len(str(len(samples) - 1)))
-    return [
-        write_image(folder / f"sample_{index:0{digits}d}{suffix}", np.asarray(image.cpu()), grid)
-        for index, (image, grid) in enumerate(zip(samples, spaces, strict=True))
-    ]
+    return [write_image(folder / f"{name}_{what}.{format}", image.numpy(), space) for what, image in images.items()]

@@ -14,7 +14,7 @@ from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.pretrain import report as pages
-from voxelry.tasks.pretrain.predict import PretrainPrediction, write_reconstruction
+from voxelry.tasks.pretrain.predict import PretrainPrediction, write_images
 from voxelry.tasks.pretrain.samples import PeriodicSamples
 from voxelry.tasks.pretrain.task import PretrainTask
 from voxelry.tasks.recipe import DenseRecipe, make_folder
@@ -49,8 +49,9 @@ class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
         return [PeriodicSamples(output / "samples")]
 
     def write(self, prediction: PretrainPrediction, sample: Sample, folder: Path, format: str) -> Path:
-        """The reconstruction as NIfTI."""
-        return write_reconstruction(prediction, make_folder(folder))[-1]
+        """What was denoised and what came of it."""
+        pairs = {"noised": prediction.noised, "reconstruction": prediction.reconstruction}
+        return write_images(prediction.name, pairs, make_folder(folder), prediction.space, format)[-1]
 
     def add_results(
         self,
