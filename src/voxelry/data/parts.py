@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.data.cache import Cache
 from voxelry.data.cache_fill import fill_cache
@@ -104,8 +105,7 @@ def divide(cases: Sequence[CaseType], config: DictConfig, seed: int) -> dict[str
         seed=split.seed,
     )
     choice = config.get("training_choice", CHOICES[0])
-    if choice not in CHOICES:
-        raise ConfigError(f"data.training_choice: expected {' or '.join(CHOICES)}, got {choice!r}")
+    check_choice("data.training_choice", choice, CHOICES, ConfigError)
     training = few_shot(parts["train"], config.training_samples, seed if choice == "drawn" else None)
     if not training:
         raise DataError(f"{config.root}: no cases are left for training after the split (of {len(cases)} in all)")

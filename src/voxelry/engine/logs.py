@@ -13,6 +13,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from voxelry.core.choice import check_choice
+from voxelry.core.errors import ConfigError
+
 __all__ = ["LOGGERS", "make_logger", "progress_callback"]
 
 LOGGERS = ("csv", "tensorboard")
@@ -28,7 +31,11 @@ def make_logger(name: str, output: Path, resumed_at: int | None) -> Logger:
         name: one of `LOGGERS`.
         output: the run's folder.
         resumed_at: optimizer steps that the run goes on from, what was logged before is kept; None: a new run.
+
+    Raises:
+        ConfigError: another name.
     """
+    check_choice("trainer.logger", name, LOGGERS, ConfigError)
     if name == "tensorboard":
         return TensorBoardLogger(save_dir=output, name="", version="logs", purge_step=resumed_at)
     earlier = [] if resumed_at is None else _rows(output / "logs" / "metrics.csv", resumed_at)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from voxelry.core.errors import SettingError
+from voxelry.core.choice import check_choice
 from voxelry.diffusion.flow import FLOW_SOLVERS, FlowStep, flow_times
 from voxelry.diffusion.guidance import Guidance, guided
 from voxelry.diffusion.latents import Latents, pack, unpack
@@ -53,10 +53,8 @@ class Generation:
     ticks: float = TICKS
 
     def __post_init__(self) -> None:
-        if self.sampler not in FLOW_SOLVERS:
-            raise SettingError(f"sampler: expected one of {', '.join(FLOW_SOLVERS)}, got {self.sampler!r}")
-        if self.shortcut not in ("step", "zero", "none"):
-            raise SettingError(f"shortcut: expected step, zero or none, got {self.shortcut!r}")
+        check_choice("sampler", self.sampler, FLOW_SOLVERS)
+        check_choice("shortcut", self.shortcut, ("step", "zero", "none"))
 
 
 def ask(
