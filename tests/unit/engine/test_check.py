@@ -144,7 +144,7 @@ def test_arguments_mean_what_they_say(typed, expected):
     ("typed", "fault"),
     [
         ("foo", "foo: expected KEY=VALUE"),
-        ("model=unet_smal", "did you mean model=unet_small"),
+        ("model=unet_smal", "did you mean .unet_small"),
         ("trainer=null", "trainer: expected one of default, gpu"),
         ("data.options={spacing: [5,1}", r"data\.options: can't read"),
     ],
