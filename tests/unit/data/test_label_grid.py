@@ -257,6 +257,7 @@ def test_a_closed_surface_is_a_label(suffix, tmp_path, rng):
     sample = VolumeDataset(find_cases(tmp_path), need=("labels",), preprocess=AS_IT_IS)[0]
     np.testing.assert_array_equal(sample.labels, expected)
     assert inspect(tmp_path).ok
+    write_image(tmp_path / "instances" / "a.nii.gz", expected[None].astype(np.uint8), space)
     with pytest.raises(DataError, match=rf"a\{suffix}: an index reads labels voxel by voxel"):
         build_index(tmp_path, tmp_path / "index.sqlite", crop_size=4)
 
