@@ -258,7 +258,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         """
         own, reading = self.split(options)
         sample = model.sample(path, **reading)
-        return self.write(model.predict(sample, **own), sample, folder, format)
+        return self.write(self.predict(model, sample, None, own), sample, folder, format)
 
     @abstractmethod
     def write(self, prediction: PredictionT, sample: Sample, folder: Path, format: str) -> Path:

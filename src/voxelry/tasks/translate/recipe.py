@@ -195,7 +195,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         own, reader = self.split(options)
         sample = model.sample(own.pop("contrast", None) or path, **reader)
         check_values(sample.image, path)
-        return self.write(model.predict(sample, **own), sample, folder, format)
+        return self.write(self.predict(model, sample, None, own), sample, folder, format)
 
     def write(self, prediction: TranslatePrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The translated image, in physical values on the sample's grid, and its spread where there is one."""
