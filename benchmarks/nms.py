@@ -25,10 +25,10 @@ GOAL = 10.0
 THRESHOLD = 0.3
 
 
-def crowd(count: int) -> tuple[Tensor, Tensor]:
+def crowd(count: int, ndim: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(count)
-    low = torch.rand(count, 3, generator=generator) * 200
-    extent = 10 + torch.rand(count, 3, generator=generator) * 30
+    low = torch.rand(count, ndim, generator=generator) * 200
+    extent = 10 + torch.rand(count, ndim, generator=generator) * 30
     return torch.cat([low, low + extent], dim=1), torch.rand(count, generator=generator)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -80,6 +80,13 @@ def grid_sampled(features: Tensor, points: Tensor) -> Tensor:
     return torch.cat(results)
 
 
+def strewn(count: int, size: int, sides: Sequence[float], *, ndim: int = 3) -> Tensor:
+    """Boxes inside an image of `size` cells per axis, `(count, 2 * ndim)`; each side is drawn for itself."""
+    side = sides[0] + torch.rand(count, ndim) * (sides[1] - sides[0])
+    low = torch.rand(count, ndim) * (size - 1 - side)
+    return torch.cat((low, low + side), dim=1)
+
+
 def sample_points(boxes: Tensor) -> Tensor:
     low, high = boxes[:, :3, None, None], boxes[:, 3:, None, None]
     place = torch.arange(BINS)[:, None] + (torch.arange(RATIO) + 0.5) / RATIO
@@ -108,9 +115,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     features = torch.randn(1, CHANNELS, SIZE, SIZE, SIZE)
-    side = arguments.sides[0] + torch.rand(ROIS, 3) * (arguments.sides[1] - arguments.sides[0])
-    low = torch.rand(ROIS, 3) * (SIZE - 1 - side)
-    boxes, batch = torch.cat((low, low + side), dim=1), torch.zeros(ROIS, dtype=torch.int64)
+    boxes, batch = strewn(ROIS, SIZE, arguments.sides), torch.zeros(ROIS, dtype=torch.int64)
     points = sample_points(boxes)
     leaf = features.clone().requires_grad_()
     weight = torch.randn(ROIS, CHANNELS, BINS, BINS, BINS)

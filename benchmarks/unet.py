@@ -23,19 +23,20 @@ from typing import Any
 GOALS = {"seconds": 0.7, "peak_gb": 0.4}
 
 
-def build(name: str, checkpointing: str) -> Any:
-    """The network of that name, comparable in width, depth and attention."""
+def build(name: str, checkpointing: str, *, narrow: bool = False) -> Any:
+    """The network of that name, comparable in width, depth and attention; a narrow one for trying things out."""
+    width = 32 if narrow else 64
     if name == "voxelry":
         from voxelry.models.unet import UNet
 
-        return UNet(ndim=3, width=64, multipliers=(1, 2, 4), checkpointing=checkpointing)
+        return UNet(ndim=3, width=width, multipliers=(1, 2, 4), checkpointing=checkpointing)
     from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
     return DiffusionModelUNet(
         spatial_dims=3,
         in_channels=1,
         out_channels=1,
-        channels=(64, 128, 256),
+        channels=(width, 2 * width, 4 * width),
         num_res_blocks=2,
         attention_levels=(False, False, True),
         num_head_channels=32,
