@@ -65,16 +65,19 @@ def from_reference(
     Args:
         source: "diffusion-xray" (Di Via et al. 2025, `Unet`), "fast-ddpm" (Jiang et al. 2025, `Model`),
             "torchvision-resnet-fpn" (`ResNet` with or without `FeaturePyramidNetwork`), "detectron2-vitdet"
-            (`ViT` with or without `SimpleFeaturePyramid`), "hiera" (Ryali et al. 2023, `Hiera`) or
-            "torchvision-maskrcnn" (`MaskRCNN`).
-        case: the original's constructor arguments; a flat dict, or for Fast-DDPM also its nested
-            configuration. Arguments left out take what the weights show, else the original's default.
+            (`ViT` with or without `SimpleFeaturePyramid`), "hiera" (Ryali et al. 2023, `Hiera`),
+            "torchvision-maskrcnn" (`MaskRCNN`), or a module of SAM 3D Objects: "sam3d-ss-encoder", "sam3d-ss-decoder",
+            "sam3d-ss-flow", "sam3d-slat-flow", "sam3d-mesh-decoder", "sam3d-point-patch-embed",
+            "sam3d-embedder-fuser".
+        case: the original's constructor arguments; a flat dict, for Fast-DDPM also its nested configuration, for
+            SAM 3D Objects also a dict with the arguments under `args`. Arguments left out take what the weights show,
+            else the original's default.
         weights: the original's state dict, with or without a common prefix such as `module.`.
         ndim: rank of the result; None for that of the weights, 3 lifts 2-D weights (`models.inflate`).
 
     Returns:
         A `UNet` (`forward(x, time, condition)` with the self-conditioning estimate as `condition`), a
-        `Backbone` (`forward(x)` to a dict of levels) or a `MaskRCNN`.
+        `Backbone` (`forward(x)` to a dict of levels), a `MaskRCNN`, or a network of `models.sam3d`, always 3-D.
 
     Raises:
         SettingError: an unknown source.

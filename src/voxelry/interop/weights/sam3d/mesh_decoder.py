@@ -52,7 +52,9 @@ def infer_settings(case: Mapping[str, Any], weights: Mapping[str, Tensor]) -> di
         raise CheckpointError(f"{SOURCE}: pe_mode: expected ape, got {given['pe_mode']}")
     channels, latents = weights[STEM].shape
     gamma = weights.get("blocks.0.attn.q_rms_norm.gamma")
-    heads = given.get("num_heads") or (channels // given.get("num_head_channels", 64) if gamma is None else len(gamma))
+    heads = given.get("num_heads") or (
+        max(1, channels // given.get("num_head_channels", 64)) if gamma is None else len(gamma)
+    )
     levels = range(count(weights, "upsample"))
     return {
         "grid": given.get("resolution", 64),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import CheckpointError
 from voxelry.interop.weights.sam3d.names import Names
-from voxelry.interop.weights.state import check_state, strip_prefix
+from voxelry.interop.weights.state import strip_prefix
 
 __all__ = ["Kernel", "Part", "arguments", "count"]
 
@@ -63,9 +65,26 @@ class Part:
         chosen = self.select(case, stripped)
         network = self.make(**self.infer_settings(case, chosen))
         state = self.state(chosen)
-        check_state(self.source, network, state)
+        self._check(network, state)
         network.load_state_dict(state)
         return network.eval()
+
+    def _check(self, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Compare names and shapes with the network's own.
+
+        Raises:
+            CheckpointError: what is missing, foreign or of another shape, by group.
+        """
+        own = network.state_dict()
+        odd = [name for name in own if name in state and state[name].shape != own[name].shape]
+        groups = {
+            "missing": grouped(self.names.theirs(name) for name in own if name not in state),
+            "foreign": grouped(self.names.theirs(name) for name in state if name not in own),
+            "of another shape": grouped(self.names.theirs(name) for name in odd),
+        }
+        faults = [f"{what}: {names}" for what, names in groups.items() if names]
+        if faults:
+            raise CheckpointError(f"{self.source}: weights don't fit the case: {'; '.join(faults)}")
 
     def state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Their state dict under our names, in our layouts."""
@@ -84,6 +103,12 @@ class Part:
             back = tensor.detach() if kernel is None else kernel.theirs(tensor.detach())
             found[self.names.theirs(name)] = back.contiguous().to(torch.float32)
         return found
+
+
+def grouped(names: Iterable[str]) -> str:
+    """Names with `#` for their numbers, each once, with how many there are."""
+    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "#", name) for name in names)
+    return ", ".join(name if number == 1 else f"{name} ({number})" for name, number in counts.items())
 
 
 def arguments(case: Mapping[str, Any]) -> dict[str, Any]:

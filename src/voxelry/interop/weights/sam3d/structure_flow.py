@@ -69,7 +69,9 @@ def block_settings(
     channels = double // 2
     width = weights[hidden].shape[0]
     gamma = [tensor for name, tensor in weights.items() if name.endswith("gamma")]
-    heads = given.get("num_heads") or (len(gamma[0]) if gamma else channels // given.get("num_head_channels", 64))
+    heads = given.get("num_heads") or (
+        len(gamma[0]) if gamma else max(1, channels // given.get("num_head_channels", 64))
+    )
     return {
         "channels": channels,
         "condition_channels": condition_channels,
