@@ -65,8 +65,7 @@ class MeshDecoderSettings:
 class MeshDecoder(Configured, nn.Module):
     """Latents to numbers of surfaces, `SparseTensor (N, C) -> SparseTensor (N * 8^levels, 53 or 101)`.
 
-    Without gradients one block's features exist at a time, and no convolution copies its input: 42,000 cells of the
-    published network stay below 6 GB.
+    Without gradients one block's features exist at a time, and no convolution copies its input.
 
     Raises:
         SettingError: heads or groups that don't divide channels.
