@@ -118,9 +118,9 @@ def test_what_the_files_do_not_say_is_said_to_evaluate_and_doctor(run, bundle, d
     assert figures[1] != pytest.approx(figures[0], rel=1e-3)
     for command in (("evaluate", "--model", bundle), ("doctor",)):
         fault = one_line_error(run(*command, other, "--point-option", "order=zyx"))
-        assert (
-            fault == "voxelry: error: --point-option: expected one of axis_order, coordinate_system, unit, got 'order'"
-        )
+        known = "axis_order, coordinate_system, unit"
+        said_of_it = f"expected one of {known}, got 'order'; did you mean 'axis_order'?"
+        assert fault == f"voxelry: error: --point-option: {said_of_it}"
 
 
 def test_channels_of_an_array_are_said_to_predict(run, bundle, tmp_path, rng):
@@ -132,7 +132,8 @@ def test_channels_of_an_array_are_said_to_predict(run, bundle, tmp_path, rng):
     assert run(*common, "--option", "channel_axis=0")[0] == 0
     fault = one_line_error(run(*common, "--option", "channels=0"))
     known = "dataset, spacing, channel, channel_axis, ndim, stack, channel_files"
-    assert fault == f"voxelry: error: --option: expected one of {known}, got 'channels'"
+    hint = "did you mean 'channel'?"
+    assert fault == f"voxelry: error: --option: expected one of {known}, got 'channels'; {hint}"
 
 
 def test_a_setting_of_use_is_set_for_one_prediction(run, bundle, data, tmp_path):
