@@ -44,9 +44,9 @@ def recipe_of(task: StoredTask) -> Any:
     """The recipe of a task at hand.
 
     Raises:
-        SettingError: a task of an unknown name.
+        SettingError: a module without a `name`, or of an unknown one.
     """
-    return recipe_named(task.name)
+    return recipe_named(getattr(task, "name", type(task).__name__))
 
 
 def recipe_of_config(config: DictConfig) -> Any:

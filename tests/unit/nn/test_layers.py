@@ -74,7 +74,7 @@ def test_sinusoids_of_known_times():
 
 
 @pytest.mark.parametrize(
-    ("channels", "activation", "message"), [(1, "gelu", "at least 2"), (8, "relu", "gelu or silu")]
+    ("channels", "activation", "message"), [(1, "gelu", "at least 2"), (8, "relu", "one of gelu, silu")]
 )
 def test_time_embedding_says_what_it_wants(channels, activation, message):
     with pytest.raises(SettingError, match=message):
