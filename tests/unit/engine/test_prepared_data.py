@@ -137,7 +137,10 @@ def test_slices_and_shapes_move_together(prepared):
         ("data.preprocess.image_size=32", "data.preprocess.image_size: .* was prepared as it is, got 32"),
         ("data.patches={size: 16}", "data.patches: is for volumes"),
         ("data.slices.evaluation={slices: 0}", "data.slices.evaluation.slices: expected a positive whole number"),
-        ("+data.slices.evaluation.organs=3", "data.slices.evaluation: expected one of slices, clicks, seed, got 'organs'"),
+        (
+            "+data.slices.evaluation.organs=3",
+            "data.slices.evaluation: expected one of slices, clicks, seed, got 'organs'",
+        ),
         ("augment=flips", "augment: is for volumes"),
         ("data.slices.truncation=20", "data.slices.truncation: .* distances up to 8 mm, got 20"),
         ("data.slices.organs=[[1,2]]", r"organs: \[1, 2\] is several classes.*--merge 1,2"),
