@@ -9,7 +9,7 @@ import pytest
 import voxelry
 from voxelry.core.space import Space
 from voxelry.data.layouts.prepared import read_manifest
-from voxelry.io import write_image
+from voxelry.io import read_image, write_image
 
 SHAPE = (8, 16, 16)
 OBLIQUE = Space(
@@ -67,6 +67,12 @@ def test_a_training_learns_both_channels_and_the_names_and_is_evaluated(run, fol
     assert "4 of 4 predicted" in out
     (labels,) = (tmp_path / "one").glob("*.nii.gz")
     assert (tmp_path / "all" / labels.name).read_bytes() == labels.read_bytes()
+    for number in range(2):  # whole cases whose names end as if they were channels
+        channels = [read_image(folder / "imagesTr" / f"toy_000_{channel:04d}.nii.gz").array for channel in range(2)]
+        write_image(tmp_path / "whole" / f"scan_{number:04d}.nii.gz", np.concatenate(channels), OBLIQUE)
+    status, out, err = run("predict", "--model", tmp_path / "run", tmp_path / "whole", "--out", tmp_path / "both")
+    assert (status, err) == (0, ""), err
+    assert "2 of 2 predicted" in out
 
 
 def test_prepare_knows_the_names_and_the_modality(run, folder, tmp_path):

@@ -1,10 +1,7 @@
 """torchvision's and detectron2's backbones, rebuilt from their weights, give the originals' outputs to 1e-5."""
 
-import json
-
 import pytest
 import torch
-from safetensors import safe_open
 
 from voxelry.backbones import FPN, ResNet, ViT, ViTDet
 from voxelry.core.errors import CheckpointError
@@ -12,18 +9,6 @@ from voxelry.interop import from_reference, infer_case
 
 RESNETS = ["resnet_fpn_2d_basicblock", "resnet_fpn_2d_bottleneck"]
 SOURCES = {**dict.fromkeys(RESNETS, "torchvision-resnet-fpn"), "vitdet_2d": "detectron2-vitdet"}
-
-
-@pytest.fixture
-def load(golden):
-    def read(name):
-        with safe_open(golden / f"{name}.safetensors", "pt") as file:
-            case = json.loads(file.metadata()["case"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        weights = {key.removeprefix("weight."): value for key, value in tensors.items() if key.startswith("weight.")}
-        return case, weights, tensors
-
-    return read
 
 
 def levels_of(tensors):
@@ -41,8 +26,8 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("name", SOURCES)
 @torch.no_grad()
-def test_levels(load, name):
-    case, weights, tensors = load(name)
+def test_levels(reference, name):
+    case, weights, tensors = reference(name)
     for given in (case, {}):  # what the case says is also read from the weights
         network = from_reference(SOURCES[name], given, weights)
         assert not network.training
@@ -54,16 +39,16 @@ def test_levels(load, name):
 
 @pytest.mark.parametrize("name", RESNETS)
 @torch.no_grad()
-def test_body_of_a_resnet(load, name):
-    case, weights, tensors = load(name)
+def test_body_of_a_resnet(reference, name):
+    case, weights, tensors = reference(name)
     found = from_reference(SOURCES[name], case, weights).backbone(tensors["input.x"])
     for level in ("p2", "p3"):
         assert_close(found[level], tensors[f"output.body.{level}"])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_features_of_a_vit(load, checkpointing):
-    case, weights, tensors = load("vitdet_2d")
+def test_features_of_a_vit(reference, checkpointing):
+    case, weights, tensors = reference("vitdet_2d")
     network = from_reference("detectron2-vitdet", case, weights)
     network.vit.checkpointing = checkpointing
     assert_close(network.vit.features(tensors["input.x"]), tensors["output.last_feat"])
@@ -72,8 +57,8 @@ def test_features_of_a_vit(load, checkpointing):
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("depth", [1, 5, 16])
 @torch.no_grad()
-def test_lifted_weights_give_the_2d_result_in_every_plane(load, name, depth):
-    case, weights, tensors = load(name)
+def test_lifted_weights_give_the_2d_result_in_every_plane(reference, name, depth):
+    case, weights, tensors = reference(name)
     network = from_reference(SOURCES[name], case, weights, ndim=3)
     volume = tensors["input.x"].unsqueeze(2).repeat(1, 1, depth, 1, 1)
     found = network(volume)
@@ -83,8 +68,8 @@ def test_lifted_weights_give_the_2d_result_in_every_plane(load, name, depth):
 
 
 @torch.no_grad()
-def test_lifted_with_sizes_of_its_own_along_the_new_axis(load):
-    case, weights, tensors = load("vitdet_2d")
+def test_lifted_with_sizes_of_its_own_along_the_new_axis(reference):
+    case, weights, tensors = reference("vitdet_2d")
     given = {**case, "patch_size": [2, 8, 8], "img_size": [16, 64, 64], "window_size": [2, 3, 3]}
     given["pyramid"] = {**case["pyramid"], "scale_factors": [2.0, 1.0, 0.5]}
     weights = {key: value for key, value in weights.items() if not key.startswith("simfp_1")}
@@ -96,8 +81,8 @@ def test_lifted_with_sizes_of_its_own_along_the_new_axis(load):
 
 
 @torch.no_grad()
-def test_lifted_resnet_with_strides_per_axis(load):
-    case, weights, tensors = load(RESNETS[0])
+def test_lifted_resnet_with_strides_per_axis(reference):
+    case, weights, tensors = reference(RESNETS[0])
     uneven = {"stem_stride": [1, 2, 2], "stage_strides": [1, [1, 2, 2], 2, 2]}
     network = from_reference("torchvision-resnet-fpn", {**case, **uneven}, weights, ndim=3)
     assert network.strides["p3"] == (2, 8, 8)
@@ -106,8 +91,8 @@ def test_lifted_resnet_with_strides_per_axis(load):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_architecture_is_read_from_the_tensors(load, name):
-    case, weights, _ = load(name)
+def test_architecture_is_read_from_the_tensors(reference, name):
+    case, weights, _ = reference(name)
     found = infer_case(SOURCES[name], weights)
     shown = set(case) & set(found)
     assert len(shown) >= 5
@@ -117,8 +102,8 @@ def test_architecture_is_read_from_the_tensors(load, name):
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "model.backbone."])
 @torch.no_grad()
-def test_weights_of_a_whole_detector(load, name, prefix):
-    case, weights, tensors = load(name)
+def test_weights_of_a_whole_detector(reference, name, prefix):
+    case, weights, tensors = reference(name)
     state = {f"{prefix}{key}": value for key, value in weights.items()}
     state |= {f"{prefix.removesuffix('backbone.')}rpn.head.conv.weight": torch.zeros(1)}
     found = from_reference(SOURCES[name], case, state)(tensors["input.x"])
@@ -127,8 +112,8 @@ def test_weights_of_a_whole_detector(load, name, prefix):
 
 
 @torch.no_grad()
-def test_names_before_torchvision_14(load):
-    case, weights, tensors = load(RESNETS[1])
+def test_names_before_torchvision_14(reference):
+    case, weights, tensors = reference(RESNETS[1])
     old = {key.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if key.startswith("fpn") else key: value
            for key, value in weights.items()}  # fmt: skip
     assert "fpn.inner_blocks.0.weight" in old
@@ -138,8 +123,8 @@ def test_names_before_torchvision_14(load):
 
 @pytest.mark.parametrize("name", RESNETS)
 @torch.no_grad()
-def test_bare_resnet(load, name):
-    _, weights, tensors = load(name)
+def test_bare_resnet(reference, name):
+    _, weights, tensors = reference(name)
     bare = {key.removeprefix("body."): value for key, value in weights.items() if key.startswith("body.")}
     bare |= {"fc.weight": torch.zeros(10, 128), "fc.bias": torch.zeros(10)}
     network = from_reference("torchvision-resnet-fpn", {}, bare)
@@ -154,8 +139,8 @@ def test_bare_resnet(load, name):
 
 
 @torch.no_grad()
-def test_frozen_batch_norm(load):
-    case, weights, tensors = load(RESNETS[0])
+def test_frozen_batch_norm(reference):
+    case, weights, tensors = reference(RESNETS[0])
     counted = from_reference("torchvision-resnet-fpn", {**case, "norm_layer": "FrozenBatchNorm2d"}, weights)
     frozen = {key: value for key, value in weights.items() if "num_batches" not in key}
     shown = from_reference("torchvision-resnet-fpn", {}, frozen)
@@ -167,8 +152,8 @@ def test_frozen_batch_norm(load):
 
 
 @torch.no_grad()
-def test_vit_without_a_pyramid(load):
-    case, weights, tensors = load("vitdet_2d")
+def test_vit_without_a_pyramid(reference):
+    case, weights, tensors = reference("vitdet_2d")
     plain = {key.removeprefix("net."): value for key, value in weights.items() if key.startswith("net.")}
     plain |= {"cls_token": torch.zeros(1, 1, 32), "norm.weight": torch.ones(32)}
     network = from_reference("detectron2-vitdet", {key: case[key] for key in case if key != "pyramid"}, plain)
@@ -177,24 +162,24 @@ def test_vit_without_a_pyramid(load):
 
 
 @torch.no_grad()
-def test_pyramid_on_an_odd_grid_leaves_the_rest_out_as_detectron2(load):
-    case, weights, tensors = load("vitdet_2d")
+def test_pyramid_on_an_odd_grid_leaves_the_rest_out_as_detectron2(reference):
+    case, weights, tensors = reference("vitdet_2d")
     network = from_reference("detectron2-vitdet", case, weights)
     found = network(tensors["input.x"][:, :, :60, :41])
     assert found["p3"].shape[2:] == (7, 5)
     assert found["p4"].shape[2:] == (3, 2)
 
 
-def test_rebuilt_networks_are_described(load):
+def test_rebuilt_networks_are_described(reference):
     for name, kind in (("resnet_fpn_2d_bottleneck", FPN), ("vitdet_2d", ViTDet)):
-        case, weights, _ = load(name)
+        case, weights, _ = reference(name)
         network = from_reference(SOURCES[name], case, weights)
         assert type(network) is kind
         kind(**network.settings()).load_state_dict(network.state_dict())
 
 
-def test_cases_that_do_not_fit(load):
-    case, weights, _ = load(RESNETS[0])
+def test_cases_that_do_not_fit(reference):
+    case, weights, _ = reference(RESNETS[0])
     with pytest.raises(CheckpointError, match="don't fit the case"):
         from_reference("torchvision-resnet-fpn", {**case, "block": "Bottleneck"}, weights)
     with pytest.raises(CheckpointError, match="block: expected one of BasicBlock, Bottleneck, got 'Dense'"):
@@ -203,7 +188,7 @@ def test_cases_that_do_not_fit(load):
         from_reference("torchvision-resnet-fpn", {**case, "extra": "LastLevelP6P7"}, weights)
     with pytest.raises(CheckpointError, match="expected layer1 to layer4, got layer7"):
         from_reference("torchvision-resnet-fpn", {**case, "return_layers": {"layer7": "p2"}}, weights)
-    vit_case, vit_weights, _ = load("vitdet_2d")
+    vit_case, vit_weights, _ = reference("vitdet_2d")
     with pytest.raises(CheckpointError, match="pos_embed has 17 places, expected 64"):
         from_reference("detectron2-vitdet", {**vit_case, "pretrain_img_size": 64}, vit_weights)
     with pytest.raises(CheckpointError, match="pyramid: expected norm LN"):

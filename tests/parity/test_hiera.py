@@ -1,10 +1,7 @@
 """The original Hiera, rebuilt from its weights, gives the original's outputs to 1e-5."""
 
-import json
-
 import pytest
 import torch
-from safetensors import safe_open
 
 from voxelry.backbones.hiera import Hiera
 from voxelry.core.errors import CheckpointError
@@ -16,26 +13,14 @@ from voxelry.models.mae import MaskedAutoencoder
 FILES = ["hiera_2d", "hiera_3d"]
 
 
-@pytest.fixture
-def load(golden):
-    def read(name):
-        with safe_open(golden / f"{name}.safetensors", "pt") as file:
-            case = json.loads(file.metadata()["case"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        weights = {key.removeprefix("weight."): value for key, value in tensors.items() if key.startswith("weight.")}
-        return case, weights, tensors
-
-    return read
-
-
 def assert_close(found, expected):
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_outputs(load, name):
-    case, weights, tensors = load(name)
+def test_outputs(reference, name):
+    case, weights, tensors = reference(name)
     network = from_reference("hiera", case, weights)
     assert not network.training
     x = tensors["input.x"]
@@ -52,8 +37,8 @@ def test_outputs(load, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_network_is_made_from_plain_settings(load, name):
-    case, weights, tensors = load(name)
+def test_the_network_is_made_from_plain_settings(reference, name):
+    case, weights, tensors = reference(name)
     network = from_reference("hiera", case, weights)
     again = Hiera(**network.settings()).eval()
     again.load_state_dict(weights)
@@ -61,8 +46,8 @@ def test_the_network_is_made_from_plain_settings(load, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_architecture_is_read_from_the_tensors(load, name):
-    case, weights, _ = load(name)
+def test_architecture_is_read_from_the_tensors(reference, name):
+    case, weights, _ = reference(name)
     prefixed = {f"module.{key}": value for key, value in weights.items()}
     assert source_of(prefixed) == "hiera"
     found = infer_case("hiera", prefixed)
@@ -73,8 +58,8 @@ def test_architecture_is_read_from_the_tensors(load, name):
     assert network.strides == from_reference("hiera", case, weights).strides
 
 
-def test_published_checkpoints_load(load, tmp_path):
-    case, weights, tensors = load("hiera_2d")
+def test_published_checkpoints_load(reference, tmp_path):
+    case, weights, tensors = reference("hiera_2d")
     path = tmp_path / "hiera.pth"
     torch.save({"model_state": weights, "epoch": 3}, path)
     network = from_reference("hiera", case, torch.load(path, weights_only=True))
@@ -84,8 +69,8 @@ def test_published_checkpoints_load(load, tmp_path):
 
 
 @pytest.mark.parametrize("depth", [1, 32, 40])
-def test_lifted_weights_give_the_2d_result_in_every_plane(load, depth):
-    case, weights, tensors = load("hiera_2d")
+def test_lifted_weights_give_the_2d_result_in_every_plane(reference, depth):
+    case, weights, tensors = reference("hiera_2d")
     flat, lifted = (from_reference("hiera", case, weights, ndim=ndim) for ndim in (2, 3))
     volume = tensors["input.x"].unsqueeze(2).repeat(1, 1, depth, 1, 1)
     with torch.no_grad():
@@ -96,8 +81,8 @@ def test_lifted_weights_give_the_2d_result_in_every_plane(load, depth):
         assert_close(volumes[name], expected.unsqueeze(2).expand_as(volumes[name]))
 
 
-def test_the_case_may_set_the_lifted_axis(load):
-    case, weights, tensors = load("hiera_2d")
+def test_the_case_may_set_the_lifted_axis(reference):
+    case, weights, tensors = reference("hiera_2d")
     own = {"patch_stride": [1, 4, 4], "patch_kernel": [1, 7, 7], "patch_padding": [0, 3, 3], "q_stride": [1, 2, 2],
            "mask_unit_size": [1, 8, 8], "input_size": [5, 64, 64]}  # fmt: skip
     lifted = from_reference("hiera", {**case, **own}, weights, ndim=3)
@@ -109,8 +94,8 @@ def test_the_case_may_set_the_lifted_axis(load):
     assert_close(levels["p4"], expected.expand_as(levels["p4"]))
 
 
-def test_a_decoder_is_left_out_or_kept(load):
-    case, weights, tensors = load("hiera_2d")
+def test_a_decoder_is_left_out_or_kept(reference):
+    case, weights, tensors = reference("hiera_2d")
     bare = {**case, "num_classes": None}
     encoder = Hiera(**{**from_reference("hiera", case, weights).settings(), "num_classes": None})
     settings = {**encoder.describe(), "mask_unit_size": [8, 8]}
@@ -125,8 +110,8 @@ def test_a_decoder_is_left_out_or_kept(load):
         rebuild_autoencoder(case, weights)
 
 
-def test_weights_of_another_architecture(load):
-    case, weights, _ = load("hiera_2d")
+def test_weights_of_another_architecture(reference):
+    case, weights, _ = reference("hiera_2d")
     with pytest.raises(CheckpointError, match="don't fit the case"):
         from_reference("hiera", {**case, "stages": [1, 1, 1, 2]}, weights)
     with pytest.raises(CheckpointError, match=r"expected a tensor named patch_embed\.proj\.weight"):
@@ -134,4 +119,4 @@ def test_weights_of_another_architecture(load):
     with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp\.fc1\.weight"):
         from_reference("hiera", case, {"patch_embed.proj.weight": torch.zeros(4, 1, 7, 7)})
     with pytest.raises(CheckpointError, match="3-D and can't make a 2-D"):
-        from_reference("hiera", *load("hiera_3d")[:2], ndim=2)
+        from_reference("hiera", *reference("hiera_3d")[:2], ndim=2)

@@ -1,28 +1,13 @@
 """The originals' U-Nets, rebuilt from their weights, give the originals' outputs to 1e-5."""
 
-import json
-
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from voxelry.core.errors import CheckpointError, FileError, SettingError
 from voxelry.interop import from_reference, infer_case, load_reference_file
 
 SOURCES = {"ddpm_unet_2d": "diffusion-xray", "ddpm_unet_3d": "diffusion-xray", "fast_ddpm_unet_2d": "fast-ddpm"}
-
-
-@pytest.fixture
-def load(golden):
-    def read(name):
-        with safe_open(golden / f"{name}.safetensors", "pt") as file:
-            case = json.loads(file.metadata()["case"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        weights = {key.removeprefix("weight."): value for key, value in tensors.items() if key.startswith("weight.")}
-        return case, weights, tensors
-
-    return read
 
 
 def assert_close(found, expected):
@@ -32,8 +17,8 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("name", ["ddpm_unet_2d", "ddpm_unet_3d"])
 @pytest.mark.parametrize("policy", ["none", "norms", "blocks"])
-def test_pretraining_unet(load, name, policy):
-    case, weights, tensors = load(name)
+def test_pretraining_unet(reference, name, policy):
+    case, weights, tensors = reference(name)
     network = from_reference("diffusion-xray", case, weights)
     network.checkpointing = policy
     assert not network.training
@@ -44,8 +29,8 @@ def test_pretraining_unet(load, name, policy):
 
 
 @pytest.mark.parametrize("policy", ["none", "norms", "blocks"])
-def test_fast_ddpm_unet(load, policy):
-    case, weights, tensors = load("fast_ddpm_unet_2d")
+def test_fast_ddpm_unet(reference, policy):
+    case, weights, tensors = reference("fast_ddpm_unet_2d")
     network = from_reference("fast-ddpm", case, weights)
     network.checkpointing = policy
     assert_close(network(tensors["input.x"], tensors["input.time"]), tensors["output"])
@@ -53,8 +38,8 @@ def test_fast_ddpm_unet(load, policy):
 
 @pytest.mark.parametrize("name", ["ddpm_unet_2d", "fast_ddpm_unet_2d"])
 @pytest.mark.parametrize("depth", [1, 4, 5])
-def test_lifted_weights_give_the_2d_result_in_every_plane(load, name, depth):
-    case, weights, tensors = load(name)
+def test_lifted_weights_give_the_2d_result_in_every_plane(reference, name, depth):
+    case, weights, tensors = reference(name)
     network = from_reference(SOURCES[name], case, weights, ndim=3)
     expected = tensors["output.with_time"] if name == "ddpm_unet_2d" else tensors["output"]
     volume = tensors["input.x"].unsqueeze(2).repeat(1, 1, depth, 1, 1)
@@ -64,8 +49,8 @@ def test_lifted_weights_give_the_2d_result_in_every_plane(load, name, depth):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_architecture_is_read_from_the_tensors(load, name):
-    case, weights, tensors = load(name)
+def test_architecture_is_read_from_the_tensors(reference, name):
+    case, weights, tensors = reference(name)
     found = infer_case(SOURCES[name], {f"module.{key}": value for key, value in weights.items()})
     shown = set(case) & set(found) - {"image_size", "attn_resolutions"}
     assert len(shown) >= 6
@@ -75,8 +60,8 @@ def test_architecture_is_read_from_the_tensors(load, name):
     assert_close(network(tensors["input.x"], tensors["input.time"]), expected)
 
 
-def test_nested_configuration_of_fast_ddpm(load):
-    case, weights, tensors = load("fast_ddpm_unet_2d")
+def test_nested_configuration_of_fast_ddpm(reference):
+    case, weights, tensors = reference("fast_ddpm_unet_2d")
     nested = {"model": {k: v for k, v in case.items() if k != "image_size"}, "data": {"image_size": 16}}
     assert_close(
         from_reference("fast-ddpm", nested, weights)(tensors["input.x"], tensors["input.time"]), tensors["output"]
@@ -84,8 +69,8 @@ def test_nested_configuration_of_fast_ddpm(load):
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model."])
-def test_published_checkpoints_load(load, tmp_path, prefix):
-    case, weights, tensors = load("ddpm_unet_2d")
+def test_published_checkpoints_load(reference, tmp_path, prefix):
+    case, weights, tensors = reference("ddpm_unet_2d")
     path = tmp_path / "model.pt"
     state = {f"{prefix}{key}": value for key, value in weights.items()}
     torch.save({"model_state_dict": {**state, "betas": torch.zeros(3)} if prefix else state, "epoch": 3}, path)
@@ -93,8 +78,8 @@ def test_published_checkpoints_load(load, tmp_path, prefix):
     assert_close(network(tensors["input.x"], tensors["input.time"]), tensors["output.with_time"])
 
 
-def test_fast_ddpm_checkpoint_is_a_list(load, tmp_path):
-    _, weights, _ = load("fast_ddpm_unet_2d")
+def test_fast_ddpm_checkpoint_is_a_list(reference, tmp_path):
+    _, weights, _ = reference("fast_ddpm_unet_2d")
     ema = {key: value + 1 for key, value in weights.items()}
     torch.save([weights, {"state": {}}, 1, 100, ema], tmp_path / "ckpt.pth")
     assert torch.equal(load_reference_file(tmp_path / "ckpt.pth")["conv_in.bias"], weights["conv_in.bias"])
@@ -130,8 +115,8 @@ def test_missing_file(tmp_path):
         load_reference_file(tmp_path / "none.pt")
 
 
-def test_weights_of_another_architecture(load):
-    case, weights, _ = load("ddpm_unet_2d")
+def test_weights_of_another_architecture(reference):
+    case, weights, _ = reference("ddpm_unet_2d")
     with pytest.raises(CheckpointError, match=r"expected a tensor named conv_in\.weight"):
         from_reference("fast-ddpm", {}, weights)
     with pytest.raises(CheckpointError, match="don't fit the case"):
@@ -143,7 +128,7 @@ def test_weights_of_another_architecture(load):
         from_reference("diffusion-xray", {}, flat)
 
 
-def test_volumes_are_not_flattened(load):
-    case, weights, _ = load("ddpm_unet_3d")
+def test_volumes_are_not_flattened(reference):
+    case, weights, _ = reference("ddpm_unet_3d")
     with pytest.raises(CheckpointError, match="3-D and can't make a 2-D"):
         from_reference("diffusion-xray", case, weights, ndim=2)

@@ -6,7 +6,6 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ import typer
 from voxelry.cli import data, models  # they add their commands
 from voxelry.cli.terminal import app
 from voxelry.core.errors import VoxelryError
+from voxelry.core.home import at_home
 
 __all__ = ["app", "data", "main", "models"]
 
@@ -34,7 +34,7 @@ def common(
 def main() -> None:
     """Run the command; errors that a user caused are one line, exit status 1."""
     try:
-        app(args=[_at_home(argument) for argument in sys.argv[1:]])
+        app(args=[_expanded(argument) for argument in sys.argv[1:]])
     except VoxelryError as error:
         if "--debug" in sys.argv:
             raise
@@ -45,8 +45,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _at_home(argument: str) -> str:
-    """`--flag=~/path` as `--flag ~/path` comes from a shell, which leaves `~` alone behind an equals sign."""
-    flag, _, value = argument.partition("=")
-    home = flag.startswith("--") and (value == "~" or value.startswith("~/"))
-    return f"{flag}={Path(value).expanduser()}" if home else argument
+def _expanded(argument: str) -> str:
+    """`--flag=~/path` as `--flag ~/path` comes from a shell."""
+    flag, equals, value = argument.partition("=")
+    return f"{flag}{equals}{at_home(value)}" if flag.startswith("--") else argument

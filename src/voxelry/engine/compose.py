@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError
+from voxelry.core.home import at_home
 from voxelry.engine.configs import OWN, groups
 
 __all__ = ["compose_training", "in_one_line", "settle", "typed"]
@@ -72,8 +73,8 @@ def typed(settings: Mapping[str, Any]) -> list[str]:
         if bare in groups() and isinstance(value, str):
             found.append(f"{name}={value}")
         else:
-            at_home = _at_home(str(value)) if bare in _PATHS and value is not None else value
-            found.append(f"{name}={_written(at_home, name)}")
+            path = bare in _PATHS and value is not None
+            found.append(f"{name}={_written(at_home(str(value)) if path else value, name)}")
     return found
 
 
@@ -162,7 +163,7 @@ def _override(text: str, elsewhere: bool) -> str:
         )
     bare = key.lstrip("+")
     if bare in _PATHS:  # of each value of a sweep
-        value = ",".join(map(_at_home, value.split(",")))
+        value = ",".join(map(at_home, value.split(",")))
     if bare in _MAY_BE_NULL and value == "null":
         return f"~{bare}"
     if bare in groups():
@@ -185,11 +186,6 @@ def _override(text: str, elsewhere: bool) -> str:
         f"{bare}: can't read {value!r}; expected a value such as 3, word, [1,2] or {{key: value}}, the whole "
         "setting in quotes where a shell would change it"
     )
-
-
-def _at_home(path: str) -> str:
-    """A path as a shell has it where it begins with `~`, which it leaves alone behind an equals sign."""
-    return str(Path(path).expanduser()) if path == "~" or path.startswith("~/") else path
 
 
 def _check_entry(group: str, value: str) -> None:

@@ -13,7 +13,7 @@ from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.layouts.files import case_name
 from voxelry.data.layouts.nnunet import files_of_cases
-from voxelry.io import is_image
+from voxelry.io import is_image, open_image
 from voxelry.io.images.image import split_dataset
 from voxelry.tasks.options import named_files
 
@@ -127,7 +127,14 @@ def _images(model: Model, paths: Sequence[Path], options: Mapping[str, Any]) -> 
         with suppress(DataError):  # they are refused one by one
             cases = files_of_cases(paths)
     for first, *others in cases:
-        if len(others) + 1 == channels:
+        if len(others) + 1 == channels > 1 and _has_one_channel(first, model.recipe.split(options)[1]):
             yield first, others
         else:
             yield from ((path, []) for path in (first, *others))
+
+
+def _has_one_channel(path: Path, reading: Mapping[str, Any]) -> bool:
+    """Whether an image can be one channel of several, not a whole case whose name happens to end with a number."""
+    with suppress(VoxelryError, OSError):  # it is refused when it is predicted
+        return open_image(path, **reading).channels == 1
+    return False

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
+from voxelry.tasks.base import SHARE, STEP_COST
+
 __all__ = ["LEAST", "ValidatedCases", "Validations"]
 
 LEAST = 5  # of a run, however short
 FEWEST = 4  # cases
-SHARE = 0.1  # of the training's work
-STEP_COST = 3  # calls of the network that learning from a batch is worth: forward, and twice that backward
 
 
 class Validations:

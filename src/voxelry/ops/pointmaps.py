@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import SettingError
 
 __all__ = [
@@ -60,7 +61,7 @@ def remap_points(points: Tensor, name: str) -> Tensor:
         return torch.stack((x.asinh(), y.asinh(), z.log()), dim=-1)
     if name == "exp_disparity":
         return torch.stack((x / z, y / z, z.log()), dim=-1)
-    raise SettingError(f"remap: expected one of {', '.join(REMAPS)}, got {name!r}")
+    raise unknown_choice("remap", name, REMAPS)
 
 
 def restore_points(points: Tensor, name: str) -> Tensor:
@@ -80,7 +81,7 @@ def restore_points(points: Tensor, name: str) -> Tensor:
         return torch.stack((x.sinh(), y.sinh(), z.exp()), dim=-1)
     if name == "exp_disparity":
         return torch.stack((x * z.exp(), y * z.exp(), z.exp()), dim=-1)
-    raise SettingError(f"remap: expected one of {', '.join(REMAPS)}, got {name!r}")
+    raise unknown_choice("remap", name, REMAPS)
 
 
 def resize_weights(old: int, new: int) -> Tensor:
@@ -113,7 +114,7 @@ def resize_pointmap(points: Tensor, shape: Sequence[int], *, coverage: float = 0
     if not 0 < coverage <= 1:
         raise SettingError(f"coverage: expected a number in (0, 1], got {coverage!r}")
     if fill not in FILLS:
-        raise SettingError(f"fill: expected one of {', '.join(FILLS)}, got {fill!r}")
+        raise unknown_choice("fill", fill, FILLS)
     new = [int(size) for size in shape]
     if len(new) != points.ndim - 1 or min(new) < 1:
         raise SettingError(f"shape: expected {points.ndim - 1} positive sizes, got {tuple(shape)}")
@@ -164,9 +165,9 @@ class PointScaling:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise SettingError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+            raise unknown_choice("method", self.method, METHODS)
         if self.size not in SIZES:
-            raise SettingError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
+            raise unknown_choice("size", self.size, SIZES)
 
     def measure(self, points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift of a pointmap, `(3,)` each; `factor` and 0 where nothing of the object is known.

@@ -16,7 +16,10 @@ from voxelry.bundle.task import StoredTask
 from voxelry.data.sample import Sample
 from voxelry.metrics.choice import MetricChoice, Wanted
 
-__all__ = ["Row", "Task"]
+__all__ = ["SHARE", "STEP_COST", "Row", "Task"]
+
+SHARE = 0.1  # of the training's work, that what is measured or shown while learning may take
+STEP_COST = 3  # calls of the network that learning from a batch is worth: forward, and twice that backward
 
 Row = dict[str, float | str]
 

@@ -63,9 +63,11 @@ def files_of_cases(images: Sequence[Path]) -> list[list[Path]]:
     Raises:
         DataError: cases of other channels than the first.
     """
+    folders: dict[Path, list[Path]] = {}
+    for path in images:
+        folders.setdefault(path.parent, []).append(path)
     cases: list[list[Path]] = []
-    for folder in dict.fromkeys(path.parent for path in images):
-        beside = [path for path in images if path.parent == folder]
+    for beside in folders.values():
         numbered = all(_CHANNEL.search(case_name(path)) for path in beside)
         cases += _channels(beside).values() if numbered else [[path] for path in beside]
     return cases

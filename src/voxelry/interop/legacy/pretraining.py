@@ -78,6 +78,7 @@ def pretraining(path: Path, content: Mapping[str, Any]) -> Translation:
     result.leftovers(model, "model")
     result.set("learning_rate", "constant")
     result.set("trainer.close_epochs", True)
+    result.set("trainer.limit_val_batches", None)  # the original measures all of them
     result.set("trainer.gradient_clip_val", 1.0)
     result.set("trainer.gradient_clip_algorithm", "value")
     result.notes.append(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.backbones.vit import TransformerBlock
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import Configured, settle
 from voxelry.ops.pointmaps import REMAPS, remap_points
@@ -85,8 +86,7 @@ class PointEmbedder(Configured, nn.Module):
         own = settle(PointEmbedderSettings, settings)
         if own.image_size % own.patch_size:
             raise SettingError(f"patch_size: expected a divisor of {own.image_size}, got {own.patch_size}")
-        if own.remap not in REMAPS:
-            raise SettingError(f"remap: expected one of {', '.join(REMAPS)}, got {own.remap!r}")
+        check_choice("remap", own.remap, REMAPS)
         if not 0 <= own.dropout <= 1:
             raise SettingError(f"dropout: expected a share in [0, 1], got {own.dropout}")
         self._settings = own

@@ -142,8 +142,8 @@ class _NormSilu(torch.autograd.Function):
         ctx.how = how
         ctx.save_for_backward(x, gamma, beta, scale, shift)
 
-        def again(parts: Sequence[Any]) -> Tensor:
-            with nd.without_autocast(x):
+        def again(parts: Sequence[Any]) -> Tensor:  # it must not hold `x`, which would outlive the backward pass
+            with nd.without_autocast(parts[0]):
                 return F.silu(normed(*parts, *how), inplace=True)
 
         inputs: tuple[Any, ...] = tuple(

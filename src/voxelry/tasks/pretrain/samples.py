@@ -10,14 +10,13 @@ import torch
 
 from voxelry.core.errors import FileError
 from voxelry.data.sample import Batch
+from voxelry.tasks.base import SHARE, STEP_COST
 from voxelry.tasks.pretrain.task import PretrainTask
 from voxelry.viz import figures
 
 __all__ = ["PeriodicSamples"]
 
 COUNT = 4
-SHARE = 0.1  # of the network's work
-STEP_COST = 3  # calls of the network that learning from an image is worth: forward and twice that backward
 
 
 class PeriodicSamples(pl.Callback):
