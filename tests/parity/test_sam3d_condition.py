@@ -3,15 +3,26 @@
 import pytest
 import torch
 
-from voxelry.core.errors import CheckpointError, SettingError
+from voxelry.core.errors import CheckpointError, DataError, SettingError
 from voxelry.interop import from_reference
 from voxelry.interop.weights.sam3d.condition import FUSER, POINTS
 from voxelry.models.sam3d.condition import ConditionFuser, PointEmbedder, TokenEmbedder
-from voxelry.ops.pointmaps import REMAPS, PointScaling, remap_points, resize_pointmap, resize_weights, restore_points
+from voxelry.ops.object_crop import crop_object
+from voxelry.ops.pointmaps import (
+    REMAPS,
+    PointScaling,
+    remap_points,
+    resize_linear,
+    resize_nearest,
+    resize_pointmap,
+    resize_weights,
+    restore_points,
+)
 
 SCALINGS = {
     "ssi": {"method": "scene"},
     "object_scene": {},
+    "object_quantile": {"size": "range"},
     "object_norm_median": {"size": "object", "factor": 2.5},
     "object_clip": {"clip": 0.9},
     "apparent_scene": {"method": "apparent_size", "clip": 1.4},
@@ -77,6 +88,61 @@ def test_resizing_as_the_original(reference, assert_close, name, shape):
     _, _, tensors = reference("sam3d_pointmap")
     found = resize_pointmap(tensors["input.small_pointmap"], shape, fill="zero")
     assert_close(found, tensors[f"output.resize_{name}.pointmap"])
+    assert_close(resize_linear(tensors["input.image"], shape), tensors[f"output.resize_{name}.image"])
+    assert torch.equal(resize_nearest(tensors["input.image_mask"], shape), tensors[f"output.resize_{name}.mask"])
+
+
+def test_cutting_an_object_out_as_the_original(reference, assert_close):
+    case, _, tensors = reference("sam3d_pointmap")
+    settings = {"box": case["crop"]["box_size_factor"], "margin": case["crop"]["padding_factor"]}
+    given = (tensors[f"input.{name}"] for name in ("image", "image_mask", "image_pointmap"))
+    found = crop_object(*given, **settings)
+    for name, each in zip(("image", "mask", "pointmap"), found, strict=True):
+        assert_close(each, tensors[f"output.crop.{name}"])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_crop_is_a_square_with_the_object_in_the_middle(ndim):
+    mask = torch.zeros((9, 12, 14)[:ndim])
+    mask[(slice(2, 5), slice(7, 12), slice(0, 5))[:ndim]] = 1
+    points = torch.ones(3, *mask.shape)
+    image, own, known = crop_object(mask[None] + 1, mask, points, box=2.0, margin=0.25)
+    assert own.shape == (8 + 2 * 2,) * ndim  # twice the 4 pixels from the first to the last, and a quarter around
+    assert own.sum() == mask.sum()
+    assert torch.equal(image[0] == 2, own == 1)
+    assert known.isnan().any(dim=0).sum() == 12**ndim - 8**ndim  # the margin
+    assert (known == 0).any()  # beyond the image
+    assert crop_object(mask[None], mask)[2] is None
+    with pytest.raises(DataError, match="empty mask"):
+        crop_object(mask[None], 0 * mask)
+    with pytest.raises(DataError, match="more than 2 pixels"):
+        crop_object(mask[None], mask * (torch.arange(mask.shape[-1]) == (7 if ndim == 2 else 0)))
+    with pytest.raises(SettingError, match="margin"):
+        crop_object(mask[None], mask, margin=-1)
+
+
+def test_scales_look_only_at_what_they_are_taken_of():
+    points = torch.rand(3, 6, 6) - 0.5
+    empty = torch.zeros(6, 6)
+    for settings in ({"method": "scene"}, {"method": "apparent_size"}):
+        scale, _ = PointScaling(**settings).measure(points, empty)
+        assert not torch.equal(scale, torch.ones(3))
+    for settings in ({}, {"size": "range"}, {"method": "apparent_size", "size": "object"}):
+        scale, shift = PointScaling(**settings, factor=1.5).measure(points, empty)
+        assert torch.equal(scale, torch.full((3,), 1.5))
+        assert torch.equal(shift, torch.zeros(3))
+    line = torch.stack((torch.arange(11.0), torch.zeros(11), torch.zeros(11)))
+    scale, shift = PointScaling(size="range").measure(line, torch.ones(11))
+    assert shift.tolist() == [5, 0, 0]
+    torch.testing.assert_close(scale, torch.full((3,), 2 * (5 - 1.0)))  # distances 0, 1, 1, ..., 5, 5
+    behind = PointScaling(method="apparent_size", clip=1.0)
+    found = behind.normalise(torch.tensor([[0.0, 0.0], [0.0, 0.0], [2.0, -2.0]]), torch.ones(3), torch.zeros(3))
+    assert found.isnan().all(dim=0).tolist() == [True, False]
+    own, mask = torch.rand(3, 6, 6) + 0.5, torch.ones(6, 6)
+    shifts = [
+        PointScaling(method="disparity", size="object", log_shift=value).measure(own, mask)[1] for value in (0, 2)
+    ]
+    assert torch.equal(*shifts)
 
 
 def test_resizing_whole_maps_is_the_same_either_way():
@@ -158,5 +224,7 @@ def test_faults():
         PointScaling(method="mean")
     with pytest.raises(SettingError, match="size"):
         PointScaling(size="all")
+    with pytest.raises(SettingError, match="left_out"):
+        PointScaling(left_out=0.5)
     assert torch.isnan(remap_points(torch.tensor([[0.0, 0.0, -2.0]]), "exp")[0, 2])  # why linear is the default
     assert len(REMAPS) == 5

@@ -265,3 +265,13 @@ def test_packing_and_faults():
             make()
     with pytest.raises(SettingError, match="share"):
         draw_steps(torch.ones(2), share=2.0)
+
+
+def test_the_first_items_with_a_step_are_guided():
+    tensors = invented()
+    condition, step = tensors["input.cond"], torch.tensor([0.0, 0.25, 0.0, 0.5])
+    x, t = latents(tensors, "x0"), torch.ones(4)
+    plain, led = (
+        guided_teacher(Toy(tensors), condition, strength=2.0, count=count)(x, t, step)["shape"] for count in (0, 1)
+    )
+    assert (plain != led).flatten(1).any(dim=1).tolist() == [False, True, False, False]

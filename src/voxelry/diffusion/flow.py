@@ -29,10 +29,12 @@ __all__ = [
     "FLOW_SOLVERS",
     "GOLDEN_RATIO",
     "TIME_DISTRIBUTIONS",
+    "FlowSolver",
     "FlowStep",
     "draw_times",
     "estimate_x0",
     "euler",
+    "expected_velocity",
     "flow_times",
     "heun",
     "interpolate",
@@ -100,6 +102,24 @@ def velocity_from_x0(x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
     return (x_t - x0) / _spread(t, x_t)
 
 
+def expected_velocity(x_t: Tensor, t: Tensor, estimate: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the velocity at `x_t` if the data were normal around an estimate.
+
+    For `x0 ~ N(estimate, error²)` and standard normal `x1`, `x_t` is normal too, and so is `x1 - x0` given it.
+
+    Args:
+        x_t: `(B, ...)`.
+        t: `(B,)`.
+        estimate: as `x_t`.
+        error: shaped to go with `x_t`, above 0.
+    """
+    now = t.to(x_t).view(-1, *(1,) * (x_t.ndim - 1))
+    variance = (1 - now).square() * error.square() + now.square()
+    away = (x_t - (1 - now) * estimate) / variance
+    mean = now * away - (estimate + (1 - now) * error.square() * away)
+    return mean, error / variance.sqrt()
+
+
 def flow_times(count: int, *, shift: float = 1.0) -> tuple[float, ...]:
     """Times that a sampler walks in `count` steps: `count + 1` values from 1 down to 0.
 
@@ -163,86 +183,6 @@ def draw_times(
     return times.clamp(min=torch.finfo(torch.float32).eps)  # rounding must not reach 0
 
 
-def euler(
-    predict: FlowPredict,
-    x1: Tensor,
-    times: Sequence[float],
-    *,
-    clip: tuple[float, float] | None = None,
-    callback: FlowCallback | None = None,
-) -> Tensor:
-    """Follow the velocity in straight steps: one call of `predict` for each, `len(times) - 1` in all.
-
-    Args:
-        predict: `(x_t, t) -> velocity`; another precision than that of `x1` is fine.
-        x1: where the path begins, `(B, ...)`.
-        times: descending, in [0, 1]; see `flow_times`. It may begin below 1, for a point in the middle of a path,
-            and end above 0.
-        clip: range that the estimate of `x0` is kept in at every call; None leaves it.
-        callback: called after each step.
-
-    Returns:
-        The batch at the last time; for one step to 0 that is the estimate of `x0` itself.
-
-    Raises:
-        SettingError: times that do not descend within [0, 1].
-    """
-    return _walk(predict, x1, times, clip, callback, _first)
-
-
-def heun(
-    predict: FlowPredict,
-    x1: Tensor,
-    times: Sequence[float],
-    *,
-    clip: tuple[float, float] | None = None,
-    callback: FlowCallback | None = None,
-) -> Tensor:
-    """Follow the velocity in steps of second order: the mean of the velocities at both ends of each.
-
-    A step that ends at 0 is a straight one, as in Karras et al. 2022 (arXiv:2206.00364, algorithm 1), because
-    networks are not trained there: `N` steps from 1 to 0 take `2 N - 1` calls. Arguments, result and errors are
-    those of `euler`.
-    """
-    return _walk(predict, x1, times, clip, callback, _both_ends)
-
-
-def midpoint(
-    predict: FlowPredict,
-    x1: Tensor,
-    times: Sequence[float],
-    *,
-    clip: tuple[float, float] | None = None,
-    callback: FlowCallback | None = None,
-) -> Tensor:
-    """Follow the velocity in steps of second order, by that in the middle of each: two calls for every step.
-
-    Arguments, result and errors are those of `euler`.
-    """
-    return _walk(predict, x1, times, clip, callback, _middle)
-
-
-def runge_kutta(
-    predict: FlowPredict,
-    x1: Tensor,
-    times: Sequence[float],
-    *,
-    clip: tuple[float, float] | None = None,
-    callback: FlowCallback | None = None,
-) -> Tensor:
-    """Follow the velocity in steps of fourth order (Kutta 1901): four calls for every step, the last one at its end.
-
-    Arguments, result and errors are those of `euler`.
-    """
-    return _walk(predict, x1, times, clip, callback, _four)
-
-
-FLOW_SAMPLERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "heun": heun}
-"""Samplers whose last step ends at the network's own estimate of the data."""
-
-FLOW_SOLVERS = {**FLOW_SAMPLERS, "midpoint": midpoint, "runge_kutta": runge_kutta}
-"""These, and solvers that treat the last step as any other."""
-
 _Ask = Callable[[Tensor, float], Tensor]
 _Slope = Callable[[_Ask, Tensor, Tensor, float, float], Tensor]
 """`(ask, x, velocity at x and t, t, t_next) -> velocity of the whole step`."""
@@ -269,37 +209,88 @@ def _four(ask: _Ask, x: Tensor, slope: Tensor, t: float, t_next: float) -> Tenso
     return (slope + 2 * second + 2 * third + last) / 6
 
 
-def _walk(
-    predict: FlowPredict,
-    x: Tensor,
-    times: Sequence[float],
-    clip: tuple[float, float] | None,
-    callback: FlowCallback | None,
-    step: _Slope,
-) -> Tensor:
-    order = [float(t) for t in times]
-    descends = all(later < earlier for earlier, later in pairwise(order))
-    if len(order) < 2 or not descends or order[0] > 1 or order[-1] < 0:
-        raise SettingError(f"times: expected at least two times descending within [0, 1], got {order}")
+@dataclass(frozen=True)
+class FlowSolver:
+    """Follow the velocity from noise to data.
 
-    def ask(x: Tensor, t: float) -> Tensor:
-        """Velocity at `t`, which clipping needs above 0."""
-        answer = predict(x, t).to(x.dtype)
-        if clip is None or t == 0:
-            return answer
-        return velocity_from_x0(estimate_x0(answer, x, t).clamp(*clip), x, t)
+    Attributes:
+        step: the velocity of a whole step.
+    """
 
-    for index, (t, t_next) in enumerate(pairwise(order)):
-        slope = ask(x, t)
-        estimate = estimate_x0(slope, x, t)
-        if clip is not None:
-            estimate = estimate.clamp(*clip)  # the same but for rounding
-        whole = step(ask, x, slope, t, t_next)
-        # a straight step to 0 ends at the estimate, without the rounding
-        x = estimate if t_next == 0 and whole is slope else x + (t_next - t) * whole
-        if callback is not None:
-            callback(FlowStep(index, len(order) - 1, t, t_next, x, estimate))
-    return x
+    step: _Slope
+
+    def __call__(
+        self,
+        predict: FlowPredict,
+        x1: Tensor,
+        times: Sequence[float],
+        *,
+        clip: tuple[float, float] | None = None,
+        callback: FlowCallback | None = None,
+    ) -> Tensor:
+        """Follow.
+
+        Args:
+            predict: network, `(x_t, t)` to velocity.
+            x1: where the path begins, `(B, ...)`.
+            times: descending, in [0, 1]; see `flow_times`. It may begin below 1, for a point in the middle of a path,
+                and end above 0.
+            clip: range that the estimate of `x0` is kept in at every call; None leaves it.
+            callback: called after each step.
+
+        Returns:
+            The batch at the last time; for one straight step to 0 that is the estimate of `x0` itself.
+
+        Raises:
+            SettingError: times that do not descend within [0, 1].
+        """
+        order = [float(t) for t in times]
+        descends = all(later < earlier for earlier, later in pairwise(order))
+        if len(order) < 2 or not descends or order[0] > 1 or order[-1] < 0:
+            raise SettingError(f"times: expected at least two times descending within [0, 1], got {order}")
+        x = x1
+
+        def ask(x: Tensor, t: float) -> Tensor:
+            """Velocity at `t`, which clipping needs above 0."""
+            answer = predict(x, t).to(x.dtype)
+            if clip is None or t == 0:
+                return answer
+            return velocity_from_x0(estimate_x0(answer, x, t).clamp(*clip), x, t)
+
+        for index, (t, t_next) in enumerate(pairwise(order)):
+            slope = ask(x, t)
+            estimate = estimate_x0(slope, x, t)
+            if clip is not None:
+                estimate = estimate.clamp(*clip)  # the same but for rounding
+            whole = self.step(ask, x, slope, t, t_next)
+            # a straight step to 0 ends at the estimate, without the rounding
+            x = estimate if t_next == 0 and whole is slope else x + (t_next - t) * whole
+            if callback is not None:
+                callback(FlowStep(index, len(order) - 1, t, t_next, x, estimate))
+        return x
+
+
+euler = FlowSolver(_first)
+"""Straight steps: one call of the network for each."""
+
+heun = FlowSolver(_both_ends)
+"""Steps of second order: the mean of the velocities at both ends of each.
+
+A step that ends at 0 is a straight one, as in Karras et al. 2022 (arXiv:2206.00364, algorithm 1), because networks are
+not trained there: `N` steps from 1 to 0 take `2 N - 1` calls.
+"""
+
+midpoint = FlowSolver(_middle)
+"""Steps of second order, by the velocity in the middle of each: two calls for every step."""
+
+runge_kutta = FlowSolver(_four)
+"""Steps of fourth order (Kutta 1901): four calls for every step, the last one at its end."""
+
+FLOW_SAMPLERS: dict[str, FlowSolver] = {"euler": euler, "heun": heun}
+"""Samplers whose last step ends at the network's own estimate of the data."""
+
+FLOW_SOLVERS = {**FLOW_SAMPLERS, "midpoint": midpoint, "runge_kutta": runge_kutta}
+"""These, and solvers that treat the last step as any other."""
 
 
 def _spread(t: Time, like: Tensor) -> Time:

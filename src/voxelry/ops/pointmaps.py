@@ -19,6 +19,8 @@ __all__ = [
     "PointScaling",
     "known_points",
     "remap_points",
+    "resize_linear",
+    "resize_nearest",
     "resize_pointmap",
     "resize_weights",
     "restore_points",
@@ -30,7 +32,7 @@ REMAPS = ("linear", "sinh", "exp", "sinh_exp", "exp_disparity")
 FILLS = ("known", "zero")
 
 METHODS = ("scene", "object", "apparent_size", "disparity")
-SIZES = ("scene", "object")
+SIZES = ("scene", "object", "range")
 
 
 def known_points(points: Tensor) -> Tensor:
@@ -121,15 +123,15 @@ def resize_pointmap(points: Tensor, shape: Sequence[int], *, coverage: float = 0
     known = known_points(points)
     if fill == "zero":
         values = torch.where(torch.isfinite(points), points.double(), 0.0)
-        return torch.where(_nearest(known, new), _resized(values, new), torch.nan).float()
+        return torch.where(resize_nearest(known, new), resize_linear(values, new), torch.nan).float()
     values = torch.where(known, points.double(), 0.0)
-    certainty = _resized(known[None].double(), new)[0]
-    mean = _resized(values, new) / certainty.clamp(min=1e-6)
+    certainty = resize_linear(known[None].double(), new)[0]
+    mean = resize_linear(values, new) / certainty.clamp(min=1e-6)
     return torch.where(certainty >= coverage - 1e-5, mean, torch.nan).float()
 
 
-def _resized(values: Tensor, shape: Sequence[int]) -> Tensor:
-    """Every spatial axis by `resize_weights`, in float64."""
+def resize_linear(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Every spatial axis of `(C, *spatial)` to a new size, by `resize_weights`; of the type of `values`."""
     for axis, size in enumerate(shape, start=1):
         weights = resize_weights(values.shape[axis], size).to(values)
         values = (values.movedim(axis, -1) @ weights.T).movedim(-1, axis)
@@ -148,13 +150,16 @@ class PointScaling:
             and y over depth and the logarithm of depth, centred on the median.
         size: "scene" or "object", which points' medians give the scale (of "disparity": the centre; with "scene" of the
             depth alone). Of method "object": the median of the largest distance along an axis over all points, or of
-            the distance over the object's points.
+            the distance over the object's points; or "range": twice the range of that distance without the nearest and
+            the furthest points.
         factor: the scale is this many times larger.
-        clip: points beyond this distance ("apparent_size" and "disparity": depth) become unknown; None for none.
-        log_shift: added to the centre of the logarithm of "disparity".
+        clip: points beyond this distance ("apparent_size": depth; "disparity": depth to either side) become unknown;
+            None or 0 for none.
+        log_shift: added to the centre of the logarithm of "disparity" with size "scene".
+        left_out: of "range", the share of the nearest points, and of the furthest.
 
     Raises:
-        SettingError: an unknown method or size.
+        SettingError: an unknown method or size, a share that leaves nothing.
     """
 
     method: str = "object"
@@ -162,49 +167,64 @@ class PointScaling:
     factor: float = 1.0
     clip: float | None = None
     log_shift: float = 0.0
+    left_out: float = 0.1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_choice("method", self.method, METHODS)
         if self.size not in SIZES:
             raise unknown_choice("size", self.size, SIZES)
+        if not 0 <= self.left_out < 0.5:
+            raise SettingError(f"left_out: expected a share in [0, 0.5), got {self.left_out}")
 
     def measure(self, points: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift of a pointmap, `(3,)` each; `factor` and 0 where nothing of the object is known.
+        """Scale and shift of a pointmap, `(3,)` each; `factor` and 0 where nothing is known of what they are taken of.
 
         Args:
             points: `(3, *spatial)`.
             mask: `(*other)` of the object, any size; the nearest pixels count, above 0.5.
         """
-        inside = _nearest(mask, points.shape[1:]) > 0.5
         every = points.flatten(1)
-        own = every[:, inside.flatten()]
+        own = every[:, (resize_nearest(mask, points.shape[1:]) > 0.5).flatten()]
+        chosen = every if self.size == "scene" or self.method == "scene" else own
+        centred = own if self.method == "object" else chosen
         ones, zeros = points.new_full((3,), self.factor), points.new_zeros(3)
-        if own.shape[1] == 0 or own.isnan().all(dim=1).any():
+        if centred.shape[1] == 0 or centred.isnan().all(dim=1).any():
             return ones, zeros
-        chosen = every if self.size == "scene" else own
-        if self.method == "scene":
-            shift = torch.stack((zeros[0], zeros[0], every[2].nanmedian()))
-            return ones * (every - shift[:, None]).abs().nanmean(), shift
         if self.method == "apparent_size":
             return ones * chosen[2].nanmedian(), zeros
         if self.method == "disparity":
-            centre = _disparities(chosen).nanmedian(dim=1).values
-            if self.size == "scene":
-                centre = centre * centre.new_tensor([0, 0, 1])
-            return ones, centre + centre.new_tensor([0, 0, self.log_shift])
-        shift = own.nanmedian(dim=1).values
-        away = chosen - shift[:, None]
-        lengths = away.abs().amax(dim=0) if self.size == "scene" else away.norm(dim=0)
-        return ones * lengths.nanmedian(), shift
+            return ones, self._disparity_centre(chosen)
+        depth_only = zeros.new_tensor([0, 0, 1]) if self.method == "scene" else zeros + 1
+        shift = centred.nanmedian(dim=1).values * depth_only
+        return ones * self._size_of(chosen - shift[:, None]), shift
+
+    def _disparity_centre(self, points: Tensor) -> Tensor:
+        centre = _disparities(points).nanmedian(dim=1).values
+        return (
+            centre if self.size != "scene" else torch.stack((0 * centre[0], 0 * centre[1], centre[2] + self.log_shift))
+        )
+
+    def _size_of(self, away: Tensor) -> Tensor:
+        """The size of points around their centre, `(3, N) -> ()`."""
+        if self.method == "scene":
+            return away.abs().nanmean()
+        if self.size == "scene":
+            return away.abs().amax(dim=0).nanmedian()
+        lengths = away.norm(dim=0)
+        if self.size == "object":
+            return lengths.nanmedian()
+        ends = lengths.nanquantile(lengths.new_tensor([self.left_out, 1 - self.left_out]))
+        return 2 * (ends[1] - ends[0])
 
     def normalise(self, points: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Points to numbers, `(3, *spatial)`; NaN as a whole where unknown or clipped."""
         points = torch.where(known_points(points), points, torch.nan)
         found = _disparities(points) if self.method == "disparity" else points
         found = (found - _per_point(shift, found)) / _per_point(scale, found)
-        if self.clip is not None:
-            away = found.norm(dim=0) if self.method in ("scene", "object") else found[2].abs()
+        if self.clip:
+            depth = found[2] if self.method == "apparent_size" else found[2].abs()
+            away = found.norm(dim=0) if self.method in ("scene", "object") else depth
             found = torch.where(away > self.clip, torch.nan, found)
         return found
 
@@ -224,7 +244,7 @@ def _per_point(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like).reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def _nearest(values: Tensor, shape: Sequence[int]) -> Tensor:
+def resize_nearest(values: Tensor, shape: Sequence[int]) -> Tensor:
     """Every spatial axis of `(*spatial)` to a new size, by the nearest pixel that isn't beyond the place."""
     for axis, size in enumerate(shape):
         rows = torch.arange(size, device=values.device) * values.shape[axis] // size

@@ -124,13 +124,13 @@ def guided_teacher(
     names: Sequence[str] | None = None,
     keeps_step: bool = False,
 ) -> StepPredict:
-    """A network that leads the first items away from their unconditional answers, for `shortcut_loss`.
+    """A network that leads some items away from their unconditional answers, for `shortcut_loss`.
 
     Args:
         network: counts as the original.
         condition: `(B, M, C)`.
         strength: of the guidance.
-        count: how many items are guided, from the first.
+        count: how many items are guided, the first of those whose step has a length.
         names: kinds of latents that are; None for all.
         keeps_step: see `Generation`.
     """
@@ -140,7 +140,8 @@ def guided_teacher(
         if not count:
             return found
         without = ask(network, x, t, torch.zeros_like(condition), step if keeps_step else torch.zeros_like(step))
-        chosen = strength * (torch.arange(len(t), device=t.device) < count)
+        stepping = step > 0
+        chosen = strength * (stepping & (stepping.cumsum(dim=0) <= count))
         kinds = [name for name in x if names is None or name in names]
         return guided(found, without, {name: chosen.to(x[name]).view(-1, *(1,) * (x[name].ndim - 1)) for name in kinds})
 

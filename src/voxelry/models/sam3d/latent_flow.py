@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import Configured, settle
+from voxelry.models.sam3d.flow_settings import FlowSettings
 from voxelry.nn.position import sine_positions
 from voxelry.nn.sparse import Cells, SparseTensor, SubmanifoldConv
 from voxelry.nn.time import TimeEmbedding
@@ -31,37 +32,19 @@ LAYER_EPS, OUT_EPS = 1e-6, 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentFlowSettings:
+class LatentFlowSettings(FlowSettings):
     """The second stage's network.
 
     Attributes:
-        latent_channels: numbers of a latent.
         widths: channels of the levels above the transformer's, the finest first; each but the transformer's own halves
             the grid once. None for a transformer on every cell.
         blocks: residual blocks of a level, on the way down and on the way up.
         skips: whether the way up sees the way down.
-        channels: of a token.
-        condition_channels: of a token of the condition.
-        depth, heads: blocks and attention heads.
-        mlp_ratio: channels between a block's linear layers as a multiple of `channels`.
-        normed, normed_cross: whether queries and keys of attention, and of that to the condition, are normalised.
-        shortcut: whether the network is told the length of the step.
-        checkpointing: whether the backward pass computes the blocks again.
     """
 
-    latent_channels: int = 8
     widths: Sequence[int] | None = (128,)
     blocks: int = 2
     skips: bool = True
-    channels: int = 1024
-    condition_channels: int = 1024
-    depth: int = 24
-    heads: int = 16
-    mlp_ratio: float = 4.0
-    normed: bool = True
-    normed_cross: bool = False
-    shortcut: bool = False
-    checkpointing: bool = False
 
 
 class LatentFlow(Configured, nn.Module):

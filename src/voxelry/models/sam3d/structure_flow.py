@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import Configured, settle
 from voxelry.diffusion.latents import Latents
+from voxelry.models.sam3d.flow_settings import FlowSettings
 from voxelry.nn.position import sine_positions
 from voxelry.nn.time import TimeEmbedding
 from voxelry.nn.transformer import (
@@ -46,39 +47,22 @@ POSE_LATENTS = {"6drotation_normalized": 6, "translation": 3, "scale": 3, "trans
 
 
 @dataclass(frozen=True, kw_only=True)
-class StructureFlowSettings:
+class StructureFlowSettings(FlowSettings):
     """The first stage's network.
 
     Attributes:
         grid: latents of the shape per axis.
-        latent_channels: numbers of one.
         pose: the other latents by name, one token of so many numbers each.
         streams: names of streams besides the shape's, and the latents that each is made of, in this order; what isn't
             named is a stream of its own.
         include_pose: whether there are other latents than the shape's.
-        channels: of a token.
-        condition_channels: of a token of the condition.
-        depth, heads: blocks and attention heads.
-        mlp_ratio: channels between a block's linear layers as a multiple of `channels`.
-        normed, normed_cross: whether queries and keys of attention, and of that to the condition, are normalised.
-        shortcut: whether the network is told the length of the step.
-        checkpointing: whether the backward pass computes the blocks again.
     """
 
     grid: int = 16
-    latent_channels: int = 8
     pose: Mapping[str, int] = field(default_factory=lambda: dict(POSE_LATENTS))
     streams: Mapping[str, Sequence[str]] = field(default_factory=lambda: {next(iter(POSE_LATENTS)): [*POSE_LATENTS]})
     include_pose: bool = True
-    channels: int = 1024
-    condition_channels: int = 1024
-    depth: int = 24
-    heads: int = 16
-    mlp_ratio: float = 4.0
-    normed: bool = True
-    normed_cross: bool = False
     shortcut: bool = True
-    checkpointing: bool = False
 
 
 class StructureFlow(Configured, nn.Module):
@@ -113,8 +97,8 @@ class StructureFlow(Configured, nn.Module):
         """Velocities towards the data.
 
         Args:
-            latents: of every kind; the shape's tokens are those of the grid, the last axis fastest. Without
-                `include_pose` others are left out of the answer.
+            latents: of every kind, or of the shape alone; its tokens are those of the grid, the last axis fastest.
+                Without `include_pose` others are left out of the answer.
             ticks: `(B,)`, 0 at noise and 1000 at data.
             condition: `(B, M, K)` tokens.
             step: `(B,)` length of the step, in the same unit; None as 0 is told by a model without shortcuts.
@@ -122,27 +106,29 @@ class StructureFlow(Configured, nn.Module):
         Raises:
             SettingError: latents that are missing.
         """
-        missing = [name for name in self.latents if name not in latents]
+        alone = set(latents) == {SHAPE}
+        streams = {SHAPE: [SHAPE]} if alone else self.streams
+        missing = [name for names in streams.values() for name in names if name not in latents]
         if missing:
             raise SettingError(f"latents: expected {', '.join(self.latents)}, got no {', '.join(missing)}")
         embedding = self.time(ticks)
         if self.step is not None and step is not None:
             embedding = embedding + self.step(step)
-        tokens = {name: layer(latents[name]) for name, layer in self.latents.items()}
-        h = {stream: torch.cat([tokens[name] for name in names], dim=1) for stream, names in self.streams.items()}
+        tokens = {name: self.latents[name](latents[name]) for names in streams.values() for name in names}
+        h = {stream: torch.cat([tokens[name] for name in names], dim=1) for stream, names in streams.items()}
         for block in self.blocks:
             again = self._settings.checkpointing and torch.is_grad_enabled()
             args = (h, embedding, condition)
             h = checkpoint(block, *args, use_reentrant=False) if again else block(*args)
-        return self._answers(h)
+        return self._answers(h, streams)
 
-    def _answers(self, h: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _answers(self, h: Mapping[str, Tensor], streams: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
         found, layers = {}, cast(Mapping[str, LatentTokens], self.latents)
-        for stream, names in self.streams.items():
+        for stream, names in streams.items():
             counts = [len(layers[name].positions) for name in names]
             for name, own in zip(names, h[stream].split(counts, dim=1), strict=True):
                 found[name] = layers[name].answer(own)
-        return {name: found[name] for name in layers}
+        return {name: found[name] for name in layers if name in found}
 
 
 def streams_of(own: StructureFlowSettings) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.choice import check_choice
 from voxelry.core.settings import own_fields, settle
-from voxelry.diffusion.flow import FLOW_SAMPLERS
+from voxelry.diffusion.flow import FLOW_SAMPLERS, expected_velocity
 from voxelry.models.adapters.adapters import TARGETS
 from voxelry.models.shape.autoencoder import ShapeAutoencoder
 from voxelry.models.shape.decoder import LIFTED, CrossBlock, LiftDecoder
@@ -178,15 +178,8 @@ class ShapeFlow(ShapeNet):
         return answer.float()
 
     def expected(self, x_t: Tensor, t: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the velocity at `x_t` if latents were normal around the estimate.
-
-        For `x0 ~ N(estimate, error²)` and standard normal `x1`, `x_t` is normal too, and so is `x1 - x0` given it.
-        """
-        error = nd.per_channel(self.error, x_t).clamp(min=LEAST_ERROR)
-        t = t.view(-1, *(1,) * (x_t.ndim - 1))
-        away = (x_t - (1 - t) * estimate) / ((1 - t).square() * error.square() + t.square())
-        mean = t * away - (estimate + (1 - t) * error.square() * away)
-        return mean, error / ((1 - t).square() * error.square() + t.square()).sqrt()
+        """Mean and deviation of the velocity at `x_t` if latents were normal around the estimate."""
+        return expected_velocity(x_t, t, estimate, nd.per_channel(self.error, x_t).clamp(min=LEAST_ERROR))
 
     @torch.no_grad()
     def observe(self, latents: Tensor, estimate: Tensor) -> None:
