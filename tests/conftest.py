@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,25 @@ def _seeded() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[dict[str, Callable[..., None]]]:
+    """Leave the figures out of reports, which take as long as short trainings; gives what draws them, see `drawn`."""
+    from voxelry.engine import report
+
+    draws = {"add_results": report.add_results, "add_curves": report.add_curves}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in draws:
+            patch.setattr(report, name, lambda *_: None)
+        yield draws
+
+
+@pytest.fixture
+def drawn(undrawn: dict[str, Callable[..., None]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw them in this test."""
+    for name, draw in undrawn.items():
+        monkeypatch.setattr(f"voxelry.engine.report.{name}", draw)
 
 
 def _folder(variable: str, beside: str) -> Path:

@@ -11,6 +11,11 @@ import pytest
 from voxelry import cli
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn(undrawn: object) -> None:
+    """Reports without figures, where `drawn` isn't asked for."""
+
+
 @pytest.fixture
 def _own_logging() -> Iterator[None]:
     """Give the root logger back as it was: a training takes it for itself."""

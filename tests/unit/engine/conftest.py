@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from voxelry.engine.compose import compose_training
 from voxelry.phantoms import write_phantoms
-from voxelry.viz import report
-
-_draw = report._embed
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _undrawn() -> Iterator[None]:
-    """Make the figures of reports, but don't draw them: that takes as long as these trainings; see `drawn`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_embed", lambda fig, kind: f"data:image/{kind},")
-        yield
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> None:
-    """Draw them in this test."""
-    monkeypatch.setattr(report, "_embed", _draw)
+def _undrawn(undrawn: object) -> None:
+    """Reports without figures, where `drawn` isn't asked for."""
 
 
 @pytest.fixture(scope="session")

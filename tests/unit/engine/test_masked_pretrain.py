@@ -39,6 +39,7 @@ def trained(phantoms, tmp_path, quick_training):
     return run
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_a_bundle_that_completes_images(trained, phantoms, tmp_path):
     run = trained()
     assert {"val_loss", "psnr", "ssim"} <= set(run.summary)

@@ -216,20 +216,19 @@ def trained(phantoms, tmp_path_factory, quick):
     return output, train(config)
 
 
-def test_a_training_leaves_a_bundle_and_a_report(trained):
-    output, run = trained
+def test_a_training_leaves_a_bundle(trained):
+    _, run = trained
     assert 0 <= run.summary["dice"] <= 1
     assert {"mean_shape_dice", "ellipsoid_dice", "nearest_shape_dice"} <= set(run.summary)
     model = voxelry.load(run.bundle)
     assert model.task.organs == [(LIVER,)]
     assert model.task.network.prior.distances.min() < 0
-    assert "Away from what was seen" in (output / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("drawn")
 def test_a_bundle_is_measured_on_a_folder(trained, phantoms, tmp_path):
     summary = evaluate_folder(load(trained[1].bundle), phantoms, tmp_path).summary
-    assert (tmp_path / "report.html").is_file()
+    assert "Away from what was seen" in (tmp_path / "report.html").read_text()
     assert 0 <= summary["dice"] <= 1
 
 

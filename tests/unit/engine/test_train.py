@@ -81,9 +81,11 @@ def test_the_record_says_which_precision_auto_was(training, monkeypatch):
     assert config["training"]["trainer"]["precision"] == "bf16-mixed"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pretrained_weights_start_a_landmark_run_and_say_what_matched(training, tmp_path, caplog):
     first = train(training("pretrain_3d", *PRETRAIN, f"output_dir={tmp_path / 'first'}"))
     assert list((tmp_path / "first" / "samples").glob("step_*.png"))
+    assert (tmp_path / "first" / "report.html").stat().st_size > 10_000
     with caplog.at_level("INFO", logger="voxelry"):
         train(training("landmarks_3d", f"pretrained={first.bundle}", "model.width=32", "trainer.max_steps=1"))
     assert "head.weight" in caplog.text
