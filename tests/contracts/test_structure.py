@@ -25,7 +25,7 @@ LENGTH, PARAMETERS = 82, 17
 OPTIONS = 25  # of a command, whose parameters they are
 
 # Readers and the originals' names have a rank of their own.
-RANK_AWARE = {"nn/nd.py", "core/rank.py", "demos/demo.py"}
+RANK_AWARE = {"nn/nd.py", "core/rank.py"}
 
 CODE_BEARING = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

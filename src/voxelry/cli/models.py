@@ -149,7 +149,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
     ndim: Annotated[int, typer.Option(min=2, max=3, help="Rank of the images.")] = 3,
     task: Annotated[
-        str, typer.Option(help="What is learned: landmarks, segment, reconstruct, translate.")
+        str, typer.Option(help="What is learned: landmarks, segment, reconstruct, translate or another package's task.")
     ] = "landmarks",
 ) -> None:
     """Phantoms, a short training, predictions for images not seen before, a report: a few minutes on a laptop."""

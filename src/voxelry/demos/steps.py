@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from voxelry.bundle.model import Model, load
+from voxelry.bundle.model import Model
 from voxelry.core.errors import FileError
 from voxelry.engine.compose import compose_training
 from voxelry.engine.predict import gather_inputs, predict_files
 from voxelry.engine.train import train
 from voxelry.phantoms import write_phantoms
 
-__all__ = ["clear", "make_phantoms", "predict_folder", "run_training"]
+__all__ = ["clear", "make_phantoms", "predict", "run_training"]
 
 _MARKER = ".voxelry-demo"
 
@@ -34,23 +35,14 @@ def clear(out: Path) -> None:
         raise FileError(out, f"the folder can't be made: {error.strerror or error}") from error
 
 
-def make_phantoms(
-    folder: Path, count: int, *, seed: int, shape: Sequence[int], format: str, kind: str, landmark_format: str = "csv"
-) -> None:
+def make_phantoms(folder: Path, count: int, *, seed: int, shape: Sequence[int], format: str, kind: str) -> None:
     """`voxelry phantoms`."""
     size = max(shape)
     options = f"--kind {kind} --count {count} --seed {seed} --ndim {len(shape)} --size {size} --format {format}"
-    landmarks = f" --landmarks {landmark_format}" if kind == "torso" else ""
-    print(f"$ voxelry phantoms {folder} {options}{landmarks}")
+    named = " --landmarks csv" if kind == "torso" else ""  # the format with names
+    print(f"$ voxelry phantoms {folder} {options}{named}")
     write_phantoms(
-        folder,
-        count,
-        seed=seed,
-        ndim=len(shape),
-        shape=shape,
-        format=format,
-        landmark_format=landmark_format,
-        kind=kind,
+        folder, count, seed=seed, ndim=len(shape), shape=shape, format=format, landmark_format="csv", kind=kind
     )
 
 
@@ -60,15 +52,19 @@ def run_training(overrides: Sequence[str]) -> None:
     train(compose_training(list(overrides)))
 
 
-def predict_folder(run: Path, data: Path, out: Path) -> Model:
-    """`voxelry predict`; answers the model.
+def predict(model: Model, run: Path, data: Path, out: Path, options: Mapping[str, Any] | None = None) -> None:
+    """`voxelry predict`.
 
     Raises:
         FileError: an image that could not be predicted.
     """
-    print(f"$ voxelry predict --model {run} {data} --out {out}")
-    model = load(run / "bundle")
-    outcome = predict_files(model, gather_inputs([data]), out)
+    options = options or {}
+    flags = "".join(f" --{name} {_typed(value)}" for name, value in options.items())
+    print(f"$ voxelry predict --model {run} {data}{flags} --out {out}")
+    outcome = predict_files(model, gather_inputs([data]), out, options=options)
     for path, reason in outcome.failed:
         raise FileError(path, reason)
-    return model
+
+
+def _typed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -20,7 +20,7 @@ from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 
-__all__ = ["PAGE", "add_training", "demo_page", "evaluate_folder", "evaluation_dataset", "write_report"]
+__all__ = ["PAGE", "add_results", "add_training", "evaluate_folder", "evaluation_dataset", "write_report"]
 
 log = logging.getLogger("voxelry")
 
@@ -176,24 +176,6 @@ def evaluation_dataset(
     """
     recipe = recipe_of(model.task)
     return recipe.cases(model, Path(root), layout, cases, options=options, point_options=point_options)
-
-
-def demo_page(report: Report, out: Path, model: Model, dataset: SampleSource, trainings: Mapping[str, Path]) -> Report:
-    """What a demo has to show of its model.
-
-    Args:
-        report: added to.
-        out: the demo's folder; the evaluation's numbers are written into it.
-        model: the trained model.
-        dataset: cases it has not seen.
-        trainings: heading to the folder of a run.
-    """
-    evaluation = evaluate_task(model.task, dataset).chosen(model.task)
-    evaluation.write(out / "evaluation")
-    add_results(report, model.task, evaluation, dataset)
-    for heading, run in trainings.items():
-        add_training(report, run, heading)
-    return report
 
 
 def add_training(report: Report, run: Path, heading: str) -> None:

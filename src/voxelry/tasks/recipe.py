@@ -28,6 +28,7 @@ from voxelry.data.sample import Batch, Sample
 from voxelry.models.networks import input_channels
 from voxelry.models.transfer import TransferReport, best_transfer, transfer
 from voxelry.tasks.base import Task
+from voxelry.tasks.demo import Demo
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.options import takers
 from voxelry.tasks.sources import SOURCES
@@ -57,6 +58,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         options: what a prediction may be asked for beside the image, see `core.option`.
         needed: the option without which nothing is predicted, such as a click.
         adaptable: whether an adapter can be trained on a bundle of it (`adapter={...}`).
+        demo: what `voxelry demo` shows of it, where it has one.
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
     """
 
@@ -69,6 +71,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
     options: tuple[Option, ...] = ()
     needed: str | None = None
     adaptable: bool = False
+    demo: Demo | None = None
     bordered: bool = False
 
     @property

@@ -16,6 +16,7 @@ from voxelry.data.sample import Sample
 from voxelry.io import write_landmarks
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.landmarks import report as pages
+from voxelry.tasks.landmarks.demo import DEMO
 from voxelry.tasks.landmarks.predict import LandmarkPrediction, to_landmark_set
 from voxelry.tasks.landmarks.task import LandmarkTask
 from voxelry.tasks.recipe import DenseRecipe, make_folder
@@ -33,6 +34,7 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
     required = "landmarks"
     bordered = True
     formats = ("mrk.json", "fcsv", "csv", "json", "txt")
+    demo = DEMO
     adjustable = (
         "task.decoder",
         "task.window",

@@ -21,6 +21,7 @@ class ReconstructFlowRecipe(ReconstructRecipe):
 
     task = ReconstructFlowTask
     starts = ("shape_net", "shape_flow")
+    demo = None
     options = FLOW_OPTIONS
     adjustable = (
         *(f"task.{name}" for name in ("samples", "steps", "sampler", "shift", "noise_seed")),

@@ -30,6 +30,7 @@ from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import Recipe, fitting
 from voxelry.tasks.reconstruct import report as pages
+from voxelry.tasks.reconstruct.demo import DEMO
 from voxelry.tasks.reconstruct.options import OPTIONS
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 from voxelry.tasks.reconstruct.prepared import check_standard, held_out_axes, prepared_source, reads_prepared
@@ -56,6 +57,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
     truth = ("labels",)
     required = "labels"
     formats = ("ply", "stl", "glb", "obj")
+    demo = DEMO
     options: tuple[Option, ...] = OPTIONS
     needed = "click"
     adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")

@@ -40,6 +40,7 @@ from voxelry.models.transfer import TransferReport, best_transfer
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import Recipe, fitting, make_folder
 from voxelry.tasks.segment import report as pages
+from voxelry.tasks.segment.demo import DEMO
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
 from voxelry.tasks.segment.rescale import assumption, common_size
@@ -68,6 +69,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
     truth = ("masks", "labels")
     required = "instances"
     formats = ("nii.gz", "ome.zarr", "tif")
+    demo = DEMO
     adjustable = (
         "task.tile_size",
         "task.tile_overlap",

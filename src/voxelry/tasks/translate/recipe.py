@@ -29,6 +29,7 @@ from voxelry.models.transfer import TransferReport
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.tasks.recipe import DenseRecipe, make_folder
 from voxelry.tasks.translate import report as pages
+from voxelry.tasks.translate.demo import DEMO
 from voxelry.tasks.translate.options import OPTIONS
 from voxelry.tasks.translate.predict import TranslatePrediction, write_translation
 from voxelry.tasks.translate.targets import input_channels
@@ -46,6 +47,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
 
     task = TranslateTask
     formats = ("nii.gz", "mha", "npy", "ome.tif", "ome.zarr", "png")
+    demo = DEMO
     alike = ("pretrain",)
     options = OPTIONS
     adjustable = (
