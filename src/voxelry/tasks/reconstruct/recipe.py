@@ -27,6 +27,7 @@ from voxelry.data.slices.dataset import SliceDataset
 from voxelry.data.slices.sources import SliceSource, VolumeSlices
 from voxelry.models.networks import build_network
 from voxelry.models.transfer import TransferReport, transfer
+from voxelry.tasks.demo import Demo
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import Recipe, fitting
 from voxelry.tasks.reconstruct import report as pages
@@ -57,7 +58,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
     truth = ("labels",)
     required = "labels"
     formats = ("ply", "stl", "glb", "obj")
-    demo = DEMO
+    demo: Demo | None = DEMO
     options: tuple[Option, ...] = OPTIONS
     needed = "click"
     adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")
