@@ -1,4 +1,4 @@
-"""Commands that look at data and make it: doctor, phantoms, index, prepare."""
+"""Commands that look at data and make it: doctor, plan, phantoms, index, prepare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from voxelry.cli.terminal import (
 )
 from voxelry.core.errors import SettingError
 
-__all__ = ["doctor", "index", "phantoms", "prepare"]
+__all__ = ["doctor", "index", "phantoms", "plan", "prepare"]
 
 
 class PhantomKind(StrEnum):
@@ -72,6 +72,35 @@ def doctor(
     Console(soft_wrap=not sys.stdout.isatty()).print(render(diagnosis))
     if diagnosis.wrong:
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    data: Annotated[Path, typer.Argument(help="A dataset in one of the layouts, see docs/data.md.")],
+    task: Annotated[str, typer.Option(help="What is to be learned: landmarks, segment, reconstruct, ...")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings as of voxelry train, which the plan leaves as they are.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A file for voxelry train plan=FILE, to be edited freely.")] = None,
+) -> None:
+    """Plan a training by its data and this machine: every setting, its value and why; nothing is trained."""
+    from rich.console import Console
+
+    from voxelry.engine.plan.plan import plan_folder
+    from voxelry.engine.plan.table import render, summary
+    from voxelry.engine.plan_file import write_plan
+
+    with progress("reading", None) as (bar, job):
+        planned = plan_folder(
+            data,
+            task,
+            settings or (),
+            progress=lambda done, total: bar.update(job, total=total, completed=done),
+        )
+    Console(soft_wrap=not sys.stdout.isatty()).print(render(planned))
+    if out is not None:
+        written = write_plan(out, planned.decisions, f"voxelry train plan={out}\n{summary(planned)}")
+        print(f"plan: {written}")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 What is given is settled before Hydra sees it, so that it means what it says: a mapping that a shell cut at its blanks
 is put together again, a path with odd characters needs no second pair of quotes and may begin with `~`, and a mapping
 may have keys that its default doesn't have. Keys that nothing knows are refused by `engine.check`, which names the
-nearest known one.
+nearest known one. `plan=FILE` stands for the settings of that file (`engine.plan_file`), below what is given beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError
 from voxelry.core.home import at_home
 from voxelry.engine.configs import OWN, groups
+from voxelry.engine.plan_file import read_plan, remaining
 
 __all__ = ["compose_training", "in_one_line", "settle", "typed"]
 
@@ -33,6 +34,7 @@ _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir",
 _PATHS = (
     "output_dir",
     "pretrained",
+    "plan",
     "data.root",
     "data.index",
     "data.cache",
@@ -115,16 +117,33 @@ def settle(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: one that can't be read, or an entry that a group doesn't have.
     """
+    arguments = _with_plan(list(_joined(arguments)))
     flags, settled, flag = [], [], ""
     # entries of one's own may lie there, which Hydra looks up
     elsewhere = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
-    for argument in _joined(arguments):
+    for argument in arguments:
         if argument.startswith("-") or flag in _WITH_VALUE:
             flags.append(argument)
         else:
             settled.append(_override(argument, elsewhere))
         flag = argument
     return [*flags, *settled]  # Hydra takes no flag between two overrides
+
+
+def _with_plan(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the settings of the plan that one of them names before them, but for those that they decide about.
+
+    Raises:
+        ConfigError, FileError: the plan can't be read.
+    """
+    named = [
+        argument.partition("=")[2].strip("'\"") for argument in arguments if argument.lstrip("+").startswith("plan=")
+    ]
+    if not named or named[-1] in ("", "null"):
+        return list(arguments)
+    given = {argument.lstrip("+~").partition("=")[0] for argument in arguments if not argument.startswith("-")}
+    decisions = remaining(read_plan(Path(_at_home(named[-1])).absolute()), given)
+    return [*typed({one.setting: one.value for one in decisions}), *arguments]
 
 
 def _joined(arguments: Sequence[str]) -> Iterator[str]:

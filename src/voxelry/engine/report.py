@@ -15,6 +15,7 @@ from voxelry.bundle.model import Model
 from voxelry.bundle.registry import recipe_of
 from voxelry.bundle.seen import SEEN_WORDS, case_digests, describe_seen, seen_as, seen_cases
 from voxelry.data.parts import SampleSource
+from voxelry.engine.report_plan import Planned, add_plan
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.viz import figures
@@ -38,6 +39,7 @@ def write_report(
     logs: Path,
     transfer: str | None,
     times: Sequence[Mapping[str, str]],
+    planned: Planned | None = None,
 ) -> Path:
     """The report of a training.
 
@@ -51,8 +53,11 @@ def write_report(
         logs: the CSV logger's file, for the training curve.
         transfer: what was taken over from pretrained weights.
         times: rows of where the run's time went, see `TimeShares`.
+        planned: the plan that the training followed, and its data; None without one.
     """
     report = Report(f"Training of {type(task).__name__}", subtitle=f"{len(held_out)} {part} cases were held out")
+    if planned is not None:
+        add_plan(report, planned)
     add_results(report, task, evaluation, held_out, history)
     add_curves(report, task, history, logs)
     if transfer is not None:

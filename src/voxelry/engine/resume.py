@@ -20,6 +20,7 @@ log = logging.getLogger("voxelry")
 _FREE = (
     "name",
     "output_dir",
+    "plan",  # its settings count
     "resume",
     "resume_changed",
     "overwrite",

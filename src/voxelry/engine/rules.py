@@ -88,6 +88,7 @@ _RULES: Mapping[str, Rule] = {
     "output_dir": _TEXT,
     "ndim": ("2 or 3", lambda value: value in (2, 3) and not isinstance(value, (bool, float))),
     "seed": _FROM_ZERO,
+    "plan": _or_null(_TEXT),
     "pretrained": _or_null(_TEXT),
     "resume": _SWITCH,
     "resume_changed": _SWITCH,

@@ -21,6 +21,7 @@ _WRITTEN = (
     "logs/hparams.yaml",
     "logs/events.out.tfevents.*",
     "report.html",
+    "plan.yaml",
     "summary.json",
 )
 

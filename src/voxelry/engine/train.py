@@ -34,8 +34,10 @@ from voxelry.engine.lightning import TaskModule
 from voxelry.engine.logs import make_logger, progress_callback
 from voxelry.engine.pace import EPOCH, Pace, pace
 from voxelry.engine.placement import Placement
+from voxelry.engine.plan_file import Decision, in_use, read_plan, write_plan
 from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
+from voxelry.engine.report_plan import Planned
 from voxelry.engine.resume import check_same_run, describe_run
 from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume
 from voxelry.engine.time_shares import TimeShares
@@ -102,6 +104,7 @@ class _Begun:
     clock: TimeShares
     resume: Path | None
     state: dict[str, Any]
+    plan: Sequence[Decision]
 
     @property
     def output(self) -> Path:
@@ -153,7 +156,17 @@ def _begin(config: DictConfig, placement: Placement) -> _Begun:
         if config.resume:
             log.info("%s: no run to go on with, a new one begins", output)
         begin_clean(output)
-    return _Begun(config, placement, recipe, splits, task, transferred, description, digests, clock, resume, state)
+    plan = [] if placement.rank else _plan(config)
+    return _Begun(config, placement, recipe, splits, task, transferred, description, digests, clock, resume, state, plan)
+
+
+def _plan(config: DictConfig) -> list[Decision]:
+    """The plan that the run follows, with what was set beside it, also in the run's folder; empty without one."""
+    if config.get("plan") is None:
+        return []
+    plan = in_use(read_plan(Path(config.plan)), config)
+    write_plan(Path(config.output_dir) / "plan.yaml", plan, "what this training was planned to be")
+    return plan
 
 
 def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
@@ -374,6 +387,8 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
         "training": OmegaConf.to_container(config, resolve=True),
         "metrics": {"on": part, **figures},
     }
+    if begun.plan:
+        record["plan"] = [vars(decision) for decision in begun.plan]
     card = model_card(task, record, evaluation.summary)
     bundle = write_bundle(
         output / "bundle", task, splits.preprocess, record=record, card=card, template=splits.template
@@ -390,6 +405,7 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
         logs=output / "logs" / "metrics.csv",
         transfer=None if begun.transferred is None else str(begun.transferred),
         times=begun.clock.rows(),
+        planned=Planned(begun.plan, splits) if begun.plan else None,
     )
     summary = {
         "seed": config.seed,

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["check_memory", "estimate", "kept"]
+__all__ = ["check_memory", "estimate", "kept", "of_prediction"]
 
 SMALLEST = 32  # voxels per axis of the patches that are suggested
 
@@ -66,6 +66,24 @@ def kept(
 ) -> int:
     """Bytes of the activations that the forward pass keeps for the backward pass; arguments as of `estimate`."""
     return _run(network, (batch, in_channels, *shape), dtype, checkpointing)[0]
+
+
+def of_prediction(
+    network: nn.Module,
+    shape: Sequence[int],
+    *,
+    in_channels: int,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """Bytes of one pass without gradients at its peak: weights, input and activations; arguments as of `estimate`."""
+    hollow: Any = _hollow(network, dtype)
+    x = torch.empty((batch, in_channels, *shape), dtype=dtype, device="meta")
+    time = torch.empty(batch, dtype=torch.long, device="meta")
+    with _Ledger(known=[*hollow.parameters(), *hollow.buffers()]) as ledger, _lean_attention(), torch.no_grad():
+        hollow(x, time)
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+    return weights + ledger.peak + x.numel() * dtype.itemsize
 
 
 def _run(network: nn.Module, size: Sequence[int], dtype: torch.dtype, checkpointing: str | None) -> tuple[int, int]:

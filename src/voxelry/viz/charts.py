@@ -15,7 +15,7 @@ from voxelry.viz.style import INK, QUIET, as_array, clean, colour, new_figure, r
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["box_by_landmark", "calibration", "cumulative_error", "curves", "few_shot", "small_multiples"]
+__all__ = ["box_by_landmark", "calibration", "cumulative_error", "curves", "few_shot", "histograms", "small_multiples"]
 
 
 def curves(
@@ -87,6 +87,32 @@ def small_multiples(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if place == 1 and len(series) + len(levels or {}) > 1:
             row_of_keys(axes)
+    return _tight(fig)
+
+
+def histograms(panels: Mapping[str, Mapping[str, Any]], *, ylabel: str = "", bins: int = 20) -> Figure:
+    """How often values occur, a chart each, side by side; several series of one chart share its bins.
+
+    Args:
+        panels: label of the values with their unit, to name to values, any shape; NaN is left out.
+        ylabel: what is counted.
+        bins: of a chart.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    fig = new_figure(4.4 * len(panels) + 0.2, 2.8)
+    for place, (label, series) in enumerate(panels.items(), start=1):
+        axes = clean(fig.add_subplot(1, len(panels), place), xlabel=label, ylabel=ylabel if place == 1 else "")
+        flat = {name: _finite(as_array(values, name).ravel()) for name, values in series.items()}
+        together = np.concatenate(list(flat.values()))
+        edges = np.histogram_bin_edges(together, bins).tolist()
+        for i, (name, values) in enumerate(flat.items()):
+            axes.hist(values, edges, histtype="stepfilled", alpha=0.35, color=colour(i), label=name)
+            axes.hist(values, edges, histtype="step", linewidth=1.4, color=colour(i))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        if len(series) > 1:
+            row_of_keys(axes, outside=place == len(panels))
     return _tight(fig)
 
 

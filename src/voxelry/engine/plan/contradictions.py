@@ -1,0 +1,64 @@
+"""What speaks against a plan: settings that don't go together, and data that are odd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from omegaconf import DictConfig
+
+from voxelry.engine.plan import size_rules
+from voxelry.engine.plan.memory import Modelled
+from voxelry.engine.plan.situation import Situation, length, listed
+
+__all__ = ["contradictions"]
+
+
+def contradictions(situation: Situation, network: Modelled | None) -> Iterator[str]:
+    """One line for each; nothing where all is well.
+
+    Args:
+        situation: with every decision made.
+        network: whose memory is told, if it can be.
+    """
+    yield from _of_data(situation)
+    config, size = situation.config, size_rules.seen_at_once(situation)
+    step = size_rules.step_of(config)
+    windows = isinstance(config.data.get("patches"), DictConfig)
+    if windows and any(part % own for part, own in zip(size, step, strict=True)):
+        yield f"data.patches.size: {listed(size)} are no multiples of {listed(step)}, so the network pads them"
+    if config.trainer.max_epochs is not None and "trainer.max_steps" in situation.given:
+        yield "trainer.max_steps: trainer.max_epochs is set, too, and counts"
+    objects = situation.data.object_sizes()
+    if windows and len(objects):
+        extent = float(np.prod(np.array(size) * situation.spacing) ** (1 / len(size)))
+        large = float(np.percentile(objects, 95))
+        if large > extent:
+            yield f"data.patches.size: windows of {length(extent)} cut objects of {length(large)}"
+    if network is not None:
+        needed = network.training(size, config.data.batch_size)
+        allowed = situation.machine.training_memory
+        if needed > size_rules.SHARE * allowed:
+            yield (
+                f"memory: a training step takes about {size_rules.gigabytes(needed)}, and there are "
+                f"{size_rules.gigabytes(allowed)}; smaller data.patches.size, data.batch_size or model.width help most"
+            )
+
+
+def _of_data(situation: Situation) -> Iterator[str]:
+    data = situation.data
+    for names in data.duplicates:
+        yield f"data: {' and '.join(names[:4])}{' and others' * (len(names) > 4)} hold the same pixels"
+    empty = [case.name for case in data.cases if case.empty]
+    if empty:
+        yield f"data: {', '.join(empty[:4])}{', ...' * (len(empty) > 4)}: all sampled values are one"
+    placed = sum(case.placed for case in situation.cases)
+    if 0 < placed < len(situation.cases):
+        bare = [case.name for case in situation.cases if not case.placed]
+        yield (
+            f"data: {len(bare)} of {len(situation.cases)} images don't say how large their voxels are, such as "
+            f"{bare[0]}; expected all or none (data.options={{spacing: ...}} says it)"
+        )
+    other = [case.name for case in data.readable if len(case.shape) != situation.config.ndim]
+    if other:
+        yield f"data: {len(other)} images have another rank than {situation.config.ndim}, such as {other[0]}"

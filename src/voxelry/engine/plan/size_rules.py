@@ -1,0 +1,231 @@
+"""Decisions about sizes: strides, windows, batches, width, and the tiles of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from voxelry.core.rank import per_axis
+from voxelry.engine.plan.memory import modelled
+from voxelry.engine.plan.situation import Situation, lengths, listed
+from voxelry.engine.plan_file import Decision
+from voxelry.tasks.volumes import MARGIN, MOST_VOXELS
+
+__all__ = ["SHARE", "gigabytes", "levels", "seen_at_once", "sizes", "step_of", "tiles", "window"]
+
+SHARE = 0.8  # of the memory that may be taken
+_TILE_SHARE = 0.5
+_FLAT = 2.0  # an axis whose voxels are so much longer than the shortest isn't halved
+_LEAST = 4  # voxels of the coarsest level
+_SMALLEST = 32  # voxels per axis of windows that are made smaller for memory's sake
+_NARROWEST = 8  # channels
+_GPU_VOXELS = 4  # times as many voxels as on a processor
+_LARGER = (4.0, 3.0, 2.0, 1.5)  # tiles, in windows of the training
+
+
+def levels(situation: Situation) -> Iterator[Decision]:
+    """How far each axis is halved from level to level: thick slices later than what lies within them, or never."""
+    config = situation.config
+    if not situation.is_open("model.strides") or config.model.get("multipliers") is None:
+        return
+    size, spacing = np.array(situation.largest, float), situation.spacing.copy()
+    if situation.is_open("model.axes") and config.model.get("axes") is None:
+        fine = [axis for axis, step in enumerate(spacing) if step < _FLAT * spacing.min()]
+        if len(fine) < len(spacing):
+            yield Decision("model.axes", fine, f"thick slices, {lengths(spacing)}, aren't halved")
+        size[fine], spacing[fine] = size[fine] / 2, spacing[fine] * 2
+    steps = []
+    for _ in config.model.multipliers[1:]:
+        halved = (spacing < _FLAT * spacing.min()) & (size >= 2 * _LEAST)
+        steps.append([2 if half else 1 for half in halved])
+        size, spacing = np.where(halved, size / 2, size), np.where(halved, spacing * 2, spacing)
+    deep = next((place for place, step in enumerate(steps) if set(step) == {1}), len(steps))
+    if deep < len(steps) and situation.is_open("model.multipliers"):
+        why = f"images of {listed(situation.largest)} are halved {deep} times"
+        yield Decision("model.multipliers", list(config.model.multipliers[: deep + 1]), why)
+        steps = steps[:deep]
+    even = all(set(step) == {2} for step in steps)
+    why = "voxels are about as long as wide" if even else f"voxels of {lengths(situation.spacing)}"
+    yield Decision("model.strides", 2 if even else steps, why)
+
+
+def step_of(config: DictConfig) -> tuple[int, ...]:
+    """Voxels along each axis that the sizes of windows should be multiples of."""
+    ndim, model = config.ndim, config.model
+    count = len(model.get("multipliers") or ()) - 1
+    strides = model.get("strides", 2)
+    if count < 1:
+        return (8,) * ndim
+    each = [strides] * count if isinstance(strides, int) else list(strides)
+    whole = np.prod([_each_axis(step, ndim) for step in each], axis=0)
+    if "axes" in model:
+        chosen = range(ndim) if model.axes is None else model.axes
+        whole = whole * [2 ** model.get("levels", 1) if axis in chosen else 1 for axis in range(ndim)]
+    return tuple(int(step) for step in whole * model.get("fold", 1))
+
+
+def window(largest: Sequence[int], spacing: Sequence[float], most: int, step: Sequence[int]) -> tuple[int, ...]:
+    """The largest window of at most `most` voxels that is about as long as wide in mm, in multiples of `step`.
+
+    Args:
+        largest: voxels along each axis of the images; no axis gets more than that, rounded up.
+        spacing: mm.
+        most: voxels; a window of one `step` is always answered.
+        step: voxels, see `step_of`.
+    """
+    limits = np.array([-(-size // part) * part for size, part in zip(largest, step, strict=True)])
+    found = np.minimum(limits, step)
+    for edge in np.geomspace(min(spacing), max(limits * np.asarray(spacing)), 200):
+        reached = (edge / np.asarray(spacing) / step).astype(int) * step
+        size = np.clip(reached, np.minimum(limits, step), limits)
+        if prod(size.tolist()) <= most:
+            found = size
+    return tuple(int(size) for size in found)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What decides how much a training step takes; `size` is None where images are seen whole."""
+
+    batch: int
+    size: tuple[int, ...] | None
+    width: int | None
+    accumulation: int
+
+
+def sizes(situation: Situation) -> Iterator[Decision]:
+    """Windows, batch, accumulation and width, made smaller in this order of harm until they fit the memory."""
+    if not situation.cases:
+        return
+    chosen, needed = _fitting(situation)
+    allowed = gigabytes(situation.machine.training_memory)
+    told = "" if needed is None else f"; {gigabytes(needed)} of {allowed}"
+    config, first = situation.config, _first(situation)
+    if "patches" in config.data and situation.is_open("data.patches") and config.data.patches is not None:
+        yield from _patches(situation, chosen)
+    if situation.is_open("data.batch_size"):
+        why = "as usual for this task" if chosen.batch == first.batch else "what the memory holds"
+        yield Decision("data.batch_size", chosen.batch, why + told)
+    if situation.is_open("trainer.grad_accumulation"):
+        why = f"{chosen.batch * chosen.accumulation} cases make a step"
+        yield Decision("trainer.grad_accumulation", chosen.accumulation, why)
+    if chosen.width is not None and chosen.width != first.width:
+        yield Decision("model.width", chosen.width, f"narrower, to fit the memory{told}")
+
+
+def _patches(situation: Situation, chosen: _Sizes) -> Iterator[Decision]:
+    largest = listed(situation.largest)
+    if chosen.size is None:
+        yield Decision("data.patches", None, f"images of up to {largest} are learned from whole")
+        return
+    extent = lengths(np.array(chosen.size) * situation.spacing)
+    why = f"{extent} of images of up to {largest}, in multiples of {listed(step_of(situation.config))}"
+    if isinstance(situation.config.data.patches, DictConfig):
+        yield Decision("data.patches.size", list(chosen.size), why)
+        return
+    margin = [min(MARGIN, size // 4) for size in chosen.size]
+    yield Decision("data.patches", {"size": list(chosen.size), "margin": margin, "fill": "edge"}, why)
+
+
+def _first(situation: Situation) -> _Sizes:
+    """The sizes without a thought for memory."""
+    config = situation.config
+    batch, patches = int(config.data.batch_size), config.data.get("patches")
+    width = OmegaConf.select(config, "model.width")
+    if "patches" not in config.data or patches is None:
+        return _Sizes(batch, None, width, int(config.trainer.grad_accumulation))
+    if isinstance(patches, DictConfig):
+        own = _each_axis(patches.size, config.ndim)
+        most = prod(own)
+    else:
+        own, most = situation.largest, MOST_VOXELS // batch
+    if not situation.is_open("data.patches"):
+        return _Sizes(batch, own, width, int(config.trainer.grad_accumulation))
+    most *= _GPU_VOXELS if situation.machine.gpu else 1
+    return _Sizes(batch, _window(situation, most), width, int(config.trainer.grad_accumulation))
+
+
+def _window(situation: Situation, most: int) -> tuple[int, ...] | None:
+    """The window of so many voxels; None where it would hold every image."""
+    size = window(situation.largest, situation.spacing.tolist(), most, step_of(situation.config))
+    whole = all(part >= full for part, full in zip(size, situation.largest, strict=True))
+    return None if whole and not isinstance(situation.config.data.patches, DictConfig) else size
+
+
+def _fitting(situation: Situation) -> tuple[_Sizes, int | None]:
+    """The first sizes that fit, and the bytes that they need; the smallest where none does, None where nobody knows."""
+    now = _first(situation)
+    while True:
+        trial = situation if now.width is None else situation.after(Decision("model.width", now.width))
+        network = modelled(trial)
+        if network is None:
+            return now, None
+        needed = network.training(now.size or situation.largest, now.batch)
+        if needed <= SHARE * situation.machine.training_memory:
+            return now, needed
+        smaller = _smaller(situation, now)
+        if smaller is None:
+            return now, needed
+        now = smaller
+
+
+def _smaller(situation: Situation, now: _Sizes) -> _Sizes | None:
+    """The next sizes to try: half the batch, smaller windows, half the width; None where nothing is left."""
+    if now.batch > 1 and situation.is_open("data.batch_size"):
+        batch = now.batch // 2
+        steps = now.accumulation * 2 if situation.is_open("trainer.grad_accumulation") else now.accumulation
+        return _Sizes(batch, now.size, now.width, steps)
+    size = now.size or situation.largest
+    patches = situation.config.data.get("patches")
+    if patches is not None and situation.is_open("data.patches") and max(size) > _SMALLEST:
+        smaller = _window(situation, prod(size) // 2)
+        if smaller is not None and smaller != now.size:
+            return _Sizes(now.batch, smaller, now.width, now.accumulation)
+    if now.width is not None and now.width >= 2 * _NARROWEST and situation.is_open("model.width"):
+        return _Sizes(now.batch, now.size, now.width // 2, now.accumulation)
+    return None
+
+
+def seen_at_once(situation: Situation) -> tuple[int, ...]:
+    """Voxels along each axis of what a training step shows of a case."""
+    patches = situation.config.data.get("patches")
+    if not isinstance(patches, DictConfig):
+        return situation.largest
+    return _each_axis(patches.size, situation.config.ndim)
+
+
+def _each_axis(value: Any, ndim: int) -> tuple[int, ...]:
+    """A number of voxels for each axis, from one or a list."""
+    sizes: tuple[int, ...] = per_axis(value, ndim, "size") if isinstance(value, int) else per_axis([*value], ndim)
+    return sizes
+
+
+def tiles(situation: Situation) -> Iterator[Decision]:
+    """Tiles of a prediction, as large as the memory allows, where the training sees windows."""
+    if not situation.is_open("task.tile_size") or not isinstance(situation.config.data.get("patches"), DictConfig):
+        return
+    network = modelled(situation)
+    if network is None:
+        return
+    size, step = seen_at_once(situation), step_of(situation.config)
+    allowed = _TILE_SHARE * situation.machine.training_memory
+    for factor in _LARGER:
+        spacing = situation.spacing.tolist()
+        tile = window(situation.largest, spacing, int(prod(size) * factor ** len(size)), step)
+        tile = tuple(max(part, own) for part, own in zip(tile, size, strict=True))
+        needed = network.prediction(tile)
+        if needed <= allowed:
+            why = f"as large as the memory allows ({gigabytes(needed)}); the training's are {listed(size)}"
+            yield Decision("task.tile_size", list(tile), why)
+            return
+    yield Decision("task.tile_size", list(size), "as the training's windows: larger ones don't fit the memory")
+
+
+def gigabytes(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 1e9:.1f} GB"

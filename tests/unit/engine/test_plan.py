@@ -1,0 +1,251 @@
+"""What is planned for data of all kinds, from invented fingerprints; and a run that follows a plan."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from voxelry.bundle.registry import recipe_of_config
+from voxelry.core.errors import ConfigError, FileError
+from voxelry.core.space import Space
+from voxelry.data.fingerprint.record import CaseFacts, Fingerprint
+from voxelry.engine.check import check_settings
+from voxelry.engine.compose import compose_training
+from voxelry.engine.plan import size_rules
+from voxelry.engine.plan.plan import decide, plan_folder
+from voxelry.engine.plan.situation import Machine, Situation
+from voxelry.engine.plan.table import render
+from voxelry.engine.plan_file import Decision, is_settled, read_plan, write_plan
+from voxelry.engine.train import train
+from voxelry.io import write_image
+
+GIB = 1 << 30
+LAPTOP = Machine(8 * GIB, 4)
+
+
+def facts(shape, spacing=1.0, **more) -> CaseFacts:
+    space = Space.from_spacing(shape, spacing)
+    told = {"placed": True, "channels": 1, "dtype": "uint16", **more}
+    return CaseFacts("", "", shape=space.shape, affine=tuple(map(tuple, space.affine.tolist())), **told)
+
+
+def situation(cases, experiment="landmarks_3d", machine=LAPTOP, settings=()) -> Situation:
+    named = [CaseFacts(**{**vars(case), "name": f"case {place}"}) for place, case in enumerate(cases)]
+    config = compose_training([f"experiment={experiment}", "data.root=DIR", *settings])
+    given = frozenset(text.partition("=")[0] for text in settings)
+    return Situation(Fingerprint("DIR", False, tuple(named)), machine, config, recipe_of_config(config), given)
+
+
+def planned(*arguments, **settings):
+    plan = decide(situation(*arguments, **settings))
+    check_settings(plan.config)  # whatever is planned is something that a training takes
+    assert all(decision.why for decision in plan.decisions)
+    return plan, {decision.setting: decision.value for decision in plan.decisions}
+
+
+POINTS = {"landmarks": ("left hip", "right hip")}
+
+
+def test_thick_slices_keep_their_axis_and_windows_are_as_long_as_wide_in_mm():
+    cases = [facts((60, 400, 400), (5.0, 0.5, 0.5), **POINTS) for _ in range(30)]
+    plan, found = planned(cases)
+    assert found["data.preprocess.spacing"] == [5.0, 0.5, 0.5]
+    assert found["model.strides"] == [[1, 2, 2], [1, 2, 2]]
+    size = np.array(found["data.patches"]["size"])
+    extents = size * (5.0, 0.5, 0.5)
+    assert (size % (1, 4, 4) == 0).all()
+    assert extents.max() / extents.min() < 1.3
+    assert prod(size.tolist()) <= 2**20 // found["data.batch_size"]
+    tile = found["task.tile_size"]
+    assert all(part >= own for part, own in zip(tile, size, strict=True))
+    assert plan.training_memory < size_rules.SHARE * LAPTOP.memory
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize("experiment", ["landmarks_2d", "pretrain_2d", "translate_2d"])
+def test_a_wide_image_without_a_scale(experiment):
+    plan, found = planned([facts((1, 2048), placed=False, **POINTS)] * 25, experiment=experiment)
+    assert found.get("data.preprocess.spacing") is None
+    assert found["model.strides"] == ([[1, 2], [1, 2]])
+    assert found["data.patches"] is None
+    assert plan.training_memory > 0
+
+
+def test_four_channels_and_a_single_case_of_16_voxels():
+    plan, found = planned([facts((16, 16, 16), channels=4, **POINTS)])
+    assert found["data.split.fractions"] == [1.0, 0.0, 0.0]
+    assert found["data.patches"] is None
+    assert found["model.strides"] == 2
+    assert found["augment.rotation"] == 20.0
+    assert "data.split.folds" not in found
+    assert plan.prediction_memory > 0
+
+
+def test_microscopy_is_measured_in_its_own_voxels():
+    _, found = planned([facts((20, 64, 64), 0.009, modality="fluorescence", **POINTS)] * 4)
+    assert found["data.preprocess.spacing"] == [0.009] * 3
+    assert found["task.sigma"] == pytest.approx(4 * 0.009, rel=0.01)
+    assert found["augment.elastic"] == pytest.approx(3 * 0.009, rel=0.01)
+    assert found["data.split.folds"] == 4
+    assert found["data.preprocess.normalise"] == "percentile"
+
+
+def test_mixed_sizes_and_spacings_meet_at_the_median():
+    cases = [
+        facts((40 + 4 * place, 50, 60), (1.0 + place / 4, 0.8, 0.8), modality="ct", **POINTS) for place in range(5)
+    ]
+    _, found = planned(cases)
+    assert found["data.preprocess.spacing"] == [1.5, 0.8, 0.8]
+    assert found["data.preprocess.normalise"] == "window"
+    assert found["data.preprocess.window"] == [-1000.0, 2000.0]
+
+
+def test_where_some_images_lack_their_spacing_none_is_planned_and_it_is_told():
+    cases = [facts((20, 20, 20), placed=place > 1, **POINTS) for place in range(5)]
+    plan, found = planned(cases)
+    assert found["data.preprocess.spacing"] is None
+    assert any("2 of 5 images don't say" in note for note in plan.notes)
+
+
+def test_copies_and_empties_are_told_by_name():
+    cases = [facts((20, 20, 20), digest="same", quantiles=(0.0,) * 7, **POINTS)] * 2 + [facts((20, 20, 20), **POINTS)]
+    plan, _ = planned(cases)
+    assert "case 0 and case 1 hold the same pixels" in plan.notes[0]
+    assert "case 0, case 1: all sampled values are one" in plan.notes[1]
+
+
+@pytest.mark.parametrize(
+    "experiment", ["segment_3d", "reconstruct_3d", "pretrain_mae_3d", "translate_3d", "pretrain_3d"]
+)
+def test_every_task_has_a_plan_that_a_training_takes(experiment):
+    cases = [facts((30, 90, 100), (2.0, 0.9, 0.9), objects=((5, 9, 9),), classes={0: 0.9, 1: 0.1})] * 30
+    plan, found = planned(cases, experiment=experiment)
+    assert found["trainer.max_steps"] > 0
+    # interpolation would blur what is restored, organs have frames of their own, segment brings others to its voxels
+    expected = [2.0, 0.9, 0.9] if experiment.startswith("pretrain") else None
+    assert found.get("data.preprocess.spacing") == expected
+    told = plan.training_memory is not None
+    assert told == experiment.startswith(("segment", "translate", "pretrain_3d"))
+
+
+def test_little_memory_takes_smaller_batches_first_and_says_what_does_not_fit():
+    cases = [facts((128, 128, 128), **POINTS)] * 30
+    roomy, found = planned(cases)
+    small, less = planned(cases, machine=Machine(roomy.training_memory, 4))
+    assert less["data.batch_size"] * less["trainer.grad_accumulation"] == found["data.batch_size"]
+    assert less["data.batch_size"] == 1
+    assert small.training_memory < roomy.training_memory
+    none, _ = planned(cases, machine=Machine(1 << 20, 4))
+    assert any(note.startswith("memory: a training step takes") for note in none.notes)
+
+
+def test_what_is_set_is_not_touched():
+    given = ("data.batch_size=3", "trainer.max_minutes=5", "data.preprocess.image_size=33", "model=unet_tiny")
+    cases = [facts((64, 64, 64), **POINTS)] * 30
+    plan, found = planned(cases, settings=given)
+    assert not {"data.batch_size", "data.preprocess.spacing", "model.strides", "model.width"} & found.keys()
+    assert found["trainer.max_steps"] is None
+    assert plan.config.data.batch_size == 3
+    odd, _ = planned(cases, settings=("data.patches={size: 31}",))
+    assert any(note.startswith("data.patches.size: 31 x 31 x 31 are no multiples of 4 x 4 x 4") for note in odd.notes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "settled"),
+    [
+        ("data.patches", {"data.patches.size"}, True),
+        ("data.patches.size", {"data.patches"}, True),
+        ("model.width", {"model"}, True),
+        ("data.batch_size", {"data", "experiment", "task"}, False),
+        ("data.preprocess.spacing", {"data.preprocess.image_size"}, True),
+        ("trainer.max_steps", {"trainer.max_epochs"}, True),
+        ("trainer.max_steps", {"trainer.max_step"}, False),
+    ],
+)
+def test_which_settings_decide_about_others(setting, given, settled):
+    assert is_settled(setting, given) is settled
+
+
+@pytest.mark.parametrize(("most", "expected"), [(10**9, (20, 104, 104)), (20 * 48 * 48, (20, 48, 48)), (1, (4, 8, 8))])
+def test_a_window_is_the_largest_in_multiples(most, expected):
+    found = size_rules.window((20, 100, 100), (2.5, 1.0, 1.0), most, (4, 8, 8))
+    assert found == expected
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path):
+    decisions = [
+        Decision("experiment", "landmarks_3d", "images of rank 3"),
+        Decision("data.patches", {"size": [8, 16, 16], "fill": "edge"}, "fits: so far"),
+        Decision("data.preprocess.window", [-1000.0, 2000.0], "air to bone"),
+        Decision("trainer.max_steps", None),
+        Decision("trainer.precision", "32-true", "a reason # with a mark"),
+    ]
+    path = write_plan(tmp_path / "plan.yaml", decisions, "two\nlines")
+    assert read_plan(path)[:4] == decisions[:4]
+    assert yaml.safe_load(path.read_text())["trainer.precision"] == "32-true"
+
+
+@pytest.mark.parametrize("text", ["- a list", "3", "plan: other.yaml", "a: [", "!!python/object/apply:os.getcwd []"])
+def test_other_files_are_refused_in_a_line(tmp_path, text):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises((ConfigError, FileError), match=r"^[^\n]+$"):
+        compose_training(["data.root=DIR", {"plan": path}])
+    with pytest.raises(FileError, match="can't be read"):
+        compose_training(["data.root=DIR", f"plan={tmp_path / 'none.yaml'}"])
+
+
+def test_what_is_typed_counts_before_the_plan(tmp_path):
+    path = tmp_path / "my plan.yaml"
+    path.write_text("experiment: landmarks_2d\ndata.batch_size: 7\ndata.preprocess.spacing: 2.0\nmodel.width: 48\n")
+    config = compose_training([f"plan={path}", "data.root=DIR", "data.preprocess.image_size=20", "model=unet_tiny"])
+    assert (config.ndim, config.data.batch_size, config.model.width) == (2, 7, 16)
+    assert (config.data.preprocess.spacing, config.data.preprocess.image_size) == (None, 20)
+    path.write_text("data.batch_sise: 7\n")
+    with pytest.raises(ConfigError, match=r"data\.batch_sise: no such setting; the nearest is data\.batch_size"):
+        check_settings(compose_training([f"plan={path}", "data.root=DIR"]))
+
+
+def test_a_folder_is_planned_and_a_training_follows(phantoms, tmp_path, quick_training):
+    plan = plan_folder(phantoms, "landmarks", ["trainer.max_minutes=5", "data.batch_size=1"])
+    found = {one.setting: one.value for one in plan.decisions}
+    assert found["experiment"] == "landmarks_3d"
+    assert found["data.batch_size"] == 1
+    assert found["trainer.max_steps"] is None
+    assert render(plan).renderables
+    path = write_plan(tmp_path / "plan.yaml", plan.decisions)
+    run = train(
+        compose_training(
+            [{"plan": path, "output_dir": tmp_path / "run"}, *quick_training, "data.preprocess.image_size=16"]
+        )
+    )
+    record = yaml.safe_load((run.bundle / "config.yaml").read_text())
+    assert {"setting": "data.batch_size", "value": 1, "why": "as you set it"} in record["plan"]
+    kept = {one.setting: one for one in read_plan(tmp_path / "run" / "plan.yaml")}
+    assert kept["trainer.max_steps"].value == 4  # of trainer=smoke
+    assert kept["trainer.max_steps"].why == "set instead of None"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.index("Plan and data") < page.index("Training")
+    assert "training cases after preprocessing" in page
+    assert "Spacings and sizes of" in page
+
+
+def test_pairs_and_ranks_are_seen(tmp_path):
+    for folder in ("A", "B"):
+        for name in range(3):
+            pixels = np.random.default_rng(name).integers(0, 255, (1, 40, 48), dtype=np.uint8)
+            write_image(tmp_path / folder / f"{name}.png", pixels, Space.from_spacing((40, 48)))
+    plan = plan_folder(tmp_path, "translate")
+    found = {one.setting: one.value for one in plan.decisions}
+    assert (found["experiment"], found["data"]) == ("translate_2d", "pairs")
+    assert plan.data.pairs
+    assert OmegaConf.select(plan.config, "data.source") == "pairs"
+    with pytest.raises(ConfigError, match="no experiment for images of rank 2"):
+        plan_folder(tmp_path / "A", "reconstruct")
+    with pytest.raises(ConfigError, match="task: expected one of"):
+        plan_folder(Path(tmp_path), "landmark")
