@@ -230,7 +230,7 @@ def test_a_folder_is_planned_and_a_training_follows(phantoms, tmp_path, quick_tr
     assert kept["trainer.max_steps"].value == 4  # of trainer=smoke
     assert kept["trainer.max_steps"].why == "set instead of None"
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.index("Plan and data") < page.index("Training")
+    assert "Plan and data" in page
     assert "training cases after preprocessing" in page
     assert "Spacings and sizes of" in page
 
