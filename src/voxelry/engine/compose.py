@@ -142,7 +142,7 @@ def _with_plan(arguments: Sequence[str]) -> list[str]:
     if not named or named[-1] in ("", "null"):
         return list(arguments)
     given = {argument.lstrip("+~").partition("=")[0] for argument in arguments if not argument.startswith("-")}
-    decisions = remaining(read_plan(Path(_at_home(named[-1])).absolute()), given)
+    decisions = remaining(read_plan(Path(at_home(named[-1])).absolute()), given)
     return [*typed({one.setting: one.value for one in decisions}), *arguments]
 
 

@@ -157,7 +157,9 @@ def _begin(config: DictConfig, placement: Placement) -> _Begun:
             log.info("%s: no run to go on with, a new one begins", output)
         begin_clean(output)
     plan = [] if placement.rank else _plan(config)
-    return _Begun(config, placement, recipe, splits, task, transferred, description, digests, clock, resume, state, plan)
+    return _Begun(
+        config, placement, recipe, splits, task, transferred, description, digests, clock, resume, state, plan
+    )
 
 
 def _plan(config: DictConfig) -> list[Decision]:

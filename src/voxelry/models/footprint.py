@@ -12,6 +12,8 @@ import copy
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["check_memory", "estimate", "kept", "of_prediction"]
+__all__ = ["Growth", "check_memory", "estimate", "kept", "prediction_growth", "training_growth"]
 
 SMALLEST = 32  # voxels per axis of the patches that are suggested
 
@@ -50,8 +52,8 @@ def estimate(
         average: whether an averaged copy of the weights is kept (EMA).
         checkpointing: in place of the network's own, see `UNet`.
     """
-    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    _, peak = _run(network, (batch, in_channels, *shape), dtype, checkpointing)
+    weights = _weights(network)
+    peak = _run(network, _input(shape, in_channels, batch, dtype), checkpointing).peak
     return weights * (1 + optimiser_states + average) + max(peak, weights)  # in the end, all gradients alone
 
 
@@ -65,40 +67,104 @@ def kept(
     checkpointing: str | None = None,
 ) -> int:
     """Bytes of the activations that the forward pass keeps for the backward pass; arguments as of `estimate`."""
-    return _run(network, (batch, in_channels, *shape), dtype, checkpointing)[0]
+    return _run(network, _input(shape, in_channels, batch, dtype), checkpointing).kept
 
 
-def of_prediction(
-    network: nn.Module,
+@dataclass(frozen=True)
+class Growth:
+    """Bytes alive at the peak as they grow with the voxels of a batch, those of the weights aside.
+
+    Attributes:
+        weights: bytes of the weights.
+        lines: a constant and a part for each voxel, of every moment that may be the peak.
+    """
+
+    weights: int
+    lines: tuple[tuple[float, float], ...]
+
+    def peak(self, voxels: int) -> int:
+        """Bytes for so many voxels."""
+        return int(max(constant + each * voxels for constant, each in self.lines))
+
+
+def training_growth(network: nn.Module, shape: Sequence[int], **settings: Any) -> Growth:
+    """What `estimate` would say of any size, from steps on a small image and on one that is twice as long.
+
+    The gradients of all weights are counted as one of the moments, what is kept beside the weights isn't.
+
+    Args:
+        network: called as by `estimate`; its `checkpointing` should be settled, which `auto` isn't.
+        shape: of the small image; the last axis is doubled.
+        settings: in_channels, dtype and device of `_input`; "cpu" counts what is alive in a processor's own way of
+            computing, "meta" what a GPU would hold.
+    """
+    small, large = (_run(network, _input(size, **settings)) for size in _two_sizes(shape))
+    weights = _weights(network)
+    forward, backward = _line(shape, small.forward, large.forward), _line(shape, small.peak, large.peak)
+    return Growth(weights, (forward, backward, (float(weights), 0.0)))
+
+
+def prediction_growth(network: nn.Module, shape: Sequence[int], **settings: Any) -> Growth:
+    """The same of a pass without gradients; arguments as of `training_growth`."""
+    small, large = (_predict(network, _input(size, **settings)) for size in _two_sizes(shape))
+    return Growth(_weights(network), (_line(shape, small, large),))
+
+
+def _two_sizes(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(shape), (*shape[:-1], 2 * shape[-1])
+
+
+def _line(shape: Sequence[int], small: int, large: int) -> tuple[float, float]:
+    """Constant and part for each voxel, from the bytes of an image and of one that is twice as long."""
+    each = max(0, large - small) / prod(shape)
+    return max(0.0, small - each * prod(shape)), each
+
+
+def _weights(network: nn.Module) -> int:
+    return 4 * sum(parameter.numel() for parameter in network.parameters())
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Bytes of one forward and backward pass: kept between both, and the most of the first, and of both."""
+
+    kept: int
+    forward: int
+    peak: int
+
+
+def _run(network: nn.Module, x: Tensor, checkpointing: str | None = None) -> _Pass:
+    """What a training step allocates, the input included."""
+    hollow: Any = _hollow(network, x)
+    if checkpointing is not None and hasattr(hollow, "checkpointing"):
+        hollow.checkpointing = checkpointing
+    with _Ledger(known=[*hollow.parameters(), *hollow.buffers()]) as ledger, _lean_attention():
+        loss = hollow(x, _time(x)).square().mean()
+        alive, most = ledger.now, ledger.peak
+        loss.backward()
+    return _Pass(alive + x.nbytes, most + x.nbytes, ledger.peak + x.nbytes)
+
+
+def _predict(network: nn.Module, x: Tensor) -> int:
+    """The most bytes of a pass without gradients, the input included."""
+    hollow = _hollow(network, x)
+    with _Ledger(known=[*hollow.parameters(), *hollow.buffers()]) as ledger, _lean_attention(), torch.no_grad():
+        hollow(x, _time(x))
+    return ledger.peak + x.nbytes
+
+
+def _input(
     shape: Sequence[int],
-    *,
     in_channels: int,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
-) -> int:
-    """Bytes of one pass without gradients at its peak: weights, input and activations; arguments as of `estimate`."""
-    hollow: Any = _hollow(network, dtype)
-    x = torch.empty((batch, in_channels, *shape), dtype=dtype, device="meta")
-    time = torch.empty(batch, dtype=torch.long, device="meta")
-    with _Ledger(known=[*hollow.parameters(), *hollow.buffers()]) as ledger, _lean_attention(), torch.no_grad():
-        hollow(x, time)
-    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
-    return weights + ledger.peak + x.numel() * dtype.itemsize
+    device: str = "meta",
+) -> Tensor:
+    return torch.zeros((batch, in_channels, *shape), dtype=dtype, device=device)
 
 
-def _run(network: nn.Module, size: Sequence[int], dtype: torch.dtype, checkpointing: str | None) -> tuple[int, int]:
-    """Bytes alive after the forward pass, and the most of both passes, the input included in both."""
-    hollow: Any = _hollow(network, dtype)
-    if checkpointing is not None and hasattr(hollow, "checkpointing"):
-        hollow.checkpointing = checkpointing
-    x = torch.empty(tuple(size), dtype=dtype, device="meta")
-    time = torch.empty(size[0], dtype=torch.long, device="meta")
-    with _Ledger(known=[*hollow.parameters(), *hollow.buffers()]) as ledger, _lean_attention():
-        loss = hollow(x, time).square().mean()
-        alive = ledger.now
-        loss.backward()
-    own = x.numel() * dtype.itemsize
-    return alive + own, ledger.peak + own
+def _time(x: Tensor) -> Tensor:
+    return torch.zeros(len(x), dtype=torch.long, device=x.device)
 
 
 def check_memory(
@@ -145,15 +211,15 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-def _hollow(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the network without its values."""
+def _hollow(network: nn.Module, x: Tensor) -> nn.Module:
+    """A copy of the network on the device and in the type of its input: on "meta" without its values."""
 
-    def empty(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="meta")
+    def other(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(x.device, x.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
 
     # what deepcopy finds in its memo it does not copy
-    parameters = {id(value): nn.Parameter(empty(value), value.requires_grad) for value in network.parameters()}
-    return copy.deepcopy(network, {**parameters, **{id(value): empty(value) for value in network.buffers()}})
+    parameters = {id(value): nn.Parameter(other(value), value.requires_grad) for value in network.parameters()}
+    return copy.deepcopy(network, {**parameters, **{id(value): other(value) for value in network.buffers()}})
 
 
 class _Ledger(TorchDispatchMode):
@@ -168,7 +234,7 @@ class _Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not value.is_mkldnn:  # what only passes through a library's own layout
                 self._enter(value.untyped_storage())
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from voxelry.data.fingerprint.record import CaseFacts, Fingerprint
 from voxelry.engine.check import check_settings
 from voxelry.engine.compose import compose_training
 from voxelry.engine.plan import size_rules
-from voxelry.engine.plan.plan import decide, plan_folder
+from voxelry.engine.plan.contradictions import contradictions
+from voxelry.engine.plan.plan import RULES, decide, plan_folder
 from voxelry.engine.plan.situation import Machine, Situation
 from voxelry.engine.plan.table import render
 from voxelry.engine.plan_file import Decision, is_settled, read_plan, write_plan
@@ -26,6 +28,7 @@ from voxelry.io import write_image
 
 GIB = 1 << 30
 LAPTOP = Machine(8 * GIB, 4)
+QUICK = ("model=unet_tiny", "model.block=pre_norm", "model.attention=none", "model.middle_attention=none")
 
 
 def facts(shape, spacing=1.0, **more) -> CaseFacts:
@@ -35,8 +38,10 @@ def facts(shape, spacing=1.0, **more) -> CaseFacts:
 
 
 def situation(cases, experiment="landmarks_3d", machine=LAPTOP, settings=()) -> Situation:
+    """A situation with some settings given; of a U-Net a small one is the default."""
     named = [CaseFacts(**{**vars(case), "name": f"case {place}"}) for place, case in enumerate(cases)]
-    config = compose_training([f"experiment={experiment}", "data.root=DIR", *settings])
+    small = QUICK if experiment.startswith(("landmarks", "pretrain_2d", "pretrain_3d")) else ()
+    config = compose_training([f"experiment={experiment}", "data.root=DIR", *small, *settings])
     given = frozenset(text.partition("=")[0] for text in settings)
     return Situation(Fingerprint("DIR", False, tuple(named)), machine, config, recipe_of_config(config), given)
 
@@ -46,6 +51,17 @@ def planned(*arguments, **settings):
     check_settings(plan.config)  # whatever is planned is something that a training takes
     assert all(decision.why for decision in plan.decisions)
     return plan, {decision.setting: decision.value for decision in plan.decisions}
+
+
+def by_data(cases, **settings):
+    """What the rules that ask no network decide, and what is odd."""
+    now, found = situation(cases, **settings), {}
+    for rule in RULES[: RULES.index(size_rules.sizes)]:
+        for decision in rule(now):
+            found[decision.setting] = decision.value
+            now = now.after(decision)
+    check_settings(now.config)
+    return found, list(contradictions(now, None))
 
 
 POINTS = {"landmarks": ("left hip", "right hip")}
@@ -87,7 +103,7 @@ def test_four_channels_and_a_single_case_of_16_voxels():
 
 
 def test_microscopy_is_measured_in_its_own_voxels():
-    _, found = planned([facts((20, 64, 64), 0.009, modality="fluorescence", **POINTS)] * 4)
+    found, _ = by_data([facts((20, 64, 64), 0.009, modality="fluorescence", **POINTS)] * 4)
     assert found["data.preprocess.spacing"] == [0.009] * 3
     assert found["task.sigma"] == pytest.approx(4 * 0.009, rel=0.01)
     assert found["augment.elastic"] == pytest.approx(3 * 0.009, rel=0.01)
@@ -99,7 +115,7 @@ def test_mixed_sizes_and_spacings_meet_at_the_median():
     cases = [
         facts((40 + 4 * place, 50, 60), (1.0 + place / 4, 0.8, 0.8), modality="ct", **POINTS) for place in range(5)
     ]
-    _, found = planned(cases)
+    found, _ = by_data(cases)
     assert found["data.preprocess.spacing"] == [1.5, 0.8, 0.8]
     assert found["data.preprocess.normalise"] == "window"
     assert found["data.preprocess.window"] == [-1000.0, 2000.0]
@@ -107,16 +123,16 @@ def test_mixed_sizes_and_spacings_meet_at_the_median():
 
 def test_where_some_images_lack_their_spacing_none_is_planned_and_it_is_told():
     cases = [facts((20, 20, 20), placed=place > 1, **POINTS) for place in range(5)]
-    plan, found = planned(cases)
+    found, notes = by_data(cases)
     assert found["data.preprocess.spacing"] is None
-    assert any("2 of 5 images don't say" in note for note in plan.notes)
+    assert any("2 of 5 images don't say" in note for note in notes)
 
 
 def test_copies_and_empties_are_told_by_name():
     cases = [facts((20, 20, 20), digest="same", quantiles=(0.0,) * 7, **POINTS)] * 2 + [facts((20, 20, 20), **POINTS)]
-    plan, _ = planned(cases)
-    assert "case 0 and case 1 hold the same pixels" in plan.notes[0]
-    assert "case 0, case 1: all sampled values are one" in plan.notes[1]
+    _, notes = by_data(cases)
+    assert "case 0 and case 1 hold the same pixels" in notes[0]
+    assert "case 0, case 1: all sampled values are one" in notes[1]
 
 
 @pytest.mark.parametrize(
@@ -221,16 +237,23 @@ def test_a_folder_is_planned_and_a_training_follows(phantoms, tmp_path, quick_tr
     path = write_plan(tmp_path / "plan.yaml", plan.decisions)
     run = train(
         compose_training(
-            [{"plan": path, "output_dir": tmp_path / "run"}, *quick_training, "data.preprocess.image_size=16"]
+            [
+                {"plan": path, "output_dir": tmp_path / "run"},
+                *quick_training,
+                "data.preprocess.image_size=16",
+                "trainer.max_steps=2",
+            ]
         )
     )
     record = yaml.safe_load((run.bundle / "config.yaml").read_text())
     assert {"setting": "data.batch_size", "value": 1, "why": "as you set it"} in record["plan"]
     kept = {one.setting: one for one in read_plan(tmp_path / "run" / "plan.yaml")}
-    assert kept["trainer.max_steps"].value == 4  # of trainer=smoke
+    assert kept["trainer.max_steps"].value == 2
     assert kept["trainer.max_steps"].why == "set instead of None"
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Plan and data" in page
+    sections = re.findall(r"<h2[^>]*>([^<]+)</h2>", page)
+    assert sections[0] == "Plan and data"
+    assert "Training" in sections
     assert "training cases after preprocessing" in page
     assert "Spacings and sizes of" in page
 

@@ -6,22 +6,28 @@ that are kept in memory come on top.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from voxelry.bundle.backbone import configured_backbone
+from voxelry.bundle.registry import recipe_of_config
+from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.context import border_distances
 from voxelry.data.sample import Sample
 from voxelry.engine.plan.situation import Situation
 from voxelry.engine.precision import resolve_precision
 from voxelry.models import footprint
+from voxelry.models.unet import UNet
 from voxelry.tasks.recipe import DenseRecipe
 from voxelry.tasks.volumes import MEMORY_BYTES
 
@@ -29,8 +35,12 @@ __all__ = ["Modelled", "modelled"]
 
 _PROGRAM = 600 << 20  # bytes: Python with what it has loaded, before anything is learned
 _WORK_SPACE = 1.35  # of the tensors: what a processor's libraries take beside
-_EDGE = 16  # voxels of an image that a network is made by
+_EDGES = {2: 64, 3: 16}  # voxels along each axis of the image that a network is measured with, by rank
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16}
+_KEPT = 4  # times the weights: they, two averages of the optimiser and the averaged weights
+# parts of a configuration that a network is made from, and what of them isn't
+_OF_NETWORK = ("ndim", "model", "backbone", "task")
+_BESIDE = ("task.tile_size", "task.sigma")
 
 
 class _Called(nn.Module):
@@ -51,16 +61,16 @@ class Modelled:
     """A network whose memory can be told.
 
     Attributes:
-        network: without having been trained.
-        in_channels: that it is given.
+        config: the parts of a configuration that make the network, as YAML.
+        sample: what is known of the images that it is made for.
         copies: networks of its kind that are trained together.
         dtype: of activations.
         on_processor: whether it runs on the processor.
         held: bytes of images that stay in memory.
     """
 
-    network: nn.Module
-    in_channels: int
+    config: str
+    sample: _Content
     copies: int
     dtype: torch.dtype
     on_processor: bool
@@ -68,35 +78,74 @@ class Modelled:
 
     def training(self, shape: Sequence[int], batch: int) -> int:
         """Bytes of a training on images of that shape, at its peak."""
-        known = {"in_channels": self.in_channels, "batch": batch, "dtype": self.dtype}
-        return self._in_all(self.copies * footprint.estimate(self.network, shape, **known))  # type: ignore[arg-type]
+        network, _ = _network(self.config, self.sample)
+        voxels = batch * prod(shape)
+        policy = _recomputed(network, voxels, self.dtype)
+        step = _of_training(self.config, self.sample, policy, self.dtype, self._device)
+        return self._in_all(self.copies * (_KEPT * step.weights + step.peak(voxels)))
 
     def prediction(self, shape: Sequence[int]) -> int:
         """Bytes of a prediction in tiles of that shape, at its peak, without the image itself."""
-        return self._in_all(footprint.of_prediction(self.network, shape, in_channels=self.in_channels))
+        answer = _of_prediction(self.config, self.sample, self._device)
+        return self._in_all(answer.weights + answer.peak(prod(shape)))
+
+    @property
+    def _device(self) -> str:
+        return "cpu" if self.on_processor else "meta"
 
     def _in_all(self, tensors: int) -> int:
         return int(_WORK_SPACE * tensors) + _PROGRAM + self.held if self.on_processor else tensors
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What a network is made for.
+
+    Attributes:
+        channels: of the image.
+        names: of points.
+        target: channels of what is to be answered; None without such images.
+        borders: whether it is told how far the borders are.
+        spacing: of voxels, in units of the shortest.
+    """
+
+    channels: int
+    names: tuple[str, ...]
+    target: int | None
+    borders: bool
+    spacing: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the images that are measured with."""
+        return (_EDGES[len(self.spacing)],) * len(self.spacing)
+
+    def sample(self) -> Sample:
+        """A small image with all of it, of zeros."""
+        space = Space.from_spacing(self.shape, list(self.spacing))
+        return Sample(
+            torch.zeros(self.channels, *self.shape),
+            space,
+            "a small image",
+            landmarks=torch.zeros(len(self.names), space.ndim) if self.names else None,
+            landmark_names=self.names,
+            target=None if self.target is None else torch.zeros(self.target, *self.shape),
+            borders=border_distances(space) if self.borders else None,
+        )
+
+
 def modelled(situation: Situation) -> Modelled | None:
     """The network of a run, as far as its memory can be told: of dense tasks all of it, of a detector its backbone."""
-    config: Any = situation.config
-    sample = _sample(situation)
-    network: nn.Module
-    if isinstance(situation.recipe, DenseRecipe):
-        network = situation.recipe.network(config, [sample], None)[0]
-        channels = situation.recipe.in_channels(sample, config)
-    elif config.get("backbone") is not None:
-        network, channels = configured_backbone(config, sample, None), len(sample.image)
-    else:
+    config = situation.config
+    if not isinstance(situation.recipe, DenseRecipe) and config.get("backbone") is None:
         return None
     two = bool(config.task.get("baseline")) and config.task.get("mode") != "regression"
+    content = _content(situation)
     precision = resolve_precision(str(config.trainer.precision), config.trainer.accelerator)
-    held = sum(4 * prod(grid.shape) * len(sample.image) for grid in situation.grids)
+    held = sum(4 * prod(grid.shape) * content.channels for grid in situation.grids)
     return Modelled(
-        _Called(network),
-        channels,
+        _described(config),
+        content,
         copies=2 if two else 1,
         dtype=_TYPES.get(precision.partition("-")[0], torch.float32),
         on_processor=not situation.machine.gpu,
@@ -104,21 +153,58 @@ def modelled(situation: Situation) -> Modelled | None:
     )
 
 
-def _sample(situation: Situation) -> Sample:
-    """A small image with everything that the cases have, of zeros."""
+def _described(config: DictConfig) -> str:
+    """What a network follows from, as YAML."""
+    parts: dict[str, Any] = {name: plain(config.get(name)) for name in _OF_NETWORK}
+    parts["task"] = {name: value for name, value in parts["task"].items() if f"task.{name}" not in _BESIDE}
+    device = {name: config.trainer[name] for name in ("accelerator", "precision")}
+    return OmegaConf.to_yaml(OmegaConf.create({**parts, "trainer": device, "data": {"batch_size": 1}}))
+
+
+def _content(situation: Situation) -> _Content:
     facts, config = situation.cases[0], situation.config
-    shape = (_EDGE,) * config.ndim
-    space = Space.from_spacing(shape, situation.spacing.tolist())
-    channels = config.data.preprocess.get("channels") or sum(facts.conditions) or facts.channels
-    names = situation.data.landmark_names
     restored = config.data.get("degrade") is not None or situation.data.pairs
-    return Sample(
-        torch.zeros(channels, *shape),
-        space,
-        facts.name,
-        source=facts.image,
-        landmarks=torch.zeros(len(names), config.ndim) if names else None,
-        landmark_names=names,
-        target=torch.zeros(facts.channels, *shape) if restored else None,
-        borders=None if config.data.get("borders") is None else border_distances(space),
+    return _Content(
+        channels=config.data.preprocess.get("channels") or sum(facts.conditions) or facts.channels,
+        names=situation.data.landmark_names,
+        target=facts.channels if restored else None,
+        borders=config.data.get("borders") is not None,
+        spacing=tuple(float(f"{step:.3g}") for step in situation.spacing / situation.spacing.min()),
     )
+
+
+@lru_cache(maxsize=8)
+def _network(text: str, content: _Content) -> tuple[nn.Module, int]:
+    """A new network, and the channels that it is given."""
+    config: Any = OmegaConf.create(text)
+    recipe, sample = recipe_of_config(config), content.sample()
+    if isinstance(recipe, DenseRecipe):
+        return recipe.network(config, [sample], None)[0], recipe.in_channels(sample, config)
+    return configured_backbone(config, sample, None), content.channels
+
+
+@lru_cache(maxsize=32)
+def _of_training(
+    text: str, content: _Content, recomputed: str | None, dtype: torch.dtype, device: str
+) -> footprint.Growth:
+    """How the memory of a training step grows, if the backward pass computes so much of it again."""
+    network, channels = _network(text, content)
+    own = _Called(copy.deepcopy(network))
+    for module in own.modules():
+        if recomputed is not None and isinstance(module, UNet):
+            module.checkpointing = recomputed
+    return footprint.training_growth(own, content.shape, in_channels=channels, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=32)
+def _of_prediction(text: str, content: _Content, device: str) -> footprint.Growth:
+    network, channels = _network(text, content)
+    return footprint.prediction_growth(_Called(network), content.shape, in_channels=channels, device=device)
+
+
+def _recomputed(network: nn.Module, voxels: int, dtype: torch.dtype) -> str | None:
+    """What a network's `checkpointing` comes to for images of so many voxels; None where nothing is to be chosen."""
+    for module in network.modules():
+        if isinstance(module, UNet):
+            return module.recomputed(voxels // prod(getattr(module, "fold", ())), dtype.itemsize)
+    return None

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.rank import per_axis
@@ -35,13 +36,13 @@ def levels(situation: Situation) -> Iterator[Decision]:
         return
     size, spacing = np.array(situation.largest, float), situation.spacing.copy()
     if situation.is_open("model.axes") and config.model.get("axes") is None:
-        fine = [axis for axis, step in enumerate(spacing) if step < _FLAT * spacing.min()]
-        if len(fine) < len(spacing):
+        fine = [axis for axis, halved in enumerate(_halved(size, spacing)) if halved]
+        if 0 < len(fine) < len(spacing):
             yield Decision("model.axes", fine, f"thick slices, {lengths(spacing)}, aren't halved")
         size[fine], spacing[fine] = size[fine] / 2, spacing[fine] * 2
     steps = []
     for _ in config.model.multipliers[1:]:
-        halved = (spacing < _FLAT * spacing.min()) & (size >= 2 * _LEAST)
+        halved = _halved(size, spacing)
         steps.append([2 if half else 1 for half in halved])
         size, spacing = np.where(halved, size / 2, size), np.where(halved, spacing * 2, spacing)
     deep = next((place for place, step in enumerate(steps) if set(step) == {1}), len(steps))
@@ -52,6 +53,12 @@ def levels(situation: Situation) -> Iterator[Decision]:
     even = all(set(step) == {2} for step in steps)
     why = "voxels are about as long as wide" if even else f"voxels of {lengths(situation.spacing)}"
     yield Decision("model.strides", 2 if even else steps, why)
+
+
+def _halved(size: NDArray[np.float64], spacing: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which axes the next level halves: those long enough whose voxels aren't much longer than the others'."""
+    long = size >= 2 * _LEAST
+    return long & (spacing < _FLAT * spacing[long].min(initial=np.inf))
 
 
 def step_of(config: DictConfig) -> tuple[int, ...]:

@@ -192,15 +192,14 @@ def level_strides(strides: int | Sequence[int | Sequence[int]], steps: int, ndim
     return expanded
 
 
-def checkpointing_for(policy: str, x: Tensor, width: int) -> str:
-    """What "auto" means for this input, by the size of one feature map of the finest level.
+def checkpointing_for(policy: str, size: int) -> str:
+    """What "auto" means for an input, by the bytes of one feature map of the finest level.
 
     Below 4 MB nothing is worth saving; up to 128 MB the cheap parts are computed again; above it whole
     blocks are.
     """
     if policy != "auto":
         return policy
-    size = x[:, :1].numel() * width * x.element_size()
     return "none" if size < 4e6 else "norms" if size <= 128e6 else "blocks"
 
 

@@ -122,6 +122,10 @@ class UNet(Configured, nn.Module):
             condition = x.new_zeros(x.shape[0], self.condition_channels, *x.shape[2:])
         return x if condition is None else torch.cat((condition.to(x.dtype), x), dim=1)
 
+    def recomputed(self, voxels: int, itemsize: int = 4) -> str:
+        """What the backward pass computes again for so many voxels of the finest level, see `checkpointing`."""
+        return checkpointing_for(self.checkpointing, voxels * self.stem.out_channels * itemsize)
+
     def decoder(self, x: Tensor, count: int) -> list[Tensor]:
         """What the decoder knows at its `count` coarsest levels, coarse to fine; no time, no estimate.
 
@@ -133,7 +137,7 @@ class UNet(Configured, nn.Module):
         return found
 
     def _body(self, x: Tensor, embedding: Tensor | None, taps: list[Tensor] | None = None, count: int = 0) -> Tensor:
-        policy = checkpointing_for(self.checkpointing, x, self.stem.out_channels)
+        policy = self.recomputed(x.shape[0] * x.shape[2:].numel(), x.element_size())
 
         # a compiler fuses and repeats the cheap parts by itself
         again = policy != "none" and not torch.compiler.is_compiling()
