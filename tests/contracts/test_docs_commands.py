@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 # those of extending.md run with its packages, see test_extending.py
 PAPERS = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.stem != "extending")]
 # files and groups of the user's own, and what ends in a page of help
-ELSEWHERE = ("--config", "--config-dir", "--multirun", "-m", "--help", "--cfg", "--hydra-help", "--info")
+ELSEWHERE = ("--config", "--config-dir", "--multirun", "-m", "--help", "--cfg", "--hydra-help", "--info", "plan")
 
 
 def commands() -> list[tuple[str, str]]:

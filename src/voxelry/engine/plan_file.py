@@ -22,7 +22,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import ConfigError, FileError
 from voxelry.engine.configs import groups
 
-__all__ = ["Decision", "in_use", "is_settled", "read_plan", "remaining", "write_plan"]
+__all__ = ["Decision", "in_use", "in_yaml", "is_settled", "read_plan", "remaining", "write_plan"]
 
 _CHOICES = ("experiment", "task", "data", "launcher")  # groups whose entry leaves its settings open
 # what can't be set beside another setting, or says the same in another way
@@ -79,13 +79,19 @@ def in_use(decisions: Iterable[Decision], config: DictConfig) -> list[Decision]:
     for one in decisions:
         value = one.value if one.setting in groups() or one.setting == "experiment" else _value(config, one.setting)
         changed = value != one.value
-        found.append(Decision(one.setting, value, f"set instead of {one.value}") if changed else one)
+        found.append(Decision(one.setting, value, f"set instead of {in_yaml(one.value)}") if changed else one)
     return found
 
 
 def _value(config: DictConfig, setting: str) -> Any:
     value = OmegaConf.select(config, setting)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def in_yaml(value: object) -> str:
+    """A plain value in a line of YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 def write_plan(path: Path, decisions: Iterable[Decision], heading: str = "") -> Path:
@@ -101,8 +107,7 @@ def write_plan(path: Path, decisions: Iterable[Decision], heading: str = "") -> 
     """
     lines = [f"# {line}" for line in heading.splitlines()]
     for one in decisions:
-        value = yaml.safe_dump(one.value, default_flow_style=True, width=10**6, allow_unicode=True)
-        text = f"{one.setting}: {value.removesuffix('...' + chr(10)).strip()}"
+        text = f"{one.setting}: {in_yaml(one.value)}"
         why = " ".join(one.why.split())
         lines.append(f"{text}{_COMMENT}{why}" if why else text)
     with replacing(path, "the plan can't be written") as place:

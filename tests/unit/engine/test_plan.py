@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -37,11 +38,16 @@ def facts(shape, spacing=1.0, **more) -> CaseFacts:
     return CaseFacts("", "", shape=space.shape, affine=tuple(map(tuple, space.affine.tolist())), **told)
 
 
+@cache
+def composed(experiment, *settings):
+    small = QUICK if experiment.startswith(("landmarks", "pretrain_2d", "pretrain_3d")) else ()
+    return compose_training([f"experiment={experiment}", "data.root=DIR", *small, *settings])
+
+
 def situation(cases, experiment="landmarks_3d", machine=LAPTOP, settings=()) -> Situation:
     """A situation with some settings given; of a U-Net a small one is the default."""
     named = [CaseFacts(**{**vars(case), "name": f"case {place}"}) for place, case in enumerate(cases)]
-    small = QUICK if experiment.startswith(("landmarks", "pretrain_2d", "pretrain_3d")) else ()
-    config = compose_training([f"experiment={experiment}", "data.root=DIR", *small, *settings])
+    config = composed(experiment, *settings)
     given = frozenset(text.partition("=")[0] for text in settings)
     return Situation(Fingerprint("DIR", False, tuple(named)), machine, config, recipe_of_config(config), given)
 
@@ -85,9 +91,14 @@ def test_thick_slices_keep_their_axis_and_windows_are_as_long_as_wide_in_mm():
 
 @pytest.mark.parametrize("experiment", ["landmarks_2d", "pretrain_2d", "translate_2d"])
 def test_a_wide_image_without_a_scale(experiment):
-    plan, found = planned([facts((1, 2048), placed=False, **POINTS)] * 25, experiment=experiment)
+    wide = [facts((1, 2048), placed=False, **POINTS)] * 25
+    found, _ = by_data(wide, experiment=experiment)
     assert found.get("data.preprocess.spacing") is None
-    assert found["model.strides"] == ([[1, 2], [1, 2]])
+    assert found["model.strides"] == [[1, 2], [1, 2]]
+
+
+def test_a_wide_image_is_learned_from_whole():
+    plan, found = planned([facts((1, 2048), placed=False)] * 25, experiment="translate_2d")
     assert found["data.patches"] is None
     assert plan.training_memory > 0
 
@@ -150,13 +161,13 @@ def test_every_task_has_a_plan_that_a_training_takes(experiment):
 
 
 def test_little_memory_takes_smaller_batches_first_and_says_what_does_not_fit():
-    cases = [facts((128, 128, 128), **POINTS)] * 30
-    roomy, found = planned(cases)
-    small, less = planned(cases, machine=Machine(roomy.training_memory, 4))
+    cases, width = [facts((128, 128, 128), **POINTS)] * 30, ("model.width=16",)
+    roomy, found = planned(cases, settings=width)
+    small, less = planned(cases, machine=Machine(roomy.training_memory, 4), settings=width)
     assert less["data.batch_size"] * less["trainer.grad_accumulation"] == found["data.batch_size"]
     assert less["data.batch_size"] == 1
     assert small.training_memory < roomy.training_memory
-    none, _ = planned(cases, machine=Machine(1 << 20, 4))
+    none, _ = planned(cases, machine=Machine(1 << 20, 4), settings=width)
     assert any(note.startswith("memory: a training step takes") for note in none.notes)
 
 
@@ -249,7 +260,7 @@ def test_a_folder_is_planned_and_a_training_follows(phantoms, tmp_path, quick_tr
     assert {"setting": "data.batch_size", "value": 1, "why": "as you set it"} in record["plan"]
     kept = {one.setting: one for one in read_plan(tmp_path / "run" / "plan.yaml")}
     assert kept["trainer.max_steps"].value == 2
-    assert kept["trainer.max_steps"].why == "set instead of None"
+    assert kept["trainer.max_steps"].why == "set instead of null"
     page = (tmp_path / "run" / "report.html").read_text()
     sections = re.findall(r"<h2[^>]*>([^<]+)</h2>", page)
     assert sections[0] == "Plan and data"

@@ -35,7 +35,7 @@ __all__ = ["Modelled", "modelled"]
 
 _PROGRAM = 600 << 20  # bytes: Python with what it has loaded, before anything is learned
 _WORK_SPACE = 1.35  # of the tensors: what a processor's libraries take beside
-_EDGES = {2: 64, 3: 16}  # voxels along each axis of the image that a network is measured with, by rank
+_EDGES = {2: 32, 3: 16}  # voxels along each axis of the image that a network is measured with, by rank
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16}
 _KEPT = 4  # times the weights: they, two averages of the optimiser and the averaged weights
 # parts of a configuration that a network is made from, and what of them isn't
@@ -157,8 +157,8 @@ def _described(config: DictConfig) -> str:
     """What a network follows from, as YAML."""
     parts: dict[str, Any] = {name: plain(config.get(name)) for name in _OF_NETWORK}
     parts["task"] = {name: value for name, value in parts["task"].items() if f"task.{name}" not in _BESIDE}
-    device = {name: config.trainer[name] for name in ("accelerator", "precision")}
-    return OmegaConf.to_yaml(OmegaConf.create({**parts, "trainer": device, "data": {"batch_size": 1}}))
+    step = {"trainer": {"accelerator": "cpu", "precision": "32-true"}, "data": {"batch_size": 1}}
+    return OmegaConf.to_yaml(OmegaConf.create({**parts, **step}))
 
 
 def _content(situation: Situation) -> _Content:

@@ -166,9 +166,9 @@ def _window(situation: Situation, most: int) -> tuple[int, ...] | None:
 
 def _fitting(situation: Situation) -> tuple[_Sizes, int | None]:
     """The first sizes that fit, and the bytes that they need; the smallest where none does, None where nobody knows."""
-    now = _first(situation)
+    first = now = _first(situation)
     while True:
-        trial = situation if now.width is None else situation.after(Decision("model.width", now.width))
+        trial = situation if now.width == first.width else situation.after(Decision("model.width", now.width))
         network = modelled(trial)
         if network is None:
             return now, None

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import yaml
-
 from voxelry.engine.plan.plan import Plan
 from voxelry.engine.plan.situation import Machine
 from voxelry.engine.plan.size_rules import gigabytes
+from voxelry.engine.plan_file import in_yaml
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-__all__ = ["render", "shown", "summary"]
+__all__ = ["render", "summary"]
 
 
 def render(plan: Plan) -> Group:
@@ -27,7 +26,7 @@ def render(plan: Plan) -> Group:
     for column in ("setting", "value", "why"):
         table.add_column(column, overflow="fold")
     for one in plan.decisions:
-        table.add_row(escape(one.setting), escape(shown(one.value)), escape(one.why))
+        table.add_row(escape(one.setting), escape(in_yaml(one.value)), escape(one.why))
     lines = [Text(_memory(plan)), *(Text(note, style="yellow") for note in plan.notes)]
     return Group(table, *lines)
 
@@ -36,12 +35,6 @@ def summary(plan: Plan) -> str:
     """Data and machine in a line."""
     data = plan.data
     return f"{data.root}: {len(data.cases)} cases, modality {data.modality}; {_device(plan.machine)}"
-
-
-def shown(value: object) -> str:
-    """A plain value in a line, as YAML has it."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
 
 
 def _device(machine: Machine) -> str:
