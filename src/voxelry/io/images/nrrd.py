@@ -3,6 +3,9 @@
 Axes with a space direction are spatial (without a space: those of kind domain or space), all others are
 channels wherever they stand. Directions in a left-posterior-superior, right-anterior-superior or
 left-anterior-superior space are brought to RAS; a file that names no such space is taken as LPS, as ITK does.
+
+Not left to SimpleITK, which passes over `space units` (a file in micrometres comes out in millimetres) and can't
+unpack bzip2.
 """
 
 from __future__ import annotations

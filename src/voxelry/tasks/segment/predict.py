@@ -30,10 +30,7 @@ class InstancePrediction:
     Attributes:
         name: the case.
         space: the grid that was predicted on.
-        boxes: `(K, 2 * ndim)` float32, index coordinates on `space`, all lows then all highs.
-        scores: `(K,)` float32 in [0, 1].
-        classes: `(K,)` int64, from 1.
-        crops: K windows with their masks, which may overlap.
+        instances: boxes in index coordinates on `space`, scores, classes and masks, which may overlap.
         label_volume: `(*spatial)` int32, painted once, the higher score on top; an array or what can be cut
             like one (a memory map, a zarr array).
         candidates: what the detector considered, these instances and those it was not sure enough of, for measures
@@ -42,10 +39,7 @@ class InstancePrediction:
 
     name: str
     space: Space
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    classes: NDArray[np.int64]
-    crops: Sequence[Crop]
+    instances: Instances
     label_volume: Any
     candidates: Instances | None = None
 
@@ -72,24 +66,30 @@ class InstancePrediction:
                 label_volume = np.asarray(label_volume)
         if tuple(label_volume.shape) != space.shape:
             raise SettingError(f"label_volume: expected shape {space.shape}, got {tuple(label_volume.shape)}")
-        return cls(
-            name,
-            space,
-            instances.boxes,
-            instances.scores,
-            instances.classes,
-            instances.crops,
-            label_volume,
-            candidates,
-        )
+        return cls(name, space, instances, label_volume, candidates)
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self.instances)
 
     @property
-    def instances(self) -> Instances:
-        """The record that metrics and operations take."""
-        return Instances(self.boxes, self.scores, self.classes, self.crops)
+    def boxes(self) -> NDArray[np.float32]:
+        """`(K, 2 * ndim)`, index coordinates on `space`, all lows then all highs."""
+        return self.instances.boxes
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """`(K,)` in [0, 1]."""
+        return self.instances.scores
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """`(K,)`, from 1."""
+        return self.instances.classes
+
+    @property
+    def crops(self) -> Sequence[Crop]:
+        """K windows with their masks."""
+        return self.instances.crops
 
     @property
     def voxel_size(self) -> float:
