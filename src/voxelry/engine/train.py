@@ -26,6 +26,7 @@ from voxelry.bundle.seen import digests_of_parts
 from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.data.loader import Loading, evaluation_loader, training_loader
 from voxelry.data.parts import Splits
+from voxelry.engine.averaging import MovingAverage
 from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.checkpoints import Checkpoints, check_description
 from voxelry.engine.data import build_data
@@ -312,14 +313,12 @@ def build_task(config: DictConfig, recipe: Recipe, splits: Splits) -> tuple[Task
 
 
 def _trainer(begun: _Begun, checkpoints: Checkpoints, rhythm: Pace, further: Mapping[str, Any]) -> pl.Trainer:
-    from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ProgressBar
+    from lightning.pytorch.callbacks import Callback, ProgressBar
 
     config = begun.config.trainer
     callbacks: list[Callback] = [checkpoints]
     if config.ema is not None:
-        callbacks.insert(
-            0, EMAWeightAveraging(decay=config.ema, update_starting_at_step=_ema_start(config.ema, rhythm.max_steps))
-        )
+        callbacks.insert(0, MovingAverage(config.ema))
     # before the averaging callback, which takes the averaged weights away again when validation ends
     callbacks[:0] = begun.recipe.callbacks(begun.output)
     if config.progress:
@@ -345,12 +344,6 @@ def _trainer(begun: _Begun, checkpoints: Checkpoints, rhythm: Pace, further: Map
         use_distributed_sampler=False,
         **further,
     )
-
-
-def _ema_start(decay: float, max_steps: int | None) -> int:
-    # an average of the first, wild weights would take 1 / (1 - decay) steps to forget them
-    window = round(1 / (1 - decay))
-    return min(window, max_steps // 4) if max_steps else window
 
 
 def _load_best(task: Task, path: Path) -> None:
