@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
@@ -28,7 +26,7 @@ class MovingAverage(WeightAveraging):
         self._steps = self._steps if step_idx is None else step_idx
         return step_idx is not None
 
-    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
+    def _average(self, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         # `count` is on the device, where asking for it would wait for all that is to be computed before
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, 1 - decay_after(self._steps, self._decay))
