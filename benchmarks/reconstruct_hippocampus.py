@@ -2,6 +2,7 @@
 
     python benchmarks/reconstruct_hippocampus.py --minutes 25 --bundle runs/hippocampus_shape
     python benchmarks/reconstruct_hippocampus.py --lora --minutes 25 --adapt-minutes 4
+    python benchmarks/reconstruct_hippocampus.py --sam3d --minutes 30 --repeats 1
 
 Both labels are one organ. The split is 80/20 by case, by seed; every prompt of the table is a random click inside of
 the organ on a random slice that shows it, however little of it. Time is the wall clock of the training loop.
@@ -10,6 +11,8 @@ A prompt tells where the volume lies that its slice is from. These volumes were 
 says where its middle is, to 1 mm along each axis; the rows `no volume` are without it, as for a picture of a slice.
 
 `--lora` trains a base on phantoms of one organ and adapts it to 10 cases, beside the same 10 cases from scratch.
+
+`--sam3d` trains the compact network for a part of the time, and then the two stages of SAM 3D Objects around it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from voxelry.core.settings import keywords
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
@@ -47,6 +51,9 @@ ORGAN = (1, 2)
 MARGIN = 2.0
 ADAPTED = r"(.*\.)?(conv2|resample|down)"  # of all convolutions so many that an adapter stays below 5 % of the base
 PLANES = ("sagittal", "coronal", "axial")
+
+
+SHARED = {"prior_grid": 40}  # of the compact network, and of the one that reads prompts
 
 
 def slices_of(cases: Sequence[Case], organ: Sequence[int] = ORGAN) -> VolumeSlices:
@@ -118,7 +125,9 @@ def new_task(
     organ = training.organs[0]
     network = ShapeNet(image_size=arguments.image_size, grid=arguments.grid, prior_grid=40)
     edge = training.edges[organ[0]]
-    network.set_mean_shape(mean_shape(organ_shapes(source, organ, training.truncation), edge, 64, training.truncation))
+    network.set_mean_shape(
+        mean_shape(organ_shapes(source, organ, training.views.truncation), edge, 64, training.views.truncation)
+    )
     return ReconstructTask(
         network, organs=[organ], edges=[edge], slices=arguments.slices, view=arguments.view, **settings
     )
@@ -187,8 +196,10 @@ def train(
     task.train()
     loader = ahead(mixed(dataset.source, dataset, arguments))
     next(batches(dataset, 1, 0))  # compiles kernels and reads the cases
-    begin, done, recent = time.perf_counter(), 0, 0.0
-    while (share := (time.perf_counter() - begin) / (60 * minutes)) < 1:
+    clock = time.process_time if arguments.processor_time else time.perf_counter
+    begin, done, recent = clock(), 0, 0.0
+    while (share := (clock() - begin) / (60 * minutes)) < 1:
+        task.on_progress(share)
         factor = min(1.0, 20 * share) * 0.5 * (1 + math.cos(math.pi * max(0.0, share - 0.05) / 0.95))
         for group, own in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = own * max(factor, 1e-3)
@@ -202,7 +213,8 @@ def train(
         with torch.no_grad():
             for mean, weight in zip(average, chosen, strict=True):
                 mean.lerp_(weight, 1 - decay)
-        recent = losses["overlap"].item() if done == 1 else 0.95 * recent + 0.05 * losses["overlap"].item()
+        now = losses.get("overlap", losses["loss"]).item()
+        recent = now if done == 1 else 0.95 * recent + 0.05 * now
         if arguments.verbose and done % 50 == 0:
             parts = ", ".join(f"{name} {value.item():.3f}" for name, value in losses.items())
             print(f"  {share:4.0%} step {done}: overlap {recent:.3f}; {parts}", flush=True)
@@ -291,6 +303,49 @@ def compare(arguments: argparse.Namespace, training_cases: list[Case], test_case
         print(page.save(arguments.report))
 
 
+def two_stages(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
+    """The two stages of SAM 3D Objects beside the compact network that reads their prompts."""
+    from voxelry.engine.compose import compose_training
+    from voxelry.models.sam3d.net import TwoStageNet
+    from voxelry.tasks.reconstruct import ReconstructTwoStageTask
+
+    source, held_out = slices_of(training_cases), slices_of(test_cases)
+    training = training_data(source, ORGAN, arguments)
+    settings: dict[str, Any] = {"contour": arguments.contour, "contour_predicted": True, "recentre": True}
+    compact = new_task(source, training, arguments, **settings)
+    print(f"compact: {train(compact, training, arguments, minutes=arguments.reader_minutes)} steps", flush=True)
+    model = compose_training(["experiment=reconstruct_sam3d_3d", "data.root=."]).model
+    described = {name: value for name, value in keywords(model).items() if not name.startswith("_")}
+    network = TwoStageNet(**{**described, **SHARED, "image_size": arguments.image_size})
+    network.load_state_dict(compact.network.state_dict(), strict=False)
+    own = {**compact.settings(), **settings, "samples": arguments.samples, "autoencoder_share": 0.35, "draws": 1}
+    own |= {"stages": ["structure", "surface"], "curriculum_batches": 100}
+    task = ReconstructTwoStageTask(network, **own)
+    arguments.grid, arguments.batch = network.grid, 2
+    finer_data = training_data(source, ORGAN, arguments)
+    minutes = arguments.minutes - arguments.reader_minutes
+    print(f"two stages: {train(task, finer_data, arguments, minutes=minutes)} steps", flush=True)
+    parameters = [sum(parameter.numel() for parameter in one.network.parameters()) / 1e6 for one in (compact, task)]
+    print(f"{parameters[0]:.2f} and {parameters[1]:.2f} million parameters")
+    finer(compact, arguments.answer_grid)
+    print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
+    for mask, prompt in ((0.0, "click"), (1.0, "click and mask")):
+        dataset = held_out_data(held_out, finer_data, mask=mask, slices=1, repeats=arguments.repeats)
+        truths = held_out_data(source, training, mask=0.0, slices=1, repeats=1)
+        for name, one in (("compact", compact), ("its reader alone", task.without_flow()), ("two stages", task)):
+            if name != "its reader alone":
+                one.fit_baseline(truths[index] for index in range(min(len(truths), len(one.baselines.shapes))))
+            predictions, rows = measure(one, dataset)
+            show(f"{name}, {prompt}", rows)
+        if arguments.report and not mask:
+            from voxelry.tasks.reconstruct import report
+            from voxelry.viz.report import Report
+
+            page = Report("Hippocampus in two stages", subtitle=f"{len(test_cases)} held-out cases")
+            report.add_results(page, task, predictions, [dataset[index] for index in range(len(dataset))], rows)
+            print(page.save(arguments.report))
+
+
 def phantom_base(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Weights of a network trained on phantoms, read from `--base` where that is there, else kept there."""
     from safetensors.torch import load_file, save_file
@@ -367,6 +422,10 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="folder to write the trained model to")
     parser.add_argument("--report", type=Path, help="HTML page to write")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--sam3d", action="store_true", help="two stages beside the compact network")
+    parser.add_argument("--reader-minutes", type=float, default=10.0, help="of these, for the compact network")
+    parser.add_argument("--samples", type=int, default=4, help="hypotheses of the two stages")
+    parser.add_argument("--processor-time", action="store_true", help="minutes are of the processor")
     parser.add_argument("--base", type=Path, help="safetensors file of the base: read, or written if it isn't there")
     parser.add_argument("--phantoms", type=int, default=150, help="invented organs that the base is trained on")
     parser.add_argument("--shots", type=int, default=10)
@@ -378,7 +437,8 @@ def main() -> None:
     splits = split_cases(find_cases(arguments.data), fractions=(0.8, 0.2), seed=arguments.seed)
     training, test = splits["train"], splits["validation"][: arguments.cases]
     print(f"seed {arguments.seed}: {len(training)} training and {len(test)} held-out cases")
-    (lora if arguments.lora else compare)(arguments, training, test)
+    run = lora if arguments.lora else two_stages if arguments.sam3d else compare
+    run(arguments, training, test)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ EXPERIMENTS = {
     "pretraining.md": ["pretrain_3d", "pretrain_mae_3d"],
     "reconstruct.md": ["reconstruct_3d"],
     "reconstruct_flow.md": ["reconstruct_flow_3d"],
+    "reconstruct_sam3d.md": ["reconstruct_sam3d_3d"],
     "adapters.md": ["reconstruct_3d"],
 }
 EVERY = ["landmarks_3d", "landmarks_2d", *(name for names in EXPERIMENTS.values() for name in names)]

@@ -24,6 +24,7 @@ TASKS: Registry[Any] = Registry(
         "segment": "voxelry.tasks.segment.recipe:SegmentRecipe",
         "reconstruct": "voxelry.tasks.reconstruct.recipe:ReconstructRecipe",
         "reconstruct_flow": "voxelry.tasks.reconstruct.flow_recipe:ReconstructFlowRecipe",
+        "reconstruct_sam3d": "voxelry.tasks.reconstruct.sam3d_recipe:ReconstructTwoStageRecipe",
         "translate": "voxelry.tasks.translate.recipe:TranslateRecipe",
     },
 )

@@ -21,7 +21,7 @@ from voxelry.cli.terminal import (
 )
 from voxelry.core.errors import ConfigError
 
-__all__ = ["demo", "evaluate", "predict", "train"]
+__all__ = ["demo", "evaluate", "import_weights", "predict", "train"]
 
 ADAPTER_HELP = "An adapter of that bundle, where its task has them, or the folder of the run that trained it."
 SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
@@ -157,3 +157,22 @@ def demo(
 
     report = run_demo(out, task=task, ndim=ndim)
     print(f"report: {report}")
+
+
+@app.command()
+def import_weights(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
+    source: Annotated[str, typer.Option("--from", help="The project that it is of: sam3d.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle to write.")],
+    organ: Annotated[int, typer.Option(help="Label value that the bundle is for.")] = 1,
+    edge: Annotated[
+        float, typer.Option(min=0.0, help="Edge of the organ's frame in mm, about twice its extent.")
+    ] = 100.0,
+    pose: Annotated[bool, typer.Option(help="Keep the latents of the pose and their parameters.")] = False,
+) -> None:
+    """Make a bundle of another project's checkpoint folder; nothing in it is run."""
+    from voxelry.engine.import_weights import import_weights as write
+
+    for line in write(source, checkpoint, out, organ=organ, edge=edge, include_pose=pose):
+        print(line)
+    print(f"bundle: {out}")

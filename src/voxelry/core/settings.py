@@ -31,7 +31,7 @@ class Configured:
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
-        if "__init__" in vars(cls) and hasattr(cls, "Settings"):
+        if {"__init__", "Settings"} & set(vars(cls)) and hasattr(cls, "Settings"):
             cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
 
     def settings(self) -> dict[str, Any]:

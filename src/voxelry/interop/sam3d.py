@@ -25,6 +25,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, FileError
 from voxelry.interop.weights.reference import load_reference_file
 from voxelry.interop.weights.sam3d import latent_flow, mesh_decoder, structure_flow, structure_vae
+from voxelry.interop.weights.sam3d.kernels import in_layout, layout_of
 from voxelry.interop.weights.sam3d.part import Part
 
 __all__ = ["MODULES", "Module", "Sam3dCheckpoint", "load"]
@@ -52,6 +53,7 @@ class Module:
         file: its file, relative to the folder.
         prefix: of its tensors' names there.
         types: of its tensors there, by their name without the prefix.
+        layout: of its sparse kernels there, one of `weights.sam3d.kernels.LAYOUTS`; empty without any.
         rest: tensors in that file that the network doesn't have.
         config: the content of its configuration; empty without one.
     """
@@ -60,6 +62,7 @@ class Module:
     file: Path
     prefix: str
     types: Mapping[str, torch.dtype]
+    layout: str
     rest: Mapping[str, Tensor]
     config: Mapping[str, Any]
 
@@ -81,10 +84,31 @@ class Sam3dCheckpoint:
         """Our networks by the pipeline's names."""
         return {name: module.network for name, module in self.modules.items()}
 
+    def with_networks(self, networks: Mapping[str, nn.Module]) -> Sam3dCheckpoint:
+        """The same checkpoint with other weights, such as those that were trained further.
+
+        Args:
+            networks: by the pipeline's names; of the settings that those of the checkpoint have.
+
+        Raises:
+            CheckpointError: a module that the checkpoint doesn't have, or another architecture.
+        """
+        changed = dict(self.modules)
+        for name, network in networks.items():
+            if name not in changed:
+                raise CheckpointError(f"networks: expected some of {', '.join(changed)}, got {name}")
+            own: Any = changed[name].network
+            new: Any = network
+            if new.settings() != own.settings():
+                raise CheckpointError(f"networks: {name} isn't of the checkpoint's architecture")
+            changed[name] = replace(changed[name], network=network)
+        return replace(self, modules=changed)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """All tensors of a module's file, with the original's names, layouts and types."""
         module = self.modules[name]
         own = MODULES[name].export(module.network)
+        own |= {key: in_layout(own[key], module.layout) for key in _kernels(MODULES[name], own)}
         cast = {module.prefix + key: each.to(module.types.get(key, each.dtype)) for key, each in own.items()}
         return {**module.rest, **cast}
 
@@ -145,9 +169,19 @@ def _module(part: Part, case: Mapping[str, Any], root: Path, file: Path) -> Modu
         network = part.rebuild(case, own)
     except CheckpointError as error:
         raise CheckpointError(f"{root / file}: {error}") from error
+    layouts = sorted({layout_of(own[name]) for name in _kernels(part, own)})
+    if len(layouts) > 1:
+        raise CheckpointError(f"{root / file}: expected sparse kernels of one layout, got {' and '.join(layouts)}")
     taken = {prefix + part.names.theirs(name) for name in network.state_dict()}
     rest = {name: each for name, each in tensors.items() if name not in taken}
-    return Module(network, file, prefix, {name: each.dtype for name, each in own.items()}, rest, {})
+    types = {name: each.dtype for name, each in own.items()}
+    return Module(network, file, prefix, types, "".join(layouts), rest, {})
+
+
+def _kernels(part: Part, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the sparse kernels, theirs."""
+    named = part.names.ours
+    return [name for name, each in tensors.items() if part.kernels(named(name), each) is not None]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ NETWORKS: Registry[type[nn.Module]] = Registry(
         "mask_rcnn": "voxelry.models.mask_rcnn:MaskRCNN",
         "shape_net": "voxelry.models.shape:ShapeNet",
         "shape_flow": "voxelry.models.shape:ShapeFlow",
+        "sam3d_net": "voxelry.models.sam3d.net:TwoStageNet",
     },
 )
 """Networks by the name that a bundle has for them."""

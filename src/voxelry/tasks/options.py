@@ -18,6 +18,7 @@ OPTIONS: Registry[tuple[Option, ...]] = Registry(
         "translate": "voxelry.tasks.translate.options:OPTIONS",
         "reconstruct": "voxelry.tasks.reconstruct.options:OPTIONS",
         "reconstruct_flow": "voxelry.tasks.reconstruct.options:FLOW_OPTIONS",
+        "reconstruct_sam3d": "voxelry.tasks.reconstruct.options:FLOW_OPTIONS",
     },
 )
 """By the task's name; a task without any needs no entry."""

@@ -7,7 +7,7 @@ point to the data. `diffusion.flow` counts from 1 at noise down to 0. Both meet 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,10 @@ class Generation:
     def __post_init__(self) -> None:
         check_choice("sampler", self.sampler, FLOW_SOLVERS)
         check_choice("shortcut", self.shortcut, ("step", "zero", "none"))
+
+    def without_shortcut(self) -> Generation:
+        """The same for a network that isn't told the length of a step."""
+        return replace(self, shortcut="none")
 
 
 def ask(

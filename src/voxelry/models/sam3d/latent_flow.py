@@ -82,7 +82,14 @@ class LatentFlow(Configured, nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: SparseTensor, ticks: Tensor, condition: Tensor, step: Tensor | None = None) -> SparseTensor:
+    def forward(
+        self,
+        x: SparseTensor,
+        ticks: Tensor,
+        condition: Tensor,
+        step: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> SparseTensor:
         """Velocities towards the data.
 
         Args:
@@ -90,11 +97,14 @@ class LatentFlow(Configured, nn.Module):
             ticks: `(B,)`, 0 at noise and 1000 at data.
             condition: `(B, M, K)` tokens.
             step: `(B,)` length of the step, in the same unit, of a model with shortcuts.
+            added: `(N, widths[0])`, to the features of the finest level; None for nothing.
         """
         embedding = self.time(ticks)
         if self.step is not None and step is not None:
             embedding = embedding + self.step(step)
         h, finest, skips = x.with_features(self.enter(x.features)), x.cells, []
+        if added is not None:
+            h = h.with_features(h.features + added)
         grids = [finest]
         for block in cast("list[SparseResidual]", self.down):
             h = block(h, embedding)

@@ -19,12 +19,14 @@ from voxelry.core.rank import check_ndim
 from voxelry.core.settings import Configured, settle
 from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
+from voxelry.nn.moments import RunningMoments, divergence, drawn
 from voxelry.nn.norm import ChannelNorm
 
-__all__ = ["StructureDecoder", "StructureEncoder", "StructureSettings"]
+__all__ = ["StructureCoder", "StructureDecoder", "StructureEncoder", "StructureSettings"]
 
 EPS = 1e-5
 GROUPS = 32
+LOG_VARIANCE = (-20.0, 4.0)  # what an encoder may say of its own noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,7 @@ class StructureEncoder(Configured, nn.Module):
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One draw of the latents."""
         mean, log_variance = self(x)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return mean + (0.5 * log_variance).exp() * noise
+        return drawn(mean, log_variance, generator)
 
 
 class StructureDecoder(Configured, nn.Module):
@@ -117,6 +118,39 @@ class StructureDecoder(Configured, nn.Module):
         for layer in (*self.middle, *self.levels):
             x = layer(x)
         logits: Tensor = self.head(x)
+        return logits
+
+
+class StructureCoder(RunningMoments):
+    """Encoder and decoder of one kind, and the moments of their latents.
+
+    Args:
+        settings: of both.
+    """
+
+    def __init__(self, settings: StructureSettings):
+        super().__init__(settings.latent_channels)
+        self.encoder = StructureEncoder(**vars(settings))
+        self.decoder = StructureDecoder(**vars(settings))
+
+    def forward(self, occupied: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of an occupancy that came through a draw from its latents, or the mean outside of training.
+
+        Returns:
+            Logits, and the latents' divergence; see `nn.moments.divergence`.
+        """
+        mean, log_variance = self.encode(occupied)
+        latents = drawn(mean, log_variance) if self.training else mean
+        return self.decoder(latents), divergence(mean, log_variance)
+
+    def encode(self, occupied: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the variance of the latents of an occupancy, bool or numbers."""
+        mean, log_variance = self.encoder(occupied.to(self.latent_mean.dtype))
+        return mean.float(), log_variance.float().clamp(*LOG_VARIANCE)
+
+    def shape(self, latents: Tensor) -> Tensor:
+        """Logits of standardised latents."""
+        logits: Tensor = self.decoder(self.restored(latents)).float()
         return logits
 
 

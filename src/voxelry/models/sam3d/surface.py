@@ -49,7 +49,9 @@ class DecodedSurface:
     regulariser: Tensor
 
 
-def decode_surface(places: Tensor, features: Tensor, grid: int, *, training: bool = False) -> DecodedSurface:
+def decode_surface(
+    places: Tensor, features: Tensor, grid: int, *, training: bool = False, inside: Tensor | None = None
+) -> DecodedSurface:
     """The mesh of one item.
 
     Args:
@@ -57,6 +59,8 @@ def decode_surface(places: Tensor, features: Tensor, grid: int, *, training: boo
         features: `(N, 53)`, or `(N, 101)` with colours.
         grid: cells per axis.
         training: cut quadrilaterals smoothly, see `flexicubes`.
+        inside: `(G, G, G)` bool, coarser cells that lie inside where no cell tells of a point; None for nowhere, as
+            the original. With it surfaces are closed at the border of the grid, too.
 
     Returns:
         The mesh; without vertices where nothing changes sign.
@@ -76,8 +80,11 @@ def decode_surface(places: Tensor, features: Tensor, grid: int, *, training: boo
     counts = torch.bincount(corner.flatten(), minlength=len(keys))
     values = each.new_zeros(len(keys), each.shape[2]).index_add(0, corner.flatten(), each.flatten(0, 1))
     values = values / counts[:, None]
+    if inside is not None:
+        open_end = _at_border(_unkeyed(keys, grid), grid)
+        values = torch.cat((values[:, :1].masked_fill(open_end[:, None], OUTSIDE), values[:, 1:]), dim=1)
     weights = features[:, SDF + DEFORM : SDF + DEFORM + WEIGHTS]
-    whole = _with_border(places, keys, values, weights, grid)
+    whole = _with_border(_Neighbourhood(places, weights, keys, values), grid, inside)
     surface = _surface(whole, grid, training)
     regulariser = SIZE_WEIGHT * weights[:, : EDGE + CORNER].abs().mean()
     if training:
@@ -114,23 +121,39 @@ def _corner_values(features: Tensor, grid: int) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def _with_border(places: Tensor, keys: Tensor, values: Tensor, weights: Tensor, grid: int) -> _Neighbourhood:
-    """All cells that touch a point inside, beside those that are there; new points are outside, new weights 0."""
-    inner = _unkeyed(keys[values[:, 0].detach() < 0], grid)
-    around = (inner[:, None] - CORNERS.to(inner)).flatten(0, 1)
-    around = torch.unique(around[((around >= 0) & (around < grid)).all(dim=1)], dim=0)
-    cell = (places * places.new_tensor([grid**2, grid, 1])).sum(dim=1)
-    new = around[~torch.isin((around * around.new_tensor([grid**2, grid, 1])).sum(dim=1), cell)]
+def _with_border(known: _Neighbourhood, grid: int, inside: Tensor | None) -> _Neighbourhood:
+    """All cells beside those that are there that touch a point on another side than what is around them.
+
+    New weights are 0; new points are outside, or on the side that `inside` says.
+    """
+    places, keys, values, weights = known.places, known.keys, known.values, known.weights
+    other = (values[:, 0].detach() < 0) != _sides(keys, grid, inside)
+    around = (_unkeyed(keys[other], grid)[:, None] - CORNERS.to(keys)).flatten(0, 1)
+    around = torch.unique(_keyed(around[((around >= 0) & (around < grid)).all(dim=1)], grid))
+    new = _unkeyed(around[~torch.isin(around, _keyed(places, grid))], grid)
     needed = torch.unique(_corner_keys(new, grid))
     more = needed[~torch.isin(needed, keys)]
-    outside = values.new_zeros(len(more), values.shape[1])
-    outside[:, 0] = OUTSIDE
+    side = values.new_zeros(len(more), values.shape[1])
+    side[:, 0] = torch.where(_sides(more, grid, inside), -OUTSIDE, OUTSIDE)
     return _Neighbourhood(
         torch.cat((places, new)),
         torch.cat((weights, weights.new_zeros(len(new), weights.shape[1]))),
         torch.cat((keys, more)),
-        torch.cat((values, outside)),
+        torch.cat((values, side)),
     )
+
+
+def _sides(keys: Tensor, grid: int, inside: Tensor | None) -> Tensor:
+    """Whether points are inside where no cell tells of them, `(V,)` bool; never on the grid's border."""
+    if inside is None:
+        return torch.zeros_like(keys, dtype=torch.bool)
+    points = _unkeyed(keys, grid)
+    at = (points * len(inside) // grid).clamp(max=len(inside) - 1)
+    return inside[at.unbind(1)] & ~_at_border(points, grid)
+
+
+def _at_border(points: Tensor, grid: int) -> Tensor:
+    return ((points == 0) | (points == grid)).any(dim=1)
 
 
 def _surface(whole: _Neighbourhood, grid: int, training: bool) -> FlexiSurface:
@@ -159,12 +182,16 @@ def _deformed(points: Tensor, deform: Tensor, grid: int) -> Tensor:
 
 def _corner_keys(places: Tensor, grid: int) -> Tensor:
     """One number for each corner's point, `(N, 3) -> (N, 8)`, in the order of places."""
+    return _keyed(places, grid)[:, None] + _keyed(CORNERS.to(places), grid)
+
+
+def _keyed(points: Tensor, grid: int) -> Tensor:
+    """One number for each point, `(V, 3) -> (V,)`, in the order of places."""
     side = grid + 1
-    steps = places.new_tensor([side**2, side, 1])
-    return (places * steps).sum(dim=1, keepdim=True) + (CORNERS.to(places) * steps).sum(dim=1)
+    return (points * points.new_tensor([side**2, side, 1])).sum(dim=1)
 
 
 def _unkeyed(keys: Tensor, grid: int) -> Tensor:
-    """Points of their numbers, `(V,) -> (V, 3)`."""
+    """The inverse of `_keyed`."""
     side = grid + 1
     return torch.stack((keys // side**2, keys // side % side, keys % side), dim=1)

@@ -15,18 +15,17 @@ from voxelry.models.shape.decoder import factors
 from voxelry.models.shape.prior import truncate
 from voxelry.models.unet.folded import fold_voxels, unfold_voxels
 from voxelry.nn import nd
+from voxelry.nn.moments import RunningMoments, divergence, drawn
 
 __all__ = ["ShapeAutoencoder"]
 
 RANK = 3  # of shapes
 LOG_VARIANCE = (-20.0, 4.0)  # what an encoder may say of its own noise; beyond it the exponential is no help
 FIRST_LOG_VARIANCE = -5.0  # at first latents are nearly exact: an encoder that is drowned in noise learns slowly
-FORGET = 0.02  # share of a batch in the running moments, once there are many
-LEAST_STD = 1e-3
 OUTSIDE = 1.0  # in truncations: most cells are far outside, which needn't be learned first
 
 
-class ShapeAutoencoder(nn.Module):
+class ShapeAutoencoder(RunningMoments):
     """Truncated signed distances to latents and back, `(B, 1, n, n, n) <-> (B, C, m, m, m)`.
 
     On the way down blocks of cells become channels, on the way up channels become blocks of cells (Shi et al. 2016,
@@ -45,10 +44,6 @@ class ShapeAutoencoder(nn.Module):
         SettingError: latents that don't divide the grid, or numbers that aren't positive.
     """
 
-    latent_mean: Tensor
-    latent_std: Tensor
-    batches: Tensor
-
     def __init__(
         self,
         *,
@@ -59,7 +54,7 @@ class ShapeAutoencoder(nn.Module):
         widest: int = 64,
         truncation: float = 0.2,
     ):
-        super().__init__()
+        super().__init__(channels)
         if latent_grid < 1 or grid % latent_grid or grid == latent_grid:
             raise SettingError(f"latent_grid: expected a proper divisor of the grid's {grid} cells, got {latent_grid}")
         for name, value in (("latent_channels", channels), ("width", width), ("truncation", truncation)):
@@ -82,9 +77,6 @@ class ShapeAutoencoder(nn.Module):
             last.bias[channels:] = FIRST_LOG_VARIANCE
         self.narrow = nn.Sequential(nn.SiLU(), last)
         self.widen = conv(channels, widths[-1], 3, padding=1)
-        self.register_buffer("latent_mean", torch.zeros(channels))
-        self.register_buffer("latent_std", torch.ones(channels))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def encode(self, sdf: Tensor) -> tuple[Tensor, Tensor]:
         """The latents' distribution.
@@ -112,35 +104,11 @@ class ShapeAutoencoder(nn.Module):
         """Distances through a draw from their latents, or through the mean outside of training, and its divergence.
 
         Returns:
-            Distances as `sdf`, and the Kullback-Leibler divergence of the latents' distributions from standard
-            normal ones, the mean over all their numbers (Kingma & Welling 2014, appendix B).
+            Distances as `sdf`, and the latents' divergence.
         """
         mean, log_variance = self.encode(sdf)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        drawn = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
-        return self.decode(drawn), divergence
-
-    def standardised(self, latents: Tensor) -> Tensor:
-        """Latents as they are sampled: each channel of mean 0 and deviation 1 over the training shapes."""
-        mean, std = (nd.per_channel(value, latents).to(latents) for value in (self.latent_mean, self.latent_std))
-        return (latents - mean) / std
-
-    def restored(self, latents: Tensor) -> Tensor:
-        """The inverse of `standardised`."""
-        mean, std = (nd.per_channel(value, latents).to(latents) for value in (self.latent_mean, self.latent_std))
-        return latents * std + mean
-
-    @torch.no_grad()
-    def observe(self, latents: Tensor) -> None:
-        """Take a batch of training latents into the moments that `standardised` uses: recent ones count the most."""
-        each = latents.float().transpose(0, 1).flatten(1)
-        share = max(FORGET, 1 / (int(self.batches) + 1))
-        mean, square = each.mean(dim=1), each.square().mean(dim=1)
-        before = self.latent_std.square() + self.latent_mean.square()
-        self.latent_mean.lerp_(mean, share)
-        variance = before.lerp(square, share) - self.latent_mean.square()
-        self.latent_std.copy_(variance.clamp(min=LEAST_STD**2).sqrt())
-        self.batches += 1
+        latents = drawn(mean, log_variance) if self.training else mean
+        return self.decode(latents), divergence(mean, log_variance)
 
 
 class ResidualUnit(nn.Module):

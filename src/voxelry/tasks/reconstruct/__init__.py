@@ -4,6 +4,7 @@ from voxelry.core.lazy import lazily
 
 _PLACES = {
     "ReconstructFlowTask": "voxelry.tasks.reconstruct.flow",
+    "ReconstructTwoStageTask": "voxelry.tasks.reconstruct.sam3d",
     "ReconstructPrediction": "voxelry.tasks.reconstruct.predict",
     "ReconstructTask": "voxelry.tasks.reconstruct.task",
 }

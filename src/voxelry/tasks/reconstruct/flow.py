@@ -24,7 +24,7 @@ from voxelry.diffusion.flow import (
     velocity,
 )
 from voxelry.metrics.choice import MetricChoice, Wanted
-from voxelry.models.shape import Prompt, ShapeFlow, ShapeOutput
+from voxelry.models.shape import Prompt, ShapeFlow, ShapeNet, ShapeOutput
 from voxelry.tasks.base import Row
 from voxelry.tasks.reconstruct.baselines import dice_of
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
@@ -104,12 +104,13 @@ class ReconstructFlowTask(ReconstructTask):
 
     name = "reconstruct_flow"
     draws_hypotheses = True
-    network: ShapeFlow
+    network: Any  # of `network_type`
+    network_type: ClassVar[type[ShapeNet]] = ShapeFlow
 
     def __init__(self, network: nn.Module, **settings: Any):
-        own = settle(ReconstructFlowSettings, settings)
-        if not isinstance(network, ShapeFlow):
-            raise SettingError(f"model: expected a ShapeFlow, got a {type(network).__name__}")
+        own: Any = settle(self.Settings, settings)
+        if not isinstance(network, self.network_type):
+            raise SettingError(f"model: expected a {self.network_type.__name__}, got a {type(network).__name__}")
         super().__init__(network, **own_fields(own, ReconstructSettings))
         self.autoencoder_share, self.divergence = own.autoencoder_share, own.divergence
         self.blur, self.flow_weight = own.blur, own.flow
@@ -159,33 +160,50 @@ class ReconstructFlowTask(ReconstructTask):
         network = self.network
         assert prompt.label is not None
         targets = make_targets(batch, network.prior, prompt.label, network.truncation)
-        truth = targets.sdf / targets.edge
-        coder = network.autoencoder
-        if (self.share or 0.0) < self.autoencoder_share or not int(coder.batches):
-            output = network(prompt)
-            result = self._losses(output, targets, prompt)
-            coder.observe(coder.encode(truth)[0])
-            coded, divergence = coder(truth)
-            result["divergence"] = divergence
-            result["loss"] = result["loss"] + self.divergence * divergence
-        else:
-            condition = network.read(prompt)
-            output = condition.output
-            result = self._losses(output, targets, prompt)
-            latents = network.latents(truth)
-            result["flow"] = self._flow_loss(network, latents, condition)
-            result["loss"] = result["loss"] + self.flow_weight * result["flow"]
-            coded = network.shapes(latents + self.blur * torch.randn_like(latents))
-        result["coded"] = self._coding_loss(coded, output, targets, prompt)
-        result["loss"] = result["loss"] + result["coded"]
+        part = self._coders if self.learns_coders else self._flows
+        condition = None if self.learns_coders else network.read(prompt)
+        output: ShapeOutput = network(prompt) if condition is None else condition.output
+        result = self._losses(output, targets, prompt)
+        for name, (weight, value) in part(targets, output, prompt, condition).items():
+            result[name] = value
+            result["loss"] = result["loss"] + weight * value
         return result
+
+    @property
+    def learns_coders(self) -> bool:
+        """Whether a training is in its first part, or begins anew without one."""
+        return (self.share or 0.0) < self.autoencoder_share or not int(self.network.autoencoder.batches)
+
+    def _coders(
+        self, targets: Targets, output: ShapeOutput, prompt: Prompt, condition: Any
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Weights and losses of the first part."""
+        truth, coder = targets.sdf / targets.edge, self.network.autoencoder
+        coder.observe(coder.encode(truth)[0])
+        coded, divergence = coder(truth)
+        return {
+            "divergence": (self.divergence, divergence),
+            "coded": (1.0, self._coding_loss(coded, output, targets, prompt)),
+        }
+
+    def _flows(
+        self, targets: Targets, output: ShapeOutput, prompt: Prompt, condition: Any
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Weights and losses of the second part."""
+        network = self.network
+        latents = network.latents(targets.sdf / targets.edge)
+        coded = network.shapes(latents + self.blur * torch.randn_like(latents))
+        return {
+            "flow": (self.flow_weight, self._flow_loss(network, latents, condition)),
+            "coded": (1.0, self._coding_loss(coded, output, targets, prompt)),
+        }
 
     def _coding_loss(self, coded: Tensor, output: ShapeOutput, targets: Targets, prompt: Prompt) -> Tensor:
         shape = replace(output, sdf=coded)
         parts = [self.weights[name] * self._loss(name, shape, targets, prompt) for name in CODED if self.weights[name]]
         return torch.stack(parts).sum() if parts else coded.sum() * 0
 
-    def _flow_loss(self, network: ShapeFlow, latents: Tensor, condition: Any) -> Tensor:
+    def _flow_loss(self, network: Any, latents: Tensor, condition: Any) -> Tensor:
         """Mean squared error of the correction, over times and noises drawn for every prompt."""
         if self.adapters is None:  # what isn't a weight is the base's, also in an adapter's training
             network.observe(latents, condition.estimate)
@@ -233,15 +251,20 @@ class ReconstructFlowTask(ReconstructTask):
         return looks[: self.samples], probability, frames
 
     def _answer(self, batch: SliceBatch, prompt: Prompt) -> tuple[Tensor, Tensor]:
-        network = self.network
         views = (1 + self.recentre) * (1 + self.mirror)
         count = math.ceil(self.samples / views)
-        # one by one and on the CPU, so that every device and every number of samples has the same first ones
-        shape = network.autoencoder.latent_shape
-        noise = torch.stack([torch.randn(shape, generator=self._noise) for _ in range(count)])
-        condition = network.read(prompt)
-        shapes = network.sample(condition, noise, flow_times(self.steps, shift=self.shift), sampler=self.sampler)
+        condition = self.network.read(prompt)
+        shapes = self._sampled(condition, count)
         return shapes * batch.edge.view(-1, 1, 1, 1, 1), condition.output.mask_logits.sigmoid()
+
+    def _sampled(self, condition: Any, count: int) -> Tensor:
+        """So many hypotheses, `(B, K, n, n, n)` edges."""
+        # one by one and on the CPU, so that every device and every number of samples has the same first ones
+        shape = self.network.autoencoder.latent_shape
+        noise = torch.stack([torch.randn(shape, generator=self._noise) for _ in range(count)])
+        times = flow_times(self.steps, shift=self.shift)
+        found: Tensor = self.network.sample(condition, noise, times, sampler=self.sampler)
+        return found
 
     def _prediction(
         self, batch: SliceBatch, place: int, looks: Tensor, probability: Tensor, frame: Space

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from voxelry.models.sam3d.surface import DecodedSurface
 from voxelry.ops.chamfer import chamfer, zero_crossings
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "sdf_loss",
     "smoothness_loss",
     "stage_of",
+    "structure_loss",
+    "surface_distance_loss",
+    "surface_mesh_loss",
 ]
 
 LOSSES = ("mask", "occupancy", "overlap", "size", "offset", "plane", "sdf", "eikonal", "chamfer", "smoothness")
@@ -135,6 +139,42 @@ def chamfer_loss(sdf: Tensor, truth: Tensor, step: Tensor) -> Tensor:
         if all(len(cloud) for cloud in clouds):
             found.append(chamfer(clouds[0], clouds[1]) * size)
     return torch.stack(found).mean() if found else sdf.sum() * 0
+
+
+def structure_loss(logits: Tensor, occupied: Tensor) -> Tensor:
+    """Occupancies that came through an autoencoder: cross entropy and 1 - Dice.
+
+    Args:
+        logits: `(B, 1, G, G, G)`.
+        occupied: as the logits, bool.
+    """
+    truth = occupied.to(logits)
+    return F.binary_cross_entropy_with_logits(logits, truth) + overlap_loss(-logits, 0.5 - truth, 1.0)
+
+
+def surface_distance_loss(surface: DecodedSurface, truth: Tensor, edge: Tensor) -> Tensor:
+    """What a decoder says of points near its surface against the truth there: mean absolute error in mm.
+
+    Args:
+        surface: of one item.
+        truth: `(n, n, n)` mm.
+        edge: of the frame, mm.
+    """
+    places = 2 * surface.points.flip(-1)[None, None, None]
+    there = F.grid_sample(truth[None, None], places, padding_mode="border", align_corners=False)
+    return (surface.sdf * edge - there.flatten()).abs().mean()
+
+
+def surface_mesh_loss(surface: DecodedSurface, truth: Tensor, edge: Tensor) -> Tensor:
+    """Chamfer distance of a decoder's vertices and the true surface in mm; it moves the vertices.
+
+    Arguments as `surface_distance_loss`; 0 where one of the two has no surface.
+    """
+    wanted = _thinned(zero_crossings(truth.detach()))
+    if not len(wanted) or not len(surface.vertices):
+        return surface.sdf.sum() * 0
+    there = (wanted + 0.5) / truth.shape[-1] - 0.5
+    return chamfer(_thinned(surface.vertices), there.to(surface.vertices)) * edge
 
 
 def _thinned(points: Tensor) -> Tensor:

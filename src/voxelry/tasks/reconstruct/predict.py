@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
@@ -39,6 +39,8 @@ class ReconstructPrediction:
         probability: `(S, H, W)`, the predicted masks on `views`.
         given: `(S, H, W)` bool on `views` where masks were given, else None.
         hypotheses: shapes on `frame` that `sdf` is the mean of, one for each look; empty after a single one.
+        pose: `scale`, `rotation` and `translation` into a scene, of a network that says them; see
+            `models.sam3d.pose`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class ReconstructPrediction:
     probability: NDArray[np.float32]
     given: NDArray[np.bool_] | None = None
     hypotheses: tuple[NDArray[np.float32], ...] = field(default=())
+    pose: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @cached_property
     def mesh(self) -> Mesh:

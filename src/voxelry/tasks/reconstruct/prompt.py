@@ -203,6 +203,8 @@ def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format
         "on_slice_of": "predicted mask" if prediction.given is None else "given mask",
         "hypotheses": len(prediction.hypotheses),
     }
+    if prediction.pose:
+        record["pose"] = {name: list(each) for name, each in prediction.pose.items()}
     spread = prediction.mesh.values.get("spread_mm")
     if spread is not None:
         volumes = [extract_surface(other, prediction.frame).volume_ml for other in prediction.hypotheses]

@@ -10,10 +10,11 @@ from torch import Tensor
 from voxelry.core.errors import CheckpointError
 from voxelry.interop.weights.sam3d.part import Kernel
 
-__all__ = ["decoder_kernel", "sparse_kernel"]
+__all__ = ["LAYOUTS", "decoder_kernel", "in_layout", "layout_of", "sparse_kernel"]
 
 RANK = 3
 SIDES = (1, 3)
+LAYOUTS = ("[O, k, k, k, I]", "[k, k, k, I, O]")
 
 
 def outputs_first(kernel: Tensor) -> Tensor:
@@ -22,15 +23,29 @@ def outputs_first(kernel: Tensor) -> Tensor:
     Raises:
         CheckpointError: sizes that show neither layout.
     """
+    return kernel if layout_of(kernel) == LAYOUTS[0] else kernel.permute(4, 0, 1, 2, 3)
+
+
+def layout_of(kernel: Tensor) -> str:
+    """Which of `LAYOUTS` a kernel has, by its sizes.
+
+    Raises:
+        CheckpointError: neither.
+    """
     shape = tuple(kernel.shape)
     if len(shape) == RANK + 2:
-        for start in (1, 0):
+        for start, layout in zip((1, 0), LAYOUTS, strict=True):
             sides = shape[start : start + RANK]
             if len(set(sides)) == 1 and sides[0] in SIDES:
-                return kernel if start else kernel.permute(4, 0, 1, 2, 3)
+                return layout
     raise CheckpointError(
-        f"kernel of a sparse convolution: expected [O, k, k, k, I] or [k, k, k, I, O] with k 1 or 3, got {list(shape)}"
+        f"kernel of a sparse convolution: expected {' or '.join(LAYOUTS)} with k 1 or 3, got {list(shape)}"
     )
+
+
+def in_layout(kernel: Tensor, layout: str) -> Tensor:
+    """A kernel `[O, k, k, k, I]` in one of `LAYOUTS`."""
+    return kernel if layout == LAYOUTS[0] else kernel.permute(1, 2, 3, 4, 0)
 
 
 def sparse_kernel(name: str, tensor: Tensor) -> Kernel | None:

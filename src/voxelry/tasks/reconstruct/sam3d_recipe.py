@@ -1,0 +1,44 @@
+"""The reconstruction in the two stages of SAM 3D Objects in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from voxelry.bundle.model import Model, Readable
+from voxelry.core.errors import DataError
+from voxelry.core.space import Space
+from voxelry.tasks.reconstruct.flow_recipe import ReconstructFlowRecipe
+from voxelry.tasks.reconstruct.predict import ReconstructPrediction
+from voxelry.tasks.reconstruct.recipe import ReconstructRecipe
+from voxelry.tasks.reconstruct.sam3d import ReconstructTwoStageTask
+from voxelry.tasks.reconstruct.task import ReconstructTask
+
+__all__ = ["ReconstructTwoStageRecipe"]
+
+
+class ReconstructTwoStageRecipe(ReconstructFlowRecipe):
+    """Shapes from slices in two stages; may start from a model of `reconstruct`, whose network reads the prompt."""
+
+    task = ReconstructTwoStageTask
+    starts = ("shape_net", "sam3d_net")
+    adjustable = (
+        *(f"task.{name}" for name in ("guidance", "guidance_interval", "pose_decoder")),
+        *ReconstructFlowRecipe.adjustable,
+    )
+
+    def predict(
+        self, model: Model[ReconstructTask], image: Readable, space: Space | None, options: Mapping[str, Any]
+    ) -> ReconstructPrediction:
+        """As `ReconstructRecipe.predict`.
+
+        Raises:
+            DataError: nothing was found; or as there.
+        """
+        found = ReconstructRecipe.predict(self, model, image, space, options)
+        if found.is_empty:
+            raise DataError(
+                f"{found.name}: the structure is empty, no cell is above the threshold; click inside the organ, or "
+                "give its mask on the slice (--mask)"
+            )
+        return found
