@@ -105,5 +105,5 @@ def enlarge(x: Tensor, ratio: Sequence[int], size: Sequence[int]) -> Tensor:
     if any(missing):
         x = F.pad(x, [side for gap in reversed(missing) for side in (0, gap)], mode="replicate")
     for axis, length in enumerate(size, start=2):
-        x = x.narrow(axis, 0, length)
+        x = x if x.shape[axis] == length else x.narrow(axis, 0, length)
     return x

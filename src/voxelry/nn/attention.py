@@ -31,6 +31,15 @@ def head_count(channels: int, heads: int, head_dim: int | None) -> tuple[int, in
     return heads, head_dim or channels // heads
 
 
+def by_head(qkv: Tensor, heads: int) -> Sequence[Tensor]:
+    """Queries, keys and values of each head, `(B, 3 * heads * d, *S) -> 3 × (B, heads, voxels, d)`: views.
+
+    They are taken apart along the last axis, so that their gradients come together channels-last as well.
+    """
+    rows = qkv.movedim(1, -1).flatten(1, -2)
+    return [part.transpose(1, 2) for part in rows.unflatten(-1, (3, heads, -1)).unbind(2)]
+
+
 class NoAttention(nn.Identity):
     """Nothing, with the calling convention of attention."""
 
@@ -71,10 +80,9 @@ class FullAttention(nn.Module):
         return self._plain(x)
 
     def _plain(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, self.head_dim))
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).flatten(1, 2)
-        return x + self.out(mixed.reshape(*mixed.shape[:2], *x.shape[2:]))
+        q, k, v = by_head(self.qkv(self.norm(x)), self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(mixed.movedim(-1, 1).unflatten(2, x.shape[2:]))
 
 
 class WindowAttention(FullAttention):
@@ -167,11 +175,10 @@ class LinearAttention(nn.Module):
         return self._plain(x)
 
     def _plain(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, self.head_dim))
-        q, k, v = qkv.unbind(1)
-        table = k.softmax(dim=-1) @ v.transpose(-1, -2)
-        mixed = table.transpose(-1, -2) @ (q.softmax(dim=-2) * self.head_dim**-0.5)
-        return x + self.out_norm(self.out(mixed.flatten(1, 2).reshape(x.shape[0], -1, *x.shape[2:])))
+        q, k, v = by_head(self.qkv(self.norm(x)), self.heads)
+        table = k.softmax(dim=-2).transpose(-1, -2) @ v
+        mixed = ((q.softmax(dim=-1) * self.head_dim**-0.5) @ table).transpose(1, 2).flatten(2)
+        return x + self.out_norm(self.out(mixed.movedim(-1, 1).unflatten(2, x.shape[2:])))
 
 
 ATTENTION: dict[str, type[nn.Module]] = {

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from voxelry.nn import nd, onednn
+from voxelry.nn import nd, onednn, pointwise
 from voxelry.nn.norm import standardise
 from voxelry.nn.recipes import Recipe, attach, recipe_of
 
@@ -125,7 +125,10 @@ def conv_backward(
     """Gradients of `nd.convolve` for its input and its weight, each only if asked for."""
     if nd.half_is_unsafe(x, weight):
         grad, x, weight = grad.float(), x.float(), weight.float()
+    grad, x, weight = nd.arranged(grad), nd.arranged(x), nd.arranged(weight)
     ones = [1] * len(padding)
+    if pointwise.is_pointwise(x, weight, stride=ones, padding=padding):
+        return pointwise.gradients(grad, x, weight, wanted=[of_input, of_weight])
     return onednn.gradients(grad, x, weight, stride=ones, padding=padding, wanted=[of_input, of_weight])
 
 
@@ -267,7 +270,7 @@ class _Conv(torch.autograd.Function):
         channel = start = 0
         for place, (make, count) in enumerate(ctx.recipes):
             part = make(saved[start : start + count])
-            share = kernel.values[:, channel : channel + part.shape[1]].contiguous()
+            share = nd.arranged(kernel.values[:, channel : channel + part.shape[1]])
             start, channel = start + count, channel + part.shape[1]
             d_input, d_kernel = conv_backward(
                 grad, part, share, ctx.padding, of_input=ctx.needs_input_grad[place], of_weight=True
