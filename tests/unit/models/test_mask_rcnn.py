@@ -336,6 +336,7 @@ def test_a_single_level_without_a_pyramid():
 
 
 def test_learns_one_phantom():
+    torch.manual_seed(2)
     body = ResNet(ndim=3, layers=(1,), levels=("p2",), width=16, norm="group", stem_kernel=3, pool_stride=None)
     network = MaskRCNN(
         FPN(body, out_channels=16, extra=None),
