@@ -58,12 +58,13 @@ class _Arranged(nn.Module):
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
-        self.weight = nn.Parameter(arranged(self.weight.detach()))
+        layer: Any = self
+        layer.weight = nn.Parameter(arranged(layer.weight.detach()))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer: Any = self
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros" or input.ndim != weight.ndim:
-            return super()._conv_forward(input, weight, bias)  # type: ignore[misc, no-any-return]
+            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]
         return convolve(
             input,
             weight,
@@ -199,7 +200,9 @@ def convolve(
         y = pointwise.convolve(x, weight, bias)
     elif ndim == 3 and weight.shape[-2:] == (1, 1) and max(strides) == 1 and not any(padding[1:]):
         # rows and columns as one axis: on one thread PyTorch leaves oneDNN aside for such a kernel of volumes
-        flat = convolve(x.flatten(3), weight.flatten(3), bias, padding=[padding[0], 0], dilation=gaps[:2], groups=groups)
+        flat = convolve(
+            x.flatten(3), weight.flatten(3), bias, padding=[padding[0], 0], dilation=gaps[:2], groups=groups
+        )
         return flat.unflatten(3, x.shape[3:])
     elif groups == max(gaps) == 1 and onednn.is_skipped(x, weight):
         y = onednn.convolve(x, weight, bias, stride=strides, padding=padding)
