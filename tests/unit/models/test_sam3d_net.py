@@ -1,0 +1,249 @@
+"""The network of two stages: what leads it, adapters, what it refuses."""
+
+import pytest
+import torch
+
+from voxelry.core.errors import CheckpointError, FileError, SettingError
+from voxelry.data.slices.case import SliceBatch
+from voxelry.models.adapters.adapters import Adapters, AdapterSettings
+from voxelry.models.sam3d.generate import Generation
+from voxelry.models.sam3d.image_tokens import ImageTokens
+from voxelry.models.sam3d.net import TwoStageNet
+from voxelry.ops.prompt import Prompt, frame_points
+from voxelry.tasks.reconstruct import ReconstructTwoStageTask
+
+FLOW = {"latent_channels": 4, "channels": 24, "condition_channels": 24, "depth": 1, "heads": 2}
+SMALL = {
+    "image_size": 16, "grid": 16, "prior_grid": 16, "width": 8, "multipliers": (1, 2), "volume_width": 8,
+    "volume_multipliers": (1, 2), "context": 16, "encoder_width": 8,
+    "structure": {"latent_channels": 4, "widths": (4, 8), "blocks": 1, "middle_blocks": 1},
+    "structure_flow": {"grid": 4, "include_pose": False, "shortcut": False, **FLOW},
+    "latent_flow": {"widths": (8,), "blocks": 1, **FLOW},
+    "mesh_decoder": {
+        "grid": 8, "latent_channels": 4, "channels": 16, "depth": 1, "heads": 2, "widths": (8,), "groups": 2,
+    },
+}  # fmt: skip
+PLANE = torch.tensor([[0.0, 0.05, -0.4], [0.05, 0.0, -0.4], [0.0, 0.0, 0.0]])
+POSE = {"include_pose": True, "shortcut": True}
+
+
+def prompt(batch=2, slices=1):
+    torch.manual_seed(1)
+    image = torch.rand(batch, slices, 1, 16, 16)
+    return Prompt.build(image, PLANE.expand(batch, slices, 3, 3), click=torch.full((batch, slices, 2), 8.0))
+
+
+def batch_of(radii):
+    """Prompts with balls as truth."""
+    given, cells = prompt(len(radii)), frame_points(16, torch.zeros(()))
+    sdf = torch.stack([(cells.norm(dim=-1) - radius)[None] for radius in radii]) * 48.0
+    inside = (given.pointmap.norm(dim=2) < torch.tensor(radii).view(-1, 1, 1, 1)).float()
+    fields = {name: getattr(given, name) for name in vars(given) if name not in ("label", "field_of_view")}
+    count = len(radii)
+    return SliceBatch(
+        **fields,
+        label=torch.ones(count, dtype=torch.long),
+        field_of_view=torch.full((count, 3, 4), torch.nan),
+        centre=torch.zeros(count, 3),
+        edge=torch.full((count, 1), 48.0),
+        mask_target=inside,
+        has_target=torch.ones(count, 1, dtype=torch.bool),
+        sdf=sdf,
+        centroid=torch.zeros(count, 3),
+        spaces=[],
+        names=["ball"] * count,
+        sources=["ball"] * count,
+        truths=[],
+        slices=[],
+        views=[],
+    )
+
+
+def task_of(network, **settings):
+    defaults = {"edges": [48.0], "baseline_shapes": 1, "contour": 0.0, "samples": 1, "steps": 2, "draws": 1}
+    return ReconstructTwoStageTask(network, **{**defaults, **settings})
+
+
+def scrambled(network):
+    """Small random weights everywhere, also where it starts at zero."""
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    return network
+
+
+def grown(module):
+    return {name for name, value in module.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
+
+
+def test_the_parts_learn_in_turn():
+    torch.manual_seed(0)
+    task = task_of(TwoStageNet(**SMALL), autoencoder_share=0.5, surface_items=2).train()
+    network, batch = task.network, batch_of([0.2, 0.3])
+    task.on_progress(0.0)
+    found = task.training_loss(batch)
+    found["loss"].backward()
+    assert {"coded", "divergence", "surface_distance", "surface_regulariser", "overlap"} <= set(found)
+    assert not grown(network.structure_flow) | grown(network.latent_flow)
+    assert grown(network.structure.encoder)
+    assert grown(network.surface.encoder)
+    task.zero_grad()
+    task.on_progress(0.6)
+    found = task.training_loss(batch)
+    found["loss"].backward()
+    assert {"flow", "surface_flow", "coded", "surface_distance"} <= set(found)
+    assert not grown(network.structure.encoder) | grown(network.surface.encoder)
+    for part in (network.structure_flow, network.latent_flow, network.surface.decoder, network.decoder):
+        assert grown(part)
+    assert network.seen.tolist() == [1, 1]
+
+
+def test_stages_learn_alone():
+    task = task_of(scrambled(TwoStageNet(**SMALL)), autoencoder_share=0.0, stages=["structure"]).train()
+    first, second = (task.training_loss(batch_of([0.25])) for _ in range(2))
+    assert set(first) == {"loss", "coded", "divergence"}
+    assert set(second) == {"loss", "coded", "flow"}
+    second["loss"].backward()
+    assert not grown(task.network.encoder) | grown(task.network.decoder)
+    assert grown(task.network.condition)
+
+
+def test_a_pose_is_learned_and_said_as_asked():
+    network = TwoStageNet(**{**SMALL, "structure_flow": {**SMALL["structure_flow"], **POSE}})
+    task = task_of(network, autoencoder_share=0.0, pose_weight=1.0, stages=["structure"]).train()
+    task.training_loss(batch_of([0.2, 0.3]))
+    task.training_loss(batch_of([0.2, 0.3]))["loss"].backward()
+    assert grown(network.structure_flow.latents["translation"])
+    condition = network.eval().read(prompt())
+    for decoder, said in (("none", set()), ("default", set()), ("zero", {"scale", "rotation", "translation"}),
+                          ("ScaleShiftInvariant", {"scale", "rotation", "translation"})):  # fmt: skip
+        asked = task_of(network, pose_decoder=decoder)
+        asked._noise = torch.Generator().manual_seed(0)
+        asked._sampled(condition, 1)
+        assert set(asked._pose) == said
+    shape, alone = (
+        network.sample(condition, network.noise(1, torch.Generator().manual_seed(0)), Generation(steps=2), pose=pose)
+        for pose in (True, False)
+    )
+    assert torch.equal(shape.distances, alone.distances)
+    assert set(shape.pose) == {"6drotation_normalized", "translation", "scale", "translation_scale"}
+    assert not alone.pose
+
+
+def test_adapters_change_both_stages_and_nothing_at_first():
+    torch.manual_seed(0)
+    network = scrambled(TwoStageNet(**{**SMALL, "surface_points": True}))
+    network.structure.batches.fill_(1)
+    network.surface.batches.fill_(1)
+    task = task_of(network, surface_items=2)
+    given = prompt()
+    before = network.eval().read(given)
+    expected = network.structure_flow({"shape": torch.ones(2, 64, 4)}, torch.tensor([500.0] * 2), before.tokens)
+    task.adapt("spleen", {"rank": 4, "alpha": 8.0}, head_rate=1e-5)
+    found = network.structure_flow({"shape": torch.ones(2, 64, 4)}, torch.tensor([500.0] * 2), before.tokens)
+    assert torch.equal(found["shape"], expected["shape"])
+    groups = {group["name"]: group for group in task.parameter_groups()}
+    assert groups["heads"]["lr"] == 1e-5
+    task.train()
+    task.on_progress(0.5)
+    task.training_loss(batch_of([0.2, 0.3]))["loss"].backward()
+    learned = grown(network)
+    for layer in (
+        "attention.qkv.shape",
+        "attention.out.shape",
+        "cross.shape.q",
+        "cross.shape.kv",
+        "mlp.shape.layers.0",
+    ):
+        assert any(name.startswith(f"structure_flow.blocks.0.{layer}.lora") for name in learned), layer
+    for layer in ("attention.qkv", "attention.out", "cross.q", "cross.kv", "mlp.layers.2"):
+        assert any(name.startswith(f"latent_flow.blocks.0.{layer}.lora") for name in learned), layer
+    assert all(".lora_" in name or ".modules_to_save." in name for name in learned)
+    assert any(".points.lora" in name for name, _ in network.named_parameters())
+
+
+def test_adapters_are_kept_apart_on_one_base(tmp_path):
+    network = TwoStageNet(**SMALL)
+    adapters = Adapters(network)
+    for name in ("liver", "spleen"):
+        adapters.add(name, AdapterSettings())
+        adapters.save(tmp_path / name)
+    again = TwoStageNet(**SMALL)
+    again.load_state_dict(TwoStageNet(**SMALL).state_dict())
+    with pytest.raises(CheckpointError, match="another base"):
+        Adapters(again).load(tmp_path / "liver")
+    own, whole = adapters.trainable()
+    assert own < whole
+
+
+def test_pointmaps_say_nothing_at_first_and_may_be_unknown():
+    torch.manual_seed(0)
+    network = TwoStageNet(**{**SMALL, "surface_points": True})
+    given = prompt()
+    condition = network.read(given)
+    structure = network.structure_of(network.occupancy(batch_of([0.2, 0.3]).sdf / 48))
+    added = network.added(condition, torch.arange(2), structure)
+    assert added.shape == (len(structure.cells), 8)
+    assert not added.any()
+    torch.nn.init.ones_(network.points.leave.weight)
+    known, unknown = (
+        network.points.cells(network.points(given, torch.full((2, 1, 16, 16), logit)), structure.cells)
+        for logit in (1.0, -1.0)
+    )
+    assert torch.isfinite(unknown).all()  # a pointmap of NaN alone
+    assert not torch.allclose(known, unknown)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny image encoder in a folder, with random weights."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("dino")
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+def test_tokens_of_an_image_encoder(encoder, tmp_path):
+    settings = {"image_encoder": str(encoder), "image_encoder_width": 16, "image_encoder_size": 28}
+    network = TwoStageNet(**{**SMALL, **settings})
+    plain = TwoStageNet(**SMALL).read(prompt()).tokens
+    tokens = network.read(prompt()).tokens
+    assert tokens.shape[1] == plain.shape[1] + 2 * 5  # a class token and four patches, of image and mask
+    assert not any("_encoder" in name for name in network.state_dict())
+    tokens.sum().backward()
+    assert network.images.project.weight.grad.abs().sum() > 0
+    for change, words in (
+        ({"width": 24}, "has tokens of 16 channels, expected 24"),
+        ({"image_size": 30}, "multiple of 14"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            ImageTokens(encoder, **{"width": 16, "channels": 8, "image_size": 28, **change})
+    with pytest.raises(FileError, match="no such encoder"):
+        ImageTokens(tmp_path, width=16, channels=8, image_size=28)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="without running code"):
+        ImageTokens(tmp_path, width=16, channels=8, image_size=28)
+
+
+def test_given_tokens_and_faults():
+    network = TwoStageNet(**SMALL)
+    tokens = torch.randn(2, 5, 24)
+    assert torch.equal(network.read(prompt(), tokens).tokens, tokens)
+    with pytest.raises(SettingError, match="tokens: expected 24 channels, got 8"):
+        network.read(prompt(), torch.randn(2, 5, 8))
+    for change, words in (
+        ({"grid": 12}, "grid: expected structure_flow.grid times 2"),
+        ({"latent_flow": {**SMALL["latent_flow"], "latent_channels": 8}}, "latent_flow.latent_channels: expected 4"),
+        ({"latent_flow": {**SMALL["latent_flow"], "condition_channels": 8}}, "condition_channels: expected 24"),
+        ({"kind": "solid"}, "kind"),
+        ({"begin": "zero"}, "begin"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            TwoStageNet(**{**SMALL, **change})
+    for change in ({"stages": ["all"]}, {"stages": []}, {"condition_drop": 1.0}, {"pose_decoder": "mean"},
+                   {"guidance": -1.0}, {"surface_items": 0}):  # fmt: skip
+        with pytest.raises(SettingError, match=next(iter(change))):
+            task_of(network, **change)
