@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from voxelry.core.errors import CheckpointError, FileError, SettingError
+from voxelry.core.settings import keywords
 from voxelry.data.slices.case import SliceBatch
+from voxelry.engine.compose import compose_training
 from voxelry.models.adapters.adapters import Adapters, AdapterSettings
 from voxelry.models.sam3d.generate import Generation
 from voxelry.models.sam3d.image_tokens import ImageTokens
+from voxelry.models.sam3d.memory import Step, memory_plan
 from voxelry.models.sam3d.net import TwoStageNet
 from voxelry.ops.prompt import Prompt, frame_points
 from voxelry.tasks.reconstruct import ReconstructTwoStageTask
@@ -226,6 +229,26 @@ def test_tokens_of_an_image_encoder(encoder, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="without running code"):
         ImageTokens(tmp_path, width=16, channels=8, image_size=28)
+
+
+def test_what_published_sizes_take_is_said_before():
+    settings = compose_training(["experiment=reconstruct_sam3d_3d", "data.root=.", "model=sam3d"]).model
+    described = {name: value for name, value in keywords(settings).items() if not name.startswith("_")}
+    with torch.device("meta"):
+        network = TwoStageNet(**described)
+        pose = TwoStageNet(**{**described, "structure_flow": {**described["structure_flow"], "include_pose": True}})
+    lines = memory_plan(network, Step(batch=4))
+    assert "556.9 million parameters, 556.9 trained: 2.23, 8.91" in lines[3]
+    assert "600.4 million parameters" in lines[4]
+    saved = sum(value.numel() for value in pose.parameters()) - sum(value.numel() for value in network.parameters())
+    assert round(saved / 1e6) == 403
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    frozen = memory_plan(network, Step(batch=4))
+    assert "0.0 trained: 2.23, 0.00" in frozen[3]
+    half = memory_plan(network, Step(batch=4, half=True))
+    assert "bf16" in frozen[-1]
+    assert "bf16" not in half[-1]
 
 
 def test_given_tokens_and_faults():

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+from omegaconf import DictConfig
 
 from voxelry.bundle.model import Model, Readable
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
+from voxelry.data.slices.dataset import SliceDataset
+from voxelry.models.sam3d.memory import Step, memory_plan
 from voxelry.tasks.reconstruct.flow_recipe import ReconstructFlowRecipe
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 from voxelry.tasks.reconstruct.recipe import ReconstructRecipe
@@ -15,6 +20,8 @@ from voxelry.tasks.reconstruct.sam3d import ReconstructTwoStageTask
 from voxelry.tasks.reconstruct.task import ReconstructTask
 
 __all__ = ["ReconstructTwoStageRecipe"]
+
+log = logging.getLogger("voxelry")
 
 
 class ReconstructTwoStageRecipe(ReconstructFlowRecipe):
@@ -26,6 +33,18 @@ class ReconstructTwoStageRecipe(ReconstructFlowRecipe):
         *(f"task.{name}" for name in ("guidance", "guidance_interval", "pose_decoder")),
         *ReconstructFlowRecipe.adjustable,
     )
+
+    def prepare(self, task: ReconstructTask, config: DictConfig, dataset: SliceDataset) -> None:
+        """As the parent's, and say what memory the training will take."""
+        super().prepare(task, config, dataset)
+        network: Any = task.network
+        own = config.task
+        half = str(config.trainer.precision).startswith(("bf16", "16"))
+        step = Step(
+            batch=int(config.data.batch_size), draws=int(own.draws), surface_items=int(own.surface_items), half=half
+        )
+        for line in memory_plan(network, step):
+            log.info("%s", line)
 
     def predict(
         self, model: Model[ReconstructTask], image: Readable, space: Space | None, options: Mapping[str, Any]
