@@ -1,5 +1,6 @@
 # make demo   sets up .venv, then runs the main job on built-in phantoms; TASK=segment, reconstruct or translate for others
 # make test   sets up .venv, then formatter, linter, types, import contract and all tests
+# make page  the page of `voxelry view`, from page/ (needs npm)
 # make bench  the benchmarks; figures go to benchmarks/RESULTS.md by hand
 TASK ?= landmarks
 VENV ?= .venv
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test bench clean
+.PHONY: demo test page bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -28,6 +29,9 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+page:
+	cd page && npm ci --no-audit --no-fund && npm run build
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/unet.py

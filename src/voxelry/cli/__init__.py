@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli import data, models  # they add their commands
+from voxelry.cli import data, models, view  # they add their commands
 from voxelry.cli.terminal import app
 from voxelry.core.errors import VoxelryError
 from voxelry.core.home import at_home
 
-__all__ = ["app", "data", "main", "models"]
+__all__ = ["app", "data", "main", "models", "view"]
 
 
 @app.callback()
