@@ -1,0 +1,118 @@
+// the picture: an image, what lies over it, and the place that was clicked on
+import { Niivue, NVImage, NVMesh, SLICE_TYPE } from '@niivue/niivue'
+import type { Point } from './server'
+
+export interface Place { mm: number[]; vox: number[]; value: number }
+
+const MESH_COLOUR = new Uint8Array([255, 170, 40, 255])
+
+export class Scene {
+  readonly nv: Niivue
+  place: Place | null = null
+  private overlays: NVImage[] = []
+  private meshes: NVMesh[] = []
+  private marks: NVMesh | null = null
+
+  constructor(onPlace: (place: Place) => void) {
+    this.nv = new Niivue({
+      backColor: [0, 0, 0, 1],
+      crosshairWidth: 1,
+      show3Dcrosshair: true,
+      meshXRay: 0.3,
+      meshThicknessOn2D: 1,
+      isColorbar: false,
+      loadingText: '',
+      dragAndDropEnabled: false,
+    })
+    this.nv.onLocationChange = (found) => {
+      const { mm, vox, values } = found as { mm: number[]; vox: number[]; values: { value: number }[] }
+      this.place = { mm: Array.from(mm).slice(0, 3), vox: Array.from(vox).slice(0, 3), value: values[0]?.value ?? NaN }
+      onPlace(this.place)
+    }
+  }
+
+  async attach(canvas: HTMLCanvasElement): Promise<void> {
+    await this.nv.attachToCanvas(canvas)
+    this.slices(SLICE_TYPE.MULTIPLANAR)
+  }
+
+  async show(url: string, name: string): Promise<void> {
+    this.clear()
+    await this.nv.loadVolumes([{ url, name: `${name}.nii`, colormap: 'gray' }])
+    this.nv.createOnLocationChange()
+  }
+
+  slices(type: SLICE_TYPE): void {
+    this.nv.setSliceType(type)
+  }
+
+  get window(): [number, number] {
+    const image = this.nv.volumes[0]
+    return [image?.cal_min ?? 0, image?.cal_max ?? 1]
+  }
+
+  set window([low, high]: [number, number]) {
+    const image = this.nv.volumes[0]
+    if (!image) return
+    image.cal_min = low
+    image.cal_max = high
+    this.nv.updateGLVolume()
+  }
+
+  reset(): void {
+    const image = this.nv.volumes[0]
+    if (image) this.window = [image.robust_min ?? 0, image.robust_max ?? 1]
+  }
+
+  async overlay(url: string, name: string, labels: boolean, opacity: number): Promise<void> {
+    const colormap = labels ? 'random' : 'warm'
+    this.overlays.push(await this.nv.addVolumeFromUrl({ url, name: `${name}.nii`, colormap, opacity }))
+  }
+
+  set opacity(value: number) {
+    for (const overlay of this.overlays) this.nv.setOpacity(this.nv.volumes.indexOf(overlay), value)
+  }
+
+  async mesh(url: string, name: string): Promise<void> {
+    this.meshes.push(await this.nv.addMeshFromUrl({ url, name, rgba255: MESH_COLOUR }))
+  }
+
+  /** Points as small balls; the chosen one in another colour. */
+  points(points: Point[], chosen: number | null): void {
+    if (this.marks) this.nv.removeMesh(this.marks)
+    this.marks = null
+    const nodes = points.flatMap(({ name, position }, index) =>
+      position ? [{ name, x: position[0], y: position[1], z: position[2], colorValue: index === chosen ? 2 : 1, sizeValue: 1 }] : [])
+    if (nodes.length) {
+      const size = Math.max(0.5, 0.01 * Math.max(...this.extent()))
+      this.marks = this.nv.loadConnectomeAsMesh({
+        name: 'points', nodeColormap: 'warm', nodeColormapNegative: 'winter', nodeMinColor: 0, nodeMaxColor: 2,
+        nodeScale: size, edgeColormap: 'warm', edgeColormapNegative: 'winter', edgeMin: 0, edgeMax: 1, edgeScale: 1,
+        nodes, edges: [],
+      })
+      this.nv.addMesh(this.marks)
+    }
+    this.nv.drawScene()
+  }
+
+  go(mm: number[]): void {
+    this.nv.scene.crosshairPos = this.nv.mm2frac([mm[0], mm[1], mm[2]])
+    this.nv.createOnLocationChange()
+    this.nv.drawScene()
+  }
+
+  clear(): void {
+    for (const overlay of this.overlays) this.nv.removeVolume(overlay)
+    for (const mesh of this.meshes) this.nv.removeMesh(mesh)
+    if (this.marks) this.nv.removeMesh(this.marks)
+    this.overlays = []
+    this.meshes = []
+    this.marks = null
+  }
+
+  private extent(): number[] {
+    const dims = this.nv.volumes[0]?.hdr?.dims ?? [3, 100, 100, 100]
+    const pix = this.nv.volumes[0]?.hdr?.pixDims ?? [1, 1, 1, 1]
+    return [1, 2, 3].map((axis) => dims[axis] * pix[axis])
+  }
+}

@@ -1,0 +1,35 @@
+// what the server can be asked, and what it answers
+
+export interface Option { name: string; type: 'str' | 'int' | 'float'; help: string; repeated: boolean }
+export interface Point { name: string; position: number[] | null; radius: number | null }
+export interface Entry { name: string; kind: 'mesh' | 'points' | 'labels' | 'image' | 'file' }
+export interface Answer { files: Entry[]; points: Point[]; summary: Record<string, string | number> }
+export interface State {
+  cases: { id: number; name: string }[]
+  task: string | null
+  needed: string | null
+  options: Option[]
+  answers: Record<string, Answer>
+  out: string
+}
+export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; every: number[] }
+export interface Job { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; message: string; answer: Answer | null }
+
+async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
+  const answer = await fetch(path, { method, body: body === undefined ? undefined : JSON.stringify(body) })
+  if (!answer.ok) throw new Error(await answer.text())
+  return answer.json()
+}
+
+export const server = {
+  state: () => asked<State>('api/state'),
+  header: (id: number) => asked<Header>(`api/cases/${id}`),
+  image: (id: number) => `api/cases/${id}/image.nii`,
+  file: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}`,
+  predict: (id: number, options: object) => asked<{ job: number }>(`api/cases/${id}/predict`, 'POST', options),
+  job: (job: number) => asked<Job>(`api/jobs/${job}`),
+  cancel: (job: number) => asked<Job>(`api/jobs/${job}`, 'DELETE'),
+  move: (id: number, index: number, position: number[] | null) =>
+    asked<Point[]>(`api/cases/${id}/points`, 'PUT', [{ index, position }]),
+  save: (id: number) => asked<{ folder: string; files: string[] }>(`api/cases/${id}/save`, 'POST'),
+}

@@ -1,0 +1,34 @@
+"""The command that shows images and predictions in a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxelry.cli.terminal import OPTION_HELP, app, read_options
+
+__all__ = ["view"]
+
+
+@app.command()
+def view(
+    inputs: Annotated[list[Path], typer.Argument(help="Images, folders of them, DICOM series, or a .txt list.")],
+    model: Annotated[Path | None, typer.Option(help="A bundle, or the folder of a run, to predict with.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that answers are saved in.")] = Path("answers"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
+    open: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+) -> None:
+    """Look at images in a browser, click, correct what a model answers, save it. Nothing leaves this machine."""
+    from voxelry.bundle.model import load
+    from voxelry.core.optional import require
+    from voxelry.engine.predict import gather_inputs
+
+    require("starlette", "view")
+    from voxelry.serve.run import serve
+
+    loaded = None if model is None else load(model, device)
+    serve(gather_inputs(inputs), loaded, out, port=port, open_browser=open, reading=read_options(option))

@@ -1,0 +1,148 @@
+"""What a prediction wrote, as the page shows it: images, meshes, points, tables, numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from voxelry.core.errors import SettingError
+from voxelry.core.space import Space
+from voxelry.io import LandmarkSet, is_image, open_image, read_landmarks, write_landmarks
+
+__all__ = ["Answer", "best_format"]
+
+_FORMATS = ("ply", "nii.gz", "mrk.json")  # that the page can show, the best first
+_MESHES = (".ply", ".stl", ".obj")
+_POINTS = ".mrk.json"
+
+
+def best_format(formats: Sequence[str]) -> str:
+    """Of the formats of a task the one that the page shows."""
+    return next((name for name in _FORMATS if name in formats), formats[0])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The files of a prediction.
+
+    Attributes:
+        folder: where they lie.
+        case: name of the image.
+        space: its grid.
+    """
+
+    folder: Path
+    case: str
+    space: Space
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them, in the order of their names."""
+        return sorted(path for path in self.folder.iterdir() if not path.name.startswith("."))
+
+    def file(self, name: str) -> Path:
+        """The file of that name.
+
+        Raises:
+            SettingError: there is none.
+        """
+        for path in self.files:
+            if path.name == name:
+                return path
+        raise SettingError(f"file: expected one of {', '.join(path.name for path in self.files)}, got {name!r}")
+
+    def record(self) -> dict[str, Any]:
+        """For the page: the files with what each is, the points, and what a summary in JSON says."""
+        return {
+            "files": [{"name": path.name, "kind": _sort(path)} for path in self.files],
+            "points": self.points(),
+            "summary": self._summary(),
+        }
+
+    def points(self) -> list[dict[str, Any]]:
+        """Name, place in RAS mm (none of absent points) and radius of uncertainty in mm of each point."""
+        path = self._points_file()
+        if path is None:
+            return []
+        found = read_landmarks(path)
+        extras = found.extras.get("uncertainty_mm", np.full(len(found.names), math.nan))
+        return [
+            {"name": name, "position": _finite(place), "radius": _number(radius)}
+            for name, place, radius in zip(found.names, found.world, extras, strict=True)
+        ]
+
+    def move(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Put points elsewhere, or say that they are absent; the others stay.
+
+        Args:
+            points: each with `index`, its number from 0, and `position`, RAS mm or None.
+
+        Raises:
+            SettingError: there is no such point, or a position is neither three numbers nor none.
+        """
+        path = self._points_file()
+        if path is None:
+            raise SettingError("points: expected an answer with points")
+        found = read_landmarks(path)
+        places = found.world.copy()
+        for point in points:
+            index = point.get("index")
+            if not isinstance(index, int) or not 0 <= index < len(found):
+                raise SettingError(f"points: index: expected a number from 0 to {len(found) - 1}, got {index!r}")
+            places[index] = _position(found.names[index], point.get("position"))
+        write_landmarks(path, LandmarkSet(found.names, places, extras=found.extras), space=self.space)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Copy all files into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return [Path(shutil.copy2(path, folder / path.name)) for path in self.files]
+
+    def _points_file(self) -> Path | None:
+        return next((path for path in self.files if path.name.endswith(_POINTS)), None)
+
+    def _summary(self) -> dict[str, Any]:
+        """Numbers and words of the answer's own JSON file."""
+        for path in self.files:
+            if path.suffix == ".json" and not path.name.endswith(_POINTS):
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(content, dict):
+                    return {name: value for name, value in content.items() if isinstance(value, int | float | str)}
+        return {}
+
+
+def _sort(path: Path) -> str:
+    """`mesh`, `points`, `labels` (whole numbers), `image`, or `file`."""
+    if path.suffix in _MESHES:
+        return "mesh"
+    if path.name.endswith(_POINTS):
+        return "points"
+    if is_image(path):
+        return "labels" if open_image(path).dtype.kind in "iu" else "image"
+    return "file"
+
+
+def _finite(place: np.ndarray) -> list[float] | None:
+    return [float(value) for value in place] if np.isfinite(place).all() else None
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _position(name: str, position: Any) -> np.ndarray:
+    if position is None:
+        return np.full(3, math.nan)
+    try:
+        place = np.asarray(position, dtype=np.float64)
+    except (TypeError, ValueError):
+        place = np.empty(0)
+    if place.shape != (3,) or not np.isfinite(place).all():
+        raise SettingError(f"points: {name}: expected three numbers in mm or null, got {position!r}")
+    return place

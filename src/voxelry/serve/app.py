@@ -1,0 +1,123 @@
+"""The addresses of the server, each a few lines on a `Session`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from voxelry.core.errors import SettingError, VoxelryError
+from voxelry.serve.access import Access
+from voxelry.serve.session import Session
+
+__all__ = ["PAGE", "make_app"]
+
+PAGE = Path(__file__).with_name("page")
+"""Where the built page lies."""
+_MOST = 1 << 20  # bytes of a question
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
+    """The server of a session.
+
+    Args:
+        token: without which nothing is answered.
+        page: folder of the built page.
+    """
+
+    async def state(request: Request) -> Response:
+        return JSONResponse(session.record())
+
+    async def header(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(session.header, _case(request, session)))
+
+    async def volume(request: Request) -> Response:
+        return FileResponse(await run_in_threadpool(session.volume, _case(request, session)))
+
+    async def predict(request: Request) -> Response:
+        asked = await _body(request, dict)
+        return JSONResponse({"job": await run_in_threadpool(session.predict, _case(request, session), asked)}, 202)
+
+    async def job(request: Request) -> Response:
+        number = request.path_params["job"]
+        try:
+            if request.method == "DELETE":
+                session.jobs.cancel(number)
+            return JSONResponse(session.jobs[number].record())
+        except KeyError:
+            return PlainTextResponse("no such job", 404)
+
+    async def points(request: Request) -> Response:
+        answer = session.answer(_case(request, session))
+        moved = await _body(request, list)
+        await run_in_threadpool(answer.move, moved)
+        return JSONResponse(answer.points())
+
+    async def overlay(request: Request) -> Response:
+        case = _case(request, session)
+        return FileResponse(await run_in_threadpool(session.overlay, case, request.path_params["name"]))
+
+    async def save(request: Request) -> Response:
+        paths = await run_in_threadpool(session.save, _case(request, session))
+        return JSONResponse({"folder": str(session.out), "files": [path.name for path in paths]})
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        session.close()
+
+    routes: list[Any] = [
+        Route("/api/state", state),
+        Route("/api/cases/{case:int}", header),
+        Route("/api/cases/{case:int}/image.nii", volume),
+        Route("/api/cases/{case:int}/predict", predict, methods=["POST"]),
+        Route("/api/cases/{case:int}/points", points, methods=["PUT"]),
+        Route("/api/cases/{case:int}/files/{name}", overlay),
+        Route("/api/cases/{case:int}/save", save, methods=["POST"]),
+        Route("/api/jobs/{job:int}", job, methods=["GET", "DELETE"]),
+        Mount("/", StaticFiles(directory=page, html=True)),
+    ]
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={VoxelryError: _refused})
+    return Access(app, token, _MOST)
+
+
+def _case(request: Request, session: Session) -> int:
+    """The number of an image.
+
+    Raises:
+        SettingError: there is no such image.
+    """
+    number: int = request.path_params["case"]
+    if number >= len(session.images):
+        raise SettingError(f"case: expected a number below {len(session.images)}, got {number}")
+    return number
+
+
+async def _body(request: Request, type: type) -> Any:
+    """What was sent, as JSON.
+
+    Raises:
+        SettingError: something else.
+    """
+    try:
+        content = json.loads(await request.body())
+    except ValueError:
+        content = None
+    if not isinstance(content, type):
+        raise SettingError(f"body: expected a JSON {'object' if type is dict else 'list'}")
+    return content
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(str(error), 400)

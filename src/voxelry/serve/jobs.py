@@ -1,0 +1,101 @@
+"""Predictions one after the other in the background, which can be looked after and given up."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from voxelry.core.errors import VoxelryError
+
+__all__ = ["Job", "Jobs", "Progress"]
+
+log = logging.getLogger("voxelry")
+Progress = Callable[[int, int], None]
+
+
+class _GivenUp(Exception):
+    """The job was cancelled."""
+
+
+@dataclass
+class Job:
+    """Work in the background.
+
+    Attributes:
+        state: `waiting`, `running`, `done`, `failed` or `cancelled`.
+        done, total: parts, of work that goes part by part.
+        message: why it failed.
+        answer: what came out.
+    """
+
+    state: str = "waiting"
+    done: int = 0
+    total: int = 0
+    message: str = ""
+    answer: Any = None
+    stop: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """For the page."""
+        names = ("state", "done", "total", "message", "answer")
+        return {name: getattr(self, name) for name in names}
+
+    def progress(self, done: int, total: int) -> None:
+        """Note the parts that are done."""
+        if self.stop.is_set():
+            raise _GivenUp
+        self.done, self.total = done, total
+
+
+class Jobs:
+    """A queue with one worker: a model answers one question at a time."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="voxelry-job")
+        self._numbers = itertools.count(1)
+        self._jobs: dict[int, Job] = {}
+
+    def start(self, work: Callable[[Progress], Any]) -> int:
+        """Queue work, which is called with what it tells its progress to; the job's number."""
+        number, job = next(self._numbers), Job()
+        self._jobs[number] = job
+        self._pool.submit(_run, job, work)
+        return number
+
+    def __getitem__(self, number: int) -> Job:
+        """The job of that number.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._jobs[number]
+
+    def cancel(self, number: int) -> None:
+        """Give a job up; one that is running ends with the part that it is at."""
+        self._jobs[number].stop.set()
+
+    def close(self) -> None:
+        """Give all jobs up and wait for the one that is running."""
+        for job in self._jobs.values():
+            job.stop.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run(job: Job, work: Callable[[Progress], Any]) -> None:
+    try:
+        job.progress(0, 0)
+        job.state = "running"
+        job.answer = work(job.progress)
+        job.state = "done"
+    except _GivenUp:
+        job.state = "cancelled"
+    except VoxelryError as error:
+        job.message, job.state = str(error), "failed"
+    except Exception:  # whatever it was, the page must not wait for ever
+        log.exception("a prediction failed")
+        job.message, job.state = "an error of the program; its log has more", "failed"

@@ -1,0 +1,185 @@
+"""What a page works on: the images that were named, a model, and the answers so far."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from voxelry.bundle.model import Model
+from voxelry.core.errors import SettingError
+from voxelry.core.option import Option
+from voxelry.data.layouts.files import case_name
+from voxelry.io import open_image
+from voxelry.io.images.record import ImageFile
+from voxelry.serve.answers import Answer, best_format
+from voxelry.serve.jobs import Jobs, Progress
+from voxelry.serve.volumes import MOST_VOXELS, shown, thinning
+
+__all__ = ["Session"]
+
+_TYPED = (str, int, float)
+
+
+class Session:
+    """The state behind a page; a reload finds it again.
+
+    Args:
+        images: what can be looked at. The page names them by their number alone, so no other file can be asked for.
+        model: that answers; None: the images are only looked at.
+        out: folder that answers are saved in.
+        reading: options for the images' reader.
+        most: voxels that are shown of an image.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        model: Model | None,
+        out: Path,
+        reading: Mapping[str, Any] | None = None,
+        most: int = MOST_VOXELS,
+    ):
+        self.images = list(images)
+        self.model = model
+        self.out = out
+        self.jobs = Jobs()
+        self.answers: dict[int, Answer] = {}
+        self._reading = dict(reading or {})
+        self._most = most
+        self._folder = tempfile.TemporaryDirectory(prefix="voxelry-view-")
+
+    def close(self) -> None:
+        """Give up what is running and remove what wasn't saved."""
+        self.jobs.close()
+        self._folder.cleanup()
+
+    def record(self) -> dict[str, Any]:
+        """Images, task and what a prediction can be asked for."""
+        recipe = None if self.model is None else self.model.recipe
+        return {
+            "cases": [{"id": number, "name": case_name(path)} for number, path in enumerate(self.images)],
+            "task": None if recipe is None else recipe.name,
+            "needed": None if recipe is None else recipe.needed,
+            "options": [] if recipe is None else [_described(option) for option in _asked(recipe)],
+            "answers": {str(number): answer.record() for number, answer in self.answers.items()},
+            "out": str(self.out),
+        }
+
+    def header(self, case: int) -> dict[str, Any]:
+        """What an image is, and how much of it is shown.
+
+        Raises:
+            FileError: it can't be read.
+        """
+        image = self._open(case)
+        space = image.space
+        return {
+            "name": case_name(self.images[case]),
+            "format": image.format,
+            "shape": list(image.shape),
+            "spacing": list(space.spacing),
+            "affine": space.affine.tolist(),
+            "oriented": image.has_orientation,
+            "every": list(thinning(image, self._most)),
+        }
+
+    def volume(self, case: int) -> Path:
+        """An image as NIfTI for the page, made once.
+
+        Raises:
+            FileError: it can't be read.
+        """
+        path = Path(self._folder.name) / f"image_{case}.nii"
+        return path if path.exists() else shown(self._open(case), path, self._most)
+
+    def overlay(self, case: int, name: str) -> Path:
+        """A file of an answer as the page can show it: images as NIfTI, all others as they are.
+
+        Raises:
+            SettingError: there is no such file.
+        """
+        file = self.answer(case).file(name)
+        kinds = {entry["name"]: entry["kind"] for entry in self.answer(case).record()["files"]}
+        if kinds[name] not in ("labels", "image"):
+            return file
+        return shown(open_image(file), Path(self._folder.name) / f"answer_{case}_{name}.nii", self._most)
+
+    def answer(self, case: int) -> Answer:
+        """The newest answer for an image.
+
+        Raises:
+            SettingError: there is none.
+        """
+        if case not in self.answers:
+            raise SettingError(f"answer: expected a prediction for image {case} first")
+        return self.answers[case]
+
+    def predict(self, case: int, asked: Mapping[str, Any]) -> int:
+        """Queue a prediction; the number of the job, whose answer is `Answer.record`.
+
+        Args:
+            asked: options by name, each as it is typed on the command line: a text or number, or a list of them where
+                an option may be repeated.
+
+        Raises:
+            SettingError: no model, an unknown option, or a value of another form.
+        """
+        if self.model is None:
+            raise SettingError("model: expected voxelry view --model BUNDLE, to predict with")
+        model, path = self.model, self.images[case]
+        options = {**self._reading, **_values(_asked(model.recipe), asked)}
+        model.recipe.split(options)
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+
+        def work(progress: Progress) -> dict[str, Any]:
+            format = best_format(model.recipe.formats)
+            model.recipe.predict_file(model, path, folder, format=format, options=options, progress=progress)
+            self.answers[case] = Answer(folder, case_name(path), self._open(case).space)
+            return self.answers[case].record()
+
+        return self.jobs.start(work)
+
+    def save(self, case: int) -> list[Path]:
+        """Copy the newest answer for an image into `out`.
+
+        Raises:
+            SettingError: there is none.
+            FileError: the folder can't be written.
+        """
+        return self.answer(case).save(self.out)
+
+    def _open(self, case: int) -> ImageFile:
+        path = self.images[case]
+        reading = self._reading if self.model is None else self.model.reading(path, self._reading)
+        return open_image(path, **reading)
+
+
+def _asked(recipe: Any) -> list[Option]:
+    """The options of a task that a page may ask for: those that name no file."""
+    return [option for option in recipe.options if option.type in _TYPED]
+
+
+def _described(option: Option) -> dict[str, Any]:
+    return {"name": option.name, "type": option.type.__name__, "help": option.help, "repeated": option.repeated}
+
+
+def _values(options: Sequence[Option], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for as a prediction takes it."""
+    known = {option.name: option for option in options}
+    found: dict[str, Any] = {}
+    for name, value in asked.items():
+        option = known.get(name)
+        if option is None:
+            raise SettingError(f"{name}: expected one of {', '.join(known) or 'nothing, this task has no options'}")
+        many = value if isinstance(value, list) else [value]
+        try:
+            typed = [option.type(one) for one in many]
+        except (TypeError, ValueError):
+            raise SettingError(f"{name}: expected {option.type.__name__}, got {value!r}") from None
+        own = typed if option.repeated else typed[0] if len(typed) == 1 else None
+        if own is None:
+            raise SettingError(f"{name}: expected one value, got {value!r}")
+        found[name] = own if option.read is None else option.read(own)
+    return found

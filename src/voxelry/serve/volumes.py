@@ -1,0 +1,73 @@
+"""Images as a browser can show them: NIfTI in numbers that it knows, thinned where there are too many."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+from pathlib import Path
+
+import numpy as np
+
+from voxelry.core.space import Space
+from voxelry.io import write_image
+from voxelry.io.images.record import ImageFile
+
+__all__ = ["MOST_VOXELS", "shown", "thinning"]
+
+MOST_VOXELS = 1 << 26
+_SLAB = 1 << 27  # voxels that are read at once
+_TYPES = ("u1", "i2", "u2", "i4", "f4")  # that browsers' viewers know
+
+
+def thinning(image: ImageFile, most: int = MOST_VOXELS) -> tuple[int, ...]:
+    """Every how many voxels of each axis are shown, so that there are at most `most` in all."""
+    shape = np.array(image.space.shape)
+    steps = np.ones(len(shape), dtype=int)
+    while image.channels * prod((-(-shape // steps)).tolist()) > most:
+        finest = np.argmin(np.where(shape > steps, steps * np.array(image.space.spacing), np.inf))
+        steps[finest] += 1
+    return tuple(steps.tolist())
+
+
+def shown(image: ImageFile, path: Path, most: int = MOST_VOXELS) -> Path:
+    """Write an image for a browser, at the places in the world where its voxels are.
+
+    Args:
+        image: of any format.
+        path: the file to write, `.nii`.
+        most: voxels to show; of larger images every few along each axis, the finest first.
+
+    Raises:
+        FileError: the image can't be read.
+    """
+    steps = thinning(image, most)
+    array = _strided(image, steps)
+    affine = image.space.affine.copy()
+    affine[:, : image.space.ndim] *= steps
+    return write_image(path, _known(array), Space(array.shape[1:], affine))
+
+
+def _strided(image: ImageFile, steps: tuple[int, ...]) -> np.ndarray:
+    """Every so many voxels, read slab by slab."""
+    first, *rest = image.space.shape
+    thick = max(1, _SLAB // (image.channels * prod(rest)) // steps[0]) * steps[0]
+    every = (slice(None), *(slice(None, None, step) for step in steps))
+    slabs = [
+        image.read([slice(start, min(start + thick, first)), *(slice(0, size) for size in rest)])[every]
+        for start in range(0, ceil(first / thick) * thick, thick)
+    ]
+    return slabs[0] if len(slabs) == 1 else np.concatenate(slabs, axis=1)
+
+
+def _known(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a type that viewers know: unchanged, the next larger of whole numbers, or float32."""
+    for name in _TYPES:
+        if np.can_cast(array.dtype, name, "safe"):
+            return array.astype(name, copy=False)
+    if (
+        array.dtype.kind in "iu"
+        and array.size
+        and np.iinfo("i4").min <= array.min()
+        and array.max() <= np.iinfo("i4").max
+    ):
+        return array.astype("i4")
+    return array.astype("f4")

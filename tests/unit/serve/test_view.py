@@ -1,0 +1,263 @@
+"""The server of the page: what it shows, predicts, corrects and saves, and whom it refuses."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("starlette", reason="starlette is not installed (pip install 'voxelry[view]')")
+from starlette.testclient import TestClient
+
+from voxelry.bundle.bundle import write_bundle
+from voxelry.bundle.model import load
+from voxelry.core.errors import FileError, SettingError
+from voxelry.core.space import Space
+from voxelry.data.preprocess import Preprocess
+from voxelry.io import open_image, read_image, read_landmarks, write_image
+from voxelry.models.unet import UNet
+from voxelry.serve.app import make_app
+from voxelry.serve.jobs import Jobs
+from voxelry.serve.session import Session
+from voxelry.serve.volumes import shown, thinning
+from voxelry.tasks.landmarks import LandmarkTask
+
+TOKEN, HOST = "a secret", "http://127.0.0.1:8000"
+OBLIQUE = np.array([[0.0, 0.2, -0.9, 5.0], [0.1, 1.1, 0.2, -7.0], [3.0, 0.0, 0.1, 40.0], [0, 0, 0, 1]])
+"""Thick slices, tilted."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    network = UNet(ndim=3, in_channels=1, out_channels=2, width=4, multipliers=[1, 2], groups=2, attention="none",
+                   middle_attention="none")  # fmt: skip
+    task = LandmarkTask(network, landmark_names=["left", "right"], num_landmarks=2)
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    return load(write_bundle(folder, task, Preprocess(), record={}, card="a card"))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    array = np.random.default_rng(0).integers(0, 500, (1, 8, 12, 16)).astype(np.int16)
+    return write_image(tmp_path_factory.mktemp("scan") / "scan.nii.gz", array, Space(array.shape[1:], OBLIQUE))
+
+
+@pytest.fixture
+def page(tmp_path):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    (folder / "index.html").write_text("<title>voxelry</title>")
+    return folder
+
+
+@pytest.fixture
+def session(image, model, tmp_path):
+    session = Session([image], model, tmp_path / "answers")
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def client(session, page):
+    return TestClient(make_app(session, TOKEN, page), base_url=HOST, cookies={"voxelry": TOKEN})
+
+
+def finished(client, number):
+    while True:
+        job = client.get(f"/api/jobs/{number}").json()
+        if job["state"] not in ("waiting", "running"):
+            return job
+        time.sleep(0.01)
+
+
+class TestAccess:
+    @pytest.fixture
+    def stranger(self, session, page):
+        return TestClient(make_app(session, TOKEN, page), base_url=HOST)
+
+    def test_the_token_of_the_address_opens_the_page_and_is_kept_from_scripts(self, stranger):
+        assert stranger.get("/").status_code == stranger.get("/api/state").status_code == 401
+        assert stranger.get("/?token=another").status_code == 401
+        answer = stranger.get(f"/?token={TOKEN.replace(' ', '%20')}")
+        assert "voxelry" in answer.text
+        assert "HttpOnly" in answer.headers["set-cookie"]
+        assert "SameSite=Strict" in answer.headers["set-cookie"]
+
+    @pytest.mark.parametrize(
+        ("headers", "status"),
+        [
+            ({"host": "evil.example"}, 403),  # a name that leads here
+            ({"host": "127.0.0.1.evil.example:8000"}, 403),
+            ({"origin": "http://evil.example"}, 403),
+            ({"origin": "http://127.0.0.1:1"}, 403),  # another server of this machine
+            ({"origin": "null"}, 403),
+            ({"origin": HOST}, 200),
+            ({"host": "localhost:8000"}, 200),
+        ],
+    )
+    def test_only_this_servers_own_page_may_ask(self, client, headers, status):
+        assert client.get("/api/state", headers=headers).status_code == status
+
+    @pytest.mark.parametrize("path", ["/../app.py", "/%2e%2e/app.py", "/..%2fapp.py", "/api/cases/0/files/..%2f..%2fx"])
+    def test_nothing_beside_what_was_named_is_given(self, client, path):
+        assert client.get(path).status_code in (400, 404)
+
+    def test_links_out_of_the_page_are_not_followed(self, client, page, tmp_path):
+        (tmp_path / "secret").write_text("mine")
+        (page / "link").symlink_to(tmp_path / "secret")
+        assert client.get("/link").status_code == 404
+
+    def test_much_is_refused_before_it_is_read(self, client):
+        assert client.post("/api/cases/0/predict", content=b"0" * (2 << 20)).status_code == 413
+        many = client.post("/api/cases/0/predict", content=iter([b"{", b"}"]))
+        assert many.status_code == 413
+
+
+class TestShown:
+    def test_a_voxel_lies_where_it_lies_in_the_file(self, client, image, tmp_path):
+        (tmp_path / "got.nii").write_bytes(client.get("/api/cases/0/image.nii").content)
+        got, given = read_image(tmp_path / "got.nii"), read_image(image)
+        np.testing.assert_array_equal(got.array, given.array)
+        assert got.space.is_close(given.space, 1e-6)
+
+    @pytest.mark.parametrize("most", [200, 40])
+    def test_large_images_are_thinned_where_they_are_finest(self, image, tmp_path, most):
+        file = open_image(image)
+        steps = thinning(file, most)
+        assert steps[0] <= min(steps[1:])  # the thick axis
+        path = shown(file, tmp_path / "thin.nii", most)
+        thin, whole = read_image(path), read_image(image)
+        assert thin.array.size <= most
+        np.testing.assert_array_equal(
+            thin.array, whole.array[(slice(None), *(slice(None, None, step) for step in steps))]
+        )
+        corner = np.array([1.0, 1.0, 1.0])
+        np.testing.assert_allclose(thin.space.to_world(corner), whole.space.to_world(corner * steps), atol=1e-4)
+
+    @pytest.mark.parametrize(
+        ("given", "kept"),
+        [
+            ("u1", "u1"),
+            ("i1", "i2"),
+            ("u2", "u2"),
+            ("u4", "i4"),
+            ("u8", "i4"),
+            ("i8", "i4"),
+            ("f8", "f4"),
+            ("f2", "f4"),
+        ],
+    )
+    def test_numbers_are_of_a_type_that_viewers_know(self, tmp_path, given, kept):
+        array = np.arange(8).reshape(1, 2, 2, 2).astype(given)
+        path = write_image(tmp_path / "image.npy", array, Space.from_spacing((2, 2, 2)))
+        got = read_image(shown(open_image(path, spacing=1), tmp_path / "shown.nii"))
+        assert got.array.dtype == kept
+        np.testing.assert_array_equal(got.array, array)
+
+    def test_a_header_says_what_the_file_is(self, client):
+        header = client.get("/api/cases/0").json()
+        assert header["shape"] == [1, 8, 12, 16]
+        assert header["every"] == [1, 1, 1]
+        np.testing.assert_allclose(header["affine"], OBLIQUE, atol=1e-5)
+        assert client.get("/api/cases/1").status_code == 400
+
+
+class TestAnswers:
+    def test_a_prediction_is_that_of_the_command_and_a_moved_point_is_saved_where_it_was_put(
+        self, client, session, model, image, tmp_path
+    ):
+        job = finished(client, client.post("/api/cases/0/predict", json={}).json()["job"])
+        assert job["state"] == "done", job["message"]
+        points = job["answer"]["points"]
+        expected = model.predict(image)
+        assert [point["name"] for point in points] == ["left", "right"]
+        np.testing.assert_allclose([point["position"] for point in points], expected.world, atol=1e-6)
+        assert client.get("/api/state").json()["answers"]["0"]["points"] == points  # a reload finds it
+        x, y, z = points[0]["position"]
+        moved = [x + 3.0, y, z - 4.0]
+        put = client.put("/api/cases/0/points", json=[{"index": 0, "position": moved}, {"index": 1, "position": None}])
+        assert put.status_code == 200
+        saved = client.post("/api/cases/0/save").json()
+        found = read_landmarks(tmp_path / "answers" / saved["files"][0])
+        assert np.linalg.norm(found.world[0] - expected.world[0]) == pytest.approx(5.0, abs=1e-6)
+        assert np.isnan(found.world[1]).all()
+        np.testing.assert_allclose(found.extras["uncertainty_mm"], expected.uncertainty_mm, rtol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("points", "message"),
+        [
+            ([{"index": 2, "position": None}], "index: expected a number from 0 to 1, got 2"),
+            ([{"index": 0, "position": [1, 2]}], "left: expected three numbers in mm or null"),
+            ([{"index": 0, "position": [1, 2, "x"]}], "left: expected three numbers"),
+            ([{"index": 0, "position": [1, 2, 1e999]}], "left: expected three numbers"),
+            ({}, "body: expected a JSON list"),
+        ],
+    )
+    def test_no_point_goes_nowhere(self, client, points, message):
+        finished(client, client.post("/api/cases/0/predict", json={}).json()["job"])
+        before = client.get("/api/state").json()["answers"]
+        refused = client.put("/api/cases/0/points", content=json.dumps(points))
+        assert refused.status_code == 400
+        assert message in refused.text
+        assert client.get("/api/state").json()["answers"] == before
+
+    def test_what_the_task_does_not_know_is_refused_in_a_line(self, client):
+        refused = client.post("/api/cases/0/predict", json={"click": ["1,2,3"]})
+        assert refused.status_code == 400
+        assert refused.text.startswith("click: expected ")
+        assert "\n" not in refused.text
+        assert client.put("/api/cases/0/points", json=[]).text.startswith("answer: expected a prediction")
+        assert client.get("/api/jobs/99").status_code == 404
+
+    def test_without_a_model_images_are_looked_at(self, image, page, tmp_path):
+        session = Session([image], None, tmp_path)
+        client = TestClient(make_app(session, TOKEN, page), base_url=HOST, cookies={"voxelry": TOKEN})
+        assert client.get("/api/state").json()["task"] is None
+        assert client.get("/api/cases/0/image.nii").status_code == 200
+        assert "voxelry view --model" in client.post("/api/cases/0/predict", json={}).text
+        session.close()
+
+
+class TestJobs:
+    @pytest.fixture
+    def jobs(self):
+        jobs = Jobs()
+        yield jobs
+        jobs.close()
+
+    def test_one_at_a_time_and_the_next_goes_on_after_a_failure(self, jobs):
+        def fails(progress):
+            raise FileError("scan.nii", "is broken")
+
+        first, second = jobs.start(fails), jobs.start(lambda progress: progress(2, 2) or "found")
+        while jobs[second].state in ("waiting", "running"):
+            time.sleep(0.001)
+        assert (jobs[first].state, jobs[first].message) == ("failed", "scan.nii: is broken")
+        assert (jobs[second].state, jobs[second].answer, jobs[second].done) == ("done", "found", 2)
+
+    def test_a_job_is_given_up_at_its_next_part(self, jobs):
+        def endless(progress):
+            while True:
+                progress(1, 2)
+                time.sleep(0.001)
+
+        number = jobs.start(endless)
+        jobs.cancel(number)
+        while jobs[number].state in ("waiting", "running"):
+            time.sleep(0.001)
+        assert jobs[number].state == "cancelled"
+
+    def test_what_nobody_expected_ends_the_job_and_is_logged(self, jobs, caplog):
+        number = jobs.start(lambda progress: 1 / 0)
+        while jobs[number].state in ("waiting", "running"):
+            time.sleep(0.001)
+        assert jobs[number].state == "failed"
+        assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_port_and_a_page_are_needed(monkeypatch, tmp_path):
+    from voxelry.serve import run
+
+    monkeypatch.setattr(run, "PAGE", tmp_path)
+    with pytest.raises(SettingError, match="make page"):
+        run.serve([], None, tmp_path, port=0, open_browser=False)
