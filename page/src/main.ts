@@ -11,16 +11,21 @@ const VIEWS: Record<string, SLICE_TYPE> = {
   All: SLICE_TYPE.MULTIPLANAR, Axial: SLICE_TYPE.AXIAL, Coronal: SLICE_TYPE.CORONAL, Sagittal: SLICE_TYPE.SAGITTAL, '3-D': SLICE_TYPE.RENDER,
 }
 const WAIT = 250 // ms between looks at a job
+const MICROSCOPIC = 0.05 // mm, below which lengths are said in µm
 
 let state: State
 let current = -1
 let clicks: number[][] = []
 let chosen: number | null = null
 let job: number | null = null
+let unit: 'mm' | 'µm' = 'mm'
 const scene = new Scene(({ mm, vox, value }) => {
-  const [at, index] = [mm, vox].map((values, place) => values.map((one) => one.toFixed(place ? 0 : 1)).join(', '))
-  element('place').textContent = `${at} mm   [${index}]   ${Number(value.toPrecision(6))}`
+  const index = vox.map((one) => one.toFixed(0)).join(', ')
+  element('place').textContent = `${lengths(mm)} ${unit}   [${index}]   ${Number(value.toPrecision(6))}`
 })
+
+/** Lengths in mm in the unit of the image that is shown. */
+const lengths = (mm: number[]) => mm.map((one) => (unit === 'mm' ? one : 1000 * one).toFixed(1)).join(', ')
 
 function say(text: string, fault = false): void {
   const message = element('message')
@@ -53,10 +58,11 @@ async function open(id: number): Promise<void> {
   say('')
   listCases()
   const header = await server.header(id)
+  unit = Math.max(...header.spacing) < MICROSCOPIC ? 'µm' : 'mm'
   await scene.show(server.image(id), header.name)
   const thinned = header.every.some((step) => step > 1) ? `, every ${header.every.join(' x ')} voxels shown` : ''
-  const spacing = header.spacing.map((step) => Number(step.toPrecision(3))).join(' x ')
-  element('header').textContent = `${header.format}, ${header.shape.slice(1).join(' x ')}, ${spacing} mm${thinned}`
+  const spacing = header.spacing.map((step) => Number((unit === 'mm' ? step : 1000 * step).toPrecision(3))).join(' x ')
+  element('header').textContent = `${header.format}, ${header.shape.slice(1).join(' x ')}, ${spacing} ${unit}${thinned}`
   setWindow('automatic')
   showClicks()
   await show(state.answers[id] ?? null)
@@ -87,8 +93,8 @@ function optionField({ name, type, help }: Option): HTMLElement {
 function showClicks(): void {
   const line = element('clicks')
   line.hidden = state?.needed !== 'click'
-  const text = clicks.map((click) => click.map((one) => one.toFixed(1)).join(', ')).join('; ')
-  line.textContent = clicks.length ? `clicks: ${text} mm` : 'Put the crosshair into the organ, then Predict. Shift adds a click.'
+  const text = clicks.map(lengths).join('; ')
+  line.textContent = clicks.length ? `clicks: ${text} ${unit}` : 'Put the crosshair into the organ, then Predict. Shift adds a click.'
 }
 
 function askedFor(): Record<string, unknown> {
@@ -186,7 +192,7 @@ function showPoints(answer: Answer): void {
   const rows = answer.points.map(({ name, position, radius }, index) => {
     const row = document.createElement('tr')
     row.classList.toggle('chosen', index === chosen)
-    const cells = [name, position ? position.map((one) => one.toFixed(1)).join(', ') : 'absent', radius === null ? '' : `± ${radius.toFixed(1)}`]
+    const cells = [name, position ? lengths(position) : 'absent', radius === null ? '' : `± ${lengths([radius])}`]
     for (const text of cells) row.insertCell().textContent = text
     row.onclick = () => {
       chosen = index
@@ -194,8 +200,8 @@ function showPoints(answer: Answer): void {
       showPoints(answer)
     }
     const tools = row.insertCell()
-    tools.append(tool('⌖', `move ${name} to the crosshair`, answer, index, () => scene.place?.mm ?? null))
-    tools.append(tool('✕', `${name} is absent`, answer, index, () => null))
+    tools.append(tool('move', `move ${name} to the crosshair`, answer, index, () => scene.place?.mm ?? null))
+    tools.append(tool('absent', `${name} is absent`, answer, index, () => null))
     return row
   })
   element('points').replaceChildren(...rows)

@@ -16,11 +16,14 @@ export class Scene {
   constructor(onPlace: (place: Place) => void) {
     this.nv = new Niivue({
       backColor: [0, 0, 0, 1],
-      crosshairWidth: 1,
+      crosshairWidth: 0.2,
+      crosshairWidthUnit: 'percent',
+      crosshairGap: 2,
       show3Dcrosshair: true,
       meshXRay: 0.3,
       meshThicknessOn2D: 1,
       isColorbar: false,
+      showLegend: false,
       loadingText: '',
       dragAndDropEnabled: false,
     })
@@ -84,7 +87,7 @@ export class Scene {
     const nodes = points.flatMap(({ name, position }, index) =>
       position ? [{ name, x: position[0], y: position[1], z: position[2], colorValue: index === chosen ? 2 : 1, sizeValue: 1 }] : [])
     if (nodes.length) {
-      const size = Math.max(0.5, 0.01 * Math.max(...this.extent()))
+      const size = 0.01 * Math.max(...this.extent())
       this.marks = this.nv.loadConnectomeAsMesh({
         name: 'points', nodeColormap: 'warm', nodeColormapNegative: 'winter', nodeMinColor: 0, nodeMaxColor: 2,
         nodeScale: size, edgeColormap: 'warm', edgeColormapNegative: 'winter', edgeMin: 0, edgeMax: 1, edgeScale: 1,
