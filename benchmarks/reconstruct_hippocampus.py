@@ -318,7 +318,7 @@ def two_stages(arguments: argparse.Namespace, training_cases: list[Case], test_c
     described = {name: value for name, value in keywords(model).items() if not name.startswith("_")}
     network = TwoStageNet(**{**described, **SHARED, "image_size": arguments.image_size})
     network.load_state_dict(compact.network.state_dict(), strict=False)
-    own = {**compact.settings(), **settings, "samples": arguments.samples, "autoencoder_share": 0.35, "draws": 1}
+    own = {**compact.settings(), **settings, "samples": arguments.samples, "autoencoder_share": 0.5, "draws": 1}
     own |= {"stages": ["structure", "surface"], "curriculum_batches": 100}
     task = ReconstructTwoStageTask(network, **own)
     arguments.grid, arguments.batch = network.grid, 2

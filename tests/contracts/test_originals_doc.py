@@ -27,7 +27,7 @@ CONFIGS = Path(voxelry.configs.__file__).parent
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")
 EXPERIMENTS = {
     "## Fast-DDPM, and its plan": ["translate_3d", "translate_3d model=fast_ddpm"],
-    "## Organs from one slice": ["reconstruct_3d", "reconstruct_flow_3d"],
+    "## Organs from one slice": ["reconstruct_3d", "reconstruct_flow_3d", "reconstruct_sam3d_3d"],
     "## Instances in light-sheet": ["segment_3d"],
 }
 
