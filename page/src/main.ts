@@ -60,7 +60,9 @@ async function open(id: number): Promise<void> {
   const header = await server.header(id)
   unit = Math.max(...header.spacing) < MICROSCOPIC ? 'µm' : 'mm'
   await scene.show(server.image(id), header.name)
-  const thinned = header.every.some((step) => step > 1) ? `, every ${header.every.join(' x ')} voxels shown` : ''
+  const level = header.shown.join(' x ')
+  const coarse = level === header.shape.slice(1).join(' x ') ? '' : `, shown at ${level}`
+  const thinned = coarse + (header.every.some((step) => step > 1) ? `, every ${header.every.join(' x ')} voxels shown` : '')
   const spacing = header.spacing.map((step) => Number((unit === 'mm' ? step : 1000 * step).toPrecision(3))).join(' x ')
   element('header').textContent = `${header.format}, ${header.shape.slice(1).join(' x ')}, ${spacing} ${unit}${thinned}`
   setWindow('automatic')

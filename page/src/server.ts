@@ -12,7 +12,7 @@ export interface State {
   answers: Record<string, Answer>
   out: string
 }
-export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; every: number[] }
+export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; shown: number[]; every: number[] }
 export interface Job { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; message: string; answer: Answer | null }
 
 async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T> {

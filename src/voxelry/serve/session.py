@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ class Session:
             "spacing": list(space.spacing),
             "affine": space.affine.tolist(),
             "oriented": image.has_orientation,
-            "every": list(thinning(image, self._most)),
+            "shown": list(self._shown(case).space.shape),
+            "every": list(thinning(self._shown(case), self._most)),
         }
 
     def volume(self, case: int) -> Path:
@@ -92,7 +94,7 @@ class Session:
             FileError: it can't be read.
         """
         path = Path(self._folder.name) / f"image_{case}.nii"
-        return path if path.exists() else shown(self._open(case), path, self._most)
+        return path if path.exists() else shown(self._shown(case), path, self._most)
 
     def overlay(self, case: int, name: str) -> Path:
         """A file of an answer as the page can show it: images as NIfTI, all others as they are.
@@ -150,10 +152,19 @@ class Session:
         """
         return self.answer(case).save(self.out)
 
-    def _open(self, case: int) -> ImageFile:
+    def _shown(self, case: int) -> ImageFile:
+        """The image, or of a pyramid the finest level that can be shown whole, else its coarsest."""
+        image = self._open(case)
+        for level in image.metadata.get("levels", ())[1:]:
+            if prod(image.shape) <= self._most or "dataset" in self._reading:
+                break
+            image = self._open(case, dataset=level)
+        return image
+
+    def _open(self, case: int, **further: Any) -> ImageFile:
         path = self.images[case]
         reading = self._reading if self.model is None else self.model.reading(path, self._reading)
-        return open_image(path, **reading)
+        return open_image(path, **{**reading, **further})
 
 
 def _asked(recipe: Any) -> list[Option]:

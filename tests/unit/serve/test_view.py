@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import zarr
 
 pytest.importorskip("starlette", reason="starlette is not installed (pip install 'voxelry[view]')")
 from starlette.testclient import TestClient
@@ -153,6 +154,29 @@ class TestShown:
         got = read_image(shown(open_image(path, spacing=1), tmp_path / "shown.nii"))
         assert got.array.dtype == kept
         np.testing.assert_array_equal(got.array, array)
+
+    def test_of_a_pyramid_the_finest_level_that_is_small_enough_is_shown(self, tmp_path):
+        array = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(1, 4, 8, 8)
+        path = write_image(tmp_path / "pyramid.ome.zarr", array, Space.from_spacing(array.shape[1:], [2.0, 0.5, 0.5]))
+        group = zarr.open_group(path, mode="r+")
+        document = dict(group.attrs["ome"])
+        levels = document["multiscales"][0]["datasets"]
+        for factor in (2, 4):
+            coarse = array[..., ::factor, ::factor]
+            group.create_array(str(factor), data=coarse.reshape(coarse.shape[-group[levels[0]["path"]].ndim :]))
+            level = json.loads(json.dumps(levels[0])) | {"path": str(factor)}
+            scale = next(one for one in level["coordinateTransformations"] if one["type"] == "scale")["scale"]
+            scale[-2:] = [scale[-2] * factor, scale[-1] * factor]
+            levels.append(level)
+        group.attrs["ome"] = document
+        session = Session([path], None, tmp_path / "out", most=4 * 4 * 4)
+        header = session.header(0)
+        assert header["shape"] == [1, 4, 8, 8]
+        assert (header["shown"], header["every"]) == ([4, 4, 4], [1, 1, 1])
+        got = read_image(session.volume(0))
+        np.testing.assert_array_equal(got.array, array[..., ::2, ::2])
+        assert got.space.spacing == pytest.approx((2.0, 1.0, 1.0), rel=1e-5)
+        session.close()
 
     def test_a_header_says_what_the_file_is(self, client):
         header = client.get("/api/cases/0").json()

@@ -8,7 +8,7 @@ these say their direction. Our files carry the whole affine as well, as attribut
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -65,7 +65,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     lengths = Lengths(path)
     place = _geometry(path, node, len(shape), lengths, ndim=ndim, channel_axis=channel_axis)
     order = order_axes(path, shape, place.letters, ndim=ndim, channel_axis=channel_axis)
-    affine = _own_affine(path, node, place.letters, order)
+    affine = _own_affine(path, node, place, order, lengths)
     stack = np.array([0.0, 0.0, 1.0])  # of channels read as a volume
     steps = {axis: place.steps.get(axis, stack) for axis in order.spatial}
     image = ImageFile(
@@ -257,9 +257,7 @@ def _geometry(
     path: Path, node: _Node, rank: int, lengths: Lengths, *, ndim: int | None, channel_axis: int | None
 ) -> Geometry:
     if node.multiscale is not None:
-        level = _level(node)
-        arrays = partial(_parameters, path, node.group)
-        return level_geometry(path, node.multiscale, level, rank, arrays=arrays, lengths=lengths)
+        return _geometry_of(path, node, _level(node), rank, lengths)
     names = node.names if len(node.names) == rank else [None] * rank
     letters = named_axes(path, names, ndim=ndim, channel_axis=channel_axis)
     spatial = [axis for axis, letter in enumerate(letters) if letter in "zyx"]
@@ -274,6 +272,12 @@ def _geometry(
             steps = np.ones(len(spatial))
     world = {axis: step * np.eye(3)["xyz".index(letters[axis])] for axis, step in zip(spatial, steps, strict=True)}
     return Geometry(letters, world, np.zeros(3), oriented=False)
+
+
+def _geometry_of(path: Path, node: _Node, level: Mapping[str, Any], rank: int, lengths: Lengths) -> Geometry:
+    assert node.multiscale is not None
+    arrays = partial(_parameters, path, node.group)
+    return level_geometry(path, node.multiscale, level, rank, arrays=arrays, lengths=lengths)
 
 
 def _level(node: _Node) -> dict[str, Any]:
@@ -294,17 +298,30 @@ def _parameters(path: Path, group: Path, inside: str) -> np.ndarray:
     return read(tuple(slice(0, size) for size in shape))
 
 
-def _own_affine(path: Path, node: _Node, axes: str, order: AxisOrder) -> np.ndarray | None:
+def _own_affine(path: Path, node: _Node, place: Geometry, order: AxisOrder, lengths: Lengths) -> np.ndarray | None:
+    """The affine of our own note, which is that of the first level."""
     note = node.own.get("voxelry", {}).get("affine") if isinstance(node.own.get("voxelry"), dict) else None
     if note is None:
         return None
     affine = np.asarray(note, dtype=np.float64)
-    spatial = [axis for axis, letter in enumerate(axes) if letter in "zyx"]
+    spatial = [axis for axis, letter in enumerate(place.letters) if letter in "zyx"]
     if affine.shape != (4, len(spatial) + 1) or not set(order.spatial) <= set(spatial):
         raise FileError(
             path, f"its attribute voxelry.affine has shape {affine.shape}, expected (4, {len(spatial) + 1})"
         )
+    first = None if node.multiscale is None else node.multiscale["datasets"][0]
+    if first is not None and first is not _level(node):
+        affine = affine @ _between(place, _geometry_of(path, node, first, len(place.letters), lengths), spatial)
     return affine[:, [*(spatial.index(axis) for axis in order.spatial), -1]]
+
+
+def _between(level: Geometry, first: Geometry, spatial: Sequence[int]) -> np.ndarray:
+    """From indices of a level to those of the first one, `(n + 1, n + 1)`."""
+    back = np.linalg.pinv(np.stack([first.steps[axis] for axis in spatial], axis=1))
+    matrix = np.eye(len(spatial) + 1)
+    matrix[:-1, :-1] = back @ np.stack([level.steps[axis] for axis in spatial], axis=1)
+    matrix[:-1, -1] = back @ (level.origin - first.origin)
+    return matrix
 
 
 def _metadata(node: _Node) -> dict[str, Any]:

@@ -224,3 +224,32 @@ def test_groups_without_images_are_no_choice(tmp_path):
     with pytest.raises(FileError, match=r"holds 2 images.*--option .dataset=.0.. elsewhere; there are 0, 1\)"):
         open_image(tmp_path / "a.zarr")
     np.testing.assert_allclose(affine(tmp_path / "a.zarr", dataset="1"), STRAIGHT)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_coarser_level_added_to_a_file_of_ours_lies_where_its_voxels_are(tmp_path, moved):
+    oblique = np.array([[0.1, 0.4, -0.9, 5.0], [0.0, 1.1, 0.3, -7.0], [3.0, 0.0, 0.2, 40.0], [0, 0, 0, 1]])
+    array = np.zeros((1, 3, 8, 8), np.uint16)
+    path = write_image(tmp_path / "image.ome.zarr", array, Space(array.shape[1:], oblique))
+    document = json.loads((path / "zarr.json").read_text())
+    levels = document["attributes"]["ome"]["multiscales"][0]["datasets"]
+    coarse = json.loads(json.dumps(levels[0])) | {"path": "coarse"}
+    scale = next(one for one in coarse["coordinateTransformations"] if one["type"] == "scale")["scale"]
+    shift = [0.0] * len(scale)
+    for axis in (-2, -1):  # the mean of two voxels lies between them
+        shift[axis] = 0.5 * scale[axis] if moved else 0.0
+        scale[axis] *= 2
+    others = [one for one in coarse["coordinateTransformations"] if one["type"] == "scale"]
+    coarse["coordinateTransformations"] = [*others, {"type": "translation", "translation": shift}]
+    whole = next((one["translation"] for one in levels[0]["coordinateTransformations"] if one["type"] == "translation"),
+                 [0.0] * len(scale))  # fmt: skip
+    shift[:] = [own + more for own, more in zip(whole, shift, strict=True)]
+    levels.append(coarse)
+    (path / "zarr.json").write_text(json.dumps(document))
+    put_array(path / "coarse", array[..., ::2, ::2].reshape((1, 3, 4, 4)[-len(scale) :]))
+    fine, found = open_image(path).space, open_image(path, dataset="coarse").space
+    place = np.array([2.0, 3.0, 1.0])
+    np.testing.assert_allclose(
+        found.to_world(place), fine.to_world(place * [1, 2, 2] + 0.5 * moved * np.array([0, 1, 1])), atol=1e-9
+    )
+    np.testing.assert_array_equal(fine.affine, oblique)
