@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.io import LandmarkSet, is_image, open_image, read_landmarks, write_landmarks
@@ -100,9 +101,15 @@ class Answer:
         write_landmarks(path, LandmarkSet(found.names, places, extras=found.extras), space=self.space)
 
     def save(self, folder: Path) -> list[Path]:
-        """Copy all files into a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        return [Path(shutil.copy2(path, folder / path.name)) for path in self.files]
+        """Copy all files into a folder, each whole or not at all.
+
+        Raises:
+            FileError: the folder can't be written.
+        """
+        for path in self.files:
+            with replacing(folder / path.name) as place:
+                shutil.copyfile(path, place)
+        return [folder / path.name for path in self.files]
 
     def _points_file(self) -> Path | None:
         return next((path for path in self.files if path.name.endswith(_POINTS)), None)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -232,6 +233,20 @@ class TestAnswers:
         assert "\n" not in refused.text
         assert client.put("/api/cases/0/points", json=[]).text.startswith("answer: expected a prediction")
         assert client.get("/api/jobs/99").status_code == 404
+
+    def test_a_save_that_fails_leaves_nothing_and_is_one_line(self, client, tmp_path):
+        finished(client, client.post("/api/cases/0/predict", json={}).json()["job"])
+        (tmp_path / "answers").write_text("a file where the folder should be")
+        refused = client.post("/api/cases/0/save")
+        assert refused.status_code == 400
+        assert "\n" not in refused.text
+        assert (tmp_path / "answers").read_text() == "a file where the folder should be"
+
+    def test_many_at_once_get_the_same(self, client):
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda _: client.get("/api/cases/0/image.nii"), range(200)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.content for answer in answers}) == 1
 
     def test_without_a_model_images_are_looked_at(self, image, page, tmp_path):
         session = Session([image], None, tmp_path)
