@@ -80,12 +80,15 @@ def grown(module):
     return {name for name, value in module.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0}
 
 
-def test_the_parts_learn_in_turn():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_parts_learn_in_turn(precision):
     torch.manual_seed(0)
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
     task = task_of(TwoStageNet(**SMALL), autoencoder_share=0.5, surface_items=2).train()
     network, batch = task.network, batch_of([0.2, 0.3])
     task.on_progress(0.0)
-    found = task.training_loss(batch)
+    with half:
+        found = task.training_loss(batch)
     found["loss"].backward()
     assert {"coded", "divergence", "surface_distance", "surface_regulariser", "overlap"} <= set(found)
     assert not grown(network.structure_flow) | grown(network.latent_flow)
@@ -93,13 +96,17 @@ def test_the_parts_learn_in_turn():
     assert grown(network.surface.encoder)
     task.zero_grad()
     task.on_progress(0.6)
-    found = task.training_loss(batch)
+    with half:
+        found = task.training_loss(batch)
     found["loss"].backward()
     assert {"flow", "surface_flow", "coded", "surface_distance"} <= set(found)
     assert not grown(network.structure.encoder) | grown(network.surface.encoder)
     for part in (network.structure_flow, network.latent_flow, network.surface.decoder, network.decoder):
         assert grown(part)
     assert network.seen.tolist() == [1, 1]
+    with half, torch.no_grad():
+        sampled = network.eval().sample(network.read(prompt()), network.noise(1), Generation(steps=1))
+    assert torch.isfinite(sampled.distances).all()
 
 
 def test_stages_learn_alone():

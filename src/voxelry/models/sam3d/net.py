@@ -134,7 +134,8 @@ class TwoStageNet(ShapeNet):
 
     A `ShapeNet` reads the prompt: its features lead both flows, and its answer is what they begin with. The first flow
     samples latents of the occupied cells, the second one latents of the surface at these; a decoder makes a mesh of
-    them, whose distances are the answer. Until a second stage was trained, or loaded, the first answers alone.
+    them, whose distances are the answer. Until a stage was trained, or
+    loaded, what is before it answers alone: the reader, or the first stage.
 
     Raises:
         SettingError: parts that don't fit together; or as those parts.
@@ -276,6 +277,8 @@ class TwoStageNet(ShapeNet):
             how: steps, sampler, guidance, of both stages.
             pose: whether the pose is sampled, too.
         """
+        if not int(self.structure.batches):
+            return Sampled(condition.output.sdf.expand(-1, len(noise), -1, -1, -1), {})
         batch, each = len(condition.tokens), []
         first: dict[str, Tensor] = {}
         for one in noise:
