@@ -16,6 +16,7 @@ from voxelry.core.settings import own_fields, settle
 from voxelry.core.space import Space
 from voxelry.diffusion.flow import expected_velocity
 from voxelry.diffusion.latents import Latents
+from voxelry.models.adapters.adapters import TARGETS
 from voxelry.models.sam3d.generate import TICKS, Generation, generate
 from voxelry.models.sam3d.image_tokens import ImageTokens
 from voxelry.models.sam3d.latent_flow import LatentFlow, LatentFlowSettings
@@ -42,7 +43,7 @@ SURFACE = "surface"
 FORGET = 0.03  # share of a batch in the running errors, once there are many
 POINT_SIZE = 64  # pixels per axis of pointmaps for the second stage
 LEAST_ERROR = 0.05  # of an estimated latent, in deviations of the latents
-CROSSED = r"blocks\.\d+\.(attention\.(qkv|out)(\.\w+)?|cross(\.\w+)?\.(q|kv|out)|mlp(\.\w+)?\.layers\.\d+)"
+LAYERS = r"blocks\.\d+\.(attention\.(qkv|out)(\.\w+)?|cross(\.\w+)?\.(q|kv|out)|mlp(\.\w+)?\.layers\.\d+)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +135,8 @@ class TwoStageNet(ShapeNet):
 
     A `ShapeNet` reads the prompt: its features lead both flows, and its answer is what they begin with. The first flow
     samples latents of the occupied cells, the second one latents of the surface at these; a decoder makes a mesh of
-    them, whose distances are the answer. Until a stage was trained, or
-    loaded, what is before it answers alone: the reader, or the first stage.
+    them, whose distances are the answer. Until a stage was trained, or loaded, what is before it answers alone: the
+    reader, or the first stage.
 
     Raises:
         SettingError: parts that don't fit together; or as those parts.
@@ -183,8 +184,8 @@ class TwoStageNet(ShapeNet):
     def adapter_targets(self) -> str:
         """Attention and linear layers of both flows and the mesh decoder, and those of the reader."""
         reader = super().adapter_targets
-        named = {"attention": r"(.*\.)?((attn|attention|cross)\.(qkv|kv|q|out|proj)|mlp\.\d+)"}.get(reader, reader)
-        return rf"(structure_flow|latent_flow|surface\.decoder)\.{CROSSED}|(encoder|decoder)\.({named})|.*points"
+        flows = rf"(structure_flow|latent_flow|surface\.decoder)\.{LAYERS}"
+        return rf"{flows}|(encoder|decoder)\.({TARGETS.get(reader, reader)})|.*points"
 
     def read(self, prompt: Prompt, tokens: Tensor | None = None, *, learn: bool = True) -> TwoStageCondition:
         """Everything that the flows need of a prompt.
