@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -121,6 +122,8 @@ def settle(arguments: Sequence[str]) -> list[str]:
     flags, settled, flag = [], [], ""
     # entries of one's own may lie there, which Hydra looks up
     elsewhere = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
+    if not elsewhere and _by_time(arguments):
+        arguments = [*arguments, "trainer.max_steps=null"]
     for argument in arguments:
         if argument.startswith("-") or flag in _WITH_VALUE:
             flags.append(argument)
@@ -128,6 +131,15 @@ def settle(arguments: Sequence[str]) -> list[str]:
             settled.append(_override(argument, elsewhere))
         flag = argument
     return [*flags, *settled]  # Hydra takes no flag between two overrides
+
+
+def _by_time(arguments: Sequence[str]) -> bool:
+    """Whether minutes are all that is said about the length of a training: its schedule ends with them then."""
+    values = {name.lstrip("+~"): value for name, _, value in (argument.partition("=") for argument in arguments)}
+    if values.get("trainer.max_minutes", "null") == "null" or {"trainer.max_steps", "trainer.max_epochs"} & {*values}:
+        return False
+    entry = groups()["trainer"].get(values.get("trainer", ""))
+    return entry is None or "max_steps" not in yaml.safe_load(entry.read_text(encoding="utf-8"))
 
 
 def _with_plan(arguments: Sequence[str]) -> list[str]:

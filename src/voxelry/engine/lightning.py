@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from voxelry.core.errors import VoxelryError
 from voxelry.data.sample import Batch
 from voxelry.engine.schedules import LearningRate
+from voxelry.engine.shortage import Portions
 from voxelry.engine.validations import ValidatedCases
 from voxelry.tasks.base import Row, Task
 
@@ -74,6 +75,7 @@ class TaskModule(pl.LightningModule):
         self.elapsed = 0.0
         self.rows: list[Row] = []
         self.history: list[dict[str, float]] = []
+        self.portions = Portions(self._losses)
         self._clock = 0.0
 
     def progress(self) -> float:
@@ -89,6 +91,7 @@ class TaskModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Start the clock."""
         self._clock = time.monotonic()
+        self.portions.fixed = self.trainer.world_size > 1
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch and set the learning rate."""
@@ -106,7 +109,7 @@ class TaskModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One batch's loss."""
-        losses = self.task.training_loss(batch)
+        losses = self.portions.first(batch)
         loss, shared = losses["loss"], self._shared(losses)
         if not torch.isfinite(shared["loss"]):
             raise DivergedError(
@@ -120,7 +123,18 @@ class TaskModule(pl.LightningModule):
         logged["step"] = torch.tensor(float(self.trainer.global_step))  # Lightning's own count is off in resumed runs
         self.log_dict(logged, batch_size=len(batch), prog_bar=False)
         self.log("loss", shared["loss"], batch_size=len(batch), prog_bar=True, logger=False)
-        return loss
+        return loss * self.portions.weight
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch or a part of it, in the precision of the run."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.task.training_loss(batch)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Gradients of a batch, also where it is learned from in parts."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of half precision on a GPU
+        factor = (1.0 if scaler is None else scaler.get_scale()) / self.trainer.accumulate_grad_batches
+        self.portions.backward(loss, factor, self.zero_grad)
 
     def _shared(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """The means of the losses over the processes; a part that is undefined in some is the mean of the others'."""

@@ -60,7 +60,7 @@ def _add_sheet(report: Report, splits: Splits) -> None:
     spacing = np.array(samples[0].space.spacing) * steps
     report.figure(
         montage.sheet(list(images), titles=batch.names, space=Space.from_spacing(images.shape[2:], spacing.tolist())),
-        f"{len(samples)} of {count} training cases after preprocessing, planes through their middle",
+        f"{len(samples)} of {count} training cases after preprocessing, filled up to one size; their middle planes",
     )
 
 

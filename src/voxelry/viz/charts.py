@@ -111,8 +111,9 @@ def histograms(panels: Mapping[str, Mapping[str, Any]], *, ylabel: str = "", bin
             axes.hist(values, edges, histtype="step", linewidth=1.4, color=colour(i))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        if len(series) > 1:
-            row_of_keys(axes, outside=place == len(panels))
+        last = place == len(panels)
+        if len(series) > 1 and (last or set(series) != set(panels[list(panels)[-1]])):
+            row_of_keys(axes, outside=last)
     return _tight(fig)
 
 

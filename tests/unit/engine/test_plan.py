@@ -238,6 +238,21 @@ def test_what_is_typed_counts_before_the_plan(tmp_path):
         check_settings(compose_training([f"plan={path}", "data.root=DIR"]))
 
 
+@pytest.mark.parametrize(
+    ("typed", "steps"),
+    [
+        ((), None),
+        (("trainer.max_steps=7",), 7),
+        (("trainer=gpu",), None),
+        (("trainer=smoke",), 4),
+        (("trainer.max_minutes=null",), 2000),
+    ],
+)
+def test_minutes_alone_are_the_length(typed, steps):
+    config = compose_training(["data.root=DIR", "trainer.max_minutes=5", *typed])
+    assert config.trainer.max_steps == steps
+
+
 def test_a_folder_is_planned_and_a_training_follows(phantoms, tmp_path, quick_training):
     plan = plan_folder(phantoms, "landmarks", ["trainer.max_minutes=5", "data.batch_size=1"])
     found = {one.setting: one.value for one in plan.decisions}

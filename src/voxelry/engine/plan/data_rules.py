@@ -49,7 +49,8 @@ def working_spacing(situation: Situation) -> Iterator[Decision]:
     why = (
         "that of all images" if apart <= _ALIKE else f"median of the images', which are {length(low)} to {length(high)}"
     )
-    yield Decision(setting, [float(f"{step:.9g}") for step in median], why)
+    digits = 9 if apart <= _ALIKE else 3
+    yield Decision(setting, [float(f"{step:.{digits}g}") for step in median], why)
 
 
 def intensities(situation: Situation) -> Iterator[Decision]:

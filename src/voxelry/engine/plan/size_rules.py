@@ -119,7 +119,8 @@ def sizes(situation: Situation) -> Iterator[Decision]:
         why = "as usual for this task" if chosen.batch == first.batch else "what the memory holds"
         yield Decision("data.batch_size", chosen.batch, why + told)
     if situation.is_open("trainer.grad_accumulation"):
-        why = f"{chosen.batch * chosen.accumulation} cases make a step"
+        count = chosen.batch * chosen.accumulation
+        why = f"a step learns from {count} case{'s' * (count > 1)}"
         yield Decision("trainer.grad_accumulation", chosen.accumulation, why)
     if chosen.width is not None and chosen.width != first.width:
         yield Decision("model.width", chosen.width, f"narrower, to fit the memory{told}")
