@@ -136,13 +136,13 @@ def test_where_some_images_lack_their_spacing_none_is_planned_and_it_is_told():
     cases = [facts((20, 20, 20), placed=place > 1, **POINTS) for place in range(5)]
     found, notes = by_data(cases)
     assert found["data.preprocess.spacing"] is None
-    assert any("2 of 5 images don't say" in note for note in notes)
+    assert any("case 0, case 1: 2 of 5 images don't say" in note for note in notes)
 
 
 def test_copies_and_empties_are_told_by_name():
     cases = [facts((20, 20, 20), digest="same", quantiles=(0.0,) * 7, **POINTS)] * 2 + [facts((20, 20, 20), **POINTS)]
     _, notes = by_data(cases)
-    assert "case 0 and case 1 hold the same pixels" in notes[0]
+    assert notes[0] == "data: case 0, case 1: the same pixels"
     assert "case 0, case 1: all sampled values are one" in notes[1]
 
 
@@ -282,6 +282,25 @@ def test_a_folder_is_planned_and_a_training_follows(phantoms, tmp_path, quick_tr
     assert "Training" in sections
     assert "training cases after preprocessing" in page
     assert "Spacings and sizes of" in page
+
+
+def test_bad_data_are_told_by_name(tmp_path, rng):
+    """Copies, an inverted image, images without a spacing, and labels on another grid."""
+    space = Space.from_spacing((12, 14, 16), 1.5)
+    organ = np.zeros((1, 12, 14, 16), np.uint8)
+    organ[:, 3:8, 4:9, 5:11] = 1
+    images = [200 * organ + rng.gamma(2.0, 10.0, organ.shape).astype(np.int16) for _ in range(6)]
+    images[1], images[2] = images[0], 400 - images[2]
+    for number, image in enumerate(images):
+        suffix = ".npy" if number > 3 else ".nii.gz"
+        write_image(tmp_path / "volumes" / f"c{number}{suffix}", image, space)
+        grid = Space.from_spacing(space.shape, 1.7) if number == 3 else space
+        write_image(tmp_path / "labels" / f"c{number}{suffix}", organ, grid)
+    notes = plan_folder(tmp_path, "reconstruct").notes
+    assert "data: c0, c1: the same pixels" in notes
+    assert "data: c2: bright where the others are dark, perhaps inverted" in notes
+    assert any(note.startswith("data: c4, c5: 2 of 6 images don't say how large") for note in notes)
+    assert any(re.search(r"^doctor: error: .*labels.c3\.nii\.gz: ", note) for note in notes)
 
 
 def test_pairs_and_ranks_are_seen(tmp_path):

@@ -14,6 +14,8 @@ from voxelry.core.space import Space
 __all__ = ["UNKNOWN", "CaseFacts", "Fingerprint"]
 
 UNKNOWN = "unknown"
+_ENOUGH = 4  # cases that one can be told to be unlike
+_APART, _TIMES = 0.15, 4.0  # shares of the range, and times the usual distance, that it is away at least
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,23 @@ class Fingerprint:
             if case.digest:
                 alike.setdefault((case.digest, case.shape), []).append(case.name)
         return [names for names in alike.values() if len(names) > 1]
+
+    @property
+    def inverted(self) -> list[str]:
+        """Names of cases that are bright where the others are dark, by how their values lie between the extremes."""
+        names, places = [], []
+        for case in self.readable:
+            low, high = (case.quantiles[1], case.quantiles[-2]) if case.quantiles else (0.0, 0.0)
+            if low < high:
+                names.append(case.name)
+                places.append((np.array(case.quantiles[2:5]) - low) / (high - low))
+        if len(names) < _ENOUGH:
+            return []
+        usual = np.median(places, axis=0)
+        away = np.abs(places - usual).max(axis=1)
+        turned = np.abs(1 - np.array(places)[:, ::-1] - usual).max(axis=1)
+        least = max(_APART, _TIMES * float(np.median(away)))
+        return [name for name, own, other in zip(names, away, turned, strict=True) if own > least and other < own / 3]
 
     def object_sizes(self) -> np.ndarray:
         """Cube root (square root of images) of the boxes of all sampled objects in mm, `(K,)`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from omegaconf import DictConfig
@@ -12,6 +12,8 @@ from voxelry.engine.plan.memory import Modelled
 from voxelry.engine.plan.situation import Situation, length, listed
 
 __all__ = ["contradictions"]
+
+_NAMED = 4  # cases in a line
 
 
 def contradictions(situation: Situation, network: Modelled | None) -> Iterator[str]:
@@ -48,17 +50,24 @@ def contradictions(situation: Situation, network: Modelled | None) -> Iterator[s
 def _of_data(situation: Situation) -> Iterator[str]:
     data = situation.data
     for names in data.duplicates:
-        yield f"data: {' and '.join(names[:4])}{' and others' * (len(names) > 4)} hold the same pixels"
+        yield f"data: {_named(names)}: the same pixels"
     empty = [case.name for case in data.cases if case.empty]
     if empty:
-        yield f"data: {', '.join(empty[:4])}{', ...' * (len(empty) > 4)}: all sampled values are one"
+        yield f"data: {_named(empty)}: all sampled values are one"
+    if data.inverted:
+        yield f"data: {_named(data.inverted)}: bright where the others are dark, perhaps inverted"
     placed = sum(case.placed for case in situation.cases)
     if 0 < placed < len(situation.cases):
         bare = [case.name for case in situation.cases if not case.placed]
         yield (
-            f"data: {len(bare)} of {len(situation.cases)} images don't say how large their voxels are, such as "
-            f"{bare[0]}; expected all or none (data.options={{spacing: ...}} says it)"
+            f"data: {_named(bare)}: {len(bare)} of {len(situation.cases)} images don't say how large their voxels are; "
+            "expected all or none (data.options={spacing: ...} says it)"
         )
     other = [case.name for case in data.readable if len(case.shape) != situation.config.ndim]
     if other:
-        yield f"data: {len(other)} images have another rank than {situation.config.ndim}, such as {other[0]}"
+        yield f"data: {_named(other)}: of another rank than {situation.config.ndim}"
+
+
+def _named(cases: Sequence[str]) -> str:
+    """Some names, and how many more there are."""
+    return ", ".join(cases[:_NAMED]) + f" and {len(cases) - _NAMED} more" * (len(cases) > _NAMED)

@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
 """In the order in which they decide."""
 
 _EXAMINED = 1 << 30  # bytes of images that doctor is asked about
+_TOLD = 8  # of its findings
 _GIVEN = "as you set it"
 
 
@@ -218,6 +219,7 @@ def _findings(root: str | Path, task: str, found: Fingerprint, config: DictConfi
         options=keywords(config.data.options),
         point_options=keywords(config.data.point_options),
     )
-    if diagnosis.wrong:
-        first, more = diagnosis.wrong[0], len(diagnosis.wrong) - 1
-        yield f"doctor: {first.severity}: {first.file}: {first.message}" + (f" (and {more} more)" if more else "")
+    wrong = sorted(diagnosis.wrong, key=lambda one: one.severity != "error")
+    yield from (f"doctor: {one.severity}: {one.file}: {one.message}" for one in wrong[:_TOLD])
+    if len(wrong) > _TOLD:
+        yield f"doctor: {len(wrong) - _TOLD} more"
