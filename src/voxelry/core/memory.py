@@ -6,11 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["available_memory", "control_group_memory", "memory_shortage"]
+__all__ = ["available_memory", "control_group_memory", "memory_shortage", "process_limit", "resident_memory"]
 
 # names of a group's files: the limit, what is used, and in memory.stat what of that can be given up
 _OF_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _OF_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+# names of a process's limits, and of what they limit in its status
+_LIMITED = {"Max address space": "VmSize", "Max data size": "VmData"}
 
 
 def available_memory() -> int | None:
@@ -24,8 +26,42 @@ def available_memory() -> int | None:
     except (OSError, StopIteration):
         known = hasattr(os, "sysconf")  # Windows doesn't tell so easily; there the allocation itself is refused
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
-    left = control_group_memory()
-    return free if left is None else min(free, left)
+    limits = [control_group_memory(), process_limit()]
+    return min([free, *(left for left in limits if left is not None)])
+
+
+def resident_memory(status: Path = Path("/proc/self/status")) -> int:
+    """Bytes that this process holds; 0 where unknown."""
+    return _status(status).get("VmRSS", 0)
+
+
+def process_limit(status: Path = Path("/proc/self/status"), limits: Path = Path("/proc/self/limits")) -> int | None:
+    """Bytes left under the limits of this process (`ulimit -v`, `ulimit -d`); None without any.
+
+    Args:
+        status, limits: files in which Linux says what it holds, and what it may.
+    """
+    try:
+        lines = limits.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    taken, left = _status(status), []
+    for line in lines:
+        name = next((own for title, own in _LIMITED.items() if line.startswith(title)), None)
+        most = line.split()[3] if name else "unlimited"
+        if name and most.isdigit():
+            left.append(max(0, int(most) - taken.get(name, 0)))
+    return min(left, default=None)
+
+
+def _status(path: Path) -> dict[str, int]:
+    """The bytes of a process by their names in Linux's status."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    sizes = (line.split() for line in lines if line.startswith("Vm"))
+    return {name.removesuffix(":"): int(size) * 1024 for name, size, *_ in sizes}
 
 
 def control_group_memory(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> int | None:

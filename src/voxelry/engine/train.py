@@ -151,25 +151,19 @@ def _begin(config: DictConfig, placement: Placement) -> _Begun:
     digests = {} if placement.rank else digests_of_parts(splits)
     description = describe(task) | {"run": describe_run(config, digests), "earlier": _earlier(config)}
     state: dict[str, Any] = {}
+    # read before an earlier run's files go, of which it may be one
+    plan = [] if placement.rank or config.get("plan") is None else in_use(read_plan(Path(config.plan)), config)
     if resume is not None:
         state = _state_to_resume(resume, config, description, same=placement.restored is not None)
     elif not placement.rank:
         if config.resume:
             log.info("%s: no run to go on with, a new one begins", output)
         begin_clean(output)
-    plan = [] if placement.rank else _plan(config)
+    if plan:
+        write_plan(output / "plan.yaml", plan, "what this training was planned to be")
     return _Begun(
         config, placement, recipe, splits, task, transferred, description, digests, clock, resume, state, plan
     )
-
-
-def _plan(config: DictConfig) -> list[Decision]:
-    """The plan that the run follows, with what was set beside it, also in the run's folder; empty without one."""
-    if config.get("plan") is None:
-        return []
-    plan = in_use(read_plan(Path(config.plan)), config)
-    write_plan(Path(config.output_dir) / "plan.yaml", plan, "what this training was planned to be")
-    return plan
 
 
 def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:

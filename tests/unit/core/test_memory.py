@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from voxelry.core.memory import control_group_memory
+from voxelry.core.memory import control_group_memory, process_limit, resident_memory
 
 MIB = 1 << 20
 
@@ -32,6 +32,22 @@ def test_the_tightest_group_above_the_process_counts(tmp_path, mount, line, name
     write_group(base / "job", names, 1000 * MIB, 700 * MIB, 100 * MIB)
     write_group(base / "job" / "step", names, "max", 600 * MIB, 0)
     assert control_group_memory(root, process) == 400 * MIB
+
+
+def test_the_tightest_limit_of_the_process_counts(tmp_path):
+    status, limits = tmp_path / "status", tmp_path / "limits"
+    status.write_text("Name:\tpython\nVmSize:\t 3000 kB\nVmData:\t 1000 kB\nVmRSS:\t 500 kB\n")
+    limits.write_text(
+        "Limit                     Soft Limit           Hard Limit           Units\n"
+        "Max data size             1536000              unlimited            bytes\n"
+        "Max address space         4096000              unlimited            bytes\n"
+    )
+    assert process_limit(status, limits) == 1536000 - 1024000
+    assert resident_memory(status) == 512000
+    limits.write_text("Max address space         unlimited            unlimited            bytes\n")
+    assert process_limit(status, limits) is None
+    assert process_limit(status, tmp_path / "none") is None
+    assert resident_memory(tmp_path / "none") == 0
 
 
 def test_without_limits_there_is_nothing_to_tell(tmp_path):

@@ -139,6 +139,11 @@ def test_where_some_images_lack_their_spacing_none_is_planned_and_it_is_told():
     assert any("case 0, case 1: 2 of 5 images don't say" in note for note in notes)
 
 
+def test_what_is_larger_than_memory_is_told_with_the_way_out():
+    _, notes = by_data([facts((4096, 4096, 4096), placed=False), facts((64, 64, 64), placed=False)])
+    assert notes[0].startswith("data: case 0: larger than the memory; voxelry index DATA --out INDEX")
+
+
 def test_copies_and_empties_are_told_by_name():
     cases = [facts((20, 20, 20), digest="same", quantiles=(0.0,) * 7, **POINTS)] * 2 + [facts((20, 20, 20), **POINTS)]
     _, notes = by_data(cases)
@@ -167,8 +172,9 @@ def test_little_memory_takes_smaller_batches_first_and_says_what_does_not_fit():
     assert less["data.batch_size"] * less["trainer.grad_accumulation"] == found["data.batch_size"]
     assert less["data.batch_size"] == 1
     assert small.training_memory < roomy.training_memory
-    none, _ = planned(cases, machine=Machine(1 << 20, 4), settings=width)
-    assert any(note.startswith("memory: a training step takes") for note in none.notes)
+    helping = r"(data\.patches|model\.width|model\.checkpointing|data\.batch_size)=\S.* \(\d\.\d GB\)"
+    with pytest.raises(ConfigError, match=rf"takes about .* 0\.0 GB; what helps most: {helping}, {helping}"):
+        planned(cases, machine=Machine(1 << 20, 4), settings=width)
 
 
 def test_what_is_set_is_not_touched():

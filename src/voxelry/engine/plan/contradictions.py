@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from voxelry.engine.plan.situation import Situation, length, listed
 __all__ = ["contradictions"]
 
 _NAMED = 4  # cases in a line
+_VOXEL = 4  # bytes, as it is preprocessed
 
 
 def contradictions(situation: Situation, network: Modelled | None) -> Iterator[str]:
@@ -42,8 +44,8 @@ def contradictions(situation: Situation, network: Modelled | None) -> Iterator[s
         allowed = situation.machine.training_memory
         if needed > size_rules.SHARE * allowed:
             yield (
-                f"memory: a training step takes about {size_rules.gigabytes(needed)}, and there are "
-                f"{size_rules.gigabytes(allowed)}; smaller data.patches.size, data.batch_size or model.width help most"
+                f"memory: a training step takes about {size_rules.gigabytes(needed)} of "
+                f"{size_rules.gigabytes(allowed)}, which is close"
             )
 
 
@@ -54,6 +56,13 @@ def _of_data(situation: Situation) -> Iterator[str]:
     empty = [case.name for case in data.cases if case.empty]
     if empty:
         yield f"data: {_named(empty)}: all sampled values are one"
+    room = situation.machine.memory
+    large = [case.name for case in situation.cases if case.channels * prod(case.shape) * _VOXEL > room]
+    if large:
+        yield (
+            f"data: {_named(large)}: larger than the memory; voxelry index DATA --out INDEX lists crops, and "
+            "data=crops data.index=INDEX learns from them"
+        )
     if data.inverted:
         yield f"data: {_named(data.inverted)}: bright where the others are dark, perhaps inverted"
     placed = sum(case.placed for case in situation.cases)

@@ -25,6 +25,7 @@ from voxelry.engine.configs import groups
 from voxelry.engine.doctor import diagnose
 from voxelry.engine.plan import data_rules, size_rules, training_rules
 from voxelry.engine.plan.contradictions import contradictions
+from voxelry.engine.plan.limits import check_fits
 from voxelry.engine.plan.memory import modelled
 from voxelry.engine.plan.situation import Machine, Rule, Situation
 from voxelry.engine.plan_file import Decision
@@ -89,6 +90,7 @@ def plan_folder(
     Raises:
         ConfigError: an unknown task, or settings that can't be.
         DataError, FileError: no cases, or none that can be read.
+        ConfigError: no plan fits the memory; says what helps most.
     """
     given = frozenset(text.lstrip("+~").partition("=")[0] for text in settings) | {"data.root"}
     choices = _experiment(task, None, given)
@@ -121,7 +123,12 @@ def plan_folder(
 
 
 def decide(situation: Situation) -> Plan:
-    """What the rules decide in a situation; the same one gives the same plan."""
+    """What the rules decide in a situation; the same one gives the same plan.
+
+    Raises:
+        DataError: there is no case of the run's rank.
+        ConfigError: what is given leaves no plan that fits the memory, see `check_fits`.
+    """
     if not situation.cases:
         ndim = situation.config.ndim
         raise DataError(f"{situation.data.root}: no image of rank {ndim}, but ndim={ndim} is configured")
@@ -130,6 +137,7 @@ def decide(situation: Situation) -> Plan:
         for decision in list(rule(situation)):
             decisions.append(decision)
             situation = situation.after(decision)
+    check_fits(situation)
     network = modelled(situation)
     config = situation.config
     size = size_rules.seen_at_once(situation)

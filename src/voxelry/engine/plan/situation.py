@@ -50,7 +50,8 @@ class Machine:
     @classmethod
     def here(cls, accelerator: str = "auto") -> Self:
         """This machine, for a training with this `trainer.accelerator`."""
-        room = memory.available_memory() or _FALLBACK
+        # a training will have what this process holds, too
+        room = (memory.available_memory() or _FALLBACK) + memory.resident_memory()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if accelerator == "cpu" or not torch.cuda.is_available():
             return cls(room, cores, fast_half=fast_half(accelerator))
