@@ -14,7 +14,8 @@ from typing import Any
 
 from voxelry.bundle.model import Model, load
 from voxelry.engine import train as training
-from voxelry.engine.compose import compose_training
+from voxelry.engine.compose import compose_training, typed
+from voxelry.engine.plan.auto import planned
 from voxelry.engine.predict import Outcome, gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.tasks.evaluate import Evaluation
@@ -37,7 +38,8 @@ def train(*settings: str | Mapping[str, Any]) -> training.Run:
     Raises:
         VoxelryError: whatever a user can cause: unknown settings, data that don't fit, a full disk.
     """
-    return training.train(compose_training(settings))
+    overrides = [one for given in settings for one in ([given] if isinstance(given, str) else typed(given))]
+    return training.train(compose_training(planned(overrides)))
 
 
 def predict(

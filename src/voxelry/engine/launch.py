@@ -23,6 +23,7 @@ from voxelry.engine.compose import compose_training, in_one_line, settle
 from voxelry.engine.configs import OWN
 from voxelry.engine.fast_ddpm import sample_run
 from voxelry.engine.held_out import measure_held_out
+from voxelry.engine.plan.auto import planned
 from voxelry.engine.train import train
 from voxelry.interop.legacy import fast_ddpm_config
 from voxelry.interop.legacy.config import translate
@@ -50,7 +51,7 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
         FileError: the run's folder can't be made.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
-    settled = settle(arguments)
+    settled = settle(planned(arguments))
     sys.argv = ["voxelry train", *settled, *_sweep_folder(settled)]
 
     failed: list[str] = []  # runs of a sweep; the others go on

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -19,6 +20,7 @@ from voxelry.data.fingerprint.record import CaseFacts, Fingerprint
 from voxelry.engine.check import check_settings
 from voxelry.engine.compose import compose_training
 from voxelry.engine.plan import size_rules
+from voxelry.engine.plan.auto import planned as planned_now
 from voxelry.engine.plan.contradictions import contradictions
 from voxelry.engine.plan.plan import RULES, decide, plan_folder
 from voxelry.engine.plan.situation import Machine, Situation
@@ -87,6 +89,31 @@ def test_thick_slices_keep_their_axis_and_windows_are_as_long_as_wide_in_mm():
     assert all(part >= own for part, own in zip(tile, size, strict=True))
     assert plan.training_memory < size_rules.SHARE * LAPTOP.memory
     assert plan.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "value"), [("folded_unet", "fold", [1, 2, 2]), ("haar_unet", "axes", [1, 2])]
+)
+def test_blocks_and_bands_leave_thick_slices_too(model, setting, value):
+    thick = situation([facts((60, 400, 400), (5.0, 0.5, 0.5), **POINTS)] * 3)
+    config = compose_training(["experiment=landmarks_3d", "data.root=DIR", f"model={model}"])
+    found = {one.setting: one.value for one in size_rules.levels(replace(thick, config=config))}
+    assert found[f"model.{setting}"] == value
+    assert found["model.strides"] == [[1, 2, 2], [1, 2, 2]]
+    even = situation([facts((64, 64, 64), **POINTS)] * 3)
+    assert [one.value for one in size_rules.levels(replace(even, config=config))] == [2]
+
+
+def test_auto_stands_for_a_plan_made_now(phantoms):
+    settings = ["experiment=landmarks_3d", f"data.root={phantoms}", *QUICK, "data.batch_size=1"]
+    arguments = planned_now([*settings, "plan=auto", "--cfg"])
+    assert arguments[:-1] == [*settings, "--cfg"]
+    config = compose_training([*settings, arguments[-1]])
+    assert len(config.data.preprocess.spacing) == 3
+    assert config.data.batch_size == 1
+    assert planned_now(settings) == settings
+    with pytest.raises(ConfigError, match="plan: auto plans a single run"):
+        planned_now(["plan=auto", "-m", "seed=0,1"])
 
 
 @pytest.mark.parametrize("experiment", ["landmarks_2d", "pretrain_2d", "translate_2d"])
@@ -285,7 +312,7 @@ def test_a_folder_is_planned_and_a_training_follows(phantoms, tmp_path, quick_tr
     page = (tmp_path / "run" / "report.html").read_text()
     sections = re.findall(r"<h2[^>]*>([^<]+)</h2>", page)
     assert sections[0] == "Plan and data"
-    assert "Training" in sections
+    assert "Time" in sections
     assert "training cases after preprocessing" in page
     assert "Spacings and sizes of" in page
 

@@ -35,11 +35,7 @@ def levels(situation: Situation) -> Iterator[Decision]:
     if not situation.is_open("model.strides") or config.model.get("multipliers") is None:
         return
     size, spacing = np.array(situation.largest, float), situation.spacing.copy()
-    if situation.is_open("model.axes") and config.model.get("axes") is None:
-        fine = [axis for axis, halved in enumerate(_halved(size, spacing)) if halved]
-        if 0 < len(fine) < len(spacing):
-            yield Decision("model.axes", fine, f"thick slices, {lengths(spacing)}, aren't halved")
-        size[fine], spacing[fine] = size[fine] / 2, spacing[fine] * 2
+    yield from _first_halving(situation, size, spacing)
     steps = []
     for _ in config.model.multipliers[1:]:
         halved = _halved(size, spacing)
@@ -53,6 +49,24 @@ def levels(situation: Situation) -> Iterator[Decision]:
     even = all(set(step) == {2} for step in steps)
     why = "voxels are about as long as wide" if even else f"voxels of {lengths(situation.spacing)}"
     yield Decision("model.strides", 2 if even else steps, why)
+
+
+def _first_halving(situation: Situation, size: NDArray[np.float64], spacing: NDArray[np.float64]) -> Iterator[Decision]:
+    """What a network does before its levels, by bands (`model.axes`) or blocks (`model.fold`); changes both arrays."""
+    model = situation.config.model
+    halved = _halved(size, spacing)
+    some = halved.any() and not halved.all()
+    why = f"thick slices or short axes, {lengths(spacing)}, aren't halved"
+    if "axes" in model and model.axes is None:
+        if some and situation.is_open("model.axes"):
+            yield Decision("model.axes", [axis for axis, half in enumerate(halved) if half], why)
+        size[halved], spacing[halved] = size[halved] / 2, spacing[halved] * 2
+    elif isinstance(model.get("fold"), int) and model.fold > 1:
+        fold = np.where(halved, model.fold, 1) if some else np.full(len(size), model.fold)
+        if some and situation.is_open("model.fold"):
+            yield Decision("model.fold", fold.tolist(), why)
+        size /= fold
+        spacing *= fold
 
 
 def _halved(size: NDArray[np.float64], spacing: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -73,7 +87,7 @@ def step_of(config: DictConfig) -> tuple[int, ...]:
     if "axes" in model:
         chosen = range(ndim) if model.axes is None else model.axes
         whole = whole * [2 ** model.get("levels", 1) if axis in chosen else 1 for axis in range(ndim)]
-    return tuple(int(step) for step in whole * model.get("fold", 1))
+    return tuple(int(step) for step in whole * _each_axis(model.get("fold", 1), ndim))
 
 
 def window(largest: Sequence[int], spacing: Sequence[float], most: int, step: Sequence[int]) -> tuple[int, ...]:
