@@ -33,7 +33,8 @@ from voxelry.tasks.volumes import MEMORY_BYTES
 
 __all__ = ["Modelled", "modelled"]
 
-_PROGRAM = 600 << 20  # bytes: Python with what it has loaded, before anything is learned
+_PROGRAM = 620 << 20  # bytes: Python with what it has loaded for a prediction
+_LEARNING = 780 << 20  # the same for a training
 _WORK_SPACE = 1.35  # of the tensors: what a processor's libraries take beside
 _EDGES = {2: 32, 3: 16}  # voxels along each axis of the image that a network is measured with, by rank
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16}
@@ -82,19 +83,20 @@ class Modelled:
         voxels = batch * prod(shape)
         policy = _recomputed(network, voxels, self.dtype)
         step = _of_training(self.config, self.sample, policy, self.dtype, self._device)
-        return self._in_all(self.copies * (_KEPT * step.weights + step.peak(voxels)))
+        tensors = self.copies * (_KEPT * step.weights + step.peak(voxels))
+        return self._in_all(tensors, _LEARNING + self.held)
 
     def prediction(self, shape: Sequence[int]) -> int:
         """Bytes of a prediction in tiles of that shape, at its peak, without the image itself."""
         answer = _of_prediction(self.config, self.sample, self._device)
-        return self._in_all(answer.weights + answer.peak(prod(shape)))
+        return self._in_all(answer.weights + answer.peak(prod(shape)), _PROGRAM)
 
     @property
     def _device(self) -> str:
         return "cpu" if self.on_processor else "meta"
 
-    def _in_all(self, tensors: int) -> int:
-        return int(_WORK_SPACE * tensors) + _PROGRAM + self.held if self.on_processor else tensors
+    def _in_all(self, tensors: int, beside: int) -> int:
+        return int(_WORK_SPACE * tensors) + beside if self.on_processor else tensors
 
 
 @dataclass(frozen=True)
