@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-LIMIT_S = 0.7
+LIMIT_S = 0.2
 
 
 def main() -> None:

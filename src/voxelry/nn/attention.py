@@ -15,6 +15,7 @@ from voxelry.core.rank import per_axis
 from voxelry.nn import nd
 from voxelry.nn.lean.linear_attention import linear_attention
 from voxelry.nn.lean.rows import in_rows
+from voxelry.nn.norm import GroupNorm
 from voxelry.nn.windows import merge_windows, split_windows
 
 __all__ = ["ATTENTION", "FullAttention", "LinearAttention", "NoAttention", "WindowAttention"]
@@ -69,7 +70,7 @@ class FullAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = head_count(channels, heads, head_dim)
         inner = self.heads * self.head_dim
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.qkv = nd.conv(ndim)(channels, 3 * inner, 1, bias=bias)
         self.out = nd.conv(ndim)(inner, channels, 1)
 
@@ -148,10 +149,10 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = head_count(channels, heads, head_dim)
         inner = self.heads * self.head_dim
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.qkv = nd.conv(ndim)(channels, 3 * inner, 1, bias=bias)
         self.out = nd.conv(ndim)(inner, channels, 1)
-        self.out_norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.out_norm = GroupNorm(groups, channels, eps=eps)
 
     def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
         """Attend and add; with `recompute` only `x` is kept for the backward pass."""

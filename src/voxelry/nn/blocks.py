@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.nn import nd
 from voxelry.nn.conv import SeparableConv, WeightStandardisedConv
 from voxelry.nn.lean.fused import conv_of, norm_silu, norm_silu_conv
+from voxelry.nn.norm import GroupNorm
 
 __all__ = ["BLOCKS", "PreNormBlock", "SeparableBlock", "WeightStandardisedBlock"]
 
@@ -51,11 +52,11 @@ class WeightStandardisedBlock(nn.Module):
     ):
         super().__init__()
         self.conv1 = WeightStandardisedConv(in_channels, out_channels, ndim=ndim)
-        self.norm1 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, out_channels, eps=eps)
         self.time = nn.Linear(embedding, 2 * out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = WeightStandardisedConv(out_channels, out_channels, ndim=ndim)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.shortcut = shortcut(in_channels, out_channels, ndim, shortcut_kernel)
 
     def forward(
@@ -107,10 +108,10 @@ class PreNormBlock(nn.Module):
         shortcut_kernel: int = 1,
     ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = self._conv(in_channels, out_channels, ndim)
         self.time = nn.Linear(embedding, out_channels)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = self._conv(out_channels, out_channels, ndim)
         self.shortcut = shortcut(in_channels, out_channels, ndim, shortcut_kernel)

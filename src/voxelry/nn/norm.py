@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from voxelry.core.choice import unknown_choice
 from voxelry.nn import nd
 
-__all__ = ["NORMS", "ChannelNorm", "FrozenBatchNorm", "make_norm", "standardise"]
+__all__ = ["NORMS", "ChannelNorm", "FrozenBatchNorm", "GroupNorm", "make_norm", "standardise"]
 
 NORMS = ("batch", "frozen_batch", "group", "layer")
 
@@ -21,6 +21,20 @@ def standardise(weight: Tensor, eps: float) -> Tensor:
     last = weight.movedim(1, -1)  # as it lies in memory, see `nd.arranged`
     # of a kernel as of a sample: much faster than its parts
     return F.layer_norm(last, last.shape[1:], eps=eps).movedim(-1, 1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation in the type of its input, `(B, C, *S)`, also under autocast.
+
+    Statistics are accumulated in single precision at least. On a GPU autocast would have PyTorch's answer float32,
+    and so twice the size of every map from there on.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise."""
+        weight, bias = (None if value is None else value.to(input.dtype) for value in (self.weight, self.bias))
+        with nd.without_autocast(input):
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -60,7 +74,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; the channels end up side by side in memory."""
-        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with nd.without_autocast(x):  # which would answer float32 on a GPU
+            return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, self.eps).movedim(-1, 1)
 
 
 def make_norm(norm: str, channels: int, *, ndim: int, eps: float = 1e-5, groups: int = 32) -> nn.Module:
@@ -81,7 +97,7 @@ def make_norm(norm: str, channels: int, *, ndim: int, eps: float = 1e-5, groups:
     if norm == "frozen_batch":
         return FrozenBatchNorm(channels, eps=eps)
     if norm == "group":
-        return nn.GroupNorm(gcd(groups, max(channels // 2, 1)), channels, eps=eps)  # one value alone has no variance
+        return GroupNorm(gcd(groups, max(channels // 2, 1)), channels, eps=eps)  # one value alone has no variance
     if norm == "layer":
         return ChannelNorm(channels, eps=eps)
     raise unknown_choice("norm", norm, NORMS)

@@ -71,8 +71,8 @@ def match(
             raise SettingError(f"anchors: expected (A, {2 * ndim}), got {tuple(part.shape)}")
         for block in part.detach().split(max(1, chunk // max(1, len(truths)))):
             best, choice, near, quality = _best_truths(truths, widened(block), ndim)
-            matched = torch.where(best < best.new_tensor(high), BETWEEN, choice)
-            result.append(torch.where(best < best.new_tensor(low), BACKGROUND, matched))
+            matched = torch.where(best < best.new_full((), high), BETWEEN, choice)
+            result.append(torch.where(best < best.new_full((), low), BACKGROUND, matched))
             if low_quality and allow_disjoint:
                 choices.append(choice)
             if low_quality and quality.numel():

@@ -158,7 +158,7 @@ def _sweep(boxes: np.ndarray, groups: np.ndarray, threshold: float) -> np.ndarra
 
 def _owners_by_block(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """The same in plain PyTorch, a block of boxes against all later ones at a time: O(N) memory."""
-    count, bound = len(boxes), boxes.new_tensor(threshold)
+    count, bound = len(boxes), boxes.new_full((), threshold)
     owner = torch.full((count,), -1, dtype=torch.int64, device=boxes.device)
     for start in range(0, count, _BLOCK):
         block = slice(start, min(start + _BLOCK, count))
@@ -237,7 +237,7 @@ def _decay_by_step(
     boxes: Tensor, scores: Tensor, gaussian: bool, sigma: float, threshold: float, min_score: float
 ) -> Tensor:
     """The same in plain PyTorch, one box taken at a time."""
-    bound = boxes.new_tensor(threshold)
+    bound = boxes.new_full((), threshold)
     waiting = torch.ones_like(scores, dtype=torch.bool)
     taken = []
     while (waiting & (scores > min_score)).any():

@@ -66,7 +66,8 @@ def roi_align(
 
     Raises:
         SettingError: shapes that don't fit together, a box with NaN or infinity, an image that isn't there,
-            adaptive sampling of a box so large that repeating the edge would take forever.
+            adaptive sampling of a box so large that repeating the edge would take forever. On a GPU values are
+            not looked at: zeros come back for such a box and for one of such an image.
     """
     if outside not in ("zero", "edge"):
         raise SettingError(f'outside: expected "zero" or "edge", got {outside!r}')
@@ -142,7 +143,11 @@ def roi_masks(
 
 
 def _checked(features: Tensor, boxes: Tensor, batch_index: Tensor, bins: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Boxes and image indices on the features' device, int64; one look at their values for all checks."""
+    """Boxes and image indices on the features' device, int64; one look at their values for all checks.
+
+    On a GPU a look would wait for all that is under way: there, boxes that can't be read become NaN, which no sample
+    lies in.
+    """
     ndim = features.ndim - 2
     if boxes.ndim != 2 or boxes.shape[1] != 2 * ndim:
         raise SettingError(
@@ -162,6 +167,8 @@ def _checked(features: Tensor, boxes: Tensor, batch_index: Tensor, bins: Sequenc
     if len(boxes):
         finite = boxes.isfinite().all(dim=1)
         known = (batch >= 0) & (batch < features.shape[0])
+        if not _may_look(features):
+            return boxes.where((finite & known)[:, None], math.nan), batch.where(known, 0)
         if not bool((finite & known).all()):
             if not bool(finite.all()):
                 place = int(finite.logical_not().nonzero()[0])
@@ -171,6 +178,11 @@ def _checked(features: Tensor, boxes: Tensor, batch_index: Tensor, bins: Sequenc
                 f"batch_index: expected 0 to {features.shape[0] - 1}, got {int(batch[place])} for box {place}"
             )
     return boxes, batch
+
+
+def _may_look(x: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a device."""
+    return x.device.type == "cpu"
 
 
 def _sample(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from voxelry.core.errors import SettingError
-from voxelry.nn.norm import NORMS, ChannelNorm, FrozenBatchNorm, make_norm
+from voxelry.nn.norm import NORMS, ChannelNorm, FrozenBatchNorm, GroupNorm, make_norm
 
 SIZES = {2: (4, 5), 3: (3, 4, 5)}
 
@@ -52,3 +52,22 @@ def test_groups_of_two_channels_or_more(channels, groups):
 def test_unknown_name():
     with pytest.raises(SettingError, match="norm: expected one of batch, frozen_batch, group, layer, got 'sync'"):
         make_norm("sync", 4, ndim=2)
+
+
+@pytest.mark.parametrize("layer", [GroupNorm(2, 6), ChannelNorm(6)], ids=["group", "channel"])
+def test_norms_keep_the_type_that_autocast_would_widen(layer, monkeypatch):
+    seen = []
+    for name in ("group_norm", "layer_norm"):
+        real = getattr(torch.nn.functional, name)
+
+        def watched(*args, real=real):
+            seen.append((torch.is_autocast_enabled("cpu"), {x.dtype for x in args if isinstance(x, torch.Tensor)}))
+            return real(*args)
+
+        monkeypatch.setattr(torch.nn.functional, name, watched)
+    x = torch.randn(2, 6, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    assert seen == [(False, {torch.bfloat16})]
+    torch.testing.assert_close(half.float(), layer(x), rtol=0.03, atol=0.03)

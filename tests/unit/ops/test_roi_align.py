@@ -296,3 +296,16 @@ def test_triton_in_the_interpreter():
         [sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.strip() == "the same", done.stderr
+
+
+@pytest.mark.parametrize("name", CPU)
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_what_cannot_be_read_is_zero_where_values_are_not_looked_at(name, ratio, monkeypatch):
+    monkeypatch.setattr("voxelry.ops.roi_align._may_look", lambda x: False)
+    boxes = torch.tensor(
+        [[1.0, 1.0, 4.0, 4.0], [math.nan, 1.0, 4.0, 4.0], [1.0, 1.0, math.inf, 4.0], [1.0, 1.0, 4.0, 4.0]]
+    )
+    batch = torch.tensor([0, 0, 0, 7])
+    with backend(name):
+        found = roi_align(torch.ones(1, 2, 8, 8), boxes, batch, 3, sampling_ratio=ratio)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0, 0, 0])[:, None, None, None].expand(4, 2, 3, 3))

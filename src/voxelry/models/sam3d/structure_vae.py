@@ -20,7 +20,7 @@ from voxelry.core.settings import Configured, settle
 from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
 from voxelry.nn.moments import RunningMoments, divergence, drawn
-from voxelry.nn.norm import ChannelNorm
+from voxelry.nn.norm import ChannelNorm, GroupNorm
 
 __all__ = ["StructureCoder", "StructureDecoder", "StructureEncoder", "StructureSettings"]
 
@@ -211,5 +211,5 @@ def make_head(norm: str, channels: int, out_channels: int, *, ndim: int) -> nn.S
     """
     if norm not in ("layer", "group"):
         raise SettingError(f"norm: expected layer or group, got {norm!r}")
-    first = ChannelNorm(channels, eps=EPS) if norm == "layer" else nn.GroupNorm(GROUPS, channels, eps=EPS)
+    first = ChannelNorm(channels, eps=EPS) if norm == "layer" else GroupNorm(GROUPS, channels, eps=EPS)
     return nn.Sequential(first, nn.SiLU(), nd.conv(ndim)(channels, out_channels, 3, padding=1))

@@ -16,6 +16,7 @@ from voxelry.core.errors import SettingError
 from voxelry.models.shape.encoder import OCTAVES, Encoded, fourier, zeroed
 from voxelry.models.unet.folded import FoldedUNet, unfold_voxels
 from voxelry.nn import nd
+from voxelry.nn.norm import GroupNorm
 from voxelry.ops.prompt import Prompt, box_points, frame_points, project, sample_plane
 
 __all__ = ["LiftDecoder", "TokenDecoder"]
@@ -205,9 +206,9 @@ class TokenDecoder(nn.Module):
         self.narrow = conv(dim, widths[0], 1)
         self.ups = nn.ModuleList()
         for own, finer, step in zip(widths[:-1], widths[1:], self.steps[:-1], strict=True):
-            norm = nn.GroupNorm(gcd(8, own), own)
+            norm = GroupNorm(gcd(8, own), own)
             self.ups.append(nn.Sequential(norm, nn.SiLU(), conv(own, finer * step**3, 3, padding=1)))
-        self.finish = nn.Sequential(nn.GroupNorm(gcd(8, widths[-1]), widths[-1]), nn.SiLU())
+        self.finish = nn.Sequential(GroupNorm(gcd(8, widths[-1]), widths[-1]), nn.SiLU())
         self.head = conv(widths[-1], self.steps[-1] ** 3, 3, padding=1)
         zeroed(self.head)
 

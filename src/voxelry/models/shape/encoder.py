@@ -15,6 +15,7 @@ from voxelry.backbones.vit import TransformerBlock
 from voxelry.models.unet.backbone import UNetBackbone
 from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
+from voxelry.nn.norm import GroupNorm
 from voxelry.ops.prompt import Prompt
 
 __all__ = ["Encoded", "PatchEncoder", "PlaneEncoder", "fourier", "mean_over"]
@@ -140,9 +141,7 @@ class PlaneEncoder(nn.Module):
         )
         fine, *_, coarse = (self.backbone.out_channels[name] for name in self.backbone.strides)
         # what a network of pre-norm blocks carries has no scale of its own
-        self.norms = nn.ModuleList(
-            nn.Sequential(nn.GroupNorm(math.gcd(8, own), own), nn.SiLU()) for own in (fine, coarse)
-        )
+        self.norms = nn.ModuleList(nn.Sequential(GroupNorm(math.gcd(8, own), own), nn.SiLU()) for own in (fine, coarse))
         self.weigh = nd.conv(2)(coarse, 1, 1)
         self.context = nn.Sequential(
             nn.Linear(2 * coarse + 3 + PLANE, context), nn.SiLU(), nn.Linear(context, context), nn.SiLU()

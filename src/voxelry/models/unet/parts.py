@@ -16,6 +16,7 @@ from voxelry.nn.attention import ATTENTION, NoAttention
 from voxelry.nn.blocks import BLOCKS
 from voxelry.nn.conv import DOWN, UP
 from voxelry.nn.lean.fused import norm_silu
+from voxelry.nn.norm import GroupNorm
 
 __all__ = [
     "CHECKPOINTING",
@@ -50,7 +51,7 @@ class NormAct(nn.Module):
 
     def __init__(self, channels: int, *, groups: int, eps: float):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
 
     def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
         """Normalise and activate."""

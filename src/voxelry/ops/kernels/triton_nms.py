@@ -108,7 +108,7 @@ def survivors(boxes: Tensor, groups: Tensor, threshold: float) -> Tensor:
     boxes, groups = boxes.contiguous(), groups.contiguous()
     words = torch.zeros(count, width, dtype=torch.int64, device=boxes.device)
     suppressed = torch.zeros(width, dtype=torch.int64, device=boxes.device)
-    bound = boxes.new_tensor([threshold])
+    bound = boxes.new_full((1,), threshold)  # written on the device: no copy that waits
     # Fused multiply-add would round a union otherwise than PyTorch does.
     _tabulate[(width, width)](
         boxes, groups, bound, words, count, width, NDIM=boxes.shape[1] // 2, SIZE=_SIZE, enable_fp_fusion=False
