@@ -56,8 +56,8 @@ def test_imports_are_light(what):
     code = (
         "import sys\nsys.argv = ['voxelry', '--help']\n"
         f"try:\n    exec({what!r})\nexcept SystemExit:\n    pass\n"
-        "places = {name.partition('.')[0]: getattr(module, '__file__', None) or '' for name, module in sys.modules.items()}\n"
-        "print(*sorted(name for name, place in places.items() if 'site-packages' in place))"
+        "files = {name.partition('.')[0]: getattr(one, '__file__', None) for name, one in sys.modules.items()}\n"
+        "print(*sorted(name for name, file in files.items() if 'site-packages' in (file or '')))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {
