@@ -35,6 +35,8 @@ __all__ = ["roi_align", "roi_masks"]
 _CHUNK = 1 << 25
 # Samples of one bin along one axis where those outside can't be left out.
 _LONGEST = 4096
+# Where no image is.
+_FAR = -float(1 << 20)
 
 
 def roi_align(
@@ -67,7 +69,7 @@ def roi_align(
     Raises:
         SettingError: shapes that don't fit together, a box with NaN or infinity, an image that isn't there,
             adaptive sampling of a box so large that repeating the edge would take forever. On a GPU values are
-            not looked at: zeros come back for such a box and for one of such an image.
+            not looked at: such a box, or one of such an image, reads what is far outside.
     """
     if outside not in ("zero", "edge"):
         raise SettingError(f'outside: expected "zero" or "edge", got {outside!r}')
@@ -145,8 +147,7 @@ def roi_masks(
 def _checked(features: Tensor, boxes: Tensor, batch_index: Tensor, bins: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Boxes and image indices on the features' device, int64; one look at their values for all checks.
 
-    On a GPU a look would wait for all that is under way: there, boxes that can't be read become NaN, which no sample
-    lies in.
+    On a GPU a look would wait for all that is under way: there, boxes that can't be read are put far outside.
     """
     ndim = features.ndim - 2
     if boxes.ndim != 2 or boxes.shape[1] != 2 * ndim:
@@ -168,7 +169,7 @@ def _checked(features: Tensor, boxes: Tensor, batch_index: Tensor, bins: Sequenc
         finite = boxes.isfinite().all(dim=1)
         known = (batch >= 0) & (batch < features.shape[0])
         if not _may_look(features):
-            return boxes.where((finite & known)[:, None], math.nan), batch.where(known, 0)
+            return boxes.where((finite & known)[:, None], _FAR), batch.where(known, 0)
         if not bool((finite & known).all()):
             if not bool(finite.all()):
                 place = int(finite.logical_not().nonzero()[0])
