@@ -32,6 +32,8 @@ PYRAMID = {
 NO_SETTINGS = {"_target_", "name"}
 # read by the task, which makes sizes of anchors of them: tests/unit/engine/test_segment_train.py
 TASKS = {("anchors", "sizes"), ("anchors", "unit"), ("anchors", "per_level")}
+# of a folder that a test must write first: tests/unit/models/test_sam3d_net.py
+FOLDERS = {("image_encoder",), ("image_encoder_width",), ("image_encoder_size",)}
 # another value where a larger number would not do
 OTHERS = {
     "attention": "linear", "attention_groups": 8, "axes": [0, 1], "block": "pre_norm",
@@ -40,12 +42,12 @@ OTHERS = {
     "levels": ["p3"], "middle_attention": "full", "norm": "batch", "patch_kernel": 5, "patch_padding": 2,
     "pool_kernel": 5, "pool_stride": 4, "residual_blocks": 1, "stem_kernel": 5, "stem_stride": 4,
     "time_activation": "relu", "up": "nearest", "window_blocks": [0], "wiring": "paired",
-    "head": "conv",
+    "head": "conv", "kind": "shell", "begin": "noise",
 }  # fmt: skip
 SECOND = {
     "attention": "none", "block": "weight_standardised", "checkpointing": "none", "decoder": "transformer",
     "extra": None,
-    "head_dim": 8, "middle_attention": "none",
+    "head_dim": 8, "middle_attention": "none", "kind": "filled", "begin": "answer",
 }  # fmt: skip
 # fewer layers, so that building them takes no time
 SHORT = {"depth": 2, "decoder_depth": 1, "flow_depth": 1, "blocks_per_level": 1}
@@ -77,7 +79,9 @@ def leaves(node, path=()):
         if isinstance(value, dict):
             yield from leaves(value, (*path, key))
         elif (
-            key not in NO_SETTINGS and (*path, key) not in TASKS and not (key == "backbone" and isinstance(value, str))
+            key not in NO_SETTINGS
+            and (*path, key) not in TASKS | FOLDERS
+            and not (key == "backbone" and isinstance(value, str))
         ):
             yield (*path, key), value
 

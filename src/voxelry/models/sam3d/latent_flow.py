@@ -61,7 +61,7 @@ class LatentFlow(Configured, nn.Module):
         own = settle(LatentFlowSettings, settings)
         if own.blocks < 1:
             raise SettingError(f"blocks: expected at least 1 of a level, got {own.blocks}")
-        self._settings = own
+        self._settings, self.checkpointing = own, own.checkpointing
         widths = [*(own.widths or ()), own.channels]
         self.time = TimeEmbedding(TIME_CHANNELS, own.channels, activation="silu", order="cosines_first")
         self.step = (
@@ -114,7 +114,7 @@ class LatentFlow(Configured, nn.Module):
         h = h.with_features(h.features + sine_positions(h.cells.coords[:, 1:], self._settings.channels))
         for layer in self.blocks:
             args = (h.features, h.cells, embedding, condition)
-            again = self._settings.checkpointing and torch.is_grad_enabled()
+            again = self.checkpointing and torch.is_grad_enabled()
             h = h.with_features(checkpoint(layer, *args, use_reentrant=False) if again else layer(*args))
         for block in cast("list[SparseResidual]", self.up):
             if self._settings.skips:

@@ -78,7 +78,7 @@ class MeshDecoder(Configured, nn.Module):
         own = settle(MeshDecoderSettings, settings)
         if own.window is not None and own.window < 1:
             raise SettingError(f"window: expected at least 1 cell, got {own.window}")
-        self._settings = own
+        self._settings, self.checkpointing = own, own.checkpointing
         widths = [own.channels, *own.widths]
         self.enter = nn.Linear(own.latent_channels, own.channels)
         self.blocks = nn.ModuleList(WindowBlock(own) for _ in range(own.depth))
@@ -106,7 +106,7 @@ class MeshDecoder(Configured, nn.Module):
         for index, block in enumerate(self.blocks):
             shift = 0 if own.window is None else own.window // 2 * (index % 2)
             groups = x.cells.by_item if own.window is None else x.cells.windows(own.window, shift)
-            again = own.checkpointing and torch.is_grad_enabled()
+            again = self.checkpointing and torch.is_grad_enabled()
             h = checkpoint(block, h, groups, use_reentrant=False) if again else block(h, groups)
         return x.with_features(h)
 

@@ -77,7 +77,7 @@ class StructureFlow(Configured, nn.Module):
     def __init__(self, **settings: Any):
         super().__init__()
         own = settle(StructureFlowSettings, settings)
-        self._settings = own
+        self._settings, self.checkpointing = own, own.checkpointing
         self.streams = streams_of(own)
         self.time = TimeEmbedding(TIME_CHANNELS, own.channels, activation="silu", order="cosines_first")
         self.step = (
@@ -117,7 +117,7 @@ class StructureFlow(Configured, nn.Module):
         tokens = {name: self.latents[name](latents[name]) for names in streams.values() for name in names}
         h = {stream: torch.cat([tokens[name] for name in names], dim=1) for stream, names in streams.items()}
         for block in self.blocks:
-            again = self._settings.checkpointing and torch.is_grad_enabled()
+            again = self.checkpointing and torch.is_grad_enabled()
             args = (h, embedding, condition)
             h = checkpoint(block, *args, use_reentrant=False) if again else block(*args)
         return self._answers(h, streams)
