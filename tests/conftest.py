@@ -30,6 +30,7 @@ SLOW = (
     "unit/engine/test_segment_train.py",
     "unit/engine/test_prepared_data.py",
     "unit/engine/test_reconstruct_flow.py",
+    "unit/engine/test_reconstruct_sam3d.py",
     "unit/engine/test_translate.py",
     "unit/engine/test_train.py",
     "contracts/test_extending.py",
