@@ -5,8 +5,9 @@ Everything else reads the rank from `x.shape[2:]` or passes `ndim` on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "average_pool",
     "batch_norm",
     "channels_last",
+    "contiguous_kernels",
     "conv",
     "convolve",
     "half_is_unsafe",
@@ -53,13 +55,27 @@ def arranged(x: Tensor) -> Tensor:
     return x.to(memory_format=channels_last(x.ndim - 2))
 
 
+_contiguous: ContextVar[bool] = ContextVar("voxelry_contiguous_kernels", default=False)
+
+
+@contextmanager
+def contiguous_kernels() -> Iterator[None]:
+    """Layers made within have contiguous kernels, which are arranged at each use: for code that views them."""
+    token = _contiguous.set(True)
+    try:
+        yield
+    finally:
+        _contiguous.reset(token)
+
+
 class _Arranged(nn.Module):
     """A convolution whose kernel is as its device wants it, and which goes through `convolve`."""
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
         layer: Any = self
-        layer.weight = nn.Parameter(arranged(layer.weight.detach()))
+        if not _contiguous.get():
+            layer.weight = nn.Parameter(arranged(layer.weight.detach()))
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer: Any = self

@@ -11,6 +11,7 @@ from voxelry.core.errors import CheckpointError, FileError, SettingError
 from voxelry.models.adapters.adapters import Adapters, AdapterSettings, base_hash
 from voxelry.models.shape import Prompt, ShapeNet
 from voxelry.models.unet import UNet
+from voxelry.nn import nd
 
 KINDS = [
     AdapterSettings(),
@@ -198,7 +199,7 @@ def test_what_was_changed_on_disk_is_refused(tmp_path):
 
 
 def test_running_statistics_of_the_base_stay():
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)).train()
+    network = torch.nn.Sequential(nd.conv(2)(1, 4, 3), torch.nn.BatchNorm2d(4)).train()
     adapters = Adapters(network)
     adapters.add("organ", AdapterSettings(targets="0", heads=()))
     network.train()

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from voxelry.core.rank import RANKS
+from voxelry.nn import nd
 from voxelry.nn.nd import conv
 
 __all__ = ["adapted_layers"]
@@ -19,6 +20,11 @@ class _Adapted:
     Our fused blocks don't call a convolution, they read its weight; with PEFT's own classes they would read the
     base's, and the adapter would do nothing without a word. Such blocks have no place for the adapter's dropout.
     """
+
+    def update_layer(self: Any, adapter_name: str, *args: Any, **settings: Any) -> None:
+        """Make an adapter; PEFT views its kernels as matrices, so they stay contiguous, unlike those of our layers."""
+        with nd.contiguous_kernels():
+            super().update_layer(adapter_name, *args, **settings)  # type: ignore[misc]
 
     def get_delta_weight(self: Any, adapter: str) -> Tensor:
         """What an adapter adds to the weight, for kernels of any rank and width."""
