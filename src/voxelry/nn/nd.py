@@ -38,18 +38,23 @@ __all__ = [
 ]
 
 
-# Devices on which the channels of a voxel lie side by side, from the first layer to the last. On a CPU a convolution
-# so takes 0.5 to 1 of its time in float32 and a quarter in bfloat16, on a GPU tensor cores ask for it; Metal has no
-# such convolutions of volumes.
-CHANNELS_LAST = ("cpu", "cuda", "meta")
+def pays(x: Tensor) -> bool:
+    """Whether maps and kernels lie channels-last in memory where `x` is, from the first layer to the last.
+
+    On a CPU a convolution of volumes so takes 0.5 to 1 of its time in float32, and a quarter in bfloat16; those of
+    planes are no faster, and their backward passes write past their memory (torch 2.13, AVX2, few channels). On a GPU
+    tensor cores ask for it. Metal has no such convolutions of volumes.
+    """
+    return x.device.type in ("cuda", "meta") or (x.device.type == "cpu" and x.ndim == 5)
 
 
 def arranged(x: Tensor) -> Tensor:
     """A feature map `(B, C, *S)` or kernel as its device's convolutions want it in memory, copied only if it is not.
 
-    The one place that decides it: layers make their kernels so, and `convolve` its input; all else keeps what it gets.
+    The one place that decides it, by `pays`: layers make their kernels so, and `convolve` its input; all else keeps
+    what it gets.
     """
-    if x.device.type not in CHANNELS_LAST:
+    if not pays(x):
         return x.contiguous()
     # not `contiguous`, for which one channel is any layout, and the convolution's result then is not this one
     return x.to(memory_format=channels_last(x.ndim - 2))
@@ -212,14 +217,13 @@ def convolve(
                 dilation=gaps, groups=groups,
             )  # fmt: skip
         return wide.to(x.dtype)
-    if groups == max(gaps) == 1 and pointwise.is_pointwise(x, weight, stride=strides, padding=padding):
-        y = pointwise.convolve(x, weight, bias)
+    if groups == max(gaps) == 1 and pointwise.is_pointwise(x, weight, padding=padding):
+        y = pointwise.convolve(x, weight, bias, stride=strides)
     elif ndim == 3 and weight.shape[-2:] == (1, 1) and max(strides) == 1 and not any(padding[1:]):
-        # rows and columns as one axis: on one thread PyTorch leaves oneDNN aside for such a kernel of volumes
-        flat = convolve(
-            x.flatten(3), weight.flatten(3), bias, padding=[padding[0], 0], dilation=gaps[:2], groups=groups
-        )
-        return flat.unflatten(3, x.shape[3:])
+        # along the second axis, rows and columns as one: on one thread PyTorch leaves oneDNN aside for such a kernel
+        flat, kernel = x.flatten(3).unsqueeze(2), weight.flatten(3).unsqueeze(2)
+        y = convolve(flat, kernel, bias, padding=[0, padding[0], 0], dilation=[1, gaps[0], 1], groups=groups)
+        return y.squeeze(2).unflatten(3, x.shape[3:])
     elif groups == max(gaps) == 1 and onednn.is_skipped(x, weight):
         y = onednn.convolve(x, weight, bias, stride=strides, padding=padding)
     else:

@@ -1,4 +1,4 @@
-"""Convolutions of width 1 on a CPU as what they are, one product of matrices.
+"""Convolutions of width 1 of volumes on a CPU as what they are, one product of matrices.
 
 On one thread PyTorch goes a way of its own for them, which leaves channels-last memory and takes two to ten times
 as long (torch 2.13, 64 to 8 channels of 48³). Rows are voxels here, columns channels: nothing is copied.
@@ -14,13 +14,18 @@ from torch import Tensor
 __all__ = ["convolve", "gradients", "is_pointwise"]
 
 
-def is_pointwise(x: Tensor, weight: Tensor, *, stride: Sequence[int], padding: Sequence[int]) -> bool:
+def is_pointwise(x: Tensor, weight: Tensor, *, padding: Sequence[int]) -> bool:
     """Whether an ungrouped convolution is such a product, and worth computing as one where `x` is."""
-    return x.device.type == "cpu" and max(*weight.shape[2:], *stride) == 1 and not any(padding)
+    return x.device.type == "cpu" and x.ndim == 5 and max(weight.shape[2:]) == 1 and not any(padding)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`(B, C_in, *S), (C_out, C_in, *1) -> (B, C_out, *S)`, `x` channels-last."""
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Sequence[int]) -> Tensor:
+    """`(B, C_in, *S), (C_out, C_in, *1) -> (B, C_out, *ceil(S / stride))`, `x` channels-last.
+
+    Voxels between the strides are left out first.
+    """
+    if max(stride) > 1:
+        x = x[(slice(None), slice(None), *(slice(None, None, step) for step in stride))]
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 

@@ -127,7 +127,7 @@ def conv_backward(
         grad, x, weight = grad.float(), x.float(), weight.float()
     grad, x, weight = nd.arranged(grad), nd.arranged(x), nd.arranged(weight)
     ones = [1] * len(padding)
-    if pointwise.is_pointwise(x, weight, stride=ones, padding=padding):
+    if pointwise.is_pointwise(x, weight, padding=padding):
         return pointwise.gradients(grad, x, weight, wanted=[of_input, of_weight])
     return onednn.gradients(grad, x, weight, stride=ones, padding=padding, wanted=[of_input, of_weight])
 
