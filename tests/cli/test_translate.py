@@ -105,4 +105,4 @@ def test_what_is_a_translations_is_refused_elsewhere(run, scans, tmp_path):
     other = write_bundle(tmp_path / "b", LandmarkTask(network, landmark_names=["a"]), Preprocess(), record={}, card="")
     status, _, err = run("predict", "--model", other, scans["t1"], "--out", tmp_path / "out", "--steps", 2)
     assert status == 1
-    assert "--steps: expected with a model for translate or reconstruct_flow, not landmarks" in err
+    assert "--steps: expected with a model for translate or reconstruct_flow or reconstruct_sam3d, not landmarks" in err

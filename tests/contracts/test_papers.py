@@ -74,7 +74,7 @@ def test_commands_and_their_options_exist():
 
     group = typer.main.get_command(app)
     known = {
-        name: {option for parameter in command.params for option in parameter.opts}
+        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
     for path in ALONE:

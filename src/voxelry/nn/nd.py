@@ -219,7 +219,7 @@ def convolve(
         return wide.to(x.dtype)
     if groups == max(gaps) == 1 and pointwise.is_pointwise(x, weight, padding=padding):
         y = pointwise.convolve(x, weight, bias, stride=strides)
-    elif ndim == 3 and weight.shape[-2:] == (1, 1) and max(strides) == 1 and not any(padding[1:]):
+    elif _is_along_planes(x, weight) and max(strides) == 1 and not any(padding[1:]):
         # along the second axis, rows and columns as one: on one thread PyTorch leaves oneDNN aside for such a kernel
         flat, kernel = x.flatten(3).unsqueeze(2), weight.flatten(3).unsqueeze(2)
         y = convolve(flat, kernel, bias, padding=[0, padding[0], 0], dilation=[1, gaps[0], 1], groups=groups)
@@ -229,6 +229,11 @@ def convolve(
     else:
         y = torch.convolution(x, weight, bias, strides, list(padding), gaps, False, [0] * ndim, groups)
     return _with_gradient_arranged(y)
+
+
+def _is_along_planes(x: Tensor, weight: Tensor) -> bool:
+    """Whether a kernel of volumes is longer than one voxel along its first axis alone, on a CPU."""
+    return x.device.type == "cpu" and weight.ndim == 5 and weight.shape[2] > 1 and weight.shape[3:] == (1, 1)
 
 
 def transposed_convolve(

@@ -95,3 +95,17 @@ def test_other_convolutions_of_volumes_are_pytorchs(settings):
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(1, 4, 10, 10, 12)
     torch.testing.assert_close(ours(x), plain(x))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("settings", [{}, {"groups": 2}, {"padding": (1, 0, 0)}, {"stride": 2}, {"dilation": 2}])
+@pytest.mark.parametrize("kernel", [1, (3, 1, 1), (1, 3, 1)])
+def test_kernels_of_width_1_are_convolved_whatever_goes_with_them(device, settings, kernel):
+    layer = nd.conv(3)(4, 6, kernel, **settings)
+    x = torch.randn(2, 4, 5, 6, 7)
+    keywords = {name: value for name, value in settings.items() if name != "groups"}
+    expected = F.conv3d(x, layer.weight, layer.bias, groups=settings.get("groups", 1), **keywords)
+    found = layer.to(device)(x.to(device))
+    assert found.shape == expected.shape
+    if device == "cpu":
+        torch.testing.assert_close(found, expected)
