@@ -12,7 +12,7 @@ from voxelry.bundle.model import Model
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
 from voxelry.data.layouts.files import case_name
-from voxelry.io import open_image
+from voxelry.io import is_image, open_image
 from voxelry.io.images.record import ImageFile
 from voxelry.serve.answers import Answer, best_format
 from voxelry.serve.jobs import Jobs, Progress
@@ -74,7 +74,7 @@ class Session:
         Raises:
             FileError: it can't be read.
         """
-        image = self._open(case)
+        image, seen = self._open(case), self._shown(case)
         space = image.space
         return {
             "name": case_name(self.images[case]),
@@ -83,8 +83,8 @@ class Session:
             "spacing": list(space.spacing),
             "affine": space.affine.tolist(),
             "oriented": image.has_orientation,
-            "shown": list(self._shown(case).space.shape),
-            "every": list(thinning(self._shown(case), self._most)),
+            "shown": list(seen.space.shape),
+            "every": list(thinning(seen, self._most)),
         }
 
     def volume(self, case: int) -> Path:
@@ -103,8 +103,7 @@ class Session:
             SettingError: there is no such file.
         """
         file = self.answer(case).file(name)
-        kinds = {entry["name"]: entry["kind"] for entry in self.answer(case).record()["files"]}
-        if kinds[name] not in ("labels", "image"):
+        if not is_image(file):
             return file
         return shown(open_image(file), Path(self._folder.name) / f"answer_{case}_{name}.nii", self._most)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from voxelry.engine.compose import compose_training
-from voxelry.phantoms import write_phantoms
+from voxelry.io import read_image
+from voxelry.phantoms import LABEL_NAMES, write_phantoms
+
+LIVER = LABEL_NAMES.index("liver")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,6 +22,15 @@ def _undrawn(undrawn: object) -> None:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory) -> Path:
     return write_phantoms(tmp_path_factory.mktemp("phantoms") / "volumes3", 4, seed=5, shape=(24, 28, 32))
+
+
+@pytest.fixture(scope="module")
+def scan(phantoms):
+    """A volume, and a place inside its liver."""
+    image = sorted((phantoms / "volumes").iterdir())[0]
+    labels = read_image(phantoms / "labels" / image.name)
+    inside = np.argwhere(np.asarray(labels.array)[0] == LIVER)
+    return image, tuple(np.asarray(labels.space.to_world(inside[len(inside) // 2].astype(float))).tolist())
 
 
 @pytest.fixture

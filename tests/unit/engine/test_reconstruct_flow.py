@@ -15,7 +15,6 @@ from voxelry.engine.compose import compose_training
 from voxelry.engine.predict import predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
-from voxelry.io import read_image
 from voxelry.io.meshes import read_mesh
 from voxelry.models.shape import ShapeFlow
 from voxelry.tasks.reconstruct import ReconstructFlowTask, report
@@ -48,15 +47,6 @@ def run(quick, tmp_path_factory):
     """A training of both parts, two steps each."""
     output = tmp_path_factory.mktemp("flow") / "run"
     return output, train(compose_training([*FLOW, *quick, f"output_dir={output}"]))
-
-
-@pytest.fixture(scope="module")
-def scan(phantoms):
-    """A volume, and a place inside its liver."""
-    image = sorted((phantoms / "volumes").iterdir())[0]
-    labels = read_image(phantoms / "labels" / image.name)
-    inside = np.argwhere(np.asarray(labels.array)[0] == LIVER)
-    return image, tuple(np.asarray(labels.space.to_world(inside[len(inside) // 2].astype(float))).tolist())
 
 
 def test_a_training_has_both_parts_and_leaves_a_bundle(run):

@@ -20,7 +20,7 @@ LIVER = 6
 QUICK = [
     "experiment=reconstruct_sam3d_3d", "data.slices.organs=[6]", "data.split.fractions=[0.5,0.5,0.0]",
     "data.slices.slices=[1,2]", "task.baseline_shapes=2", "task.samples=2", "task.steps=2", "task.recentre=false",
-"task.autoencoder_share=0.5",
+    "task.autoencoder_share=0.5",
     "model.grid=16", "model.prior_grid=16", "model.image_size=16", "model.width=8", "model.multipliers=[1,2]",
     "model.volume_width=8", "model.volume_multipliers=[1,2]", "model.structure.widths=[4,8]",
     "model.structure_flow.grid=4", "model.structure_flow.depth=1", "model.latent_flow.depth=1",
@@ -43,15 +43,6 @@ def run(quick, tmp_path_factory):
     """A training of both parts, two steps each."""
     output = tmp_path_factory.mktemp("sam3d") / "run"
     return output, train(compose_training([*quick, f"output_dir={output}"]))
-
-
-@pytest.fixture(scope="module")
-def scan(phantoms):
-    """A volume, and a place inside its liver."""
-    image = sorted((phantoms / "volumes").iterdir())[0]
-    labels = read_image(phantoms / "labels" / image.name)
-    inside = np.argwhere(np.asarray(labels.array)[0] == LIVER)
-    return image, tuple(np.asarray(labels.space.to_world(inside[len(inside) // 2].astype(float))).tolist())
 
 
 def test_a_run_trains_both_stages_and_answers_clicks(run, scan, tmp_path):
