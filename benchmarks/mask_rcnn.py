@@ -1,27 +1,40 @@
-"""Mask R-CNN on a CPU: time of a 2-D step, and peak memory of a 3-D one. Figures of ours alone.
+"""Mask R-CNN on a CPU: processor time and peak memory of training steps and detections, in both ranks.
 
-The 2-D network is that of torchvision's published detector (ResNet-50, pyramid of 256 channels, 91 classes) on one
-photograph of 800 by 1088 pixels. torchvision itself can't be measured beside it: its compiled operations don't load
-with the CPU build of PyTorch that is used here, and without them it has neither suppression nor RoIAlign.
-The 3-D network has 27 anchors per voxel of three levels; its training step is run with and without the options that
-save memory. Each run is a process of its own, so that its peak resident memory is its own.
+`photograph` is torchvision's published detector (ResNet-50, pyramid of 256 channels, 91 classes) on 800 by 1088 pixels.
+`volume` has 27 anchors per voxel of three levels; its training step is run with and without the option that saves
+memory. `small_2d` and `small_3d` are what `experiment=segment_2d` and `segment_3d` train.
+Each run is a process of its own, so that its peak resident memory is its own. With `--against` every run is made
+alternately with another version of voxelry, and the ratio is printed.
 
-    python benchmarks/mask_rcnn.py [--repeats 3] [--threads 2] [--volume 64] [--only photograph]
+    python benchmarks/mask_rcnn.py [--runs volume_training] [--repeats 3] [--threads 1] [--against ../other/src]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-RUNS = ("photograph", "photograph_training", "volume", "volume_training", "volume_training_checkpointed")
+RUNS = (
+    "photograph",
+    "photograph_training",
+    "volume",
+    "volume_training",
+    "volume_training_checkpointed",
+    "small_2d",
+    "small_2d_training",
+    "small_3d",
+    "small_3d_training",
+)
+HERE = Path(__file__).resolve().parent
+STEPS = 3
 
 
 def build(name: str) -> Any:
@@ -29,6 +42,8 @@ def build(name: str) -> Any:
     from voxelry.backbones import FPN, ResNet
     from voxelry.models.mask_rcnn import MaskRCNN
 
+    if name.startswith("small"):
+        return small(2 if "2d" in name else 3)
     if name.startswith("photograph"):
         body = ResNet(ndim=2, in_channels=3, block="bottleneck", layers=(3, 4, 6, 3), norm="frozen_batch")
         return MaskRCNN(FPN(body), num_classes=91)
@@ -40,6 +55,30 @@ def build(name: str) -> Any:
         box={"channels": 256},
         mask={"convs": (64, 64, 64, 64), "chunk": 16, "checkpointing": name.endswith("checkpointed")},
     )
+
+
+def small(ndim: int) -> Any:
+    """The network of `experiment=segment_2d` and `segment_3d`, for objects of 8 to 32 voxels."""
+    import yaml
+
+    from voxelry import configs
+    from voxelry.backbones import build_backbone
+    from voxelry.models.mask_rcnn import MaskRCNN
+
+    folder = Path(configs.__file__).parent
+    settings = yaml.safe_load((folder / "model" / "mask_rcnn_small.yaml").read_text())
+    settings["anchors"] |= {"sizes": [[8, 12], [16, 32]]}
+    del settings["_target_"], settings["anchors"]["unit"], settings["anchors"]["per_level"]
+    backbone = yaml.safe_load((folder / "backbone" / "resnet_fpn_small.yaml").read_text())
+    backbone["backbone"]["stem_stride"] = 2
+    return MaskRCNN(build_backbone(backbone, ndim=ndim, in_channels=1), **settings)
+
+
+def picture(name: str, size: int) -> tuple[tuple[int, ...], int]:
+    """Size of the image of a run, and how many objects it has."""
+    if name.startswith("small_2d"):
+        return (256, 256), 40
+    return ((800, 1088) if name.startswith("photograph") else (size,) * 3), 64
 
 
 def objects(ndim: int, shape: tuple[int, ...], count: int) -> tuple[Any, Any]:
@@ -57,38 +96,50 @@ def objects(ndim: int, shape: tuple[int, ...], count: int) -> tuple[Any, Any]:
 
 
 def measure(name: str, size: int, threads: int) -> dict[str, float]:
-    """Seconds of one step after another, and gigabytes at the peak."""
+    """Processor time of a step, the least of some after the first, and gigabytes at the peak."""
     import torch
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    shape = (800, 1088) if name.startswith("photograph") else (size,) * 3
+    shape, count = picture(name, size)
     network = build(name).train("training" in name)
     image = torch.randn(1, network.backbone.in_channels, *shape)
-    boxes, masks = objects(len(shape), shape, 64)
+    boxes, masks = objects(len(shape), shape, count)
 
-    def step() -> None:
+    def step() -> float:
+        begin = time.process_time()
         if "training" in name:
             sum(network.losses(image, boxes, None, masks).values()).backward()
             network.zero_grad(set_to_none=True)
         else:
             network.detect(image)
+        return time.process_time() - begin
 
     step()
-    begin = time.perf_counter()
-    step()
     return {
-        "seconds": time.perf_counter() - begin,
+        "seconds": min(step() for _ in range(STEPS)),
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "parameters_m": sum(weight.numel() for weight in network.parameters()) / 1e6,
     }
 
 
+def run(name: str, size: int, threads: int, source: str) -> dict[str, float]:
+    """`measure` in a process of its own, by the version of voxelry in the folder `source`."""
+    command = [sys.executable, __file__, "--only", name, "--volume", str(size), "--threads", str(threads)]
+    result = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}
+    )
+    found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--volume", type=int, default=64, help="voxels along each axis of the 3-D image")
+    parser.add_argument("--against", help="src folder of another version of voxelry")
     parser.add_argument("--only", choices=RUNS, help="measure one, in this process, and print JSON")
     options = parser.parse_args()
     if options.only:
@@ -97,19 +148,17 @@ def main() -> None:
     import torch
 
     print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, volume {options.volume}")
-    for name in RUNS:
-        rows = []
+    sources = [str(HERE.parent / "src"), *([options.against] if options.against else [])]
+    for name in options.runs:
+        rows: list[list[dict[str, float]]] = [[] for _ in sources]
         for _ in range(options.repeats):
-            command = [sys.executable, __file__, "--only", name]
-            command += ["--volume", str(options.volume), "--threads", str(options.threads)]
-            result = subprocess.run(command, check=True, capture_output=True, text=True)
-            rows.append(json.loads(result.stdout.splitlines()[-1]))
-        middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        print(
-            f"{name:30s} {middle['seconds']:7.2f} s  peak {middle['peak_gb']:5.2f} GB  "
-            f"{middle['parameters_m']:6.1f} M parameters",
-            flush=True,
-        )
+            for found, source in zip(rows, sources, strict=True):
+                found.append(run(name, options.volume, options.threads, source))
+        least = [{key: min(row[key] for row in found) for key in found[0]} for found in rows]
+        line = " against ".join(f"{one['seconds']:7.3f} s, peak {one['peak_gb']:5.2f} GB" for one in least)
+        if options.against:
+            line += "".join(f"  {least[0][key] / least[1][key]:5.2f}" for key in ("seconds", "peak_gb"))
+        print(f"{name:30s} {line}  {least[0]['parameters_m']:6.1f} M parameters", flush=True)
 
 
 if __name__ == "__main__":

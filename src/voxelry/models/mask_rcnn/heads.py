@@ -7,12 +7,16 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from voxelry.core.rank import per_axis
 from voxelry.models.mask_rcnn.settings import MaskSettings
 from voxelry.nn import nd
 from voxelry.nn.norm import make_norm
+
+_PART = 1 << 22  # numbers of the finest features that are made at a time: 16 MB, which memory hands out again
 
 __all__ = ["BOX_HEADS", "BoxPredictor", "ConvBoxHead", "ConvNormReLU", "MaskHead", "ProposalHead", "TwoMLPHead"]
 
@@ -149,8 +153,33 @@ class MaskHead(nn.Module):
         nn.init.zeros_(self.logits.bias)
 
     def forward(self, x: Tensor, classes: Tensor) -> Tensor:
-        """Logits of one class per region, `(K, C, *M), (K,) int64 -> (K, *2M)`."""
-        x = torch.relu(self.finer(self.convs(x)))
-        weight, bias = self.logits.weight.flatten(1)[classes], self.logits.bias[classes]
-        one = torch.bmm(weight[:, None], x.flatten(2))[:, 0]  # the other classes' logits are never made
-        return (one + bias[:, None]).unflatten(1, x.shape[2:])
+        """Logits of one class per region, `(K, C, *M), (K,) int64 -> (K, *2M)`.
+
+        The finest features, eight times as many as those before them in a volume, are made for a few regions at a
+        time, and again in the backward pass.
+        """
+        x = self.convs(x).movedim(1, -1)
+        size = max(1, _PART // (x[:1].numel() * math.prod(self.upsample)))
+        if len(x) <= size:
+            return self.finish(x, classes)
+        parts = zip(x.split(size), classes.split(size), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self.finish(*part) for part in parts])
+        return torch.cat([checkpoint(self.finish, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    def finish(self, x: Tensor, classes: Tensor) -> Tensor:
+        """The transposed convolution, ReLU and the logits of one class, `(K, *M, C), (K,) -> (K, *2M)`.
+
+        Windows of the transposed convolution don't overlap, so that it is a product of matrices, and what is made of
+        a voxel stays together until there is one number of each finer one.
+        """
+        finer, size, classes_of = self.finer, x.shape[1:-1], self.logits
+        kernel = finer.weight.movedim(1, -1).flatten(1).t()
+        fine = torch.relu_(F.linear(x, kernel, finer.bias.repeat(math.prod(self.upsample))))
+        weight, bias = classes_of.weight.flatten(1)[classes].to(fine.dtype), classes_of.bias[classes].to(fine.dtype)
+        # of the other classes no logits are made
+        one = torch.baddbmm(bias[:, None, None], fine.reshape(len(x), -1, finer.out_channels), weight[:, :, None])
+        rank = len(size)
+        pairs = [axis for pair in zip(range(1, 1 + rank), range(1 + rank, 1 + 2 * rank), strict=True) for axis in pair]
+        spread = one.reshape(len(x), *size, *self.upsample).permute(0, *pairs)
+        return spread.reshape(len(x), *(a * b for a, b in zip(size, self.upsample, strict=True)))
