@@ -13,6 +13,8 @@ from voxelry import cli
 from voxelry.backbones.build import build_backbone
 from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.model import load
+from voxelry.core.space import Space
+from voxelry.data.layouts.files import visible
 from voxelry.data.preprocess import Preprocess
 from voxelry.engine.predict import predict_files
 from voxelry.io import read_image, write_image
@@ -46,13 +48,13 @@ def predict(bundle: Path, image: Path, out: Path) -> list[str]:
 def killed_after(count: int, out: Path, arguments: list[str]) -> dict[Path, int]:
     """Run the command in a process of its own until so many tiles are done; gives their files and times."""
     process = subprocess.Popen([sys.executable, "-m", "voxelry", *arguments])
-    while len(list(out.glob(".big.tiles/*/tile_*.npz"))) < count:
+    while len(list(out.glob(".voxelry/parts/big/*/tile_*.npz"))) < count:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    return {path: path.stat().st_mtime_ns for path in out.glob(".big.tiles/*/tile_*.npz")}
+    return {path: path.stat().st_mtime_ns for path in out.glob(".voxelry/parts/big/*/tile_*.npz")}
 
 
 def test_a_killed_prediction_goes_on_and_ends_the_same_to_the_bit(bundle, tmp_path, monkeypatch, capsys):
@@ -68,13 +70,49 @@ def test_a_killed_prediction_goes_on_and_ends_the_same_to_the_bit(bundle, tmp_pa
         with contextlib.suppress(SystemExit):
             cli.main()
         assert "1 of 1 predicted" in capsys.readouterr().out
-        assert sorted(path.name for path in out.iterdir()) == sorted(OUTPUTS)
+        assert sorted(path.name for path in visible(out)) == sorted(OUTPUTS)
+        assert not list(out.glob(".voxelry/parts/*"))
     for name in OUTPUTS[1:]:
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
     volumes = [read_image(out / OUTPUTS[0]).array for out in (whole, broken)]
     np.testing.assert_array_equal(*volumes)
     assert len((whole / OUTPUTS[1]).read_text().splitlines()) > 10
     assert volumes[0].any()
+
+
+def test_the_command_tells_what_was_kept_and_what_failed(bundle, tmp_path, run):
+    sample = make_nuclei(0, shape=(16, 20, 20), spacing=1e-3)
+    good = [write_image(tmp_path / f"{name}.nii.gz", sample.image.numpy(), sample.space) for name in ("one", "two")]
+    (tmp_path / "bad.nii.gz").write_bytes(good[0].read_bytes()[:100])
+    out, table = tmp_path / "out", tmp_path / "jobs.csv"
+    command = ["--model", bundle, "--out", out, "--device", "cpu", "--job-report", table]
+    status, said, errors = run("predict", good[0], tmp_path / "bad.nii.gz", *command)
+    assert (status, said) == (1, f"1 of 2 predicted; written to {out}\n")
+    assert errors.startswith(f"voxelry: error: {tmp_path / 'bad.nii.gz'}: ")
+    assert len(errors.splitlines()) == 1
+    assert [line.split(",")[1] for line in table.read_text().splitlines()] == ["state", "done", "failed"]
+    assert run("predict", *good, *command) == (0, f"2 of 2 predicted, 1 of them before; written to {out}\n", "")
+    (out / "one.nii.gz").unlink()
+    status, said, errors = run("predict", *good, *command, "--set", "task.score_threshold=0.5")
+    assert errors == "voxelry: 1 done anew: its outputs were gone\nvoxelry: 1 done anew: another model\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--job-report", "jobs.txt"], "--job-report: expected one of .csv, .json, .html, got '.txt'"),
+        (["--launcher", "slurm"], "--launcher: expected one of local, ray, got 'slurm'"),
+        (["--workers", 2], "--workers: expected with --launcher ray"),
+        (["--launcher-option", "cpus_per_worker=2"], "--launcher-option: expected with --launcher ray"),
+        (["--launcher", "ray", "--launcher-option", "cpus=2"], "cpus: no such setting; expected one of num_workers,"),
+    ],
+)
+def test_what_can_not_be_is_refused_beforehand(bundle, tmp_path, run, arguments, message):
+    image = write_image(tmp_path / "a.nii.gz", np.zeros((1, 8, 8, 8), np.float32), Space.from_spacing((8, 8, 8)))
+    status, _, errors = run("predict", image, "--model", bundle, "--out", tmp_path / "out", *arguments)
+    assert status == 1
+    assert errors.startswith(f"voxelry: error: {message}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tiles_of_a_file_are_counted(bundle, tmp_path):

@@ -19,7 +19,7 @@ from typing import Any, Generic, Self
 import numpy as np
 import torch
 
-from voxelry.bundle.bundle import Bundle, TaskT, read_bundle
+from voxelry.bundle.bundle import Bundle, TaskT, describe, read_bundle
 from voxelry.bundle.registry import TASKS, recipe_named
 from voxelry.bundle.seen import lineage
 from voxelry.bundle.template import read_template
@@ -157,8 +157,10 @@ class Model(Generic[TaskT]):
         return self.predict(image, **prompt)
 
     def digest(self) -> str:
-        """What tells these weights and settings from others."""
-        found = hashlib.sha256(json.dumps(self.bundle.config, sort_keys=True, default=str).encode())
+        """What tells these weights and settings, as they are used now, from others."""
+        adapter = self.adapters.active if "adapters" in vars(self) else None
+        facts = [self.bundle.config, describe(self.task), self.bundle.preprocess.settings(), adapter]
+        found = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
         for name, value in self.task.state_dict().items():
             found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,11 +19,17 @@ from voxelry.cli.terminal import (
     read_file_options,
     read_spacing,
 )
-from voxelry.core.errors import ConfigError
+from voxelry.core.choice import check_choice
+from voxelry.core.errors import ConfigError, SettingError
+
+if TYPE_CHECKING:
+    from voxelry.engine.predict import Pool
 
 __all__ = ["demo", "evaluate", "import_weights", "predict", "train"]
 
 ADAPTER_HELP = "An adapter of that bundle, where its task has them, or the folder of the run that trained it."
+LAUNCHER_HELP = "A setting of ray such as cpus_per_worker=4, see docs/scaling.md; as often as needed."
+JOB_REPORT_HELP = "A table of what became of each file: .csv, .json or .html."
 SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
 
 
@@ -76,17 +82,26 @@ def predict(
     adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
+    launcher: Annotated[str, typer.Option(help="local: this process; ray: several, here or on a cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of --launcher ray; by default 2.")] = None,
+    launcher_option: Annotated[list[str] | None, typer.Option(help=LAUNCHER_HELP)] = None,
+    job_report: Annotated[Path | None, typer.Option(help=JOB_REPORT_HELP)] = None,
     **asked: Any,
 ) -> None:
-    """Predict for images; outputs lie in the input's own world."""
+    """Predict for images; outputs lie in the input's own world. What is there already is kept, see docs/scaling.md."""
     from voxelry.bundle.model import load
+    from voxelry.engine.outcome import check_job_report, write_job_report
     from voxelry.engine.predict import gather_inputs, predict_files
     from voxelry.io import IMAGE_OPTIONS
 
+    if job_report is not None:
+        check_job_report(job_report)
     own = read_asked(asked)
     with flagged():
         paths = gather_inputs(inputs or [], own)
-    loaded = load(model, device, changes=read_changes(set), adapter=adapter)
+    source: dict[str, Any] = {"path": model, "device": device, "changes": read_changes(set), "adapter": adapter}
+    pool = _pool(launcher, workers, read_changes(launcher_option, "--launcher-option", "cpus_per_worker=4"), source)
+    loaded = load(**source if pool is None else source | {"device": "cpu"})
     reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else read_spacing(spacing)}
     reading = read_changes(option, "--option", "channel_axis=0", IMAGE_OPTIONS)
     options = own | reading | {name: value for name, value in reader.items() if value is not None}
@@ -102,13 +117,36 @@ def predict(
                 bar.reset(within, total=total, description=f"tiles of {path.name}", visible=True)
             bar.update(within, completed=count)
 
-        outcome = predict_files(loaded, paths, out, format=format, options=options, progress=done, tiles=tile)
+        more: dict[str, Any] = {"format": format, "options": options, "progress": done, "tiles": tile, "pool": pool}
+        outcome = predict_files(loaded, paths, out, **more)
+    if job_report is not None:
+        write_job_report(job_report, outcome.rows)
     for _, reason in outcome.failed:
         print(f"voxelry: error: {reason}", file=sys.stderr)
-    count = len(outcome.written) + len(outcome.failed)
-    print(f"{len(outcome.written)} of {count} predicted" + (f"; written to {out}" if outcome.written else ""))
+    for note in outcome.notes:
+        print(f"voxelry: {note}", file=sys.stderr)
+    before = f", {len(outcome.kept)} of them before" if outcome.kept else ""
+    where = f"; written to {out}" if outcome.written else ""
+    print(f"{len(outcome.written)} of {len(outcome.rows)} predicted{before}{where}")
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def _pool(launcher: str, workers: int | None, options: dict[str, Any], source: dict[str, Any]) -> Pool | None:
+    """Who predicts; None: this process.
+
+    Raises:
+        SettingError: no such launcher, or settings that it doesn't have.
+    """
+    from voxelry.engine.ray_pool import RayPool
+
+    check_choice("--launcher", launcher, ("local", "ray"))
+    if launcher == "ray":
+        return RayPool(source, **{"num_workers": workers or 2, **options})
+    if workers is not None or options:
+        flag = "--launcher-option" if workers is None else "--workers"
+        raise SettingError(f"{flag}: expected with --launcher ray")
+    return None
 
 
 app.command()(with_options(predict))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from voxelry.core.guard import guarded
 
-__all__ = ["replacing"]
+__all__ = ["move", "replacing"]
 
 _OWNER_ALONE = 0o600  # as tempfile and safetensors make files
 
@@ -40,7 +40,7 @@ def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Pa
             yield folder / path.name
             _open_up(folder)
             for written in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
-                _move(written, path.parent / written.name, folder)
+                move(written, path.parent / written.name, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -56,9 +56,19 @@ def _open_up(folder: Path) -> None:
             file.chmod(mode)
 
 
-def _move(source: Path, target: Path, folder: Path) -> None:
-    if target.is_dir() and not target.is_symlink():  # a folder can't be replaced in one step: set the old one aside
+def move(source: Path, target: Path, aside: Path) -> None:
+    """Put a file or folder in the place of whatever has that name.
+
+    Args:
+        source: what is moved, on the same disk as the others.
+        target: where it goes.
+        aside: a folder that takes an old folder at that place, which can't be replaced in one step.
+
+    Raises:
+        OSError: it can't be moved, or a file would replace a folder.
+    """
+    if target.is_dir() and not target.is_symlink():
         if not source.is_dir():
             raise IsADirectoryError(f"{target} is a folder")
-        target.replace(folder / f"{target.name}.old")
+        target.replace(aside / f"{target.name}.old")
     source.replace(target)

@@ -15,8 +15,9 @@ from typing import Any
 from voxelry.bundle.model import Model, load
 from voxelry.engine import train as training
 from voxelry.engine.compose import compose_training, typed
+from voxelry.engine.outcome import Outcome
 from voxelry.engine.plan.auto import planned
-from voxelry.engine.predict import Outcome, gather_inputs, predict_files
+from voxelry.engine.predict import Pool, gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.tasks.evaluate import Evaluation
 
@@ -50,6 +51,7 @@ def predict(
     format: str | None = None,
     progress: Callable[[Path], None] | None = None,
     tiles: Callable[[Path, int, int], None] | None = None,
+    pool: Pool | None = None,
     **options: Any,
 ) -> Outcome:
     """Predict for images and write the answers in their own world, as `voxelry predict`.
@@ -62,12 +64,14 @@ def predict(
         format: suffix of what is written, of those that the task has; by default its first.
         progress: called after every file.
         tiles: called within a file that is predicted tile by tile, with the tiles that are done and all of them.
+        pool: who predicts, such as `engine.ray_pool.RayPool`; None: this process.
         options: what the task can be asked for, such as `click` or `samples` (`voxelry predict --help` lists them),
             and what the file's reader is told, such as `dataset`, `channel` or `spacing`; values as `Model.predict`
             takes them.
 
     Returns:
-        The files that were written, and those that failed with the reason; one that fails doesn't keep the others.
+        The files that were written, now or by an earlier call, and those that failed with the reason; one that fails
+        doesn't keep the others.
 
     Raises:
         VoxelryError: whatever is wrong beforehand: no images, no bundle, an option or format that the task lacks.
@@ -75,7 +79,8 @@ def predict(
     listed = [Path(inputs)] if isinstance(inputs, str | PathLike) else [Path(one) for one in inputs]
     paths = gather_inputs(listed, options)
     model = model if isinstance(model, Model) else load(model)
-    return predict_files(model, paths, Path(out), format=format, options=options, progress=progress, tiles=tiles)
+    asked: dict[str, Any] = {"format": format, "options": options, "progress": progress, "tiles": tiles, "pool": pool}
+    return predict_files(model, paths, Path(out), **asked)
 
 
 def evaluate(

@@ -12,9 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
 import tempfile
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +24,7 @@ from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.core.optional import require
 from voxelry.core.settings import Configured, settle
+from voxelry.engine.cluster import ClusterSettings, cluster, gpus_of_each, own_interrupt
 from voxelry.engine.placement import Placement
 from voxelry.engine.run_folder import checkpoint_to_resume
 from voxelry.engine.train import Run, train_process
@@ -41,28 +40,16 @@ log = logging.getLogger("voxelry")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaySettings:
+class RaySettings(ClusterSettings):
     """Where Ray runs, and how much of it a training takes; those of `configs/launcher/ray.yaml`.
 
     Attributes:
-        num_workers: processes that train.
-        cpus_per_worker: CPUs of each.
-        gpus_per_worker: GPUs of each; None: one where `trainer.accelerator` and the cluster allow it.
-        resources_per_worker: Ray's own and custom ones, such as `{"memory": 16e9}`.
         placement: one of `STRATEGIES`.
         max_failures: lost workers, after each of which the run goes on from its last checkpoint.
-        address: of a cluster; None: `RAY_ADDRESS`, else Ray is started for this run.
-        env: environment variables of the workers.
     """
 
-    num_workers: int
-    cpus_per_worker: float = 1
-    gpus_per_worker: float | None = None
-    resources_per_worker: Mapping[str, float] | None = None
     placement: str = "PACK"
     max_failures: int = 3
-    address: str | None = None
-    env: Mapping[str, Any] | None = None
 
     def check(self) -> None:
         """Refuse what can't be.
@@ -70,8 +57,7 @@ class RaySettings:
         Raises:
             ConfigError: names the setting.
         """
-        if self.num_workers < 1:
-            raise ConfigError(f"launcher.num_workers: expected 1 or more, got {self.num_workers}")
+        super().check()
         check_choice("launcher.placement", self.placement, STRATEGIES, ConfigError)
 
 
@@ -102,7 +88,7 @@ class RayLauncher(Configured):
         checkpoint_to_resume(output, resume=config.resume, overwrite=config.overwrite)
         name = f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
         verdict = output / "ray" / f"{name}.txt"
-        with _cluster(own.address, cpus=own.num_workers * own.cpus_per_worker), _own_interrupt():
+        with cluster(own.address, cpus=own.num_workers * own.cpus_per_worker), own_interrupt():
             answer = _fit(config, own, name, verdict)
         if answer is None:
             return Run(None, {}, True, output / "checkpoints" / CHECKPOINT)
@@ -122,7 +108,7 @@ def _fit(config: DictConfig, own: RaySettings, name: str, verdict: Path) -> dict
     )
     from ray.train.torch import TorchTrainer
 
-    gpus = _gpus(config.trainer.accelerator, own.num_workers, own.gpus_per_worker)
+    gpus = gpus_of_each(config.trainer.accelerator, own.num_workers, own.gpus_per_worker)
     resources = {**(own.resources_per_worker or {}), "CPU": own.cpus_per_worker, **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
         _work,
@@ -220,80 +206,3 @@ def _report(trainer: pl.Trainer, path: Path) -> None:
         except OSError:  # not every file system has links
             shutil.copyfile(path, Path(folder) / CHECKPOINT)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-@contextlib.contextmanager
-def _cluster(address: str | None, *, cpus: float) -> Iterator[None]:
-    """Ray, joined or started for as long as the run takes.
-
-    Raises:
-        ConfigError: nothing answers at the address.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
-    address = address or os.environ.get("RAY_ADDRESS")
-    started: dict[str, Any] = {}
-    if address is None:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # of machines that clouds take back
-        started = {"num_cpus": max(os.cpu_count() or 1, int(-(-cpus // 1))), "include_dashboard": False}
-    try:
-        ray.init(
-            address=address or "local",
-            logging_level=logging.ERROR,
-            runtime_env={"worker_process_setup_hook": f"{__name__}.calm"},
-            **started,
-        )
-    except ConnectionError as error:
-        raise ConfigError(
-            f"launcher.address: no Ray cluster answers at {address} (one that asks for a token needs "
-            "RAY_AUTH_MODE=token here, too)"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def calm() -> None:
-    """Run in Ray's processes: one of them asks for the dashboard, which we don't start, and complains every second."""
-    import ray
-
-    # without it, the process would look for any Ray on this machine
-    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-    logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _gpus(accelerator: str, workers: int, asked: float | None) -> float:
-    """GPUs of each worker.
-
-    Raises:
-        ConfigError: more than there are.
-    """
-    import ray
-
-    found = float(ray.cluster_resources().get("GPU", 0))
-    if asked is None:
-        if accelerator == "auto":
-            return 1 if found >= workers else 0
-        asked = 1 if accelerator in ("gpu", "cuda") else 0
-    if asked * workers > found:
-        raise ConfigError(
-            f"launcher.num_workers: {workers} workers with {asked:g} GPU each, but the cluster has {found:g} GPUs"
-        )
-    return asked
-
-
-@contextlib.contextmanager
-def _own_interrupt() -> Iterator[None]:
-    """Give Ctrl-C back afterwards: Ray takes it and keeps it."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # not in the main thread, where it can't have been taken
-            signal.signal(signal.SIGINT, before)

@@ -252,11 +252,14 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         *,
         format: str,
         options: Mapping[str, Any],
+        parts: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
-        """Predict one file and write the answer; see `Model.sample` and `write`.
+        """Predict one file and write the answer, nothing else, into a folder; see `Model.sample` and `write`.
 
         Args:
+            parts: a folder where tasks that work part by part may keep what is done, for the same prediction after a
+                kill; whoever gives it removes it when all is done.
             progress: called with the parts that are done and all of them, by tasks that work part by part.
         """
         own, reading = self.split(options)

@@ -366,4 +366,4 @@ def test_a_large_image_is_predicted_piece_by_piece_and_goes_on_where_it_was_stop
     (pieces,) = predict_files(model, [image], tmp_path / "pieces").written
     assert len(seen) == 1 + 4  # of four tiles, two were there already
     np.testing.assert_array_equal(voxelry.read_image(pieces).array, voxelry.read_image(whole).array)
-    assert not list((tmp_path / "pieces").glob(".*"))
+    assert not list((tmp_path / "pieces").glob(".voxelry/parts/*"))

@@ -203,6 +203,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         *,
         format: str,
         options: Mapping[str, Any],
+        parts: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Reconstruct the organ that is clicked on in one file; see `tasks.reconstruct.prompt.reconstruct`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -177,12 +176,12 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         *,
         format: str,
         options: Mapping[str, Any],
+        parts: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Predict one file, tile by tile if it is larger than one; what is very large is never read as a whole.
 
-        Finished tiles are kept in a hidden folder beside the output until all are done: the same command goes on where
-        a killed one stopped.
+        Finished tiles are kept in `parts`: the same prediction goes on where a killed one stopped.
         """
         task: Any = model.task
         options = model.reading(path, options)
@@ -202,7 +201,6 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         space, name = source.space, case_name(path)
         if task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
             log.warning("%s: %s", path, told)
-        state = make_folder(folder) / f".{name}.tiles"
         if task.fits_a_tile(space):
             found = task.detect(torch.as_tensor(read(tuple(slice(0, size) for size in space.shape))), space)
         else:
@@ -211,13 +209,12 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
                 read,
                 space,
                 least_score=task.operating_threshold,
-                state=state,
+                state=parts,
                 key=image_key(file, f"{model.digest()} {chosen}"),
                 progress=progress,
             )
-        written = self._write(task.prediction(name, space, found, painted=False), path, file.space, folder, format)
-        shutil.rmtree(state, ignore_errors=True)
-        return written
+        prediction = task.prediction(name, space, found, painted=False)
+        return self._write(prediction, path, file.space, make_folder(folder), format)
 
     def write(self, prediction: InstancePrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The label volume on the image's own grid, a table of the instances, and their masks."""

@@ -191,6 +191,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         *,
         format: str,
         options: Mapping[str, Any],
+        parts: Path | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Path:
         """Translate one file, or the files of `options["contrast"]`, name to path, of which `path` is one."""

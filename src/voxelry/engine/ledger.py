@@ -1,0 +1,344 @@
+"""What became of each file that a command was given: one row a file, in the folder of the outputs.
+
+    OUT/.voxelry/ledger.sqlite    the rows, see `_TABLES`
+    OUT/.voxelry/RUN.lock         held by a command for as long as it runs
+    OUT/.voxelry/RUN/NAME/        outputs of one file, until all of them are there
+    OUT/.voxelry/parts/NAME/      finished parts of one file, for a task that works part by part
+
+A row says what its outputs depend on and what is in them, so that the same command does only what is missing. A
+command claims a row before it works on it and gives its outputs their place in one step with the row, so that it may
+be killed at any moment. Whether the claimant still runs is told by its lock, which ends with it however it ends. Any
+number of commands may therefore share a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from filelock import FileLock, Timeout
+
+from voxelry.core.atomic import move
+from voxelry.core.errors import DataError, FileError
+from voxelry.data.cache import content_hash, stamps
+from voxelry.io.images.image import split_dataset
+
+__all__ = ["HOME", "Claim", "Dependencies", "Ledger", "Made"]
+
+HOME = ".voxelry"  # in the folder of the outputs
+_FORMAT = 1
+_MARK = int.from_bytes(b"voxl")  # tells our databases from others
+_PATIENCE = 60.0  # seconds that another process may take for one transaction
+_WAY_OUT = "delete {} to do everything anew, or choose another folder"
+_TABLES = (
+    "CREATE TABLE files (name TEXT PRIMARY KEY, input TEXT, files TEXT, model TEXT, settings TEXT, "
+    "state TEXT CHECK (state IN ('running', 'done', 'failed')), owner TEXT, main TEXT, error TEXT, seconds REAL)",
+    "CREATE TABLE outputs (path TEXT PRIMARY KEY, name TEXT, digest TEXT, stamps TEXT)",
+)
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What the outputs of a file depend on; all of it text that is compared.
+
+    Attributes:
+        input: the file's absolute path. It may change as long as the old one is gone.
+        files: names, sizes and times of change of all files that are read; empty where they can't be told.
+        model: the digest of weights and settings.
+        settings: whatever else was asked for.
+    """
+
+    input: str
+    files: str
+    model: str
+    settings: str
+
+    def changed(self, row: sqlite3.Row) -> str:
+        """What differs from a row, in words; empty where nothing does."""
+        words = {"files": "another input", "model": "another model", "settings": "other settings"}
+        differ = [told for name, told in words.items() if row[name] != getattr(self, name)]
+        return " and ".join(differ if self.files else ["another input"])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who works on a file.
+
+    Attributes:
+        state: `ours`: to be done now; `kept`: it is done; `busy`: another command is at it.
+        note: why what was done is done anew, or what is odd about what is kept.
+        owner: of a busy one.
+        main: the first output of a kept one.
+    """
+
+    state: Literal["ours", "kept", "busy"]
+    note: str = ""
+    owner: str = ""
+    main: Path | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one file.
+
+    Attributes:
+        folder: where its outputs are, until they are given their place.
+        main: the name of the output that stands for all.
+        outputs: the digest of each by its name.
+        seconds: how long it took.
+        error: one line; empty where it went well.
+    """
+
+    folder: str
+    main: str = ""
+    outputs: Mapping[str, str] | None = None
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Ledger:
+    """The rows of a folder of outputs; a context, within which files can be claimed.
+
+    Args:
+        folder: of the outputs; made if need be.
+
+    Raises:
+        FileError: the folder can't be written, or its ledger is of another version or damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.home = folder / HOME
+        self.run = uuid.uuid4().hex[:16]
+        self.path = self.home / "ledger.sqlite"
+
+    def __enter__(self) -> Self:
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(self.folder, f"the folder can't be made: {error.strerror or error}") from error
+        self._folds = (self.folder / HOME.upper()).exists()  # a disk for which A and a are the same name
+        self._lock = FileLock(self._lock_of(self.run))
+        with self._told():
+            self._rows = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+            self._rows.row_factory = sqlite3.Row
+        try:
+            with self._changing():
+                self._check()
+                self._lock.acquire()
+                self._sweep()
+            self.staging.mkdir()
+        except BaseException as error:
+            self._rows.close()
+            if isinstance(error, OSError):
+                raise FileError(self.home, f"can't be written: {error.strerror or error}") from error
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
+        shutil.rmtree(self.staging, ignore_errors=True)
+        self._lock.release()
+        self._lock_of(self.run).unlink(missing_ok=True)
+
+    @property
+    def staging(self) -> Path:
+        """This command's own folder for outputs that aren't complete."""
+        return self.home / self.run
+
+    def parts(self, name: str) -> Path:
+        """The folder for finished parts of a file."""
+        return self.home / "parts" / name
+
+    def key(self, name: str) -> str:
+        """What two files have in common whose outputs would have the same names on this disk."""
+        return _text(name.casefold() if self._folds else name)
+
+    def claim(self, name: str, dependencies: Dependencies) -> Claim:
+        """Take a file to work on, unless it is done or another command is at it.
+
+        Args:
+            name: of its outputs, without suffixes.
+
+        Raises:
+            DataError: outputs are there that must not be overwritten: of another file, or changed by hand.
+            FileError: the ledger can't be written.
+        """
+        key, note = self.key(name), ""
+        with self._changing():
+            row = self._rows.execute("SELECT * FROM files WHERE name = ?", (key,)).fetchone()
+            if row is not None and row["state"] == "running" and self._runs(row["owner"]):
+                return Claim("busy", owner=row["owner"])
+            if row is not None and row["state"] == "done":
+                condition, changed = self._condition(key), dependencies.changed(row)
+                main = self.folder / row["main"]
+                if condition != "gone":
+                    self._refuse(row, dependencies, main, edited=condition == "edited" and bool(changed))
+                    if not changed:
+                        return Claim("kept", "changed since it was written" if condition == "edited" else "", main=main)
+                note = "its outputs were gone" if condition == "gone" else changed
+            own = (dependencies.input, dependencies.files, dependencies.model, dependencies.settings)
+            self._rows.execute(
+                "INSERT OR REPLACE INTO files (name, input, files, model, settings, state, owner) "
+                "VALUES (?, ?, ?, ?, ?, 'running', ?)",
+                (key, *map(_text, own), self.run),
+            )
+        return Claim("ours", note)
+
+    def publish(self, name: str, made: Made) -> Path:
+        """Give the outputs of a claimed file their place, and note that it is done.
+
+        Returns:
+            The main output.
+
+        Raises:
+            DataError: one of them would overwrite another file's.
+            FileError: they can't be moved, or the ledger can't be written.
+        """
+        key, outputs, folder = self.key(name), dict(made.outputs or {}), Path(made.folder)
+        with self._changing():
+            for output in outputs:
+                self._refuse_other(key, output)
+            for output in outputs:
+                self._place(folder / output)
+            self._rows.execute("DELETE FROM outputs WHERE name = ?", (key,))
+            self._rows.executemany(
+                "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
+                [(self.key(one), key, digest, _stamps(self.folder / one)) for one, digest in outputs.items()],
+            )
+            self._rows.execute(
+                "UPDATE files SET state = 'done', main = ?, seconds = ?, error = '' WHERE name = ?",
+                (made.main, made.seconds, key),
+            )
+        shutil.rmtree(self.parts(name), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        return self.folder / made.main
+
+    def fail(self, name: str, made: Made) -> None:
+        """Note why a claimed file wasn't done.
+
+        Raises:
+            FileError: the ledger can't be written.
+        """
+        with self._changing():
+            self._rows.execute(
+                "UPDATE files SET state = 'failed', error = ?, seconds = ? WHERE name = ?",
+                (_text(made.error), made.seconds, self.key(name)),
+            )
+        shutil.rmtree(made.folder, ignore_errors=True)
+
+    def wait(self, owner: str) -> None:
+        """Until another command ends, however it ends."""
+        if self._lock_of(owner).exists():
+            with FileLock(self._lock_of(owner)):
+                return
+
+    def _check(self) -> None:
+        """Make the tables, or find those of this version."""
+        mark, version = (
+            self._rows.execute(f"PRAGMA {one}").fetchone()[0] for one in ("application_id", "user_version")
+        )
+        if (mark, version) == (0, 0) and not self._rows.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in (*_TABLES, f"PRAGMA application_id = {_MARK}", f"PRAGMA user_version = {_FORMAT}"):
+                self._rows.execute(statement)
+        elif (mark, version) != (_MARK, _FORMAT):
+            whose = f"a ledger of version {version}, expected {_FORMAT}" if mark == _MARK else "no ledger of voxelry"
+            raise FileError(self.path, whose, _WAY_OUT.format("it"))
+        elif (found := self._rows.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(found)
+
+    def _sweep(self) -> None:
+        """Remove what commands left that were killed."""
+        for lock in self.home.glob("*.lock"):
+            if not self._runs(lock.stem):
+                shutil.rmtree(self.home / lock.stem, ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
+    def _lock_of(self, run: str) -> Path:
+        return self.home / f"{run}.lock"
+
+    def _runs(self, run: str) -> bool:
+        """Whether a command still runs; this one does."""
+        if run == self.run:
+            return True
+        if not self._lock_of(run).exists():
+            return False
+        try:
+            with FileLock(self._lock_of(run), timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def _condition(self, key: str) -> Literal["there", "gone", "edited"]:
+        """How the outputs of a file are that was done."""
+        rows = self._rows.execute("SELECT * FROM outputs WHERE name = ?", (key,)).fetchall()
+        if not rows or not all((self.folder / row["path"]).exists() for row in rows):
+            return "gone"
+        doubtful = [row for row in rows if _stamps(self.folder / row["path"]) != row["stamps"]]
+        same = all(content_hash(self.folder / row["path"]) == row["digest"] for row in doubtful)
+        return "there" if same else "edited"
+
+    def _refuse(self, row: sqlite3.Row, dependencies: Dependencies, main: Path, *, edited: bool) -> None:
+        earlier = row["input"]
+        if earlier != _text(dependencies.input) and split_dataset(Path(earlier))[0].exists():
+            raise DataError(
+                f"{dependencies.input}: its output would overwrite that of {earlier}; choose another folder, or delete "
+                f"{main}"
+            )
+        if edited:
+            raise DataError(
+                f"{main}: changed since it was written; delete it to have it made anew, or choose another folder"
+            )
+
+    def _refuse_other(self, key: str, output: str) -> None:
+        other = self._rows.execute(
+            "SELECT input FROM outputs JOIN files USING (name) WHERE path = ? AND name != ?", (self.key(output), key)
+        ).fetchone()
+        if other is not None:
+            raise DataError(f"{self.folder / output}: it would overwrite an output of {other['input']}")
+
+    def _place(self, output: Path) -> None:
+        target = self.folder / output.name
+        try:
+            move(output, target, output.parent)
+        except OSError as error:
+            raise FileError(target, f"can't be written: {error.strerror or error}") from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A transaction: the rows are nobody else's within, and stay as they were if it fails."""
+        with self._told():
+            self._rows.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._rows.execute("COMMIT")
+            except BaseException:
+                if self._rows.in_transaction:
+                    self._rows.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong with the database, in one line."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise FileError(self.path, f"can't be written: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise FileError(self.path, f"damaged: {error}", _WAY_OUT.format("it")) from error
+
+
+def _stamps(path: Path) -> str:
+    return json.dumps(stamps(path))
+
+
+def _text(value: str) -> str:
+    """A path as the database can hold it, whatever bytes are in its name."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
