@@ -1,19 +1,33 @@
 """Training by several Ray workers equals training by one process, with and without losing one on the way."""
 
+import contextlib
 import csv
 import os
 import shutil
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from textwrap import dedent
 
+import numpy as np
 import pytest
 import torch
 
+from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.checkpoint import read_checkpoint
+from voxelry.bundle.model import load
 from voxelry.core.errors import ConfigError, MissingDependencyError, VoxelryError
+from voxelry.core.space import Space
+from voxelry.data.preprocess import Preprocess
 from voxelry.engine.compose import compose_training
+from voxelry.engine.predict import predict_files
+from voxelry.engine.ray_pool import RayPool
 from voxelry.engine.train import train
+from voxelry.io import write_image
+from voxelry.models.unet import UNet
+from voxelry.tasks.landmarks import LandmarkTask
 
 MORTAL = """
     import os
@@ -168,6 +182,53 @@ def test_what_the_user_did_wrong_is_one_line_of_the_worker(cluster, settings, tm
     ]
     with pytest.raises(VoxelryError, match=r"^/nowhere: [^\n]*$"):
         train(compose_training([*settings, *wrong]))
+
+
+def ancestors(process: int) -> Iterator[int]:
+    while process > 1:
+        status = Path(f"/proc/{process}/status").read_text()
+        process = int(status.partition("PPid:")[2].split()[0])
+        yield process
+
+
+def own_actor() -> int:
+    """A process that predicts for this one: Ray names them after what they do."""
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        process = int(place.parent.name)
+        with contextlib.suppress(OSError):
+            if b"_Predictor" in place.read_bytes() and os.getpid() in ancestors(process):
+                return process
+    raise AssertionError("no actor")
+
+
+def test_actors_predict_what_one_process_predicts_though_one_is_lost(cluster, tmp_path):
+    torch.manual_seed(0)
+    network = UNet(ndim=2, out_channels=2, width=8, multipliers=(1, 2), groups=4, heads=2, head_dim=8)
+    task = LandmarkTask(network, landmark_names=["left", "right"], sigma=2.0)
+    bundle = write_bundle(tmp_path / "bundle", task, Preprocess(), record={}, card="")
+    rng = np.random.default_rng(0)
+    scans = [
+        write_image(tmp_path / f"{number}.tif", rng.random((1, 64, 64), dtype=np.float32), Space.from_spacing((64, 64)))
+        for number in range(8)
+    ]
+    scans[4].write_bytes(b"II")
+    lost = []
+
+    def lose(_):
+        if not lost:
+            lost.append(own_actor())
+            os.kill(lost[0], signal.SIGKILL)
+
+    model = load(bundle, "cpu")
+    here, there = tmp_path / "here", tmp_path / "there"
+    expected = predict_files(model, scans, here)
+    pool = RayPool({"path": bundle, "device": "cpu"}, num_workers=2)
+    outcome = predict_files(model, scans, there, progress=lose, pool=pool)
+    assert lost
+    assert [row.state for row in outcome.rows] == [row.state for row in expected.rows]
+    assert outcome.failed == expected.failed
+    assert [path.read_bytes() for path in outcome.written] == [path.read_bytes() for path in expected.written]
+    assert [row.state for row in predict_files(model, scans, there).rows].count("kept") == 7
 
 
 @pytest.mark.parametrize(
