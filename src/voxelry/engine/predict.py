@@ -116,7 +116,7 @@ def _job(path: Path, others: Sequence[Path], format: str, options: Mapping[str, 
         path=path,
         others=tuple(others),
         name=name,
-        options={**options, **({"channel_files": [file.name for file in others]} if others else {})},
+        options={**options, "channel_files": [file.name for file in others]} if others else options,
         format=format,
         out=ledger.folder,
         staging=ledger.staging / name,
@@ -191,17 +191,18 @@ class _Command:
                 yield job
 
     def _settle(self, job: FileJob, made: Made) -> None:
-        error = made.error
-        if not error:
+        row = FileRow(job.path, "failed", None, made.seconds, made.error)
+        if not made.error:
             try:
                 self._spare_inputs(made)
-                output = self.ledger.publish(job.name, made)
-                self._over(job, FileRow(job.path, "done", output, made.seconds, self._notes[job.path]))
-            except VoxelryError as fault:
-                error = str(fault)
-        if error:
-            self.ledger.fail(job.name, replace(made, error=error))
-            self._over(job, FileRow(job.path, "failed", None, made.seconds, error))
+                row = FileRow(
+                    job.path, "done", self.ledger.publish(job.name, made), made.seconds, self._notes[job.path]
+                )
+            except VoxelryError as error:
+                row = replace(row, note=str(error))
+        if row.state == "failed":
+            self.ledger.fail(job.name, replace(made, error=row.note))
+        self._over(job, row)
 
     def _spare_inputs(self, made: Made) -> None:
         for name in made.outputs or ():
