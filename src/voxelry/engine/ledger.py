@@ -18,7 +18,7 @@ import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -145,6 +145,8 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self._rows.close()
         shutil.rmtree(self.staging, ignore_errors=True)
+        with suppress(OSError):  # parts of a file that isn't done yet
+            (self.home / "parts").rmdir()
         self._lock.release()
         self._lock_of(self.run).unlink(missing_ok=True)
 
