@@ -2,6 +2,8 @@
 
     python benchmarks/first_contact.py --minutes 0.5                  # all data sets
     python benchmarks/first_contact.py bbbc050 thick --memory 4       # two of them, with 4 GB allowed
+    python benchmarks/first_contact.py bbbc050 --without all          # the experiment's defaults instead
+    python benchmarks/first_contact.py --without data.preprocess.spacing  # which decision matters
 
 Each data set is planned and trained as `voxelry plan` and `voxelry train plan=FILE trainer.max_minutes=N` do, in
 processes of their own, whose peak the system tells. Real volumes lie in `$VOXELRY_DATA` (sorted into `volumes/` and
@@ -20,14 +22,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from voxelry.core.space import Space
-from voxelry.engine.plan_file import Decision, in_yaml, read_plan
+from voxelry.engine.plan_file import Decision, in_yaml, read_plan, write_plan
 from voxelry.io import open_image, write_image
 from voxelry.phantoms import write_phantoms
 
@@ -161,7 +163,17 @@ def run(command: list[str], memory: float | None) -> tuple[str, str, int]:
     return printed, message.splitlines()[-1] if status and message else "", usage.ru_maxrss * 1024
 
 
-def first_contact(name: str, minutes: float, memory: float | None) -> list[str]:
+def leave_out(plan: Path, settings: Sequence[str]) -> None:
+    """Take decisions out of a plan (`all` of them), so that the experiment's own values count."""
+    basic = ("experiment", "data.root", "data", "trainer.max_minutes", "trainer.max_steps", "trainer.progress")
+    drop = "all" in settings
+    kept = [
+        one for one in read_plan(plan) if one.setting in basic or not (drop or one.setting.startswith(tuple(settings)))
+    ]
+    write_plan(plan, kept)
+
+
+def first_contact(name: str, minutes: float, memory: float | None, without: Sequence[str] = ()) -> list[str]:
     """The cells of a row."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -173,6 +185,7 @@ def first_contact(name: str, minutes: float, memory: float | None) -> list[str]:
         told, error, _ = run(["plan", str(root), "--task", chosen.task, *settings, "--out", str(plan)], memory)
         if error:
             return [name, chosen.task, "", "", "", "", error]
+        leave_out(plan, without)
         predicted = re.search(r"training about ([\d.]+) GB", told)
         _, error, peak = run(["train", f"plan={plan}", f"output_dir={place / 'run'}"], memory)
         decided = "; ".join(_cell(one) for one in read_plan(plan) if one.setting.rpartition(".")[2] in SHOWN)
@@ -201,13 +214,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(DATA_SETS)}; all by default")
     parser.add_argument("--minutes", type=float, default=0.5, help="of each training")
     parser.add_argument("--memory", type=float, help="GB that a process may take")
+    parser.add_argument(
+        "--without", nargs="+", default=(), metavar="SETTING", help="decisions that are left out, or all"
+    )
     asked = parser.parse_args()
     print(
         "| data | task | plan | predicted GB | measured GB | metric | error |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
     for name in asked.names or DATA_SETS:
-        print(f"| {' | '.join(first_contact(name, asked.minutes, asked.memory))} |", flush=True)
+        print(f"| {' | '.join(first_contact(name, asked.minutes, asked.memory, asked.without))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from voxelry.core.space import Space
 from voxelry.data.sample import Sample
 from voxelry.models.networks import NETWORKS
 
-__all__ = ["configured_backbone", "resolved"]
+__all__ = ["configured_backbone", "pretraining_of", "resolved"]
 
+_PRETRAINED_BY = {"unet": "pretrain", "hiera": "pretrain_mae"}
 _FLAT = 1.5  # an axis with voxels so much longer than the shortest isn't halved by a stride of `auto`
 
 
@@ -34,6 +35,14 @@ def configured_backbone(config: DictConfig, sample: Sample, pretrained: Pretrain
     if pretrained is not None:
         described = taken_over(described, pretrained, sample.ndim)
     return build_backbone(resolved(described, sample.space, int(sample.image.shape[0])))
+
+
+def pretraining_of(config: DictConfig) -> str | None:
+    """The experiment, without its rank, that trains the configured backbone on images without labels, if one does."""
+    described = config.get("backbone") or {}
+    while described.get("backbone") is not None:
+        described = described["backbone"]
+    return _PRETRAINED_BY.get(described.get("name"))
 
 
 def taken_over(described: dict[str, Any], pretrained: Pretrained, ndim: int) -> dict[str, Any]:

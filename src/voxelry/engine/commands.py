@@ -19,6 +19,7 @@ from voxelry.engine.outcome import Outcome
 from voxelry.engine.plan.auto import planned
 from voxelry.engine.predict import Pool, gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
+from voxelry.engine.unlabelled import pretrained_first
 from voxelry.tasks.evaluate import Evaluation
 
 __all__ = ["evaluate", "predict", "train"]
@@ -40,7 +41,7 @@ def train(*settings: str | Mapping[str, Any]) -> training.Run:
         VoxelryError: whatever a user can cause: unknown settings, data that don't fit, a full disk.
     """
     overrides = [one for given in settings for one in ([given] if isinstance(given, str) else typed(given))]
-    return training.train(compose_training(planned(overrides)))
+    return training.train(compose_training(pretrained_first(planned(overrides))))
 
 
 def predict(

@@ -27,7 +27,7 @@ from voxelry.core.home import at_home
 from voxelry.engine.configs import OWN, groups
 from voxelry.engine.plan_file import read_plan, remaining
 
-__all__ = ["compose_training", "in_one_line", "settle", "typed"]
+__all__ = ["compose_training", "in_one_line", "settle", "typed", "with_plan"]
 
 _MAY_BE_NULL = ("backbone", "experiment")
 _PAIRS = {"}": "{", "]": "[", ")": "("}
@@ -37,6 +37,7 @@ _PATHS = (
     "pretrained",
     "plan",
     "data.root",
+    "data.unlabelled",
     "data.index",
     "data.cache",
     "data.split.file",
@@ -118,7 +119,7 @@ def settle(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: one that can't be read, or an entry that a group doesn't have.
     """
-    arguments = _with_plan(list(_joined(arguments)))
+    arguments = with_plan(list(_joined(arguments)))
     flags, settled, flag = [], [], ""
     # entries of one's own may lie there, which Hydra looks up
     elsewhere = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
@@ -142,7 +143,7 @@ def _by_time(arguments: Sequence[str]) -> bool:
     return entry is None or "max_steps" not in yaml.safe_load(entry.read_text(encoding="utf-8"))
 
 
-def _with_plan(arguments: Sequence[str]) -> list[str]:
+def with_plan(arguments: Sequence[str]) -> list[str]:
     """Arguments with the settings of the plan that one of them names before them, but for those that they decide about.
 
     Raises:

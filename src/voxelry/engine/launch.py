@@ -25,6 +25,7 @@ from voxelry.engine.fast_ddpm import sample_run
 from voxelry.engine.held_out import measure_held_out
 from voxelry.engine.plan.auto import planned
 from voxelry.engine.train import train
+from voxelry.engine.unlabelled import pretrained_first
 from voxelry.interop.legacy import fast_ddpm_config
 from voxelry.interop.legacy.config import translate
 from voxelry.interop.legacy.fast_ddpm_config import is_theirs
@@ -51,7 +52,11 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
         FileError: the run's folder can't be made.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
-    settled = settle(planned(arguments))
+    try:
+        settled = settle(pretrained_first(planned(arguments)))
+    except StoppedError as error:
+        print(f"voxelry: {error}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     sys.argv = ["voxelry train", *settled, *_sweep_folder(settled)]
 
     failed: list[str] = []  # runs of a sweep; the others go on

@@ -120,6 +120,10 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
             CheckpointError: none of the weights fits.
         """
 
+    def pretraining(self, config: DictConfig) -> str | None:
+        """The experiment, without its rank, whose weights `data.unlabelled` begins a run with; None: there is none."""
+        return None
+
     def settings(self, config: DictConfig, dataset: Any, pretrained: Pretrained | None) -> dict[str, Any]:
         """Keywords of the task that the data or the pretrained weights decide, beside those of `config.task`."""
         return {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from voxelry.bundle.backbone import pretraining_of
 from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError
 from voxelry.data.dataset import VolumeDataset
@@ -60,6 +61,10 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
     def image_channels(self, task: LandmarkTask) -> int:
         """Those of the network without the distances to the borders."""
         return super().image_channels(task) - (0 if task.borders is None else 2 * task.ndim)
+
+    def pretraining(self, config: DictConfig) -> str | None:
+        """A U-Net's, or that of the backbone."""
+        return pretraining_of(config) if "backbone" in config.model else "pretrain"
 
     def settings(self, config: DictConfig, dataset: VolumeDataset, pretrained: Pretrained | None) -> dict[str, Any]:
         """The names of the points; tiles as large as the patches; the range of values of the pretraining; borders."""

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from voxelry.backbones.fpn import FPN
-from voxelry.bundle.backbone import configured_backbone
+from voxelry.bundle.backbone import configured_backbone, pretraining_of
 from voxelry.bundle.model import Model
 from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.choice import check_choice
@@ -130,6 +130,10 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         if pretrained is None:
             return network, None
         return network, fitting(best_transfer(network, pretrained.weights), pretrained)
+
+    def pretraining(self, config: DictConfig) -> str | None:
+        """That of the backbone."""
+        return pretraining_of(config)
 
     def settings(
         self, config: DictConfig, dataset: VolumeDataset | CropDataset, pretrained: Pretrained | None
