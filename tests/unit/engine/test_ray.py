@@ -1,4 +1,4 @@
-"""Training by several Ray workers equals training by one process, with and without losing one on the way."""
+"""Training by several Ray workers equals training by one process, also if one is lost on the way."""
 
 import contextlib
 import csv
@@ -73,6 +73,7 @@ def cluster():
             log_to_driver=False,
             logging_level=40,
             _temp_dir=folder,
+            _system_config={"worker_niceness": 0},
         )
         try:
             yield
@@ -110,37 +111,14 @@ def settings(many_phantoms, quick_training):
         "trainer.validate_every=2",
         "trainer.checkpoint_every=4",
         "learning_rate=constant",
+        "optimizer=sgd",  # Adam makes steps of rounding errors
     ]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(cluster, settings, tmp_path_factory):
-    """A run of two workers, and its folder."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    return train(compose_training([*settings, f"output_dir={folder}", "launcher=ray"])), folder
-
-
 @pytest.mark.slow
-def test_two_workers_learn_what_one_process_with_twice_the_batch_learns(settings, undisturbed, tmp_path):
-    one = train(compose_training([*settings, "data.batch_size=2", f"output_dir={tmp_path}"]))
-    two, folder = undisturbed
-    expected, found = logged(tmp_path), logged(folder)
-    assert sorted(found) == sorted(expected) == list(range(6))
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert max(expected.values()) - min(expected.values()) > 0.1, "whoever learns nothing agrees, too"
-    validated = logged(tmp_path, "val/mre_mm")
-    assert len(validated) == 5  # at steps 2, 4, 6 and where a fifth of the run would pass without one
-    assert logged(folder, "val/mre_mm") == pytest.approx(validated, rel=1e-4)
-    assert two.summary["cases"] == one.summary["cases"] == 3
-    assert two.summary["mre_mm"] == pytest.approx(one.summary["mre_mm"], rel=1e-4)
-    for name in ("bundle/weights.safetensors", "report.html", "summary.json", "metrics/cases.csv"):
-        assert (folder / name).exists()
-    kept = list((folder / "ray").glob("*/checkpoint_*/last.ckpt"))
-    assert [read_checkpoint(path)["global_step"] for path in kept] == [6]
-
-
-@pytest.mark.slow
-def test_a_run_that_lost_its_first_worker_ends_like_one_that_did_not(settings, undisturbed, tmp_path):
+def test_two_workers_one_of_which_is_lost_learn_what_one_process_with_twice_the_batch_learns(
+    cluster, settings, tmp_path
+):
     (tmp_path / "mortal.py").write_text(dedent(MORTAL))
     path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
     lethal = [
@@ -151,24 +129,35 @@ def test_a_run_that_lost_its_first_worker_ends_like_one_that_did_not(settings, u
         "launcher=ray",
         "launcher.max_failures=1",
         f"+launcher.env.PYTHONPATH={os.pathsep.join([str(tmp_path), *path])}",
-        f"output_dir={tmp_path / 'run'}",
     ]
-    run = train(compose_training([*settings, *lethal]))
+    folder, alone = tmp_path / "two", tmp_path / "one"
+    one = train(compose_training([*settings, "data.batch_size=2", f"output_dir={alone}"]))
+    two = train(compose_training([*settings, *lethal, f"output_dir={folder}"]))
     assert (tmp_path / "killed").exists()
-    _, folder = undisturbed
-    expected, found = last(folder), last(tmp_path / "run")
-    assert found["voxelry"]["batches_taken"] == expected["voxelry"]["batches_taken"] == 6
-    assert [row["step"] for row in found["voxelry"]["history"]] == [2, 3, 4, 5, 6]
+
+    expected, found = logged(alone), logged(folder)
+    assert sorted(found) == sorted(expected) == list(range(6))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert max(expected.values()) - min(expected.values()) > 0.1, "whoever learns nothing agrees, too"
+    validated = logged(alone, "val/mre_mm")
+    assert len(validated) == 5  # at steps 2, 4, 6 and where a fifth of the run would pass without one
+    assert logged(folder, "val/mre_mm") == pytest.approx(validated, rel=1e-4)
+
+    ours, theirs = last(folder), last(alone)
+    assert ours["voxelry"]["batches_taken"] == theirs["voxelry"]["batches_taken"] == 6
+    assert [row["step"] for row in ours["voxelry"]["history"]] == [2, 3, 4, 5, 6]
     torch.testing.assert_close(
-        found["current_model_state"], expected["current_model_state"], rtol=0, atol=0, equal_nan=True
+        ours["current_model_state"], theirs["current_model_state"], rtol=1e-4, atol=1e-6, equal_nan=True
     )
-    assert found["callbacks"] == expected["callbacks"]
-    best, reference = (
-        read_checkpoint(place / "checkpoints" / "best.ckpt")["state_dict"] for place in (tmp_path / "run", folder)
-    )
-    torch.testing.assert_close(best, reference, rtol=0, atol=0, equal_nan=True)
-    assert run.bundle.is_dir()
-    assert run.summary == pytest.approx(undisturbed[0].summary, nan_ok=True)
+    best, reference = (read_checkpoint(place / "checkpoints" / "best.ckpt")["state_dict"] for place in (folder, alone))
+    torch.testing.assert_close(best, reference, rtol=1e-4, atol=1e-6, equal_nan=True)
+    assert two.summary["cases"] == one.summary["cases"] == 3
+    assert two.summary["mre_mm"] == pytest.approx(one.summary["mre_mm"], rel=1e-4)
+    for name in ("bundle/weights.safetensors", "report.html", "summary.json", "metrics/cases.csv"):
+        assert (folder / name).exists()
+    kept = list((folder / "ray").glob("*/checkpoint_*/last.ckpt"))
+    assert {read_checkpoint(path)["global_step"] for path in kept} <= {4, 6}  # of each start of the workers the last
+    assert read_checkpoint(max(kept))["global_step"] == 6
 
 
 @pytest.mark.slow
