@@ -50,6 +50,7 @@ class Cheap:
         self.calls = 0
 
     def __call__(self, x: Tensor, *rest: Any) -> Tensor:
+        """In place of a forward pass."""
         self.calls += 1
         return x[:, :1] * torch.arange(1, self.maps + 1, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 2))
 

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     # what the command line does
-    "train": "voxelry.engine.commands",
+    "train": "voxelry.engine.train_command",
     "predict": "voxelry.engine.commands",
     "evaluate": "voxelry.engine.commands",
     # a trained model

@@ -353,6 +353,7 @@ def heavy_after(statement: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
     [
         ("import voxelry", HEAVIER),
         ("import voxelry.viz.figures, voxelry.viz.report", HEAVY),
+        ("from voxelry import predict, evaluate, load", ("lightning", "torchmetrics", "matplotlib")),
     ],
 )
 def test_importing_loads_nothing_heavy(statement, heavy):

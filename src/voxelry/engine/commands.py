@@ -1,8 +1,7 @@
-"""The commands as functions: `voxelry.train`, `predict` and `evaluate` do what the command line does.
+"""The commands that use models, as functions: `voxelry.predict` and `evaluate` do what the command line does.
 
-run = voxelry.train("experiment=landmarks_3d", {"data.root": folder, "trainer.max_steps": 5000})
-voxelry.predict(run.bundle, "scans", "points", format="mrk.json")
-print(voxelry.evaluate(run.bundle, "held_out", "evaluation").summary)
+voxelry.predict("runs/landmarks", "scans", "points", format="mrk.json")
+print(voxelry.evaluate("runs/landmarks", "held_out", "evaluation").summary)
 """
 
 from __future__ import annotations
@@ -13,35 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.bundle.model import Model, load
-from voxelry.engine import train as training
-from voxelry.engine.compose import compose_training, typed
 from voxelry.engine.outcome import Outcome
-from voxelry.engine.plan.auto import planned
 from voxelry.engine.predict import Pool, gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
-from voxelry.engine.unlabelled import pretrained_first
 from voxelry.tasks.evaluate import Evaluation
 
-__all__ = ["evaluate", "predict", "train"]
+__all__ = ["evaluate", "predict"]
 
 Place = str | PathLike[str]
-
-
-def train(*settings: str | Mapping[str, Any]) -> training.Run:
-    """Train a model, as `voxelry train SETTINGS`.
-
-    Args:
-        settings: overrides as they are typed, `"data.root=DIR"`, and mappings from dotted names to plain values,
-            `{"data.root": folder}`; of a name that is given twice the last one counts.
-
-    Returns:
-        The run, with its bundle and the metrics of the held-out cases; `interrupted` after a Ctrl-C.
-
-    Raises:
-        VoxelryError: whatever a user can cause: unknown settings, data that don't fit, a full disk.
-    """
-    overrides = [one for given in settings for one in ([given] if isinstance(given, str) else typed(given))]
-    return training.train(compose_training(pretrained_first(planned(overrides))))
 
 
 def predict(

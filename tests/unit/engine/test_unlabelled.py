@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from voxelry.core.errors import ConfigError
-from voxelry.engine.commands import train
+from voxelry.engine.train_command import train
 from voxelry.engine.unlabelled import pretrained_first
 
 

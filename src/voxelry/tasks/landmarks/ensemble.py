@@ -95,7 +95,7 @@ def average_views(
         total = answer if total is None else total + answer
     if total is None:
         raise SettingError("ensemble: expected at least one view")
-    return total / len(views)
+    return total if len(views) == 1 else total / len(views)
 
 
 def _shifted(image: Tensor, shift: Sequence[int]) -> Tensor:

@@ -362,7 +362,11 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
         return average_views(image, network, self.views, self.order, mirror).float()
 
     def _read(self, logits: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
-        """Points `(B, N, ndim)` and their spreads in mm `(B, N)`."""
+        """Points `(B, N, ndim)` and their spreads in mm `(B, N)`, map after map: only the logits are held for all."""
+        found = [self._read_one(logits[:, one, None], spacing) for one in range(logits.shape[1])]
+        return torch.cat([points for points, _ in found], dim=1), torch.cat([spread for _, spread in found], dim=1)
+
+    def _read_one(self, logits: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
         maps = losses.activate(logits, self.loss)
         if self.loss != "ce":
             # Outside the blob such maps are noise around zero, whose far moments would drown the blob's.
