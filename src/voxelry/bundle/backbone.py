@@ -42,7 +42,7 @@ def pretraining_of(config: DictConfig) -> str | None:
     described = config.get("backbone") or {}
     while described.get("backbone") is not None:
         described = described["backbone"]
-    return _PRETRAINED_BY.get(described.get("name"))
+    return _PRETRAINED_BY.get(str(described.get("name")))
 
 
 def taken_over(described: dict[str, Any], pretrained: Pretrained, ndim: int) -> dict[str, Any]:

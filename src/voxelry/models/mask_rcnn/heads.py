@@ -165,7 +165,9 @@ class MaskHead(nn.Module):
         parts = zip(x.split(size), classes.split(size), strict=True)
         if not torch.is_grad_enabled():
             return torch.cat([self.finish(*part) for part in parts])
-        return torch.cat([checkpoint(self.finish, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+        return torch.cat(
+            [checkpoint(self.finish, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        )
 
     def finish(self, x: Tensor, classes: Tensor) -> Tensor:
         """The transposed convolution, ReLU and the logits of one class, `(K, *M, C), (K,) -> (K, *2M)`.
