@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mask_rcnn import RUNS, build, objects, picture
 from torch import Tensor
 
+from mask_rcnn import RUNS, build, objects, picture
 from voxelry.models.mask_rcnn import anchors as anchor_grids
 from voxelry.models.mask_rcnn import rpn as proposals_of
 
@@ -30,15 +30,18 @@ class Clock:
         self.steps: list[dict[str, float]] = []
 
     def step(self) -> None:
+        """A step begins."""
         self.steps.append(defaultdict(float))
 
     def __call__(self, part: str, work: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        """What the work answers; its time is that of a part."""
         begin = time.process_time()
         found = work(*args, **keywords)
         self.steps[-1][part] += time.process_time() - begin
         return found
 
     def least(self) -> dict[str, float]:
+        """Seconds of every part; the first step, which compiles, doesn't count."""
         return {part: min(step.get(part, 0.0) for step in self.steps[1:]) for part in self.steps[-1]}
 
 
@@ -89,10 +92,12 @@ def step(clock: Clock, network: Any, image: Tensor, boxes: list[Tensor], masks: 
     where, images = regions.boxes[positive], regions.batch_index[positive]
     goals = clock(
         "mask targets",
-        lambda: torch.cat([
-            mask.goals(ids, regions.matched[positive[images == place]], where[images == place])
-            for place, ids in enumerate(batch.masks)
-        ]),
+        lambda: torch.cat(
+            [
+                mask.goals(ids, regions.matched[positive[images == place]], where[images == place])
+                for place, ids in enumerate(batch.masks)
+            ]
+        ),
     )
     mask_pooled = clock("mask RoIAlign", mask.pool, chosen, scales, where, images)
     cut_mask = mask_pooled.detach().requires_grad_()

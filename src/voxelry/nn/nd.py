@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from voxelry.core.rank import check_ndim
 from voxelry.nn import onednn, pointwise
+from voxelry.ops import winograd
 
 __all__ = [
     "arranged",
@@ -224,6 +225,8 @@ def convolve(
         flat, kernel = x.flatten(3).unsqueeze(2), weight.flatten(3).unsqueeze(2)
         y = convolve(flat, kernel, bias, padding=[0, padding[0], 0], dilation=[1, gaps[0], 1], groups=groups)
         return y.squeeze(2).unflatten(3, x.shape[3:])
+    elif groups == max(gaps) == max(strides) == 1 and winograd.pays(x, weight):
+        y = winograd.convolve(x, weight, bias, padding=padding)
     elif groups == max(gaps) == 1 and onednn.is_skipped(x, weight):
         y = onednn.convolve(x, weight, bias, stride=strides, padding=padding)
     else:

@@ -16,7 +16,7 @@ from voxelry.models.mask_rcnn.settings import MaskSettings
 from voxelry.nn import nd
 from voxelry.nn.norm import make_norm
 
-_PART = 1 << 22  # numbers of the finest features that are made at a time: 16 MB, which memory hands out again
+_PART = 1 << 21  # numbers of the finest features that are made at a time: 8 MB, which stay in the cache
 
 __all__ = ["BOX_HEADS", "BoxPredictor", "ConvBoxHead", "ConvNormReLU", "MaskHead", "ProposalHead", "TwoMLPHead"]
 
@@ -177,7 +177,8 @@ class MaskHead(nn.Module):
         """
         finer, size, classes_of = self.finer, x.shape[1:-1], self.logits
         kernel = finer.weight.movedim(1, -1).flatten(1).t()
-        fine = torch.relu_(F.linear(x, kernel, finer.bias.repeat(math.prod(self.upsample))))
+        # of rows: behind a view a change in place would be copied in the backward pass
+        fine = torch.relu_(F.linear(x.flatten(0, -2), kernel, finer.bias.repeat(math.prod(self.upsample))))
         weight, bias = classes_of.weight.flatten(1)[classes].to(fine.dtype), classes_of.bias[classes].to(fine.dtype)
         # of the other classes no logits are made
         one = torch.baddbmm(bias[:, None, None], fine.reshape(len(x), -1, finer.out_channels), weight[:, :, None])

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from voxelry.nn import nd, onednn, pointwise
 from voxelry.nn.norm import standardise
 from voxelry.nn.recipes import Recipe, attach, recipe_of
+from voxelry.ops import winograd
 
 __all__ = ["conv_of", "norm_silu", "norm_silu_conv"]
 
@@ -129,6 +130,8 @@ def conv_backward(
     ones = [1] * len(padding)
     if pointwise.is_pointwise(x, weight, padding=padding):
         return pointwise.gradients(grad, x, weight, wanted=[of_input, of_weight])
+    if winograd.pays(x, weight):
+        return winograd.gradients(grad, x, weight, padding=padding, wanted=[of_input, of_weight])
     return onednn.gradients(grad, x, weight, stride=ones, padding=padding, wanted=[of_input, of_weight])
 
 
