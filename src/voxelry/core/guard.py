@@ -60,6 +60,8 @@ def guarded(path: str | Path, action: str = "can't be read") -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """The last line of a library's message that says something, its middle cut out where it is long."""
+    if isinstance(error, KeyError):
+        return f"lacks {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # TensorStore adds what it was asked for, in JSON, after what went wrong
     text = re.sub(r" \[(tensorstore_spec|source locations)=.*", "", lines[-1]) if lines else type(error).__name__

@@ -1,6 +1,7 @@
 """Files in and out: everything that isn't ours becomes ours here, and goes back."""
 
 from voxelry.io.images.image import (
+    IMAGE_FORMATS,
     IMAGE_OPTIONS,
     READERS,
     WRITERS,
@@ -14,6 +15,7 @@ from voxelry.io.images.image import (
 from voxelry.io.points.landmarks import POINT_FORMATS, POINT_OPTIONS, LandmarkSet, read_landmarks, write_landmarks
 
 __all__ = [
+    "IMAGE_FORMATS",
     "IMAGE_OPTIONS",
     "POINT_FORMATS",
     "POINT_OPTIONS",

@@ -45,7 +45,9 @@ def check_stored(
             any compression of `stored` bytes could give.
     """
     if not shape or any(size < 1 for size in shape):
-        raise FileError(path, f"the header declares an empty image of shape {tuple(shape)}")
+        raise FileError(
+            path, f"the header declares an image of shape {tuple(shape)}; expected at least one voxel per axis"
+        )
     needed = prod(int(size) for size in shape) * int(itemsize)
     if not compressed and needed > stored:
         raise FileError(path, f"is cut short: {needed} bytes of pixels declared (shape {tuple(shape)}), {stored} there")

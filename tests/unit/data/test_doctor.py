@@ -270,6 +270,19 @@ class TestPixels:
         assert inspect(clean) == whole
         assert whole.rows[3].high == 1e6
 
+    def test_of_a_very_large_image_parts_are_looked_at(self, clean, monkeypatch):
+        def change(array):
+            array[0, -1, -1, -1] = 1e6
+            return array
+
+        self.spoil(clean, 3, change)
+        monkeypatch.setattr("voxelry.data.doctor.inspect._SLAB_BYTES", 5000)
+        monkeypatch.setattr("voxelry.data.doctor.inspect._SLABS", 3)
+        found = inspect(clean)
+        parts = [message for _, message in told(found, "info") if "are looked at, spread evenly" in message]
+        assert len(parts) == 8
+        assert found.rows[3].high == 1e6, "the first and the last part are among them"
+
     def test_channels(self, clean):
         self.spoil(clean, 3, lambda array: np.concatenate([array, array]))
         assert only(inspect(clean)) == ("case_3.nii.gz", "has 2 channels, expected 1 channel as in 7 of 8 cases")

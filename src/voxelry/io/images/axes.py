@@ -157,9 +157,12 @@ def order_axes(
         channel_axis: stored axis to take as channels, whatever its letter says.
 
     Raises:
-        FileError: the wanted rank can't be had from this file, or it has fewer than two spatial axes.
+        FileError: another number of axes than of letters, the wanted rank can't be had from this file, or it has fewer
+            than two spatial axes.
     """
     letters = list(axes)
+    if len(letters) != len(shape):
+        raise FileError(path, f"expected {len(letters)} axes ({axes}), got shape {tuple(shape)}")
     if channel_axis is not None:
         letters[_channel(path, len(shape), channel_axis)] = "c"
     depth = letters.index("z") if "z" in letters else None

@@ -36,6 +36,7 @@ from voxelry.io.images.joined import join_channels, join_masks
 from voxelry.io.images.record import Image, ImageFile, Loader
 
 __all__ = [
+    "IMAGE_FORMATS",
     "IMAGE_OPTIONS",
     "READERS",
     "WRITERS",
@@ -95,6 +96,9 @@ WRITERS: Registry[Callable[..., None]] = Registry(
     ),
 )
 """Writers by suffix."""
+
+IMAGE_FORMATS = tuple("ome.zarr" if suffix == ".zarr" else suffix[1:] for suffix in WRITERS)
+"""What `predict --format` can be told for tasks whose answer is an image."""
 
 _PARTNERS = {".img": ".hdr", ".img.gz": ".hdr", ".brik": ".head", ".brik.gz": ".head", ".rec": ".par"}
 _DICOM = (".dcm", ".dicom")
@@ -186,7 +190,7 @@ def write_image(
 
     Args:
         path: its suffix is one of `WRITERS`; the folder is made.
-        array: `(C, *space.shape)`, real numbers; bool is written as uint8.
+        array: `(C, *space.shape)`, real numbers; bool is written as uint8, what is wider than float64 as that.
         space: where the array lies.
         channel_names: one per channel, for formats that have a place for them (OME-TIFF, OME-Zarr).
         version: of OME-Zarr, `0.5` (None) or `0.6`; other formats have none to choose.
@@ -218,6 +222,8 @@ def write_image(
         chosen["description"] = description
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     with replacing(path) as place:
         WRITERS[suffix](place, array, space, None if channel_names is None else tuple(channel_names), **chosen)

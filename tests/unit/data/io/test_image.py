@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import sys
 
 import nibabel
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError, VoxelryError
+from voxelry.core.guard import guarded
 from voxelry.core.space import Space
-from voxelry.io import READERS, is_image, open_image, read_image, write_image
+from voxelry.io import READERS, WRITERS, is_image, open_image, read_image, write_image
+from voxelry.io.images.axes import order_axes
 
-WRITABLE = [".nii", ".nii.gz", ".mha", ".mhd", ".npy", ".tif", ".ome.tif", ".zarr"]
+WRITABLE = [suffix for suffix in WRITERS if suffix != ".png"]  # which holds single bytes
 OBLIQUE = Space(
     (4, 5, 6),
     [[0.2, -0.9, 2.0, -12.0], [0.4, 1.2, 0.5, 33.0], [3.0, 0.1, -0.4, 7.0], [0.0, 0.0, 0.0, 1.0]],
@@ -57,14 +60,12 @@ def test_a_slice_keeps_its_plane(suffix, tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(suffix, tmp_path, monkeypatch):
     path = write_image(tmp_path / f"a{suffix}", counting(OBLIQUE), OBLIQUE)
     before = sorted(item.name for item in tmp_path.iterdir())
-    from voxelry.io.images import array, metaimage, nifti, tiff, zarr
 
     def interrupted(place, *_):
         place.with_name("half").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    for module in (array, metaimage, nifti, tiff, zarr):
-        monkeypatch.setattr(module, "write_file", interrupted)
+    monkeypatch.setattr(sys.modules[WRITERS[suffix].__module__], "write_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_image(path, counting(OBLIQUE) + 1, OBLIQUE)
     monkeypatch.undo()
@@ -81,7 +82,7 @@ def test_writing_again_replaces(suffix, tmp_path):
     assert len(list(path.parent.iterdir())) == (2 if suffix == ".mhd" else 1)
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".npy", ".tif", ".png"])
+@pytest.mark.parametrize("suffix", [suffix for suffix in WRITERS if suffix not in (".mhd", ".zarr")])
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.95])
 def test_a_file_that_was_cut_short_is_refused(suffix, keep, tmp_path, rng):
     space = Space.from_spacing((40, 50) if suffix == ".png" else (10, 20, 30))
@@ -91,6 +92,24 @@ def test_a_file_that_was_cut_short_is_refused(suffix, keep, tmp_path, rng):
     with pytest.raises(FileError, match=f"cut{suffix}") as caught:
         open_image(path).read()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".npy", ".zarr"])
+def test_what_is_wider_than_double_precision_is_written_as_that(suffix, tmp_path):
+    array = np.linspace(0, 1, 120, dtype=np.longdouble).reshape(1, *OBLIQUE.shape)
+    image = open_image(write_image(tmp_path / f"a{suffix}", array, OBLIQUE))
+    assert image.dtype == np.float64
+    np.testing.assert_array_equal(image.read(), array.astype(np.float64))
+
+
+def test_a_reader_that_names_fewer_axes_than_there_are_is_refused():
+    with pytest.raises(FileError, match=r"^a: expected 3 axes \(zyx\), got shape \(2, 3, 4, 1\)"):
+        order_axes("a", (2, 3, 4, 1), "zyx")
+
+
+def test_a_field_that_a_reader_misses_is_named():
+    with pytest.raises(FileError, match=r"^a: can't be read: lacks 'affine'$"), guarded("a"):
+        {}["affine"]
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in READERS if suffix != ".zarr"])
