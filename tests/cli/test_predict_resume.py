@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from voxelry import cli
 from voxelry.backbones.build import build_backbone
@@ -16,11 +17,12 @@ from voxelry.bundle.model import load
 from voxelry.core.space import Space
 from voxelry.data.layouts.files import visible
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine import ray_pool
 from voxelry.engine.predict import predict_files
 from voxelry.io import read_image, write_image
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.phantoms.nuclei import make_nuclei
-from voxelry.tasks.segment import SegmentTask
+from voxelry.tasks.segment import SegmentTask, recipe
 
 OUTPUTS = ("big.nii.gz", "big.instances.csv", "big.instances.json")
 
@@ -132,3 +134,45 @@ def test_tiles_of_a_file_are_counted(bundle, tmp_path):
     total = seen[0][2]
     assert total >= 8
     assert seen == [("big.nii.gz", count, total) for count in range(1, total + 1)]
+
+
+def test_tiles_of_a_large_image_are_shared_out_and_end_the_same(bundle, tmp_path, monkeypatch):
+    """The pool of actors with one of them, in this process."""
+    sample = make_nuclei(0, shape=(24, 30, 30), spacing=1e-3)
+    images = [
+        write_image(tmp_path / name, sample.image.numpy(), sample.space) for name in ("big.ome.zarr", "other.nii.gz")
+    ]
+    model = load(bundle, "cpu")
+    expected = predict_files(model, images, tmp_path / "whole").written
+    detected, detect = [], SegmentTask.detect
+    monkeypatch.setattr(SegmentTask, "detect", lambda *given: detected.append(1) or detect(*given))
+    monkeypatch.setattr(recipe, "_WHOLE_VOXELS", 0)
+    monkeypatch.setattr(ray_pool, "require", lambda *_: None)
+    monkeypatch.setattr(ray_pool, "cluster", lambda *_, **more: contextlib.nullcontext())
+    asked = []
+
+    def done(pool, jobs, rows):
+        actor = ray_pool._Predictor(pool.source, jobs, str(Path.cwd()), torch.get_num_threads())
+        for row in rows:
+            asked.append((jobs[row["number"]].name, row["start"], row["stop"]))
+            answer = actor({name: np.array([value]) for name, value in row.items()})
+            yield {name: value[0] for name, value in answer.items()}
+
+    monkeypatch.setattr(ray_pool.RayPool, "_done", done)
+    seen = []
+    pool = ray_pool.RayPool({"path": bundle, "device": "cpu"}, num_workers=3)
+    out = tmp_path / "out"
+    outcome = predict_files(model, images, out, tiles=lambda path, *count: seen.append(count), pool=pool)
+    tiles = seen[-1][1]
+    size = -(-tiles // 3)
+    assert asked == [
+        ("big", 0, size), ("big", size, 2 * size), ("big", 2 * size, tiles), ("big", 0, 0), ("other", 0, 0)
+    ]  # fmt: skip
+    assert seen == [(size, tiles), (2 * size, tiles), (tiles, tiles)]
+    assert len(detected) == 2 * tiles  # each once, of both
+    for one, other in zip(outcome.written, expected, strict=True):
+        assert read_image(one).array.any()
+        np.testing.assert_array_equal(read_image(one).array, read_image(other).array)
+        table = f"{one.name.partition('.')[0]}.instances.csv"
+        assert (out / table).read_bytes() == (tmp_path / "whole" / table).read_bytes()
+    assert not list(out.glob(".voxelry/parts/*"))

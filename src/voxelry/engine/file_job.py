@@ -22,7 +22,7 @@ from voxelry.engine.ledger import Dependencies, Made
 from voxelry.engine.shortage import is_shortage
 from voxelry.io.images.image import split_dataset
 
-__all__ = ["FileJob", "dependencies", "do"]
+__all__ = ["FileJob", "dependencies", "do", "do_parts"]
 
 _ATTEMPTS = 3  # processes that may end while they work on a file, until it counts as failed
 
@@ -74,6 +74,21 @@ def do(model: Model[Any], job: FileJob, progress: Callable[[int, int], None] | N
             raise
         error = f"{job.path}: needs more memory than there is"
     return Made(str(folder), main, outputs, time.monotonic() - started, error)
+
+
+def do_parts(model: Model[Any], job: FileJob, numbers: range) -> None:
+    """Do some parts of a file, see `Recipe.predict_parts`; what a user can cause is told when the file itself is done.
+
+    Raises:
+        Exception: anything else.
+    """
+    try:
+        model.recipe.predict_parts(model, job.path, job.parts, numbers, options=job.options)
+    except VoxelryError:
+        return
+    except Exception as fault:
+        if not is_shortage(fault):
+            raise
 
 
 def _attempt(job: FileJob) -> Path:

@@ -186,6 +186,8 @@ class Ledger:
                     if not changed:
                         return Claim("kept", "changed since it was written" if condition == "edited" else "", main=main)
                 note = "its outputs were gone" if condition == "gone" else changed
+            if row is not None and dependencies.changed(row):
+                shutil.rmtree(self.parts(name), ignore_errors=True)
             own = (dependencies.input, dependencies.files, dependencies.model, dependencies.settings)
             self._rows.execute(
                 "INSERT OR REPLACE INTO files (name, input, files, model, settings, state, owner) "

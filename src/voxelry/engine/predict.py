@@ -64,7 +64,10 @@ def _expand(path: Path) -> Iterator[Path]:
         yield path
 
 
-Pool = Callable[[Model[Any], Iterator[FileJob]], Iterator[tuple[FileJob, Made]]]
+Parts = Callable[[Path, int, int], None]
+"""Is told of a file how many of its parts are done, and how many there are."""
+
+Pool = Callable[[Model[Any], Iterator[FileJob], Parts | None], Iterator[tuple[FileJob, Made]]]
 """Does jobs for a model, each as soon as it is drawn, and answers them in whatever order."""
 
 
@@ -76,7 +79,7 @@ def predict_files(
     format: str | None = None,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[Path], None] | None = None,
-    tiles: Callable[[Path, int, int], None] | None = None,
+    tiles: Parts | None = None,
     pool: Pool | None = None,
 ) -> Outcome:
     """Predict every file that isn't predicted yet; one that fails is noted and the rest is done.
@@ -89,8 +92,7 @@ def predict_files(
         format: suffix of the files, one of those that the task has; its first by default.
         options: of the task, and for the images' reader.
         progress: called after every file.
-        tiles: called within a file that is predicted tile by tile, with the tiles that are done and all of them; by
-            this process alone.
+        tiles: called within a file that is predicted tile by tile, with the tiles that are done and all of them.
         pool: who predicts, such as `engine.ray_pool.RayPool`; None: this process, one file after the other.
 
     Raises:
@@ -106,7 +108,7 @@ def predict_files(
     with Ledger(out) as ledger:
         command = _Command(ledger, model.digest(), progress)
         jobs = [_job(image, others, chosen, options or {}, ledger) for image, others in images]
-        command.run(jobs, partial(pool or _here(tiles), model))
+        command.run(jobs, lambda claimed: (pool or _here)(model, claimed, tiles))
     return Outcome([command.rows[path] for path, _ in images])
 
 
@@ -124,14 +126,10 @@ def _job(path: Path, others: Sequence[Path], format: str, options: Mapping[str, 
     )
 
 
-def _here(tiles: Callable[[Path, int, int], None] | None) -> Pool:
+def _here(model: Model[Any], jobs: Iterator[FileJob], tiles: Parts | None) -> Iterator[tuple[FileJob, Made]]:
     """This process, one job after the other."""
-
-    def pool(model: Model[Any], jobs: Iterator[FileJob]) -> Iterator[tuple[FileJob, Made]]:
-        for job in jobs:
-            yield job, do(model, job, None if tiles is None else partial(tiles, job.path))
-
-    return pool
+    for job in jobs:
+        yield job, do(model, job, None if tiles is None else partial(tiles, job.path))
 
 
 class _Command:

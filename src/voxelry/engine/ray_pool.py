@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import torch
 
 from voxelry.bundle.model import Model, load
+from voxelry.core.errors import VoxelryError
 from voxelry.core.optional import require
 from voxelry.core.settings import settle
 from voxelry.engine.cluster import ClusterSettings, cluster, gpus_of_each, own_interrupt
-from voxelry.engine.file_job import FileJob, do
+from voxelry.engine.file_job import FileJob, do, do_parts
 from voxelry.engine.ledger import Made
 
 __all__ = ["RayPool"]
@@ -43,8 +45,13 @@ class RayPool:
         self.settings = settle(ClusterSettings, settings)
         self.settings.check()
 
-    def __call__(self, model: Model[Any], jobs: Iterator[FileJob]) -> Iterator[tuple[FileJob, Made]]:
+    def __call__(
+        self, model: Model[Any], jobs: Iterator[FileJob], tiles: Callable[[Path, int, int], None] | None
+    ) -> Iterator[tuple[FileJob, Made]]:
         """What becomes of each job, in the order in which they end.
+
+        The parts of a very large file are shared out, and the file follows them: whoever has it finds the parts that
+        are done and does the others.
 
         Raises:
             MissingDependencyError: Ray is not installed.
@@ -53,25 +60,38 @@ class RayPool:
         own, taken = self.settings, list(jobs)
         require("ray.data", "ray")
         if taken:
+            rows = [row for number, job in enumerate(taken) for row in self._rows(model, number, job)]
             with cluster(own.address, cpus=own.num_workers * own.cpus_per_worker), own_interrupt():
-                for number, made in self._made(taken):
-                    yield taken[number], made
+                for row in self._done(taken, rows):
+                    job = taken[int(row["number"])]
+                    if row["made"]:
+                        yield job, Made(**json.loads(row["made"]))
+                    elif tiles is not None:
+                        tiles(job.path, int(row["stop"]), int(row["parts"]))
 
-    def _made(self, jobs: Sequence[FileJob]) -> Iterator[tuple[int, Made]]:
+    def _rows(self, model: Model[Any], number: int, job: FileJob) -> Iterator[dict[str, int]]:
+        """What is to be done for a file: shares of its parts, from `start` to `stop`, then all that is left."""
+        parts = 0
+        with suppress(VoxelryError):  # it is told when the file is read
+            parts = model.recipe.parts_of_file(model, job.path, options=job.options)
+        size = max(1, -(-parts // self.settings.num_workers))
+        for start in range(0, parts, size):
+            yield {"number": number, "start": start, "stop": min(start + size, parts), "parts": parts}
+        yield {"number": number, "start": 0, "stop": 0, "parts": parts}
+
+    def _done(self, jobs: Sequence[FileJob], rows: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
         import ray.data
 
         _quiet()
         own, device = self.settings, self.source.get("device")
         accelerator = "auto" if device is None else str(device).partition(":")[0]
         gpus = gpus_of_each(accelerator, own.num_workers, own.gpus_per_worker)
-        # a block a file: what was done is told file by file, and a lost actor costs the file it had
-        numbers = ray.data.from_items(
-            [{"number": number} for number in range(len(jobs))], override_num_blocks=len(jobs)
-        )
-        made = numbers.map_batches(
+        # a block a row: what was done is told one by one, and a lost actor costs what it had at hand
+        asked = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+        done = asked.map_batches(
             _Predictor,
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(own.num_workers, len(jobs)), max_tasks_in_flight_per_actor=1),
+            compute=ray.data.ActorPoolStrategy(size=min(own.num_workers, len(rows)), max_tasks_in_flight_per_actor=1),
             fn_constructor_kwargs={
                 "source": {**self.source, "device": "cuda" if gpus else "cpu"},
                 "jobs": jobs,
@@ -83,8 +103,7 @@ class RayPool:
             resources=dict(own.resources_per_worker or {}) or None,
             runtime_env={"env_vars": {name: str(value) for name, value in (own.env or {}).items()}},
         )
-        for row in made.iter_rows():
-            yield int(row["number"]), Made(**json.loads(row["made"]))
+        yield from done.iter_rows()
 
 
 class _Predictor:
@@ -92,7 +111,7 @@ class _Predictor:
 
     Args:
         source: keywords of `load`.
-        jobs: all of them; a batch names those that are meant.
+        jobs: all of them; a row names the one that is meant.
         folder: the working folder of the command, which relative paths begin at.
         threads: that it may use.
     """
@@ -103,8 +122,13 @@ class _Predictor:
         self.model, self.jobs = load(**source), jobs
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        made = [json.dumps(asdict(do(self.model, self.jobs[int(number)]))) for number in batch["number"]]
-        return {"number": batch["number"], "made": made}
+        number, start, stop = (int(batch[name][0]) for name in ("number", "start", "stop"))
+        job, made = self.jobs[number], ""
+        if start < stop:
+            do_parts(self.model, job, range(start, stop))
+        else:
+            made = json.dumps(asdict(do(self.model, job)))
+        return {**batch, "made": [made]}
 
 
 def _quiet() -> None:

@@ -270,6 +270,24 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         sample = model.sample(path, **reading)
         return self.write(self.predict(model, sample, None, own), sample, folder, format)
 
+    def parts_of_file(self, model: Model[TaskT], path: Path, *, options: Mapping[str, Any]) -> int:
+        """How many parts there are of a file that several processes may share; 0: one process predicts it.
+
+        Raises:
+            VoxelryError: the file can't be read.
+        """
+        return 0
+
+    def predict_parts(
+        self, model: Model[TaskT], path: Path, parts: Path, numbers: range, *, options: Mapping[str, Any]
+    ) -> None:
+        """Do some parts of a file, and keep them in the folder `parts`, where `predict_file` finds them.
+
+        Raises:
+            VoxelryError: as `predict_file`.
+        """
+        raise NotImplementedError(f"{self.name} has no parts of files")
+
     @abstractmethod
     def write(self, prediction: PredictionT, sample: Sample, folder: Path, format: str) -> Path:
         """Write a prediction for an image as it was read into a folder and answer the file.

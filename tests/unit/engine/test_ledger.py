@@ -121,6 +121,17 @@ def test_what_is_done_is_kept_until_something_changes(out):
             assert do_again(ledger) == note
 
 
+def test_finished_parts_are_for_the_same_input_alone(out):
+    left = []
+    for files in ("[1]", "[1]", "[2]"):  # each killed after a part
+        with Ledger(out) as ledger:
+            ledger.claim("a", Dependencies(**{**vars(FACTS), "files": files}))
+            left.append(ledger.parts("a").exists())
+            ledger.parts("a").mkdir(parents=True, exist_ok=True)
+            (ledger.parts("a") / "tile").touch()
+    assert left == [False, True, False]
+
+
 def do_again(ledger):
     claim = ledger.claim("a", FACTS)
     ledger.publish("a", made(ledger))

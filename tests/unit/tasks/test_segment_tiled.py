@@ -10,7 +10,7 @@ from voxelry.metrics.overlap import mask_overlaps
 from voxelry.ops.instances import Instances, LabelVolume, PackedCrops, from_labels, paint_blocks
 from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.tasks.segment.stitch import candidate_pairs
-from voxelry.tasks.segment.tiled import image_key, predict_tiled, tile_cores
+from voxelry.tasks.segment.tiled import Tiles, image_key, predict_tiled, tile_cores
 
 
 def balls(rng, shape, count, radius):
@@ -40,6 +40,9 @@ def scored(tile):
     return Instances(found.boxes, scores, found.classes, found.crops)
 
 
+JOINING = ("join_iou", "nms_iou", "least_score", "progress")
+
+
 def run(labels, detect=scored, **settings):
     reads = []
 
@@ -47,8 +50,9 @@ def run(labels, detect=scored, **settings):
         reads.append(window)
         return labels[None][(slice(None), *window)].copy()
 
-    found = predict_tiled(read, labels.shape, detect, **{"tile_size": 24, "overlap": 0.34, **settings})
-    return found, reads
+    joined = {name: settings.pop(name) for name in JOINING if name in settings}
+    tiles = Tiles(read, labels.shape, detect, **{"tile_size": 24, "overlap": 0.34, **settings})
+    return predict_tiled(tiles, **joined), reads
 
 
 @pytest.mark.parametrize(("shape", "tile"), [((70, 90), 24), ((40, 52, 60), (20, 24, 28))])
@@ -231,7 +235,7 @@ def test_the_key_of_an_image_changes_with_the_file_and_the_model(tmp_path):
 def test_images_are_read_through_their_file(rng, tmp_path):
     labels = balls(rng, (30, 40), 12, (2.0, 5.0))
     file = open_image(write_image(tmp_path / "ids.nii.gz", labels[None], Space.from_spacing(labels.shape)))
-    found = predict_tiled(file, file.space.shape, oracle, tile_size=16, overlap=0.5)
+    found = predict_tiled(Tiles(file, file.space.shape, oracle, tile_size=16, overlap=0.5))
     assert instance_metrics(found, labels)["pq"] == 1.0
 
 
@@ -373,7 +377,7 @@ def test_memory_does_not_grow_with_the_volume():
             return tile
 
         tracemalloc.start()
-        found = predict_tiled(read, (size,) * 3, oracle, tile_size=32, overlap=0.0)
+        found = predict_tiled(Tiles(read, (size,) * 3, oracle, tile_size=32, overlap=0.0))
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(found) == 1

@@ -33,6 +33,8 @@ from voxelry.data.preprocess.file import PreparedFile
 from voxelry.data.sample import Batch, Sample
 from voxelry.data.segment_names import class_list, segment_names
 from voxelry.io import open_image
+from voxelry.io.images.image import split_dataset
+from voxelry.io.images.record import ImageFile
 from voxelry.models.mask_rcnn.settings import TransformSettings
 from voxelry.models.mask_rcnn.transform import Transform, resize_boxes
 from voxelry.models.transfer import TransferReport, best_transfer
@@ -187,38 +189,50 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
 
         Finished tiles are kept in `parts`: the same prediction goes on where a killed one stopped.
         """
+        file, read, space = self._source(model, path, options)
         task: Any = model.task
-        options = model.reading(path, options)
-        file = open_image(path, **options)
-        model.check_image(str(path), file.space.ndim, file.channels)
-        source: PreparedFile | Sample
-        if prod(file.space.shape) > _WHOLE_VOXELS and task.tile_size and PreparedFile.fits(model.bundle.preprocess):
-            source = PreparedFile(file, model.bundle.preprocess)
-            read: Callable[[tuple[slice, ...]], Any] = source
-        else:
-            source = model.bundle.preprocess(model.sample(path, **options))
-            image = source.image
-
-            def read(window: tuple[slice, ...]) -> Any:
-                return image[(slice(None), *window)]
-
-        space, name = source.space, case_name(path)
         if task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
             log.warning("%s: %s", path, told)
         if task.fits_a_tile(space):
             found = task.detect(torch.as_tensor(read(tuple(slice(0, size) for size in space.shape))), space)
         else:
-            chosen = json.dumps(dict(options), sort_keys=True, default=str)
-            found = task.tiled(
-                read,
-                space,
-                least_score=task.operating_threshold,
-                state=parts,
-                key=image_key(file, f"{model.digest()} {chosen}"),
-                progress=progress,
-            )
-        prediction = task.prediction(name, space, found, painted=False)
+            tiles = task.tiles(read, space, state=parts, key=_key(file, model, options))
+            found = task.tiled(tiles, least_score=task.operating_threshold, progress=progress)
+        prediction = task.prediction(case_name(path), space, found, painted=False)
         return self._write(prediction, path, file.space, make_folder(folder), format)
+
+    def parts_of_file(self, model: Model[SegmentTask], path: Path, *, options: Mapping[str, Any]) -> int:
+        """The tiles of a very large OME-Zarr image, of which any process reads no more than it needs."""
+        if split_dataset(path)[0].suffix != ".zarr":
+            return 0
+        file = open_image(path, **model.reading(path, options))
+        task: Any = model.task
+        if not _in_pieces(file, model) or task.fits_a_tile(model.bundle.preprocess.target(file.space)):
+            return 0
+        return len(task.tiles(file, model.bundle.preprocess.target(file.space)))
+
+    def predict_parts(
+        self, model: Model[SegmentTask], path: Path, parts: Path, numbers: range, *, options: Mapping[str, Any]
+    ) -> None:
+        """Detect in some of the tiles."""
+        file, read, space = self._source(model, path, options)
+        task: Any = model.task
+        tiles = task.tiles(read, space, state=parts, key=_key(file, model, options))
+        for number in numbers:
+            tiles[number]
+
+    def _source(
+        self, model: Model[SegmentTask], path: Path, options: Mapping[str, Any]
+    ) -> tuple[ImageFile, Callable[[tuple[slice, ...]], Any], Space]:
+        """An image, what reads windows of it as the network wants them, and their grid."""
+        reading = model.reading(path, options)
+        file = open_image(path, **reading)
+        model.check_image(str(path), file.space.ndim, file.channels)
+        if _in_pieces(file, model):
+            prepared = PreparedFile(file, model.bundle.preprocess)
+            return file, prepared, prepared.space
+        whole = model.bundle.preprocess(model.sample(path, **reading))
+        return file, lambda window: whole.image[(slice(None), *window)], whole.space
 
     def write(self, prediction: InstancePrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The label volume on the image's own grid, a table of the instances, and their masks."""
@@ -240,6 +254,19 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         """Scores, curves, and the cases to look at."""
         samples = [self.truth_of(held_out, index) for index in range(len(held_out))]
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
+
+
+def _in_pieces(file: ImageFile, model: Model[SegmentTask]) -> bool:
+    """Whether an image is never read as a whole."""
+    task: Any = model.task
+    large = prod(file.space.shape) > _WHOLE_VOXELS
+    return large and bool(task.tile_size) and PreparedFile.fits(model.bundle.preprocess)
+
+
+def _key(file: ImageFile, model: Model[SegmentTask], options: Mapping[str, Any]) -> str:
+    """What finished tiles depend on beside their grid."""
+    chosen = json.dumps(model.reading(Path(file.path), options), sort_keys=True, default=str)
+    return image_key(file, f"{model.digest()} {chosen}")
 
 
 def _anchors(settings: Mapping[str, Any], dataset: SampleSource, levels: int, transform: Transform) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from voxelry.tasks.segment.decode import decode
 from voxelry.tasks.segment.predict import InstancePrediction
 from voxelry.tasks.segment.rescale import at_learned_size, boxes_on, learned_grid
 from voxelry.tasks.segment.targets import classes_of, make_targets
-from voxelry.tasks.segment.tiled import predict_tiled
+from voxelry.tasks.segment.tiled import Tiles, predict_tiled
 
 __all__ = ["SegmentTask"]
 
@@ -216,15 +216,19 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         """Everything found in an image `(C, *spatial)`, however unsure, in tiles if it is larger than one."""
         if self.fits_a_tile(space):
             return self.detect(image, space)
-        return self.tiled(lambda window: image[(slice(None), *window)], space)
+        return self.tiled(self.tiles(lambda window: image[(slice(None), *window)], space))
 
-    def tiled(self, read_window: Any, space: Space, **options: Any) -> Instances:
-        """Everything found in a volume that is read tile by tile.
+    def tiled(self, tiles: Tiles, **options: Any) -> Instances:
+        """Everything found in a volume that is read tile by tile; options are those of `predict_tiled`."""
+        return predict_tiled(tiles, join_iou=self.join_iou, nms_iou=self.nms_iou, **options)
+
+    def tiles(self, read_window: Any, space: Space, **options: Any) -> Tiles:
+        """The tiles of a volume.
 
         Args:
             read_window: pixels `(C, *window)` of a window of the volume, prepared as the network wants them.
             space: grid of the volume.
-            options: for `predict_tiled`, such as `state` and `progress`.
+            options: `state` and `key` of `Tiles`.
 
         Raises:
             SettingError: the task has no `tile_size`.
@@ -232,15 +236,13 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         tile = self.tile_on(space)
         if tile is None:
             raise SettingError("tile_size: expected voxels per axis to predict by tiles, got None")
-        return predict_tiled(
+        return Tiles(
             read_window,
             space.shape,
             lambda pixels: self.detect(torch.as_tensor(pixels), space),
             tile_size=tile,
             overlap=self.tile_overlap,
             align=self.tile_step if tile == self.tile_size else 1,
-            join_iou=self.join_iou,
-            nms_iou=self.nms_iou,
             **options,
         )
 

@@ -25,7 +25,7 @@ from voxelry.ops.instances import Instances, PackedCrops
 from voxelry.ops.tiles import tiles
 from voxelry.tasks.segment.stitch import TileDetections, stitch
 
-__all__ = ["image_key", "predict_tiled", "tile_cores"]
+__all__ = ["Tiles", "image_key", "predict_tiled", "tile_cores"]
 
 Window = tuple[slice, ...]
 Detect = Callable[[NDArray[Any]], Instances]
@@ -36,26 +36,11 @@ _NEAR = 2  # voxels: a mask head blurs edges, so that a mask may end just before
 _SLACK = 0.25  # of the overlap: how far beyond its core a tile's detections are still compared with its neighbour's
 
 
-def predict_tiled(
-    read_window: Callable[[Window], NDArray[Any]] | ImageFile,
-    shape: Sequence[int],
-    detect: Detect,
-    *,
-    tile_size: int | Sequence[int],
-    overlap: float = 0.25,
-    align: int = 1,
-    join_iou: float = 0.5,
-    nms_iou: float = 0.5,
-    least_score: float = 0.0,
-    state: str | Path | None = None,
-    key: str = "",
-    progress: Callable[[int, int], None] | None = None,
-) -> Instances:
-    """Instances of a whole volume by falling score, in its index coordinates, with packed masks.
+class Tiles:
+    """The tiles of a volume, and what the detector makes of each; a sequence, whose entries are made when asked for.
 
-    An object up to the size of the overlap is seen whole by some tile; larger ones are put together from their
-    parts. With a state folder every finished tile is kept as a file of its own, and a run that was killed goes
-    on after the last one: the answer is the same to the bit.
+    With a state folder every finished tile is kept as a file of its own, by whichever process made it, and is never
+    made again.
 
     Args:
         read_window: pixels `(C, *window)` of a window of the volume, or an image file.
@@ -64,43 +49,96 @@ def predict_tiled(
         tile_size: voxels per axis; an axis shorter than its tile is taken whole.
         overlap: fraction of a tile shared with its neighbour, in [0, 1).
         align: tiles start at multiples of this, the network's stride.
-        join_iou, nms_iou, least_score: see `stitch`.
         state: folder for finished tiles. Runs with another volume, grid or `key` don't disturb each other in it.
         key: whatever else the detections depend on: the image (see `image_key`) and the model.
+
+    Attributes:
+        windows: of every tile.
+        places: `(tiles, 2 * ndim)` the first voxel of each and the one after its last.
+
+    Raises:
+        SettingError: sizes or overlap make no sense.
+    """
+
+    def __init__(
+        self,
+        read_window: Callable[[Window], NDArray[Any]] | ImageFile,
+        shape: Sequence[int],
+        detect: Detect,
+        *,
+        tile_size: int | Sequence[int],
+        overlap: float = 0.25,
+        align: int = 1,
+        state: str | Path | None = None,
+        key: str = "",
+    ):
+        self.shape = tuple(int(size) for size in shape)
+        self._read = read_window.read if isinstance(read_window, ImageFile) else read_window
+        self._detect = detect
+        self.windows = list(tiles(self.shape, tile_size, overlap, align))
+        self.places = np.array([[p.start for p in w] + [p.stop for p in w] for w in self.windows], dtype=np.int64)
+        self._cores = tile_cores(self.places, self.shape)
+        self._folder = None
+        if state is not None:
+            size = per_axis(tile_size, len(self.shape), "tile_size")
+            grid = {"shape": self.shape, "tile_size": size, "overlap": overlap, "align": align}
+            facts = {"format": _FORMAT, **grid, "key": key}
+            self._folder = Path(state) / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, number: int) -> tuple[Instances, NDArray[np.bool_]]:
+        """Detections of a tile, in the coordinates of the volume, and which of them its borders cut.
+
+        Raises:
+            SettingError: the detector answers in another rank or outside its tile.
+            FileError: the state can't be written.
+        """
+        place = None if self._folder is None else self._folder / f"tile_{number:06d}.npz"
+        done = None if place is None else _load(place)
+        if done is None:
+            window = self.windows[number]
+            done = _own(self._detect(self._read(window)), window, self._cores[number], self.shape)
+            if place is not None:
+                _save(place, *done)
+        return done
+
+
+def predict_tiled(
+    volume: Tiles,
+    *,
+    join_iou: float = 0.5,
+    nms_iou: float = 0.5,
+    least_score: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Instances:
+    """Instances of a whole volume by falling score, in its index coordinates, with packed masks.
+
+    An object up to the size of the overlap is seen whole by some tile; larger ones are put together from their
+    parts. A run that was killed goes on after the last tile that is kept: the answer is the same to the bit.
+
+    Args:
+        volume: its tiles.
+        join_iou, nms_iou, least_score: see `stitch`.
         progress: called with the number of finished tiles and of all tiles.
 
     Raises:
-        SettingError: sizes or overlap make no sense, or the detector answers in another rank or outside its tile.
-        FileError: the state can't be written.
+        SettingError, FileError: see `Tiles`.
     """
-    shape = tuple(int(size) for size in shape)
-    read = read_window.read if isinstance(read_window, ImageFile) else read_window
-    windows = list(tiles(shape, tile_size, overlap, align))
-    places = np.array([[p.start for p in w] + [p.stop for p in w] for w in windows], dtype=np.int64)
-    cores = tile_cores(places, shape)
-    folder = None
-    if state is not None:
-        size = per_axis(tile_size, len(shape), "tile_size")
-        facts = {"format": _FORMAT, "shape": shape, "tile_size": size, "overlap": overlap, "align": align, "key": key}
-        folder = Path(state) / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     parts, cuts = [], []
-    for number, window in enumerate(windows):
-        done = None if folder is None else _load(folder / f"tile_{number:06d}.npz")
-        if done is None:
-            found = detect(read(window))
-            done = _own(found, window, cores[number], shape)
-            if folder is not None:
-                _save(folder / f"tile_{number:06d}.npz", *done)
-        parts.append(done[0])
-        cuts.append(done[1])
+    for number in range(len(volume)):
+        found, cut = volume[number]
+        parts.append(found)
+        cuts.append(cut)
         if progress is not None:
-            progress(number + 1, len(windows))
+            progress(number + 1, len(volume))
     counts = [len(part) for part in parts]
     everything = TileDetections(
-        instances=_concatenate(parts, len(shape)),
+        instances=_concatenate(parts, len(volume.shape)),
         tiles=np.repeat(np.arange(len(parts)), counts),
         cut=np.concatenate(cuts),
-        windows=places,
+        windows=volume.places,
     )
     return stitch(everything, join_iou=join_iou, nms_iou=nms_iou, least_score=least_score)
 
@@ -128,7 +166,7 @@ def tile_cores(windows: NDArray[np.int64], shape: Sequence[int]) -> NDArray[np.f
 
 
 def image_key(image: ImageFile, model: str) -> str:
-    """What identifies an image and a model in `predict_tiled(key=...)`, from the header alone.
+    """What identifies an image and a model in `Tiles(key=...)`, from the header alone.
 
     Args:
         model: identifies the weights, such as their digest in the bundle.
