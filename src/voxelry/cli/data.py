@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from voxelry.cli.terminal import (
-    JOB_REPORT_HELP,
     LABEL_OPTION_HELP,
     POINT_OPTION_HELP,
     app,
@@ -251,14 +250,10 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Of random slices and clicks.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; by default one per core.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip cases that can't be prepared.")] = "raise",
-    job_report: Annotated[Path | None, typer.Option(help=JOB_REPORT_HELP)] = None,
 ) -> None:
     """Prepare labelled volumes for reconstruct: shapes, meshes, slices with clicks, and a page to look at."""
-    from voxelry.engine.outcome import check_job_report, write_job_report
     from voxelry.engine.prepare import prepare as run
 
-    if job_report is not None:
-        check_job_report(job_report)
     with progress("preparing", None) as (bar, job):
         summary = run(
             source,
@@ -288,8 +283,6 @@ def prepare(
             on_error=on_error,
             progress=lambda done, total, name: bar.update(job, total=total, completed=done),
         )
-    if job_report is not None:
-        write_job_report(job_report, summary.rows)
     print(summary.render())
     if summary.faults:
         raise typer.Exit(1)

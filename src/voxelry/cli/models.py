@@ -10,7 +10,6 @@ import typer
 
 from voxelry.cli.asked import flagged, read_asked, with_options
 from voxelry.cli.terminal import (
-    JOB_REPORT_HELP,
     LABEL_OPTION_HELP,
     OPTION_HELP,
     POINT_OPTION_HELP,
@@ -30,6 +29,7 @@ __all__ = ["demo", "evaluate", "import_weights", "predict", "train"]
 
 ADAPTER_HELP = "An adapter of that bundle, where its task has them, or the folder of the run that trained it."
 LAUNCHER_HELP = "A setting of ray such as cpus_per_worker=4, see docs/scaling.md; as often as needed."
+JOB_REPORT_HELP = "A table of what became of each file: .csv, .json or .html."
 SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
 
 

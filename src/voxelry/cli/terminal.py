@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 __all__ = [
-    "JOB_REPORT_HELP",
     "LABEL_OPTION_HELP",
     "OPTION_HELP",
     "POINT_OPTION_HELP",
@@ -29,7 +28,6 @@ __all__ = [
     "read_spacing",
 ]
 
-JOB_REPORT_HELP = "A table of what became of each file: .csv, .json or .html."
 OPTION_HELP = (
     "What the images don't say: NAME=VALUE of dataset, spacing, channel, channel_axis, ndim, stack; repeatable."
 )

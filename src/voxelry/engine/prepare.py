@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
-from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.layouts.prepared import read_manifest
 from voxelry.data.prepare.case import PrepareSettings
@@ -20,7 +19,6 @@ from voxelry.data.prepare.files import read_slice_file
 from voxelry.data.prepare.run import PrepareReport, prepare_all
 from voxelry.data.preprocess.modality import to_unit
 from voxelry.data.slices.cut import SliceSample
-from voxelry.engine.outcome import FileRow
 from voxelry.viz.planes import planes_of
 from voxelry.viz.style import INK, PREDICTED, TRUTH, headline, new_figure
 
@@ -45,7 +43,6 @@ class PrepareSummary:
         classes: name, number of cases that have it, and mean volume in ml, of each class.
         modalities: each that images were read as, and the number of cases.
         sheet: the contact sheet.
-        rows: what became of each case, by its image.
     """
 
     root: Path
@@ -57,7 +54,6 @@ class PrepareSummary:
     classes: tuple[tuple[str, int, float], ...]
     modalities: tuple[tuple[str, int], ...]
     sheet: Path | None = field(default=None)
-    rows: tuple[FileRow, ...] = ()
 
     def render(self) -> str:
         """Text for the terminal."""
@@ -108,15 +104,7 @@ def prepare(
     chosen = PrepareSettings(**settings)
     cases = find_cases(source, layout, options=chosen.options)
     report = prepare_all(cases, Path(out), chosen, workers=workers, on_error=on_error, progress=progress)
-    summary = _summary(report, contact_sheet(report.root) if sheet else None)
-    return replace(summary, rows=tuple(_row(case, report) for case in cases))
-
-
-def _row(case: Case, report: PrepareReport) -> FileRow:
-    if case.name in report.faults:
-        return FileRow(case.image, "failed", note=report.faults[case.name])
-    volume = report.root / "volumes" / f"{case.name}.nii.gz"
-    return FileRow(case.image, "kept" if case.name in report.kept else "done", volume)
+    return _summary(report, contact_sheet(report.root) if sheet else None)
 
 
 def _summary(report: PrepareReport, sheet: Path | None) -> PrepareSummary:
@@ -138,7 +126,7 @@ def _summary(report: PrepareReport, sheet: Path | None) -> PrepareSummary:
         root=report.root,
         made=len(report.made),
         kept=len(report.kept),
-        faults=tuple(report.faults.values()),
+        faults=tuple(report.faults),
         warnings=tuple(warnings),
         slices=sum(len(record["slices"]) for record in report.records),
         classes=tuple(classes),

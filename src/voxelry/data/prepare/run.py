@@ -45,14 +45,14 @@ class PrepareReport:
         root: the folder that was written.
         records: of the cases that are there, by name.
         made, kept: names of cases made now, and found whole.
-        faults: by name, one line for each case that couldn't be made.
+        faults: one line for each case that couldn't be made.
     """
 
     root: Path
     records: list[dict[str, Any]] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    faults: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
 
 def prepare_all(
@@ -104,7 +104,7 @@ def prepare_all(
                     if isinstance(outcome, VoxelryError):
                         if on_error == "raise":
                             raise outcome
-                        report.faults[name] = str(outcome)
+                        report.faults.append(str(outcome))
                     else:
                         found[name] = outcome
                         (report.made if made else report.kept).append(name)
@@ -115,8 +115,7 @@ def prepare_all(
             if found:
                 _write_manifest(report, cases[0].layout, settings, names, complete=len(found) == total)
     if not found:
-        first = next(iter(report.faults.values()))
-        raise DataError(f"{root}: none of {total} cases could be prepared; the first: {first}")
+        raise DataError(f"{root}: none of {total} cases could be prepared; the first: {report.faults[0]}")
     return report
 
 
@@ -211,7 +210,7 @@ def _write_manifest(
         "settings": settings.plain(),
         "classes": {str(number): names.get(number, f"class {number}") for number in numbers},
         "cases": [{key: value for key, value in record.items() if key not in hidden} for record in report.records],
-        "faults": list(report.faults.values()),
+        "faults": report.faults,
     }
     with replacing(report.root / MANIFEST) as place:
         place.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
