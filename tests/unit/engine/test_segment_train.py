@@ -58,6 +58,10 @@ def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_p
     image = nuclei / "volumes" / "case_000.ome.tif"
     direct = model.predict(image)
     space = voxelry.open_image(image).space
+    learned = model.task.learned_object_size
+    assert 3 * max(space.spacing) < learned < 30 * min(space.spacing)
+    halved = voxelry.load(run.bundle, "cpu", changes={"task.object_size": learned / 2})
+    assert halved.task.seen_grid(space).spacing == pytest.approx([step / 2 for step in space.spacing])
     for format in ("nii.gz", "tif", "ome.zarr"):
         outcome = predict_files(model, gather_inputs([image]), tmp_path / format, format=format)
         assert not outcome.failed

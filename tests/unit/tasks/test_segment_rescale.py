@@ -15,7 +15,15 @@ from voxelry.data.sample import Sample
 from voxelry.metrics.instances import instance_metrics
 from voxelry.models.mask_rcnn.detections import Detections
 from voxelry.tasks.segment import SegmentTask
-from voxelry.tasks.segment.rescale import assumption, boxes_on, common_size, has_voxel_size, learned_grid
+from voxelry.tasks.segment.rescale import (
+    assumption,
+    boxes_on,
+    common_object_size,
+    common_size,
+    has_voxel_size,
+    learned_grid,
+    size_of_objects,
+)
 
 LEARNED = (0.002, 0.001, 0.001)  # mm
 
@@ -146,6 +154,50 @@ def test_boxes_keep_their_place_in_the_world():
         np.testing.assert_allclose(
             space.to_world(moved[0, corner].numpy()), target.to_world(boxes[0, corner].numpy()), atol=1e-9
         )
+
+
+@pytest.mark.parametrize("spacing", [(0.004, 0.002, 0.002), (0.002, 0.001, 0.002), (0.03, 0.01, 0.01)])
+@pytest.mark.parametrize("tile_size", [None, (12, 24, 24)])
+def test_objects_of_another_size_are_found_where_it_is_given(spacing, tile_size):
+    factor = spacing[0] / 0.002
+    sample = balls((0.002, *(step / factor for step in spacing[1:])))
+    shape = sample.space.shape
+    sample = sample.replace(space=placed(Space.from_spacing(shape, spacing), shape, spacing))
+    size = 0.01 * factor  # mm; the balls have 10 µm where their planes are 2 µm apart
+    used = task(tile_size=tile_size, learned_object_size=0.01, object_size=size)
+    (found,) = used.predict(collate([sample]))
+    assert found.space.is_close(sample.space)
+    assert instance_metrics(found.instances, sample.masks.numpy())["f1_50"] == 1.0
+
+
+def test_without_a_voxel_size_objects_are_as_large_as_so_many_voxels():
+    sample = balls((0.001, 0.001, 0.001)).replace(space=Space.from_spacing((48, 40, 44)))
+    (found,) = task(learned_object_size=0.01).predict(collate([sample]))
+    assert not len(found)
+    used = task(learned_object_size=0.01, object_size=10)
+    (found,) = used.predict(collate([sample]))
+    assert instance_metrics(found.instances, sample.masks.numpy())["f1_50"] == 1.0
+    assert size_of_objects(sample.space, used.seen_size, 10) == (
+        "objects of about 10 voxels; seen 0.5×1×1 times as large"
+    )
+    told = size_of_objects(balls((0.001, 0.001, 0.001)).space, task().seen_size, 0.01)
+    assert told == "objects of about 10 µm, voxels of 1×1×1 µm; seen at 2×1×1 µm"
+
+
+def test_the_median_size_of_objects_leaves_out_what_the_border_cuts():
+    boxes = torch.tensor([[2.0, 2.0, 6.0, 6.0], [1.0, 1.0, 3.0, 9.0], [0.0, 0.0, 15.0, 15.0]])
+    sample = Sample(torch.zeros(1, 16, 16), Space.from_spacing((16, 16), 0.5), "a", "a", boxes=boxes)
+    assert common_object_size([sample]) == pytest.approx(2.0)
+    assert common_object_size([sample.replace(boxes=boxes[2:])]) == pytest.approx(7.5)
+    assert common_object_size([sample.replace(boxes=boxes[:0])]) is None
+
+
+@pytest.mark.parametrize("size", ["large", 0, -1.0, math.inf, True])
+def test_sizes_of_objects_that_can_not_be_are_refused(size):
+    with pytest.raises(SettingError, match="object_size"):
+        task(learned_object_size=0.01, object_size=size)
+    with pytest.raises(SettingError, match="object_size: expected a model that knows"):
+        task(object_size=0.01)
 
 
 @pytest.mark.parametrize("size", [0.0, -1.0, [1.0, 1.0], math.inf])

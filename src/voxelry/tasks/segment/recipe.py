@@ -44,7 +44,7 @@ from voxelry.tasks.segment import report as pages
 from voxelry.tasks.segment.demo import DEMO
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
-from voxelry.tasks.segment.rescale import assumption, common_size
+from voxelry.tasks.segment.rescale import assumption, common_object_size, common_size, size_of_objects
 from voxelry.tasks.segment.targets import anchors_for
 from voxelry.tasks.segment.task import SegmentTask
 from voxelry.tasks.segment.tiled import image_key
@@ -75,6 +75,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         "task.tile_size",
         "task.tile_overlap",
         "task.voxel_size",
+        "task.object_size",
         "task.score_threshold",
         "task.mask_threshold",
         "task.min_voxels",
@@ -146,6 +147,10 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
             # images that are resized to so many voxels have no size of their own
             resized = config.data.get("preprocess") is not None and config.data.preprocess.image_size is not None
             settings["voxel_size"] = None if resized else common_size(dataset.spaces(_SIZED_CASES))
+        if config.task.learned_object_size == "auto":
+            cases = [dataset[index] for index in range(min(len(dataset), _ANCHOR_CASES))]
+            alike = settings.get("voxel_size", config.task.voxel_size) is not None
+            settings["learned_object_size"] = common_object_size(cases if alike else map(_in_voxels, cases))
         if config.task.tile_size is None:
             if "index" in config.data:
                 settings["tile_size"] = list(dataset[0].space.shape)
@@ -191,7 +196,9 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         """
         file, read, space = self._source(model, path, options)
         task: Any = model.task
-        if task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
+        if task.object_size is not None:
+            log.info("%s: %s", path, size_of_objects(space, task.seen_size, task.object_size))
+        elif task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
             log.warning("%s: %s", path, told)
         if task.fits_a_tile(space):
             found = task.detect(torch.as_tensor(read(tuple(slice(0, size) for size in space.shape))), space)
@@ -302,6 +309,11 @@ def _anchor_sizes(
         ]
         for level in sizes
     ]
+
+
+def _in_voxels(sample: Sample) -> Sample:
+    """A sample on a grid of 1 mm."""
+    return sample.replace(space=Space.from_spacing(sample.space.shape))
 
 
 def _as_seen(boxes: torch.Tensor, shape: Sequence[int], transform: Transform) -> torch.Tensor:

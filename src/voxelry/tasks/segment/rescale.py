@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,17 @@ from voxelry.data.preprocess import move
 from voxelry.data.sample import Sample
 from voxelry.tasks.segment.predict import MICROSCOPIC_MM
 
-__all__ = ["assumption", "at_learned_size", "boxes_on", "common_size", "has_voxel_size", "learned_grid"]
+__all__ = [
+    "assumption",
+    "at_learned_size",
+    "boxes_on",
+    "common_object_size",
+    "common_size",
+    "has_voxel_size",
+    "learned_grid",
+    "size_for_objects",
+    "size_of_objects",
+]
 
 _ALIKE = 1.25  # times as long or short: voxels that a network takes for those it knows
 _FARTHEST = 4.0  # times: beyond, a wrong header is likelier than such an image
@@ -34,18 +44,50 @@ def common_size(spaces: Sequence[Space]) -> tuple[float, ...] | None:
     return None if unlike.any() else tuple(middle.tolist())
 
 
-def learned_grid(space: Space, voxel_size: Sequence[float] | None) -> Space:
+def common_object_size(samples: Iterable[Sample]) -> float | None:
+    """The median size of the objects of some samples, in mm; None without objects.
+
+    The size of an object is the geometric mean of the edges of its box. Objects that the border of an image cuts don't
+    count where there are others.
+    """
+    whole, cut = [], []
+    for sample in samples:
+        if sample.boxes is None or not len(sample.boxes):
+            continue
+        boxes, ndim = sample.boxes.double().numpy(), sample.ndim
+        low, high = boxes[:, :ndim], boxes[:, ndim:]
+        sizes = ((high - low) * sample.space.spacing).prod(axis=1) ** (1 / ndim)
+        inside = ((low > 0) & (high < np.asarray(sample.space.shape) - 1)).all(axis=1)
+        whole.append(sizes[inside])
+        cut.append(sizes[~inside])
+    known = np.concatenate(whole) if sum(map(len, whole)) else np.concatenate([np.empty(0), *cut])
+    return float(np.median(known)) if len(known) else None
+
+
+def size_for_objects(voxel_size: Sequence[float] | None, learned: float, wanted: float, ndim: int) -> tuple[float, ...]:
+    """The size of voxels in which objects of one size look as those that a network learned from.
+
+    Args:
+        voxel_size: mm along each axis that it learned from; None: voxels of different sizes, taken as they were.
+        learned: size of the objects that it learned from, in mm, or in voxels where `voxel_size` is None.
+        wanted: size of the objects of an image, in mm, or in voxels where the image doesn't say how large they are.
+    """
+    return tuple(step * wanted / learned for step in voxel_size or (1.0,) * ndim)
+
+
+def learned_grid(space: Space, voxel_size: Sequence[float] | None, *, sure: bool = False) -> Space:
     """The grid that a network which learned from voxels of that size (mm per axis) is shown of an image.
 
     Along each axis whose voxels are more than 1.25 times as long or short as those learned from, it has those. An
     image keeps its grid where its own voxel size or the learned one isn't known, or where they are more than 4 times
-    apart along some axis: then the header is in doubt.
+    apart along some axis: then the header is in doubt. Not where the size is `sure`, as somebody gave that of the
+    objects.
     """
-    if voxel_size is None or not has_voxel_size(space):
+    if voxel_size is None or not (sure or has_voxel_size(space)):
         return space
     own, learned = np.asarray(space.spacing), np.asarray(voxel_size, dtype=np.float64)
     apart = np.maximum(own / learned, learned / own)
-    if apart.max() > _FARTHEST or not (apart > _ALIKE).any():
+    if (apart.max() > _FARTHEST and not sure) or not (apart > _ALIKE).any():
         return space
     return space.respace(np.where(apart > _ALIKE, learned, own).tolist())
 
@@ -64,6 +106,20 @@ def assumption(space: Space, voxel_size: Sequence[float]) -> str:
             "the model learned from; taken as they are (if it is wrong, give another with --spacing, in mm)"
         )
     return ""
+
+
+def size_of_objects(space: Space, voxel_size: Sequence[float], wanted: float) -> str:
+    """What a given size of objects comes to, in one line.
+
+    Args:
+        voxel_size: that they are seen at, see `size_for_objects`.
+        wanted: their size, as in `size_for_objects`.
+    """
+    if not has_voxel_size(space):
+        factor = np.round(1 / np.asarray(voxel_size), 2).tolist()
+        return f"objects of about {wanted:g} voxels; seen {'×'.join(f'{one:g}' for one in factor)} times as large"
+    seen = learned_grid(space, voxel_size, sure=True)
+    return f"objects of about {_size([wanted])}, voxels of {_size(space.spacing)}; seen at {_size(seen.spacing)}"
 
 
 def _size(steps: Sequence[float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from voxelry.tasks.base import Row, Task
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
 from voxelry.tasks.segment.predict import InstancePrediction
-from voxelry.tasks.segment.rescale import at_learned_size, boxes_on, learned_grid
+from voxelry.tasks.segment.rescale import at_learned_size, boxes_on, learned_grid, size_for_objects
 from voxelry.tasks.segment.targets import classes_of, make_targets
 from voxelry.tasks.segment.tiled import Tiles, predict_tiled
 
@@ -62,6 +63,11 @@ class SegmentSettings:
         voxel_size: mm along each axis that the network learned from. Images whose voxels are longer or shorter are
             resampled to them before it looks, see `rescale.learned_grid`; `tile_size` counts these voxels. None: voxels
             are taken as they are.
+        learned_object_size: median size of the objects that the network learned from, the geometric mean of the edges
+            of a box in mm, or in voxels where `voxel_size` is None. None: not known.
+        object_size: that of the objects in the images to predict, in mm, or in voxels where an image doesn't say how
+            large they are. Images are then resampled so that objects look as large as those learned from. None: as in
+            training.
         join_iou, nms_iou: how parts and doubles from several tiles are recognised, see `stitch.stitch`.
         input_range: where images in [0, 1] are mapped to before the network sees them.
         loss_weights: of the network's losses, by their names without `loss_`; 1 where none is given.
@@ -76,6 +82,8 @@ class SegmentSettings:
     tile_size: int | Sequence[int] | None = None
     tile_overlap: float = 0.5
     voxel_size: float | Sequence[float] | None = None
+    learned_object_size: float | None = None
+    object_size: float | None = None
     join_iou: float = 0.5
     nms_iou: float = 0.5
     input_range: Sequence[float] = (-1.0, 1.0)
@@ -90,6 +98,13 @@ class SegmentSettings:
             raise SettingError(
                 f"min_voxels, min_volume: expected no negative size, got {self.min_voxels}, {self.min_volume}"
             )
+        for name in ("learned_object_size", "object_size"):
+            size = getattr(self, name)
+            number = isinstance(size, Real) and not isinstance(size, bool)
+            if size is not None and not (number and 0 < size < math.inf):
+                raise SettingError(f"{name}: expected a positive length in mm, or voxels, got {size!r}")
+        if self.object_size is not None and self.learned_object_size is None:
+            raise SettingError("object_size: expected a model that knows the size of the objects it learned from; none")
         check_fraction(self.tile_overlap, "tile_overlap")
         check_range(self.input_range, "input_range")
 
@@ -137,6 +152,7 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         self.voxel_size = None if own.voxel_size is None else per_axis(own.voxel_size, self.ndim, "voxel_size")
         if self.voxel_size is not None and not all(0 < step < math.inf for step in self.voxel_size):
             raise SettingError(f"voxel_size: expected positive millimetres, got {own.voxel_size}")
+        self.object_size, self.learned_object_size = own.object_size, own.learned_object_size
         self.input_range = (float(own.input_range[0]), float(own.input_range[1]))
         self.loss_weights = {str(name): float(weight) for name, weight in (own.loss_weights or {}).items()}
         self.register_buffer("threshold", torch.tensor(math.nan))
@@ -192,6 +208,17 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         return found.visible() if painted else found
 
     @property
+    def seen_size(self) -> tuple[float, ...] | None:
+        """Voxels in mm along each axis that images are brought to before the network looks; None: as they are."""
+        if self.object_size is None or self.learned_object_size is None:
+            return self.voxel_size
+        return size_for_objects(self.voxel_size, self.learned_object_size, self.object_size, self.ndim)
+
+    def seen_grid(self, space: Space) -> Space:
+        """The grid on which the network sees an image."""
+        return learned_grid(space, self.seen_size, sure=self.object_size is not None)
+
+    @property
     def tile_step(self) -> int:
         """Tiles begin at multiples of this: on the grid of the features they see what the whole volume shows there."""
         step = math.lcm(*(step for strides in self.network.backbone.strides.values() for step in strides))
@@ -203,7 +230,7 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         """`tile_size` in voxels of a grid, which the network may see at another size."""
         if self.tile_size is None:
             return None
-        steps = zip(self.tile_size, learned_grid(space, self.voxel_size).spacing, space.spacing, strict=True)
+        steps = zip(self.tile_size, self.seen_grid(space).spacing, space.spacing, strict=True)
         return tuple(max(1, round(size * learned / step)) for size, learned, step in steps)
 
     def fits_a_tile(self, space: Space) -> bool:
@@ -256,7 +283,7 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         """
         device = next(self.parameters()).device
         shape = tuple(image.shape[1:])
-        learned, part = learned_grid(space, self.voxel_size), space.crop((0,) * self.ndim, shape)
+        learned, part = self.seen_grid(space), space.crop((0,) * self.ndim, shape)
         shown = part if learned is space else part.respace(learned.spacing)
         if shown is not part:
             image = at_learned_size(image, part, shown)
