@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import Configured
+from voxelry.nn import nd
 
 __all__ = ["Backbone", "every_second", "product"]
 
@@ -56,4 +57,4 @@ def product(strides: Sequence[int], others: Sequence[int]) -> tuple[int, ...]:
 
 def every_second(x: Tensor) -> Tensor:
     """Every second voxel along each axis, `(B, C, *S) -> (B, C, *ceil(S / 2))`: a maximum over windows of one."""
-    return x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.ndim - 2))].contiguous()
+    return nd.arranged(x[(slice(None), slice(None), *[slice(None, None, 2)] * (x.ndim - 2))])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from voxelry.backbones.base import Backbone, every_second
@@ -86,21 +85,13 @@ class FPN(Backbone):
         for index, (name, level) in reversed(list(enumerate(levels.items()))):
             sideways = self.lateral[index](level)
             if above is not None:
-                sideways = sideways + nearest(above, sideways.shape[2:])
+                sideways = sideways + nd.nearest(above, sideways.shape[2:])
             above = sideways
             found[name] = self.merge[index](sideways)
         ordered = dict(reversed(found.items()))
         if self.extra is not None:
             ordered["pool"] = every_second(next(iter(found.values())))
         return ordered
-
-
-def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest interpolation, `(B, C, *S) -> (B, C, *size)`."""
-    steps = [length // short for length, short in zip(size, x.shape[2:], strict=True)]
-    if [short * step for short, step in zip(x.shape[2:], steps, strict=True)] == list(size):
-        return nd.repeated(x, steps)
-    return F.interpolate(x, size=tuple(size), mode="nearest")
 
 
 def pyramid_layer(

@@ -137,7 +137,7 @@ class NearestUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample."""
-        return nd.repeated(x, self.stride)
+        return nd.nearest(x, [size * step for size, step in zip(x.shape[2:], self.stride, strict=True)])
 
 
 def fold_nearest(weight: Tensor, stride: Sequence[int]) -> Tensor:

@@ -30,8 +30,8 @@ __all__ = [
     "half_is_unsafe",
     "interpolation_mode",
     "max_pool",
+    "nearest",
     "per_channel",
-    "repeated",
     "resize_smoothly",
     "transposed_conv",
     "transposed_convolve",
@@ -166,14 +166,19 @@ def max_pool(
     return pool(x, tuple(window), tuple(stride), around, 1, ceil)
 
 
-def repeated(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """Every voxel `stride` times along each axis, `(B, C, *S) -> (B, C, *(S * stride))`.
+def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest interpolation to a size, `(B, C, *S) -> (B, C, *size)`, of the voxels that PyTorch's takes.
 
-    Nearest interpolation whose gradient stays channels-last in volumes, which PyTorch's does not.
+    Its gradient stays channels-last in volumes, which PyTorch's does not.
     """
     y = x.movedim(1, -1)
-    for axis, step in enumerate(stride, start=1):
-        y = y if step == 1 else y.repeat_interleave(step, dim=axis)
+    for axis, length in enumerate(size, start=1):
+        short = y.shape[axis]
+        if length % short == 0:
+            y = y if length == short else y.repeat_interleave(length // short, dim=axis)
+        else:
+            place = torch.arange(length, dtype=torch.float32, device=x.device) * (short / length)
+            y = y.index_select(axis, place.floor().long().clamp(max=short - 1))
     return y.movedim(-1, 1)
 
 

@@ -49,6 +49,7 @@ def roi_align(
     sampling_ratio: int = 2,
     aligned: bool = False,
     outside: Literal["zero", "edge"] = "zero",
+    channels_last: bool = False,
 ) -> Tensor:
     """Features of each box at `output_size`, differentiable with respect to the features.
 
@@ -62,6 +63,7 @@ def roi_align(
         aligned: shift by half a cell (for coordinates whose voxel i spans i to i + 1) and let RoIs be smaller
             than a cell; otherwise a side counts as one cell at least.
         outside: what a sample more than a cell outside counts as.
+        channels_last: whether the channels of the answer lie beside each other in memory.
 
     Returns:
         `(K, C, *output_size)` of the features' type.
@@ -88,12 +90,13 @@ def roi_align(
     )
     name = choose(features)
     if name == "torch" or len(boxes) == 0:
-        return _in_torch(values, points, share, batch, bins).to(features.dtype)
+        found = _in_torch(values, points, share, batch, bins).to(features.dtype)
+        return _channels_beside(found) if channels_last else found
     while values.ndim < 5:  # a plane is a volume of depth one
         values = values.unsqueeze(2)
         points = [torch.zeros(len(boxes), 1, 1, dtype=kind, device=values.device), *points]
         share = torch.cat((torch.ones_like(share[:, :1]), share), dim=1)
-    out = _RoIAlign.apply(values, batch, share, name, *points)
+    out = _RoIAlign.apply(values, batch, share, (name, channels_last), *points)
     return out.reshape(*out.shape[:2], *bins).to(features.dtype)
 
 
@@ -346,19 +349,34 @@ def _run(name: Backend, direction: str, given: Tensor, batch: Tensor, share: Ten
             _share_out(partial(kernel, values, rois, *inputs, image), given.shape[1], numba.LANES)
 
 
+def _channels_beside(x: Tensor) -> Tensor:
+    """The same `(B, C, *S)` with the channels of a cell beside each other in memory."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _empty(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """Memory for `(B, C, *S)`."""
+    if channels_last:
+        return like.new_empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return like.new_empty(shape)
+
+
 class _RoIAlign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, batch: Tensor, share: Tensor, name: Backend, *points: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, features: Tensor, batch: Tensor, share: Tensor, how: tuple[Backend, bool], *points: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(batch, share, *points)
-        ctx.name, ctx.shape = name, features.shape
-        out = features.new_empty(len(batch), features.shape[1], *(axis.shape[1] for axis in points))
-        _run(name, "forward", features.detach(), batch, share, points, out)
+        ctx.name, channels_last = how
+        ctx.shape, ctx.channels_last = features.shape, features.movedim(1, -1).is_contiguous()
+        out = _empty(features, (len(batch), features.shape[1], *(axis.shape[1] for axis in points)), channels_last)
+        _run(ctx.name, "forward", features.detach(), batch, share, points, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         batch, share, *points = ctx.saved_tensors
-        out = grad.new_zeros(ctx.shape)
-        _run(ctx.name, "backward", grad.detach().contiguous(), batch, share, points, out)
+        out = _empty(grad, ctx.shape, ctx.channels_last).zero_()
+        _run(ctx.name, "backward", grad.detach(), batch, share, points, out)
         return out, None, None, None, *(None for _ in points)

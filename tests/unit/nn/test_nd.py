@@ -35,6 +35,17 @@ def test_tables_are_resized_smoothly():
     torch.testing.assert_close(nd.resize_smoothly(cube, (7, 3, 3)), expected)
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_nearest_takes_the_voxels_that_pytorch_takes(ndim):
+    small = (3, 4, 5)[-ndim:]
+    x = torch.randn(2, 3, *small, requires_grad=True)
+    for size in ((7, 12, 9), (20, 5, 11), (3, 4, 13)):
+        found, expected = nd.nearest(x, size[-ndim:]), F.interpolate(x, size=size[-ndim:], mode="nearest")
+        assert torch.equal(found, expected)
+        grad = torch.randn(expected.shape)
+        torch.testing.assert_close(*(torch.autograd.grad(each, x, grad)[0] for each in (found, expected)))
+
+
 def test_axes_of_one_entry_are_repeated():
     table = torch.randn(1, 3, 4, 5)
     lifted = nd.resize_smoothly(table.unsqueeze(2), (6, 7, 3))

@@ -144,6 +144,23 @@ def test_any_memory_layout(name):
 
 
 @pytest.mark.parametrize("name", CPU)
+@pytest.mark.parametrize("shape", [(9, 7), (8, 9, 7)])
+def test_channels_of_the_answer_lie_beside_each_other_where_asked(shape, name):
+    ndim = len(shape)
+    boxes = torch.tensor([[1.0] * ndim + [5.0] * ndim, [2.5] * ndim + [6.0] * ndim])
+    features = torch.randn(1, 11, *shape).movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
+    grad = torch.randn(2, 11, *(3,) * ndim)
+    found = []
+    with backend(name):
+        for channels_last in (False, True):
+            answer = roi_align(features, boxes, torch.zeros(2, dtype=torch.int64), 3, channels_last=channels_last)
+            assert answer.movedim(1, -1).is_contiguous() == channels_last
+            found.append((answer, torch.autograd.grad(answer, features, grad)[0]))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", CPU)
 @pytest.mark.parametrize("shape", [(6, 7), (5, 6, 7)])
 def test_no_boxes(shape, name):
     features = torch.randn(2, 3, *shape, requires_grad=True)

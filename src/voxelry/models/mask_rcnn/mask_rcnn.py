@@ -69,7 +69,7 @@ class MaskRCNN(Configured, nn.Module):
         pool = partial(RegionPool, settings=own.regions, ndim=self.ndim)
         self.box_branch = BoxBranch(
             channels,
-            pool(own.box.output_size),
+            pool(own.box.output_size, arranged=own.box.head == "conv"),
             own.num_classes,
             own.box,
             low=own.low,
@@ -78,7 +78,9 @@ class MaskRCNN(Configured, nn.Module):
         self.mask_branch: MaskBranch | None = None
         if own.mask is not None:
             self.mask_branch = MaskBranch(
-                MaskHead(channels, own.num_classes, own.mask, ndim=self.ndim), pool(own.mask.output_size), own.mask
+                MaskHead(channels, own.num_classes, own.mask, ndim=self.ndim),
+                pool(own.mask.output_size, arranged=True),
+                own.mask,
             )
 
     def settings(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from voxelry.core.rank import per_axis
 from voxelry.models.mask_rcnn.settings import RegionSettings
+from voxelry.nn import nd
 from voxelry.ops.boxes import pyramid_level
 from voxelry.ops.roi_align import roi_align
 
@@ -24,11 +25,14 @@ class RegionPool:
     Args:
         output_size: feature voxels of a region, one number or one per axis.
         settings: where they are read.
+        arranged: whether convolutions come next, and features lie in memory as they want them (`nn.nd.arranged`).
     """
 
-    def __init__(self, output_size: int | Sequence[int], settings: RegionSettings, *, ndim: int):
+    def __init__(
+        self, output_size: int | Sequence[int], settings: RegionSettings, *, ndim: int, arranged: bool = False
+    ):
         self.output_size = per_axis(output_size, ndim, "output_size")
-        self.chosen = settings
+        self.chosen, self.arranged = settings, arranged
 
     def __call__(self, features: Sequence[Tensor], scales: Scales, boxes: Tensor, batch_index: Tensor) -> Tensor:
         """Pool every box from its level.
@@ -53,6 +57,7 @@ class RegionPool:
                         self.output_size,
                         scale=scale,
                         sampling_ratio=self.chosen.sampling_ratio,
+                        channels_last=self.arranged and nd.pays(feature),
                     )
                 )
         if not parts:

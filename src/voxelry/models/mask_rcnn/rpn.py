@@ -90,13 +90,13 @@ class RegionProposals(nn.Module):
         own = self.chosen
         pre = own.pre_nms_top_n_train if training else own.pre_nms_top_n_test
         post = own.post_nms_top_n_train if training else own.post_nms_top_n_test
-        results = []
+        results, columns = [], 2 * self.shapes.ndim
         for image, shape in enumerate(shapes):
             boxes, logits, levels = [], [], []
             for level, (grid, scores) in enumerate(zip(anchors.grids, objectness, strict=True)):
-                flat = scores[image].flatten(1).t().flatten().float()  # in the order of the anchors
+                flat = by_anchor(scores, 1)[image, :, 0].float()
                 best, indices = flat.topk(min(pre, len(flat)))
-                boxes.append(decode(pick_deltas(deltas[level], image, indices), grid.boxes(indices)))
+                boxes.append(decode(by_anchor(deltas[level], columns)[image, indices].float(), grid.boxes(indices)))
                 logits.append(best)
                 levels.append(torch.full_like(indices, level))
             found, scores = clip(torch.cat(boxes), shape, low=self.low), torch.sigmoid(torch.cat(logits))
@@ -111,7 +111,7 @@ class RegionProposals(nn.Module):
     ) -> dict[str, Tensor]:
         """`loss_objectness` (mean over the sampled anchors) and `loss_rpn_box_reg` (summed over the positives,
         divided by the number of all sampled ones); both 0-d float32."""
-        logits, targets, found, wanted = [], [], [], []
+        logits, targets, found, wanted, columns = [], [], [], [], 2 * self.shapes.ndim
         for image, truth in enumerate(boxes):
             with torch.no_grad():
                 matched = match(
@@ -129,19 +129,20 @@ class RegionProposals(nn.Module):
             sampled = torch.cat((positive, negative))
             picked = objectness[0].new_zeros(len(sampled), dtype=torch.float32)
             for level, places, indices in anchors.per_level(sampled):
-                voxels, shapes = split_index(indices, objectness[level])
-                values = objectness[level][image].flatten(1)[shapes, voxels]
+                values = by_anchor(objectness[level], 1)[image, indices, 0]
                 picked = picked.index_put((places,), values.float())
             logits.append(picked)
             targets.append((torch.arange(len(sampled), device=picked.device) < len(positive)).to(picked.dtype))
             guess = torch.zeros_like(goal)
             for level, places, indices in anchors.per_level(positive):
-                guess = guess.index_put((places,), pick_deltas(deltas[level], image, indices))
+                values = by_anchor(deltas[level], columns)[image, indices]
+                guess = guess.index_put((places,), values.float())
             found.append(guess)
             wanted.append(goal)
         count = sum(len(part) for part in logits)
         # nothing may be sampled from a level, whose weights still have a gradient then: distributed training waits
-        nothing = sum((level[:0].sum().float() for level in (*objectness, *deltas)), objectness[0].new_zeros(()))
+        every = [by_anchor(level, 1)[:0].sum().float() for level in (*objectness, *deltas)]
+        nothing = torch.stack(every).sum()
         return {
             "loss_objectness": nothing + F.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(targets)),
             "loss_rpn_box_reg": sparse_box_loss(torch.cat(found), torch.cat(wanted), count),
@@ -153,15 +154,6 @@ def sparse_box_loss(found: Tensor, wanted: Tensor, count: int) -> Tensor:
     return F.smooth_l1_loss(found, wanted, beta=1 / 9, reduction="sum") / max(count, 1)
 
 
-def split_index(indices: Tensor, objectness: Tensor) -> tuple[Tensor, Tensor]:
-    """Anchor numbers within a level as numbers of voxels and of anchor shapes."""
-    shapes = objectness.shape[1]
-    return torch.div(indices, shapes, rounding_mode="floor"), indices % shapes
-
-
-def pick_deltas(deltas: Tensor, image: int, indices: Tensor) -> Tensor:
-    """Deltas of some anchors of a level, `(B, A * 2 * ndim, *S), (K,) -> (K, 2 * ndim)` float32."""
-    columns = 2 * (deltas.ndim - 2)
-    flat = deltas[image].flatten(1).unflatten(0, (-1, columns))  # (A, 2 * ndim, voxels)
-    voxels = torch.div(indices, flat.shape[0], rounding_mode="floor")
-    return flat[indices % flat.shape[0], :, voxels].float()
+def by_anchor(level: Tensor, columns: int) -> Tensor:
+    """Numbers of a level in the order of its anchors, `(B, A * columns, *S) -> (B, voxels * A, columns)`."""
+    return level.movedim(1, -1).reshape(len(level), -1, columns)

@@ -76,20 +76,16 @@ def fold_voxels(x: Tensor, fold: Sequence[int]) -> Tensor:
     missing = [-size % step for size, step in zip(x.shape[2:], fold, strict=True)]
     if any(missing):
         x = F.pad(x, [side for gap in reversed(missing) for side in (0, gap)], mode="replicate")
-    ndim = len(fold)
+    ndim, x = len(fold), x.movedim(1, -1)  # channels-last, in which the one copy there is then comes and goes
     for axis, step in enumerate(fold):
-        x = x.unflatten(2 + 2 * axis, (-1, step))
-    inner = [3 + 2 * axis for axis in range(ndim)]
-    outer = [2 + 2 * axis for axis in range(ndim)]
-    return x.permute(0, 1, *inner, *outer).flatten(1, 1 + ndim)
+        x = x.unflatten(1 + 2 * axis, (-1, step))
+    outer, inner = range(1, 1 + 2 * ndim, 2), range(2, 2 + 2 * ndim, 2)
+    return x.permute(0, *outer, 1 + 2 * ndim, *inner).flatten(1 + ndim).movedim(-1, 1)
 
 
 def unfold_voxels(x: Tensor, fold: Sequence[int]) -> Tensor:
     """Channels to blocks, the inverse of `fold_voxels`: `(B, C * prod(fold), *S) -> (B, C, *(S * fold))`."""
-    ndim = len(fold)
-    x = x.unflatten(1, (-1, *fold))
-    pairs = [axis for pair in zip(range(2 + ndim, 2 + 2 * ndim), range(2, 2 + ndim), strict=True) for axis in pair]
-    x = x.permute(0, 1, *pairs)
-    for axis in range(ndim):
-        x = x.flatten(2 + axis, 3 + axis)
-    return x
+    ndim, size = len(fold), [length * step for length, step in zip(x.shape[2:], fold, strict=True)]
+    x = x.movedim(1, -1).unflatten(-1, (-1, *fold))
+    pairs = [axis for pair in zip(range(1, 1 + ndim), range(2 + ndim, 2 + 2 * ndim), strict=True) for axis in pair]
+    return x.permute(0, *pairs, 1 + ndim).reshape(len(x), *size, -1).movedim(-1, 1)
