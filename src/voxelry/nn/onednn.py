@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from voxelry.ops import winograd
+
 __all__ = ["convolve", "gradients", "is_skipped"]
 
 SKIPPED = 20480
+NARROWEST = 16  # channels from which on Winograd's gradients take half as long (the answer itself doesn't)
 WORTHWHILE = 4096  # values; below, oneDNN's own preparations take longer
 
 
@@ -47,6 +50,8 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of a convolution for its input and its weight, each if wanted; by oneDNN where it would be skipped."""
     again = is_skipped(x, weight) and not torch.is_grad_enabled()
+    if again and max(stride) == 1 and winograd.pays(x, weight, narrowest=NARROWEST):
+        return winograd.gradients(grad, x, weight, padding=padding, wanted=wanted)
     given = (grad.to_mkldnn(), x.to_mkldnn()) if again else (grad, x)  # its own layout is always left to it
     ndim = x.ndim - 2
     of_x, of_weight, _ = torch.ops.aten.convolution_backward(

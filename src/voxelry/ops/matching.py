@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
-from voxelry.ops.boxes import boxes_ndim, iou, widened
+from voxelry.ops.boxes import boxes_ndim, iou, volume, widened
+from voxelry.ops.kernels.dispatch import choose
 
 __all__ = ["BACKGROUND", "BETWEEN", "match", "sample_balanced"]
 
@@ -70,17 +71,14 @@ def match(
         if part.ndim != 2 or boxes_ndim(part) != ndim:
             raise SettingError(f"anchors: expected (A, {2 * ndim}), got {tuple(part.shape)}")
         for block in part.detach().split(max(1, chunk // max(1, len(truths)))):
-            best, choice, near, quality = _best_truths(truths, widened(block), ndim)
+            best, choice, peak, (anchor, truth) = _compare(truths, widened(block), record, ndim)
             matched = torch.where(best < best.new_full((), high), BETWEEN, choice)
             result.append(torch.where(best < best.new_full((), low), BACKGROUND, matched))
             if low_quality and allow_disjoint:
                 choices.append(choice)
-            if low_quality and quality.numel():
-                peak = quality.amax(dim=0)
-                ahead = (peak >= record[near]) & (peak > 0)
-                record[near] = torch.maximum(record[near], peak)
-                anchor, truth = torch.nonzero((quality == peak) & ahead, as_tuple=True)
-                candidates.append((offered + anchor, choice[anchor], near[truth], peak[truth]))
+            if low_quality:
+                record = torch.maximum(record, peak)
+                candidates.append((offered + anchor, choice[anchor], truth, peak[truth]))
             offered += len(block)
     matches = torch.cat(result)
     if not low_quality or not len(truths):
@@ -93,21 +91,53 @@ def match(
     return matches
 
 
-def _best_truths(truths: Tensor, anchors: Tensor, ndim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of `(A,)` anchors the best IoU and its truth; and the truths near them, with all IoUs `(A, near)`."""
-    best = anchors.new_zeros(len(anchors))
-    choice = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+def _compare(
+    truths: Tensor, anchors: Tensor, record: Tensor, ndim: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Of each anchor the best IoU and its truth, and of each truth its best IoU here.
+
+    Returns:
+        The three, and pairs of an anchor and a truth that are as good as that, of truths whose record it reaches.
+    """
+    if choose(anchors) == "numba" and truths.dtype == anchors.dtype:
+        return _compare_compiled(truths, anchors, record, ndim)
+    best, choice = anchors.new_zeros(len(anchors)), _indices(anchors, len(anchors))
+    peak = record.new_zeros(len(truths))
     if not len(anchors) or not len(truths):
-        return best, choice, choice[:0], anchors.new_zeros(len(anchors), 0)
+        return best, choice, peak, (choice[:0], choice[:0])
     # Anchors come in the order of the grid, so that a part of them is a slab of the image.
     first = anchors[:, :ndim].nan_to_num(nan=torch.inf).amin(dim=0)
     last = anchors[:, ndim:].nan_to_num(nan=-torch.inf).amax(dim=0)
     near = torch.nonzero(((truths[:, ndim:] > first) & (truths[:, :ndim] < last)).all(dim=1))[:, 0]
+    if not len(near):
+        return best, choice, peak, (choice[:0], choice[:0])
     quality = iou(anchors, truths[near])
-    if len(near):
-        best, index = quality.max(dim=1)
-        choice = torch.where(best > 0, near[index], 0)  # with nothing in common, the first truth of all
-    return best, choice, near, quality
+    best, index = quality.max(dim=1)
+    choice = torch.where(best > 0, near[index], 0)  # with nothing in common, the first truth of all
+    peak = peak.to(quality.dtype).index_copy(0, near, quality.amax(dim=0))
+    ahead = (peak >= record) & (peak > 0)
+    anchor, place = torch.nonzero((quality == peak[near]) & ahead[near], as_tuple=True)
+    return best, choice, peak, (anchor, near[place])
+
+
+def _compare_compiled(
+    truths: Tensor, anchors: Tensor, record: Tensor, ndim: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """`_compare` on the CPU, without the matrix of all pairs."""
+    from voxelry.ops.kernels.matching import at_peak, best_truths
+
+    boxes = torch.cat((truths, anchors))
+    inputs = [part.contiguous().numpy() for part in (boxes[:, :ndim], boxes[:, ndim:], volume(boxes))]
+    best, choice, peak = anchors.new_zeros(len(anchors)), _indices(anchors, len(anchors)), torch.zeros_like(record)
+    best_truths(*inputs, *(each.numpy() for each in (best, choice, peak)))
+    wanted = torch.nonzero((peak >= record) & (peak > 0))[:, 0]
+    pairs = at_peak(*inputs, peak.numpy(), wanted.numpy())
+    return best, choice, peak, (torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1]))
+
+
+def _indices(like: Tensor, count: int) -> Tensor:
+    """Zeros that are indices, `(count,)` int64."""
+    return torch.zeros(count, dtype=torch.int64, device=like.device)
 
 
 def sample_balanced(

@@ -33,18 +33,21 @@ PART = 1 << 19  # numbers of the points that are turned at a time
 Terms = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
+def pays(x: Tensor, weight: Tensor, *, narrowest: int = NARROWEST) -> bool:
     """Whether a convolution of stride 1 with these kernels is of this kind, and so faster than oneDNN's.
 
     Measured on one thread with AVX2: 0.7 to 0.9 of its time for 64 and 128 channels, more for fewer, for which turning
     takes as long as is saved, and for more, whose kernels no longer fit in the cache. See benchmarks/RESULTS.md.
+
+    Args:
+        narrowest: channels from which on it does.
     """
     narrow, wide = sorted(weight.shape[:2])
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and weight.shape[2:] == (3, 3, 3)
-        and narrow >= NARROWEST
+        and narrow >= narrowest
         and wide <= WIDEST
         and x.numel() >= WORTHWHILE * x.shape[1]
         and torch.get_num_threads() <= THREADS

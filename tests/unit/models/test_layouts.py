@@ -127,7 +127,7 @@ def test_detectors_keep_their_layout(head, checkpointing):
         anchors={"sizes": [[6], [9], [12]], "ratios": [1.0], "z_ratios": [1.0]},
         rpn={"depth": 2},
         box={"head": head, "channels": 8, "convs": (6, 6), "norm": "group", "output_size": 5},
-        mask={"convs": (6, 6), "norm": "group", "output_size": 7, "chunk": 2, "checkpointing": checkpointing},
+        mask={"convs": (6, 6), "norm": "group", "output_size": 7, "chunk": 512, "checkpointing": checkpointing},
         regions={"canonical_size": 8.0, "canonical_level": 2.0},
     )
     boxes = torch.tensor([[1.0, 2, 1, 7, 9, 6], [2.0, 9, 3, 14, 24, 13]])

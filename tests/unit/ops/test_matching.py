@@ -5,6 +5,7 @@ import torch
 
 from voxelry.core.errors import SettingError
 from voxelry.ops.boxes import iou
+from voxelry.ops.kernels.dispatch import backend
 from voxelry.ops.matching import BACKGROUND, BETWEEN, match, sample_balanced
 
 
@@ -26,10 +27,17 @@ def integer_boxes(count, ndim, largest):
     return torch.cat([low, low + torch.randint(2, largest, (count, ndim))], dim=1)
 
 
+@pytest.mark.parametrize("name", ["numba", "torch"])
 @pytest.mark.parametrize("chunk", [1, 700, 1 << 20])
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_parts_match_as_the_whole_matrix_does(ndim, low_quality, chunk):
+def test_parts_match_as_the_whole_matrix_does(ndim, low_quality, chunk, name):
+    with backend(name):
+        check_parts(ndim, low_quality, chunk)
+
+
+def check_parts(ndim, low_quality, chunk):
+    """The whole and its parts, with one truth and several."""
     anchors = integer_boxes(400, ndim, 9)
     for count in (1, 7):
         truths = integer_boxes(count, ndim, 12)

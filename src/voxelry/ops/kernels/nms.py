@@ -12,11 +12,11 @@ from typing import Any
 
 from voxelry.ops.kernels import jit
 
-__all__ = ["decay", "sweep"]
+__all__ = ["decay", "overlap", "sweep"]
 
 
 @jit
-def _overlap(low: Any, high: Any, volume: Any, first: int, second: int) -> Any:
+def overlap(low: Any, high: Any, volume: Any, first: int, second: int) -> Any:
     """Intersection over union, in the operations, the order and the precision of `voxelry.ops.boxes.iou`."""
     # No literal takes part: with one, Numba would go on in float64 and round otherwise.
     zero = low[first, 0] - low[first, 0]
@@ -85,7 +85,7 @@ def sweep(low: Any, high: Any, volume: Any, group: Any, visits: Any, axis: int, 
         stop = _first_from(starts, high[position, axis], begin, end)
         start = _first_above(reach, low[position, axis], begin, stop)
         for other in range(start, stop):
-            if owner[other] < 0 and _overlap(low, high, volume, position, other) > threshold:
+            if owner[other] < 0 and overlap(low, high, volume, position, other) > threshold:
                 owner[other] = position
 
 
@@ -128,10 +128,10 @@ def decay(
             return taken
         for other in range(taken + 1, count):
             second = order[other]
-            overlap = _overlap(low, high, volume, first, second)
+            shared = overlap(low, high, volume, first, second)
             if gaussian:
-                wide = float(overlap)
+                wide = float(shared)
                 scores[second] *= math.exp(-(wide * wide) / sigma)
-            elif overlap > threshold:
-                scores[second] *= 1 - float(overlap)
+            elif shared > threshold:
+                scores[second] *= 1 - float(shared)
     return count
