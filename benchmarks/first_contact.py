@@ -4,6 +4,7 @@
     python benchmarks/first_contact.py bbbc050 thick --memory 4       # two of them, with 4 GB allowed
     python benchmarks/first_contact.py bbbc050 --without all          # the experiment's defaults instead
     python benchmarks/first_contact.py --without data.preprocess.spacing  # which decision matters
+    python benchmarks/first_contact.py --set data.split.fractions=[0.6,0.2,0.2] # to compare on the same cases
 
 Each data set is planned and trained as `voxelry plan` and `voxelry train plan=FILE trainer.max_minutes=N` do, in
 processes of their own, whose peak the system tells. Real volumes lie in `$VOXELRY_DATA` (sorted into `volumes/` and
@@ -163,9 +164,9 @@ def run(command: list[str], memory: float | None) -> tuple[str, str, int]:
     return printed, message.splitlines()[-1] if status and message else "", usage.ru_maxrss * 1024
 
 
-def leave_out(plan: Path, settings: Sequence[str]) -> None:
+def leave_out(plan: Path, settings: Sequence[str], typed: Sequence[str]) -> None:
     """Take decisions out of a plan (`all` of them), so that the experiment's own values count."""
-    basic = ("experiment", "data.root", "data", "trainer.max_minutes", "trainer.max_steps", "trainer.progress")
+    basic = ("experiment", "data.root", "data", "trainer.max_steps", *typed)
     drop = "all" in settings
     kept = [
         one for one in read_plan(plan) if one.setting in basic or not (drop or one.setting.startswith(tuple(settings)))
@@ -173,7 +174,9 @@ def leave_out(plan: Path, settings: Sequence[str]) -> None:
     write_plan(plan, kept)
 
 
-def first_contact(name: str, minutes: float, memory: float | None, without: Sequence[str] = ()) -> list[str]:
+def first_contact(
+    name: str, minutes: float, memory: float | None, without: Sequence[str] = (), typed: Sequence[str] = ()
+) -> list[str]:
     """The cells of a row."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -181,11 +184,11 @@ def first_contact(name: str, minutes: float, memory: float | None, without: Sequ
         (place / "data").mkdir()
         root = chosen.make(place / "data")
         plan = place / "plan.yaml"
-        settings = [f"trainer.max_minutes={minutes:g}", "trainer.progress=false"]
+        settings = [f"trainer.max_minutes={minutes:g}", "trainer.progress=false", *typed]
         told, error, _ = run(["plan", str(root), "--task", chosen.task, *settings, "--out", str(plan)], memory)
         if error:
             return [name, chosen.task, "", "", "", "", error]
-        leave_out(plan, without)
+        leave_out(plan, without, [setting.partition("=")[0] for setting in settings])
         predicted = re.search(r"training about ([\d.]+) GB", told)
         _, error, peak = run(["train", f"plan={plan}", f"output_dir={place / 'run'}"], memory)
         decided = "; ".join(_cell(one) for one in read_plan(plan) if one.setting.rpartition(".")[2] in SHOWN)
@@ -217,13 +220,16 @@ def main() -> None:
     parser.add_argument(
         "--without", nargs="+", default=(), metavar="SETTING", help="decisions that are left out, or all"
     )
+    parser.add_argument("--set", nargs="+", default=(), metavar="SETTING", help="typed beside data.root and minutes")
     asked = parser.parse_args()
     print(
         "| data | task | plan | predicted GB | measured GB | metric | error |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
     for name in asked.names or DATA_SETS:
-        print(f"| {' | '.join(first_contact(name, asked.minutes, asked.memory, asked.without))} |", flush=True)
+        print(
+            f"| {' | '.join(first_contact(name, asked.minutes, asked.memory, asked.without, asked.set))} |", flush=True
+        )
 
 
 if __name__ == "__main__":
