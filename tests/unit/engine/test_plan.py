@@ -149,6 +149,20 @@ def test_microscopy_is_measured_in_its_own_voxels():
     assert found["data.preprocess.normalise"] == "percentile"
 
 
+def test_objects_that_windows_would_cut_are_seen_coarser():
+    def found(extents, **settings):
+        cases = [facts((512, 512), objects=extents, **settings)] * 5
+        return {one.setting: one for one in decide(situation(cases, "segment_2d")).decisions}
+
+    coarse = found(((130, 140), (80, 90), (40, 44)))
+    assert coarse["data.preprocess.spacing"].value == [2.11, 2.11]  # two of 135 voxels in 128
+    assert "windows of 128 x 128 hold objects of" in coarse["data.preprocess.spacing"].why
+    assert coarse["data.patches.size"].value == [128, 128], "of the coarser image"
+    kept = found(((130, 140), (14, 15), (14, 15), (15, 15)))
+    assert kept["data.preprocess.spacing"].value == [1.81, 1.81], "small ones keep 8 voxels"
+    assert found(((30, 33), (20, 22)))["data.preprocess.spacing"].value is None
+
+
 def test_mixed_sizes_and_spacings_meet_at_the_median():
     cases = [
         facts((40 + 4 * place, 50, 60), (1.0 + place / 4, 0.8, 0.8), modality="ct", **POINTS) for place in range(5)

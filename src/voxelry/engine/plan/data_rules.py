@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from voxelry.core.settings import plain
 from voxelry.data.fingerprint.record import UNKNOWN
 from voxelry.data.preprocess.modality import CT_WINDOWS
 from voxelry.engine.configs import groups
-from voxelry.engine.plan.situation import Situation, length
+from voxelry.engine.plan.situation import Situation, length, listed
 from voxelry.engine.plan_file import Decision
 
 __all__ = ["augmentation", "heatmaps", "intensities", "split", "working_spacing"]
@@ -22,6 +23,9 @@ _FEW, _VERY_FEW = 20, 10  # groups of cases
 _FOLDS = 5
 _TURNED = 10.0  # degrees: an augmentation that turns no further is for images that are to stay as they are
 _SIGMA, _SIGMA_VOXELS = 3.0, (1.5, 4.0)  # mm, and voxels that it is kept between
+_OBJECTS_ACROSS = 2  # large objects that a window shall hold side by side
+_OBJECT_VOXELS = 8  # voxels across that small ones shall keep
+_COARSER = 1.25  # times: less isn't worth an interpolation
 _ELASTIC_VOXELS, _ELASTIC_SPACING_VOXELS = 3.0, 32.0
 
 
@@ -33,6 +37,10 @@ def working_spacing(situation: Situation) -> Iterator[Decision]:
         return
     if data.preprocess.image_size is not None:
         yield Decision(setting, None, "images are resized to data.preprocess.image_size")
+        return
+    coarse = _for_objects(situation)
+    if coarse is not None:
+        yield coarse
         return
     placed = sum(case.placed for case in situation.cases)
     if placed < len(situation.cases):
@@ -51,6 +59,25 @@ def working_spacing(situation: Situation) -> Iterator[Decision]:
     )
     digits = 9 if apart <= _ALIKE else 3
     yield Decision(setting, [float(f"{step:.{digits}g}") for step in median], why)
+
+
+def _for_objects(situation: Situation) -> Decision | None:
+    """A coarser spacing, where the windows of a detector would hold less than two of its large objects side by side.
+
+    Axes that are as coarse already stay as they are, and small objects keep some voxels.
+    """
+    patches, objects = situation.config.data.get("patches"), situation.data.object_sizes()
+    if situation.recipe.required != "instances" or not isinstance(patches, DictConfig) or not len(objects):
+        return None
+    small, large = np.percentile(objects, (10, 95))
+    window = np.broadcast_to(plain(patches.size), situation.config.ndim)
+    edge = float(np.prod(window, dtype=float) ** (1 / len(window)))
+    step = min(_OBJECTS_ACROSS * large / edge, small / _OBJECT_VOXELS)
+    if step <= _COARSER * situation.voxel:
+        return None
+    found = [float(f"{max(own, step):.3g}") for own in situation.spacing]
+    told = length(large) if all(case.placed for case in situation.cases) else f"{large:.3g} voxels"
+    return Decision("data.preprocess.spacing", found, f"so that windows of {listed(window)} hold objects of {told}")
 
 
 def intensities(situation: Situation) -> Iterator[Decision]:
