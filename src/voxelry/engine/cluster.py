@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from voxelry.core.errors import ConfigError
+from voxelry.core.errors import ConfigError, VoxelryError
 
 __all__ = ["ClusterSettings", "calm", "cluster", "gpus_of_each", "own_interrupt"]
 
@@ -51,6 +51,7 @@ def cluster(address: str | None, *, cpus: float) -> Iterator[None]:
 
     Raises:
         ConfigError: nothing answers at the address.
+        VoxelryError: Ray didn't start, on a machine that is overloaded.
     """
     import ray
 
@@ -75,6 +76,10 @@ def cluster(address: str | None, *, cpus: float) -> Iterator[None]:
             f"launcher.address: no Ray cluster answers at {address} (one that asks for a token needs "
             "RAY_AUTH_MODE=token here, too)"
         ) from error
+    except Exception as error:
+        if type(error) is Exception:  # Ray has no class of its own for a node that doesn't come up
+            raise VoxelryError(f"Ray could not be started: {error}") from error
+        raise
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from voxelry.engine.ledger import Dependencies, Made
 from voxelry.engine.shortage import is_shortage
 from voxelry.io.images.image import split_dataset
 
-__all__ = ["FileJob", "dependencies", "do", "do_parts"]
+__all__ = ["FileJob", "dependencies", "run_job", "run_parts"]
 
 _ATTEMPTS = 3  # processes that may end while they work on a file, until it counts as failed
 
@@ -52,7 +52,7 @@ class FileJob:
     parts: Path
 
 
-def do(model: Model[Any], job: FileJob, progress: Callable[[int, int], None] | None = None) -> Made:
+def run_job(model: Model[Any], job: FileJob, progress: Callable[[int, int], None] | None = None) -> Made:
     """Predict a file; what a user can cause is an answer, too.
 
     Args:
@@ -76,7 +76,7 @@ def do(model: Model[Any], job: FileJob, progress: Callable[[int, int], None] | N
     return Made(str(folder), main, outputs, time.monotonic() - started, error)
 
 
-def do_parts(model: Model[Any], job: FileJob, numbers: range) -> None:
+def run_parts(model: Model[Any], job: FileJob, numbers: range) -> None:
     """Do some parts of a file, see `Recipe.predict_parts`; what a user can cause is told when the file itself is done.
 
     Raises:

@@ -63,7 +63,7 @@ class Dependencies:
     def changed(self, row: sqlite3.Row) -> str:
         """What differs from a row, in words; empty where nothing does."""
         words = {"files": "another input", "model": "another model", "settings": "other settings"}
-        differ = [told for name, told in words.items() if row[name] != getattr(self, name)]
+        differ = [word for name, word in words.items() if row[name] != getattr(self, name)]
         return " and ".join(differ if self.files else ["another input"])
 
 
@@ -126,7 +126,7 @@ class Ledger:
             raise FileError(self.folder, f"the folder can't be made: {error.strerror or error}") from error
         self._folds = (self.folder / HOME.upper()).exists()  # a disk for which A and a are the same name
         self._lock = FileLock(self._lock_of(self.run))
-        with self._told():
+        with self._in_one_line():
             self._rows = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
             self._rows.row_factory = sqlite3.Row
         try:
@@ -318,7 +318,7 @@ class Ledger:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """A transaction: the rows are nobody else's within, and stay as they were if it fails."""
-        with self._told():
+        with self._in_one_line():
             self._rows.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -329,7 +329,7 @@ class Ledger:
                 raise
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _in_one_line(self) -> Iterator[None]:
         """What goes wrong with the database, in one line."""
         try:
             yield

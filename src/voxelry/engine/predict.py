@@ -14,7 +14,7 @@ from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.data.layouts.files import case_name
 from voxelry.data.layouts.nnunet import files_of_cases
-from voxelry.engine.file_job import FileJob, dependencies, do
+from voxelry.engine.file_job import FileJob, dependencies, run_job
 from voxelry.engine.ledger import Ledger, Made
 from voxelry.engine.outcome import FileRow, Outcome
 from voxelry.io import is_image, open_image
@@ -108,7 +108,7 @@ def predict_files(
     with Ledger(out) as ledger:
         command = _Command(ledger, model.digest(), progress)
         jobs = [_job(image, others, chosen, options or {}, ledger) for image, others in images]
-        command.run(jobs, lambda claimed: (pool or _here)(model, claimed, tiles))
+        command.run(jobs, lambda claimed: (pool or _in_this_process)(model, claimed, tiles))
     return Outcome([command.rows[path] for path, _ in images])
 
 
@@ -126,10 +126,10 @@ def _job(path: Path, others: Sequence[Path], format: str, options: Mapping[str, 
     )
 
 
-def _here(model: Model[Any], jobs: Iterator[FileJob], tiles: Parts | None) -> Iterator[tuple[FileJob, Made]]:
+def _in_this_process(model: Model[Any], jobs: Iterator[FileJob], tiles: Parts | None) -> Iterator[tuple[FileJob, Made]]:
     """This process, one job after the other."""
     for job in jobs:
-        yield job, do(model, job, None if tiles is None else partial(tiles, job.path))
+        yield job, run_job(model, job, None if tiles is None else partial(tiles, job.path))
 
 
 class _Command:

@@ -22,7 +22,7 @@ from voxelry.core.errors import VoxelryError
 from voxelry.core.optional import require
 from voxelry.core.settings import settle
 from voxelry.engine.cluster import ClusterSettings, cluster, gpus_of_each, own_interrupt
-from voxelry.engine.file_job import FileJob, do, do_parts
+from voxelry.engine.file_job import FileJob, run_job, run_parts
 from voxelry.engine.ledger import Made
 
 __all__ = ["RayPool"]
@@ -125,9 +125,9 @@ class _Predictor:
         number, start, stop = (int(batch[name][0]) for name in ("number", "start", "stop"))
         job, made = self.jobs[number], ""
         if start < stop:
-            do_parts(self.model, job, range(start, stop))
+            run_parts(self.model, job, range(start, stop))
         else:
-            made = json.dumps(asdict(do(self.model, job)))
+            made = json.dumps(asdict(run_job(self.model, job)))
         return {**batch, "made": [made]}
 
 

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import torch
 
 from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.model import load
-from voxelry.core.errors import SettingError
+from voxelry.core.errors import SettingError, VoxelryError
 from voxelry.core.space import Space
 from voxelry.data.layouts.files import visible
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine.cluster import cluster
 from voxelry.engine.outcome import check_job_report, write_job_report
 from voxelry.engine.predict import predict_files
 from voxelry.io import write_image
@@ -187,6 +190,18 @@ def test_the_files_that_options_name_count_as_inputs(scans):
     assert facts(mask=np.zeros(3)).settings == facts(mask=np.zeros(3)).settings
     assert facts(mask=np.zeros(3)).settings != facts(mask=np.ones(3)).settings
     assert facts(mask=torch.zeros(2)).settings != facts(mask=torch.zeros(3)).settings
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    def init(**settings):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with (
+        pytest.raises(VoxelryError, match="Ray could not be started: The current node timed out"),
+        cluster(None, cpus=1),
+    ):
+        pass
 
 
 def test_a_job_report_has_a_row_a_file(bundle, scans, tmp_path):
