@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -201,15 +202,22 @@ def flat(x: Tensor) -> np.ndarray:
 
 
 def parts(batch: int, size: Sequence[int], padding: Sequence[int], channels: int) -> Iterator[tuple[slice, Any]]:
-    """Samples and tiles of about `PART` numbers as points: samples together, or a few layers of one."""
+    """Samples and tiles of about `PART` numbers as points: samples together, or some layers or lines of one."""
     counts = [-(-(length + 2 * pad - 2) // STEP) for length, pad in zip(size, padding, strict=True)]
-    layer = math.prod(counts[1:]) * POINTS**3 * channels
-    layers, samples = max(1, min(counts[0], PART // layer)), max(1, PART // (layer * counts[0]))
-    across = tuple(axis_of(size[axis], padding[axis], 0, counts[axis]) for axis in (1, 2))
-    for first in range(0, batch, samples):
-        for top in range(0, counts[0], layers):
-            along = axis_of(size[0], padding[0], top, min(top + layers, counts[0]))
-            yield slice(first, min(first + samples, batch)), (along, *across)
+    together, numbers = [1, 1, 1], POINTS**3 * channels * counts[2]  # samples, layers, lines; of a line
+    for axis, count in ((2, counts[1]), (1, counts[0]), (0, batch)):
+        together[axis] = max(1, min(count, PART // numbers))
+        numbers *= count
+    whole = axis_of(size[2], padding[2], 0, counts[2])
+    for sample, top, line in product(*(range(0, n, step) for n, step in zip((batch, *counts), together, strict=False))):
+        layers = axis_of(size[0], padding[0], top, min(top + together[1], counts[0]))
+        lines = axis_of(size[1], padding[1], line, min(line + together[2], counts[1]))
+        yield slice(sample, min(sample + together[0], batch)), (layers, lines, whole)
+
+
+def window(samples: slice, bounds: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    """Where a part lies in `(B, *S, C)`."""
+    return samples, *(slice(*each) for each in bounds)
 
 
 def kernel_points(weight: Tensor) -> Tensor:
@@ -253,11 +261,11 @@ def answer(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int
     spaces = Spaces(x, inner, outer)
     for samples, axes in parts(len(x), x.shape[1:4], padding, max(inner, outer)):
         given, made = spaces(samples, axes)
-        turn("into", axes, x[samples, slice(*axes[0].given)], given)
+        turn("into", axes, x[window(samples, [axis.given for axis in axes])], given)
         torch.bmm(given, kernel, out=made)
         if bias is not None:
             made[ONES] += bias
-        turn("out", axes, made, y[samples, slice(*axes[0].made)])
+        turn("out", axes, made, y[window(samples, [axis.made for axis in axes])])
     return y.movedim(-1, 1)
 
 
@@ -273,15 +281,15 @@ def gradients(
     spaces = Spaces(x, inner, outer)
     for samples, axes in parts(len(x), x.shape[1:4], padding, max(inner, outer)):
         given, made = spaces(samples, axes)
-        turn("out, back", axes, grad[samples, slice(*axes[0].made)], made)
+        here = window(samples, [axis.given for axis in axes])
+        turn("out, back", axes, grad[window(samples, [axis.made for axis in axes])], made)
         if of_kernel is not None:
-            turn("into", axes, x[samples, slice(*axes[0].given)], given)
+            turn("into", axes, x[here], given)
             of_kernel.baddbmm_(given.mT, made)
         if of_x is not None:
-            own = of_x[samples, slice(*axes[0].given)]
-            part = torch.empty_like(own)
+            part = torch.empty_like(of_x[here], memory_format=torch.contiguous_format)
             turn("into, back", axes, torch.bmm(made, kernel, out=given), part)
-            own += part
+            of_x[here] += part
     return (
         None if of_x is None else of_x.movedim(-1, 1),
         None if of_kernel is None else kernel_gradient(of_kernel),

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from voxelry.backbones import FPN, ResNet
 from voxelry.core.errors import DataError, SettingError
-from voxelry.models.mask_rcnn import Detections, MaskRCNN
+from voxelry.models.mask_rcnn import Detections, MaskRCNN, heads
 from voxelry.models.mask_rcnn.detections import select
 from voxelry.models.mask_rcnn.roi_pool import region_levels
-from voxelry.models.mask_rcnn.settings import BoxSettings, nested
+from voxelry.models.mask_rcnn.settings import BoxSettings, MaskSettings, nested
 
 LOSSES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
@@ -59,6 +59,26 @@ def test_losses_and_gradients(ndim):
     without = [name for name, weight in network.named_parameters() if weight.grad is None]
     assert without == []
     assert all(torch.isfinite(weight.grad).all() for weight in network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", [1, 1 << 20])  # region by region, all together
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_mask_logits_are_those_of_a_transposed_convolution(ndim, part, dtype, monkeypatch):
+    monkeypatch.setattr(heads, "_PART", part)
+    head = heads.MaskHead(6, 3, MaskSettings(convs=(5,), upsample=(3, 2, 1)[-ndim:]), ndim=ndim)
+    head.logits.bias.requires_grad_(False)
+    torch.nn.init.normal_(head.logits.weight)
+    x, classes = torch.randn(4, 6, *(5, 4, 3)[-ndim:], requires_grad=True), torch.tensor([1, 2, 1, 0])
+    learned = [x, *(weight for weight in head.parameters() if weight.requires_grad)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        every = head.logits(torch.relu(head.finer(head.convs(x))))
+        found, expected = head(x, classes), every[torch.arange(4), classes]
+    grad = torch.randn(expected.shape).to(expected.dtype)
+    pairs = [(found, expected), *zip(*(torch.autograd.grad(y, learned, grad) for y in (found, expected)), strict=True)]
+    for one, other in pairs:
+        tolerance = (2e-2 if dtype == torch.bfloat16 else 1e-5) * other.abs().max().item()
+        assert (one - other).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

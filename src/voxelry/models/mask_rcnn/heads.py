@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from voxelry.core.rank import per_axis
 from voxelry.models.mask_rcnn.settings import MaskSettings
@@ -163,11 +165,8 @@ class MaskHead(nn.Module):
         if len(x) <= size:
             return self.finish(x, classes)
         parts = zip(x.split(size), classes.split(size), strict=True)
-        if not torch.is_grad_enabled():
-            return torch.cat([self.finish(*part) for part in parts])
-        return torch.cat(
-            [checkpoint(self.finish, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-        )
+        weights = (*self.finer.parameters(), *self.logits.parameters())
+        return torch.cat([_Finish.apply(self, *part, *weights) for part in parts])
 
     def finish(self, x: Tensor, classes: Tensor) -> Tensor:
         """The transposed convolution, ReLU and the logits of one class, `(K, *M, C), (K,) -> (K, *2M)`.
@@ -186,3 +185,26 @@ class MaskHead(nn.Module):
         pairs = [axis for pair in zip(range(1, 1 + rank), range(1 + rank, 1 + 2 * rank), strict=True) for axis in pair]
         spread = one.reshape(len(x), *size, *self.upsample).permute(0, *pairs)
         return spread.reshape(len(x), *(a * b for a, b in zip(size, self.upsample, strict=True)))
+
+
+class _Finish(torch.autograd.Function):
+    """`MaskHead.finish`, made again in the backward pass; `torch.utils.checkpoint` would load PyTorch's compiler."""
+
+    @staticmethod
+    def forward(ctx: Any, head: MaskHead, x: Tensor, classes: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, classes, *weights)
+        ctx.head, ctx.dtype = head, nd.autocast_dtype(x)
+        return head.finish(x, classes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, classes, *weights = ctx.saved_tensors
+        precision = nullcontext() if ctx.dtype is None else torch.autocast(x.device.type, ctx.dtype)
+        given = x.detach().requires_grad_()
+        with torch.enable_grad(), precision:
+            answer = ctx.head.finish(given, classes)
+        learned = [weight for weight in weights if weight.requires_grad]
+        of_x, *found = torch.autograd.grad(answer, (given, *learned), grad)
+        rest = iter(found)
+        return None, of_x, None, *(next(rest) if weight.requires_grad else None for weight in weights)
