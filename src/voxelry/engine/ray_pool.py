@@ -58,8 +58,8 @@ class RayPool:
             ConfigError: no cluster, or one with fewer GPUs than are asked for.
         """
         own, taken = self.settings, list(jobs)
-        require("ray.data", "ray")
         if taken:
+            require("ray.data", "ray")
             rows = [row for number, job in enumerate(taken) for row in self._rows(model, number, job)]
             with cluster(own.address, cpus=own.num_workers * own.cpus_per_worker), own_interrupt():
                 for row in self._done(taken, rows):
@@ -86,6 +86,7 @@ class RayPool:
         own, device = self.settings, self.source.get("device")
         accelerator = "auto" if device is None else str(device).partition(":")[0]
         gpus = gpus_of_each(accelerator, own.num_workers, own.gpus_per_worker)
+        resources = dict(own.resources_per_worker or {})
         # a block a row: what was done is told one by one, and a lost actor costs what it had at hand
         asked = ray.data.from_items(list(rows), override_num_blocks=len(rows))
         done = asked.map_batches(
@@ -100,7 +101,8 @@ class RayPool:
             },
             num_cpus=own.cpus_per_worker,
             num_gpus=gpus or None,
-            resources=dict(own.resources_per_worker or {}) or None,
+            memory=resources.pop("memory", None),
+            resources=resources or None,
             runtime_env={"env_vars": {name: str(value) for name, value in (own.env or {}).items()}},
         )
         yield from done.iter_rows()

@@ -209,7 +209,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         return self._write(prediction, path, file.space, make_folder(folder), format)
 
     def parts_of_file(self, model: Model[SegmentTask], path: Path, *, options: Mapping[str, Any]) -> int:
-        """The tiles of a very large OME-Zarr image, of which any process reads no more than it needs."""
+        """The tiles of a very large OME-Zarr image, of which every process can read windows."""
         if split_dataset(path)[0].suffix != ".zarr":
             return 0
         file = open_image(path, **model.reading(path, options))
