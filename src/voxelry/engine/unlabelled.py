@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.bundle.seen import case_digests, digests_of_parts
 from voxelry.core.atomic import replacing
-from voxelry.core.errors import ConfigError
+from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.home import at_home
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.find import find_cases
@@ -62,6 +62,7 @@ def pretrained_first(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ConfigError: several runs at once, pretrained weights are given as well, or a network that isn't pretrained so.
+        DataError: all images are those that the training is measured on.
         StoppedError: by Ctrl-C; the same command and `resume=true` go on.
     """
     folders = [value for name, value in map(_parts, arguments) if name == _SETTING]
@@ -80,17 +81,14 @@ def pretrained_first(arguments: Sequence[str]) -> list[str]:
     if len(settings) == len(complete):  # no flag of Hydra's that only shows the configuration
         checkpoint_to_resume(place.parent, resume=config.resume, overwrite=config.overwrite)
         _pretrain(config, settings, Path(at_home(folders[-1].strip("'\""))), place)
-    return [*(_shorter(argument, 1 - _SHARE) for argument in arguments), *typed({"pretrained": str(place)})]
+    minutes = config.trainer.max_minutes
+    left = {} if minutes is None else {_MINUTES: minutes * (1 - _SHARE)}
+    return [*arguments, *typed({"pretrained": str(place)} | left)]
 
 
 def _parts(argument: str) -> tuple[str, str]:
     name, _, value = argument.partition("=")
     return name.lstrip("+~"), value
-
-
-def _shorter(argument: str, share: float) -> str:
-    name, value = _parts(argument)
-    return f"{name}={float(value) * share:g}" if name == _MINUTES and value != "null" else argument
 
 
 def _pretrain(config: DictConfig, settings: Sequence[str], images: Path, place: Path) -> None:
@@ -143,6 +141,8 @@ def _without_held_out(config: DictConfig, images: Path, place: Path) -> Path | N
     out = [case.name for case in cases if digests[case.name] in held_out]
     if not out:
         return None
+    if len(out) == len(cases):
+        raise DataError(f"{images}: all images are those that the training is measured on; none is left to learn from")
     log.info(
         "%d of %d images are what the training is measured on, and left out of the pretraining", len(out), len(cases)
     )
