@@ -19,7 +19,6 @@ DEMO = Demo(
             minutes=2.0,
             overrides=(
                 "data.split.fractions=[0.9,0.1,0.0]",
-                "data.patches.size=48",
                 "task.tile_size=64",
                 "augment.flip=0.5",
                 "augment.elastic=0",
@@ -30,5 +29,12 @@ DEMO = Demo(
             ),
         ),
     ),
-    ranks={2: Rank(format=".ome.tif"), 3: Rank(format=".ome.tif")},
+    ranks={
+        2: Rank(format=".ome.tif", overrides=("data.patches.size=48",)),
+        # voxels half as long again: four times the steps in the same time
+        3: Rank(
+            format=".ome.tif",
+            overrides=("data.patches.size=32", "data.preprocess.spacing=[4.2e-4,1.9e-4,1.9e-4]"),
+        ),
+    },
 )
