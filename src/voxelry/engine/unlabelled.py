@@ -11,13 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from voxelry.bundle.registry import recipe_of_config
-from voxelry.bundle.seen import case_digests, digests_of_parts
+from voxelry.bundle.seen import digests_of_parts
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.home import at_home
-from voxelry.data.dataset import VolumeDataset
+from voxelry.data.crops.digest import digest
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.splits import split_cases
+from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.checkpoints import StoppedError
 from voxelry.engine.compose import compose_training, typed, with_plan
 from voxelry.engine.data import build_data
@@ -61,7 +62,8 @@ def pretrained_first(arguments: Sequence[str]) -> list[str]:
     it goes on, or is used as it is when it has ended.
 
     Raises:
-        ConfigError: several runs at once, pretrained weights are given as well, or a network that isn't pretrained so.
+        ConfigError: several runs at once, pretrained weights are given as well, a network that isn't pretrained so, or
+            a setting of the training that can't be.
         DataError: all images are those that the training is measured on.
         StoppedError: by Ctrl-C; the same command and `resume=true` go on.
     """
@@ -102,6 +104,8 @@ def _pretrain(config: DictConfig, settings: Sequence[str], images: Path, place: 
             f"{_SETTING}: expected with a U-Net for landmarks, or with backbone=unet or backbone=hiera, which images "
             "without labels can pretrain"
         )
+    drop_defaults(config)
+    check_settings(config)  # of the training, before hours go into what precedes it
     preprocess: Any = OmegaConf.to_container(config.data.preprocess, resolve=True)
     chosen = {
         "experiment": f"{experiment}_{config.ndim}d",
@@ -131,14 +135,14 @@ def _pretrain(config: DictConfig, settings: Sequence[str], images: Path, place: 
 
 def _without_held_out(config: DictConfig, images: Path, place: Path) -> Path | None:
     """A list of the cases to learn from, where some images are those that the training is measured on."""
+    data = OmegaConf.merge(config.data, {"cache": None})  # nothing but names is wanted of them
     splits = build_data(
-        config.data, ndim=config.ndim, augment=config.augment, seed=config.seed, recipe=recipe_of_config(config)
+        data, ndim=config.ndim, augment=config.augment, seed=config.seed, recipe=recipe_of_config(config)
     )
     parts = digests_of_parts(splits)
-    held_out = {digest for part in ("validation", "test") for digest in parts.get(part, {}).values() if digest}
+    held_out = {known for part in ("validation", "test") for known in parts.get(part, {}).values() if known}
     cases = find_cases(images, options=OmegaConf.to_container(config.data.options, resolve=True))
-    digests = case_digests(VolumeDataset(cases, preprocess=splits.preprocess))
-    out = [case.name for case in cases if digests[case.name] in held_out]
+    out = {case.name for case in cases if digest(case.image) in held_out}
     if not out:
         return None
     if len(out) == len(cases):

@@ -283,6 +283,13 @@ class TestPixels:
         assert len(parts) == 8
         assert found.rows[3].high == 1e6, "the first and the last part are among them"
 
+        def emptied(array):
+            return np.zeros_like(array)
+
+        self.spoil(clean, 3, emptied)
+        constant = [message for _, message in told(inspect(clean), "warning") if "constant" in message]
+        assert constant == ["constant, every voxel looked at is 0"]
+
     def test_channels(self, clean):
         self.spoil(clean, 3, lambda array: np.concatenate([array, array]))
         assert only(inspect(clean)) == ("case_3.nii.gz", "has 2 channels, expected 1 channel as in 7 of 8 cases")

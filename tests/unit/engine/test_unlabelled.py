@@ -75,6 +75,8 @@ def _ends(config):
             ["experiment=reconstruct_3d"],
             r"data\.unlabelled: expected with a U-Net for landmarks, or with backbone=unet",
         ),
+        (["optimizer.lr=abc"], r"optimizer\.lr: expected"),
+        (["data.patch_sise=3"], r"data\.patch_sise: no such setting"),
         (["experiment=segment_3d"], r"data\.unlabelled: expected with a U-Net for landmarks, or with backbone=unet"),
     ],
 )

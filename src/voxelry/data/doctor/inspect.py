@@ -173,6 +173,7 @@ class _Pixels:
         lows, highs: range of the finite ones, per channel; crossed without any.
         likeness: correlation of neighbours, of an image of single bytes.
         values: the mean over the channels at some points, by the name of their reading.
+        whole: whether all of them were looked at.
     """
 
     not_finite: int
@@ -180,6 +181,7 @@ class _Pixels:
     highs: NDArray[np.float64]
     likeness: float | None
     values: dict[str, NDArray[np.float64]]
+    whole: bool = True
 
 
 def _inspect_pixels(
@@ -190,7 +192,8 @@ def _inspect_pixels(
     values = {name: np.full(len(index), np.nan) for name, index in probes.items()}
     seen = _Pixels(0, np.full(image.channels, np.inf), np.full(image.channels, -np.inf), None, values)
     try:
-        for window in _slabs(found, image.path, shape, image.dtype.itemsize * image.channels):
+        windows, seen.whole = _slabs(found, image.path, shape, image.dtype.itemsize * image.channels)
+        for window in windows:
             slab = image.read(window)
             if seen.likeness is None and slab.itemsize == 1 and slab.size >= _ENOUGH:
                 seen.likeness = _neighbour_correlation(slab)
@@ -202,14 +205,16 @@ def _inspect_pixels(
     return seen
 
 
-def _slabs(found: Diagnosis, path: Path, shape: Sequence[int], voxel_bytes: int) -> list[tuple[slice, ...]]:
-    """Windows of an image that fit into memory: all of it, or of a very large one as many as are looked at."""
+def _slabs(
+    found: Diagnosis, path: Path, shape: Sequence[int], voxel_bytes: int
+) -> tuple[list[tuple[slice, ...]], bool]:
+    """Windows of an image that fit into memory, of a very large one as many as are looked at; whether they are all."""
     windows = list(slabs(shape, voxel_bytes, _SLAB_BYTES))
     if len(windows) <= _SLABS:
-        return windows
+        return windows, True
     total, seen = (count * _SLAB_BYTES / 1e9 for count in (len(windows), _SLABS))
     found.add("info", path, f"of about {total:.0f} GB of values {seen:.0f} GB are looked at, spread evenly")
-    return [windows[place] for place in np.linspace(0, len(windows) - 1, _SLABS).astype(int)]
+    return [windows[place] for place in np.linspace(0, len(windows) - 1, _SLABS).astype(int)], False
 
 
 def _add_range(seen: _Pixels, slab: NDArray[Any]) -> None:
@@ -253,12 +258,15 @@ def _judged(
         total = image.channels * prod(image.space.shape)
         replaced = "" if strict or low > high else " (training takes the smallest and the largest value instead)"
         severity = "error" if strict or low > high else "warning"
-        found.add(severity, image.path, f"{seen.not_finite} of {total} voxels are NaN or infinite{replaced}")
+        count = f"{seen.not_finite} of {total} voxels" if seen.whole else f"{seen.not_finite} of the voxels looked at"
+        found.add(severity, image.path, f"{count} are NaN or infinite{replaced}")
     if low > high:
         return None
     row.low, row.high = low, high
     if (seen.lows >= seen.highs).all():
-        found.add("error" if strict else "warning", image.path, f"constant, every voxel is {seen.lows[0]:g}")
+        severity = "error" if strict and seen.whole else "warning"  # the rest may differ
+        voxels = "every voxel" if seen.whole else "every voxel looked at"
+        found.add(severity, image.path, f"constant, {voxels} is {seen.lows[0]:g}")
         return None
     if seen.likeness is not None and abs(seen.likeness) < 0.02:
         found.add(
@@ -287,7 +295,7 @@ def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], expected
             file = open_labels(path, reference)
             present: set[int] = set()
             told = None
-            windows = _slabs(found, path, file.placement.shape, file.file.dtype.itemsize)
+            windows, whole = _slabs(found, path, file.placement.shape, file.file.dtype.itemsize)
             for window in windows:
                 ids = kind(file.read(window), path)
                 present.update(np.unique(ids).tolist())
@@ -297,7 +305,7 @@ def _inspect_labels(found: Diagnosis, case: Case, needs: Sequence[str], expected
             continue
         if told is not None:
             found.add("warning", path, told)
-        if need == "labels" and expected and not present & set(expected) and len(windows) < _SLABS:
+        if need == "labels" and expected and not present & set(expected) and whole:
             found.add("error", path, no_foreground(expected, present))
 
 

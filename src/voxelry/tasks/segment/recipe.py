@@ -59,6 +59,7 @@ _ONE_CLASS = ("object",)
 _WHOLE_VOXELS = 1 << 23  # larger images are never read as a whole
 _PYRAMID_CHANNELS = 64  # around a backbone whose levels have unlike channels
 _SIZED_CASES = 1000  # training cases whose voxel size is looked at
+_MEASURED_CASES = 20  # training cases, of which the median size of an object is taken
 _ANCHOR_CASES = 200  # so many training cases are looked at for the sizes of their objects
 
 
@@ -148,7 +149,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
             resized = config.data.get("preprocess") is not None and config.data.preprocess.image_size is not None
             settings["voxel_size"] = None if resized else common_size(dataset.spaces(_SIZED_CASES))
         if config.task.learned_object_size == "auto":
-            cases = [dataset[index] for index in range(min(len(dataset), _ANCHOR_CASES))]
+            cases = [dataset[index] for index in range(min(len(dataset), _MEASURED_CASES))]
             alike = settings.get("voxel_size", config.task.voxel_size) is not None
             settings["learned_object_size"] = common_object_size(cases if alike else map(_in_voxels, cases))
         if config.task.tile_size is None:
