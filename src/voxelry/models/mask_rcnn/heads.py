@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from voxelry.core.rank import per_axis
 from voxelry.models.mask_rcnn.settings import MaskSettings
+from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
 from voxelry.nn.norm import make_norm
 
@@ -181,10 +182,7 @@ class MaskHead(nn.Module):
         weight, bias = classes_of.weight.flatten(1)[classes].to(fine.dtype), classes_of.bias[classes].to(fine.dtype)
         # of the other classes no logits are made
         one = torch.baddbmm(bias[:, None, None], fine.reshape(len(x), -1, finer.out_channels), weight[:, :, None])
-        rank = len(size)
-        pairs = [axis for pair in zip(range(1, 1 + rank), range(1 + rank, 1 + 2 * rank), strict=True) for axis in pair]
-        spread = one.reshape(len(x), *size, *self.upsample).permute(0, *pairs)
-        return spread.reshape(len(x), *(a * b for a, b in zip(size, self.upsample, strict=True)))
+        return unfold_voxels(one.reshape(len(x), *size, -1).movedim(-1, 1), self.upsample)[:, 0]
 
 
 class _Finish(torch.autograd.Function):
