@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from voxelry.engine.plan.plan import Plan, plan_folder
+from voxelry.io import open_image
 from voxelry.phantoms import write_phantoms
 
 KIND = {"reconstruct": "organ", "segment": "nuclei"}
@@ -40,7 +41,9 @@ def measured(plan: Plan, settings: list[str], place: Path) -> tuple[int, int]:
     run, data = place / "run", place / "data"
     training = peak_of("train", *settings, f"data.root={data}", f"output_dir={run}")
     image = next(path for path in sorted((data / "volumes").iterdir()) if path.is_file())
-    prompt = ["--click", "0,0,0"] if "reconstruct" in str(plan.config.name) else []
+    space = open_image(image).space
+    centre = space.to_world([(size - 1) / 2 for size in space.shape]).tolist()
+    prompt = [f"--click={','.join(map(str, centre))}"] if "reconstruct" in str(plan.config.name) else []
     return training, peak_of("predict", "--model", str(run), str(image), "--out", str(place / "out"), *prompt)
 
 
@@ -61,6 +64,7 @@ def main() -> None:
         "trainer.progress=false",
         "data.split.fractions=[1,0,0]",
         "data.preprocess.spacing=null",
+        "plan=null",
         *([] if task in ("segment", "reconstruct", "reconstruct_flow") else ["data.patches=null"]),
         *asked.settings,
     ]

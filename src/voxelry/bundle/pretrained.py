@@ -22,7 +22,7 @@ from voxelry.core.rank import per_axis
 from voxelry.interop.weights.reference import SOURCES, from_reference, load_reference_file, source_of
 from voxelry.models.networks import NETWORKS, build_network
 
-__all__ = ["Pretrained", "cases_seen_by", "read_pretrained"]
+__all__ = ["Pretrained", "cases_seen_by", "preprocess_of", "read_pretrained"]
 
 # what a fine-tuned network may have of its own; all else is the pretrained one's architecture
 _FREE = ("checkpointing", "dropout")
@@ -134,14 +134,37 @@ def cases_seen_by(path: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: nothing there that can be used.
     """
-    if (path / "bundle").is_dir():
-        path = path / "bundle"
     if path.is_dir():
-        return lineage(yaml.safe_load((path / "config.yaml").read_bytes()))
+        return lineage(_record_of(path))
     if path.suffix != ".ckpt":
         return []
     state = read_checkpoint(path).get("voxelry", {})
     return [cases_of_parts(state.get("run", {}).get("cases", {})), *state.get("earlier", ())]
+
+
+def preprocess_of(path: Path) -> dict[str, Any]:
+    """Keywords of the `Preprocess` that images went through on which the weights of a bundle or run were trained.
+
+    Of files of weights, which don't keep them, none.
+
+    Raises:
+        CheckpointError: a folder without a bundle.
+    """
+    return dict(_record_of(path).get("preprocess") or {}) if path.is_dir() else {}
+
+
+def _record_of(folder: Path) -> dict[str, Any]:
+    """The settings file of a bundle or of a run's.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    place = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    try:
+        content = yaml.safe_load((place / "config.yaml").read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{folder}: not a bundle, config.yaml is missing or not plain YAML") from error
+    return dict(content)
 
 
 def _of_checkpoint(path: Path) -> Pretrained:

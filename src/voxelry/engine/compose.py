@@ -25,9 +25,9 @@ from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError
 from voxelry.core.home import at_home
 from voxelry.engine.configs import OWN, groups
-from voxelry.engine.plan_file import read_plan, remaining
+from voxelry.engine.plan_file import AUTO, read_plan, remaining
 
-__all__ = ["compose_training", "in_one_line", "settle", "typed", "with_plan"]
+__all__ = ["compose_training", "in_one_line", "parted", "settle", "typed", "value_of", "with_plan"]
 
 _MAY_BE_NULL = ("backbone", "experiment")
 _PAIRS = {"}": "{", "]": "[", ")": "("}
@@ -77,7 +77,7 @@ def typed(settings: Mapping[str, Any]) -> list[str]:
         if bare in groups() and isinstance(value, str):
             found.append(f"{name}={value}")
         else:
-            path = bare in _PATHS and value is not None
+            path = bare in _PATHS and isinstance(value, str | Path)
             found.append(f"{name}={_written(at_home(str(value)) if path else value, name)}")
     return found
 
@@ -119,19 +119,30 @@ def settle(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: one that can't be read, or an entry that a group doesn't have.
     """
-    arguments = with_plan(list(_joined(arguments)))
-    flags, settled, flag = [], [], ""
+    flags, settings = parted(arguments)
+    settings = with_plan(settings)
     # entries of one's own may lie there, which Hydra looks up
-    elsewhere = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
-    if not elsewhere and _by_time(arguments):
-        arguments = [*arguments, "trainer.max_steps=null"]
-    for argument in arguments:
-        if argument.startswith("-") or flag in _WITH_VALUE:
-            flags.append(argument)
-        else:
-            settled.append(_override(argument, elsewhere))
+    elsewhere = any(one.startswith(("--config-dir", "-cd", "hydra.searchpath")) for one in (*flags, *settings))
+    if not elsewhere and _by_time(settings):
+        settings = [*settings, "trainer.max_steps=null"]
+    return [*flags, *(_override(one, elsewhere) for one in settings)]  # Hydra takes no flag between two overrides
+
+
+def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags with what they take, and settings, each in one piece."""
+    flags: list[str] = []
+    settings: list[str] = []
+    flag = ""
+    for argument in _joined(arguments):
+        (flags if argument.startswith("-") or flag in _WITH_VALUE else settings).append(argument)
         flag = argument
-    return [*flags, *settled]  # Hydra takes no flag between two overrides
+    return flags, settings
+
+
+def value_of(arguments: Sequence[str], name: str) -> str | None:
+    """The value that is given for a setting last, without quotes; None where it isn't given."""
+    given = (argument.lstrip("+").partition("=") for argument in arguments)
+    return next((value.strip("'\"") for key, _, value in reversed(list(given)) if key == name), None)
 
 
 def _by_time(arguments: Sequence[str]) -> bool:
@@ -149,13 +160,11 @@ def with_plan(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError, FileError: the plan can't be read.
     """
-    named = [
-        argument.partition("=")[2].strip("'\"") for argument in arguments if argument.lstrip("+").startswith("plan=")
-    ]
-    if not named or named[-1] in ("", "null"):
+    plan = value_of(arguments, "plan")
+    if plan in (None, "", "null", AUTO) or plan.startswith("["):
         return list(arguments)
-    given = {argument.lstrip("+~").partition("=")[0] for argument in arguments if not argument.startswith("-")}
-    decisions = remaining(read_plan(Path(at_home(named[-1])).absolute()), given)
+    given = {argument.lstrip("+~").partition("=")[0] for argument in arguments}
+    decisions = remaining(read_plan(Path(at_home(plan)).absolute()), given)
     return [*typed({one.setting: one.value for one in decisions}), *arguments]
 
 
@@ -194,7 +203,7 @@ def _override(text: str, elsewhere: bool) -> str:
             f"{text}: expected KEY=VALUE, such as data.root=DIR (voxelry train --help lists the settings)"
         )
     bare = key.lstrip("+")
-    if bare in _PATHS:  # of each value of a sweep
+    if bare in _PATHS and not value.startswith("["):  # of each value of a sweep
         value = ",".join(map(at_home, value.split(",")))
     if bare in _MAY_BE_NULL and value == "null":
         return f"~{bare}"

@@ -168,7 +168,7 @@ def launch_file(path: Path, arguments: list[str], *, debug: bool = False) -> Non
             print(f"{path}: next run", file=sys.stderr)
         for line in translation.notes:
             print(f"{path}: {line}", file=sys.stderr)
-        overrides = [*translation.overrides, *arguments]
+        overrides = ["plan=null", *translation.overrides, *arguments]
         if translation.measure:
             _measure(overrides, translation.measure, options.load_path)
         else:
@@ -199,4 +199,4 @@ def _launch_fast_ddpm(path: Path, content: dict[str, Any], arguments: list[str],
     translation = fast_ddpm_config.translate(path, content, options)
     for line in translation.notes:
         print(f"{path}: {line}", file=sys.stderr)
-    launch([*translation.overrides, *overrides], debug=debug)
+    launch(["plan=null", *translation.overrides, *overrides], debug=debug)

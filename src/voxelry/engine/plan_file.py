@@ -22,12 +22,26 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import ConfigError, FileError
 from voxelry.engine.configs import groups
 
-__all__ = ["Decision", "in_use", "in_yaml", "is_settled", "read_plan", "remaining", "write_plan"]
+__all__ = [
+    "AUTO",
+    "Decision",
+    "decisions_of",
+    "in_use",
+    "in_yaml",
+    "is_settled",
+    "read_plan",
+    "remaining",
+    "write_plan",
+]
+
+AUTO = "auto"
+"""The value of `plan` that has one made as a training begins."""
 
 _CHOICES = ("experiment", "task", "data", "launcher")  # groups whose entry leaves its settings open
 # what can't be set beside another setting, or says the same in another way
 _RIVALS = {
     "data.preprocess.spacing": ("data.preprocess.image_size",),
+    "data.preprocess.image_size": ("data.preprocess.spacing",),
     "data.preprocess.window": ("data.preprocess.normalise",),
     "data.split.folds": ("data.split.file", "data.split.fractions"),
     "data.split.fractions": ("data.split.file", "data.split.folds"),
@@ -71,6 +85,19 @@ def is_settled(setting: str, given: Collection[str]) -> bool:
 def remaining(decisions: Iterable[Decision], given: Collection[str]) -> list[Decision]:
     """The decisions about settings that aren't given."""
     return [one for one in decisions if not is_settled(one.setting, given)]
+
+
+def decisions_of(plan: Any) -> list[Decision]:
+    """The decisions behind the setting `plan` of a configuration: a file, or each with its value and reason.
+
+    Raises:
+        ConfigError, FileError: see `read_plan`.
+    """
+    if plan is None or plan == AUTO:
+        return []
+    if isinstance(plan, str):
+        return read_plan(Path(plan))
+    return [Decision(*one) for one in OmegaConf.to_container(plan)]
 
 
 def in_use(decisions: Iterable[Decision], config: DictConfig) -> list[Decision]:

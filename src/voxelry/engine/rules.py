@@ -82,13 +82,14 @@ _TEXT: Rule = ("text", lambda value: isinstance(value, str) and bool(value))
 _WORDS: Rule = ("a list of names", lambda value: _filled(value, lambda word: isinstance(word, str)))
 _LONG: Rule = ("a number above 0", _number(lambda value: value > 0))
 _BELOW_ONE = _number(lambda value: 0 <= value < 1)
+_DECIDED = lambda value: isinstance(value, list) and len(value) == 3  # noqa: E731
 _PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")
 _RULES: Mapping[str, Rule] = {
     "name": _TEXT,
     "output_dir": _TEXT,
     "ndim": ("2 or 3", lambda value: value in (2, 3) and not isinstance(value, (bool, float))),
     "seed": _FROM_ZERO,
-    "plan": _or_null(_TEXT),
+    "plan": ("auto, a file, or null", lambda value: value is None or _TEXT[1](value) or _filled(value, _DECIDED)),
     "pretrained": _or_null(_TEXT),
     "resume": _SWITCH,
     "resume_changed": _SWITCH,

@@ -35,7 +35,7 @@ from voxelry.engine.lightning import TaskModule
 from voxelry.engine.logs import make_logger, progress_callback
 from voxelry.engine.pace import EPOCH, Pace, pace
 from voxelry.engine.placement import Placement
-from voxelry.engine.plan_file import Decision, in_use, read_plan, write_plan
+from voxelry.engine.plan_file import Decision, decisions_of, in_use, write_plan
 from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
 from voxelry.engine.report_plan import Planned
@@ -152,7 +152,7 @@ def _begin(config: DictConfig, placement: Placement) -> _Begun:
     description = describe(task) | {"run": describe_run(config, digests), "earlier": _earlier(config)}
     state: dict[str, Any] = {}
     # read before an earlier run's files go, of which it may be one
-    plan = [] if placement.rank or config.get("plan") is None else in_use(read_plan(Path(config.plan)), config)
+    plan = [] if placement.rank else in_use(decisions_of(config.get("plan")), config)
     if resume is not None:
         state = _state_to_resume(resume, config, description, same=placement.restored is not None)
     elif not placement.rank:

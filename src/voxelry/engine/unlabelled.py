@@ -20,7 +20,7 @@ from voxelry.data.layouts.find import find_cases
 from voxelry.data.splits import split_cases
 from voxelry.engine.check import check_settings, drop_defaults
 from voxelry.engine.checkpoints import StoppedError
-from voxelry.engine.compose import compose_training, typed, with_plan
+from voxelry.engine.compose import compose_training, parted, typed, value_of, with_plan
 from voxelry.engine.data import build_data
 from voxelry.engine.run_folder import checkpoint_to_resume
 from voxelry.engine.train import train
@@ -67,22 +67,22 @@ def pretrained_first(arguments: Sequence[str]) -> list[str]:
         DataError: all images are those that the training is measured on.
         StoppedError: by Ctrl-C; the same command and `resume=true` go on.
     """
-    folders = [value for name, value in map(_parts, arguments) if name == _SETTING]
-    if not folders or folders[-1] in ("", "null"):
+    folder = value_of(arguments, _SETTING)
+    if folder in (None, "", "null"):
         return list(arguments)
     if {"--multirun", "-m"} & {*arguments}:
         raise ConfigError(
             f"{_SETTING}: pretrains for a single run; for several, experiment=pretrain_3d and pretrained=RUN"
         )
     complete = with_plan(arguments)
-    settings = [argument for argument in complete if not argument.startswith("-")]
+    flags, settings = parted(complete)
     config = compose_training(settings)
     if config.pretrained is not None:
         raise ConfigError(f"{_SETTING}: expected without pretrained, or pretrained without it; both give first weights")
     place = Path(config.output_dir) / "pretrain"
-    if len(settings) == len(complete):  # no flag of Hydra's that only shows the configuration
+    if not flags:  # of Hydra's, that only show the configuration
         checkpoint_to_resume(place.parent, resume=config.resume, overwrite=config.overwrite)
-        _pretrain(config, settings, Path(at_home(folders[-1].strip("'\""))), place)
+        _pretrain(config, settings, Path(at_home(folder)), place)
     minutes = config.trainer.max_minutes
     left = {} if minutes is None else {_MINUTES: minutes * (1 - _SHARE)}
     return [*arguments, *typed({"pretrained": str(place)} | left)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["Growth", "check_memory", "estimate", "kept", "prediction_growth", "training_growth"]
+__all__ = ["Growth", "check_memory", "estimate", "kept", "peak_of", "prediction_growth", "training_growth"]
 
 SMALLEST = 32  # voxels per axis of the patches that are suggested
 
@@ -108,6 +108,13 @@ def prediction_growth(network: nn.Module, shape: Sequence[int], **settings: Any)
     """The same of a pass without gradients; arguments as of `training_growth`."""
     small, large = (_predict(network, _input(size, **settings)) for size in _two_sizes(shape))
     return Growth(_weights(network), (_line(shape, small, large),))
+
+
+def peak_of(network: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that a loss and its gradients allocate at the peak, computed with all values; the weights aside."""
+    with _Ledger(known=[*network.parameters(), *network.buffers()]) as ledger:
+        loss().backward()
+    return ledger.peak
 
 
 def _two_sizes(shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,18 +14,19 @@ import yaml
 from omegaconf import OmegaConf
 
 from voxelry.bundle.registry import recipe_of_config
-from voxelry.core.errors import ConfigError, FileError
+from voxelry.core.errors import CheckpointError, ConfigError, FileError
 from voxelry.core.space import Space
 from voxelry.data.fingerprint.record import CaseFacts, Fingerprint
 from voxelry.engine.check import check_settings
-from voxelry.engine.compose import compose_training
+from voxelry.engine.compose import compose_training, parted
 from voxelry.engine.plan import size_rules
 from voxelry.engine.plan.auto import planned as planned_now
 from voxelry.engine.plan.contradictions import contradictions
-from voxelry.engine.plan.plan import RULES, decide, plan_folder
+from voxelry.engine.plan.inherited import as_pretrained
+from voxelry.engine.plan.plan import GIVEN, RULES, decide, plan_folder
 from voxelry.engine.plan.situation import Machine, Situation
 from voxelry.engine.plan.table import render
-from voxelry.engine.plan_file import Decision, is_settled, read_plan, write_plan
+from voxelry.engine.plan_file import Decision, decisions_of, is_settled, read_plan, write_plan
 from voxelry.engine.train import train
 from voxelry.io import write_image
 
@@ -104,16 +105,69 @@ def test_blocks_and_bands_leave_thick_slices_too(model, setting, value):
     assert [one.value for one in size_rules.levels(replace(even, config=config))] == [2]
 
 
-def test_auto_stands_for_a_plan_made_now(phantoms):
-    settings = ["experiment=landmarks_3d", f"data.root={phantoms}", *QUICK, "data.batch_size=1"]
-    arguments = planned_now([*settings, "plan=auto", "--cfg"])
-    assert arguments[:-1] == [*settings, "--cfg"]
-    config = compose_training([*settings, arguments[-1]])
-    assert len(config.data.preprocess.spacing) == 3
-    assert config.data.batch_size == 1
-    assert planned_now(settings) == settings
-    with pytest.raises(ConfigError, match="plan: auto plans a single run"):
-        planned_now(["plan=auto", "-m", "seed=0,1"])
+@pytest.fixture
+def typed_by_hand(phantoms, tmp_path):
+    """Settings of a small training."""
+    return [
+        "experiment=landmarks_3d",
+        f"data.root={phantoms}",
+        f"output_dir={tmp_path / 'run'}",
+        *QUICK,
+        "data.batch_size=1",
+        "data.patches=null",
+    ]
+
+
+def test_a_training_is_planned_unless_it_is_said_otherwise(typed_by_hand):
+    for more in ([], ["plan=auto"], ["--cfg", "job"]):
+        config = compose_training(parted(planned_now([*typed_by_hand, *more]))[1])
+        assert len(config.data.preprocess.spacing) == 3
+        assert config.data.preprocess.normalise == "percentile"
+        assert config.data.batch_size == 1
+        reasons = {one.setting: one.why for one in decisions_of(config.plan)}
+        assert reasons["data.preprocess.spacing"].startswith("median of the images'")
+        assert reasons["data.batch_size"] == GIVEN
+    for more in (["plan=null"], ["plan=FILE"], ["--help"]):
+        assert planned_now([*typed_by_hand, *more]) == [*typed_by_hand, *more]
+
+
+def test_the_runs_of_a_sweep_have_one_plan(typed_by_hand):
+    settings = [*typed_by_hand, "--multirun", "data.split.fold=0,1", "data.preprocess.normalise=zscore,minmax"]
+    found = planned_now(settings)
+    assert [one for one in found if one.startswith("data.preprocess.normalise")] == settings[-1:]
+    assert any(one.startswith("data.preprocess.spacing=[") for one in found)
+    plan = decisions_of(compose_training(found[-1:]).plan)
+    assert not {"data.split.fold", "data.preprocess.normalise"} & {one.setting for one in plan}
+
+
+def test_images_are_seen_as_by_the_pretrained_network(typed_by_hand, tmp_path):
+    bundle = tmp_path / "earlier" / "bundle"
+    bundle.mkdir(parents=True)
+    seen = {"spacing": [3.0, 2.0, 2.0], "normalise": "zscore", "clip": 4.0, "percentiles": [0.5, 99.5]}
+    (bundle / "config.yaml").write_text(yaml.safe_dump({"preprocess": seen}))
+    config = compose_training([*typed_by_hand, f"pretrained={bundle.parent}"])
+    found = {one.setting.rpartition(".")[2]: one.value for one in as_pretrained(config, {"data.preprocess.clip"})}
+    assert found == {"spacing": [3.0, 2.0, 2.0], "normalise": "zscore"}
+    with pytest.raises(CheckpointError, match=r"not a bundle, config\.yaml is missing"):
+        planned_now([*typed_by_hand, f"pretrained={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["-m", "task=landmarks,pretrain"], "the runs differ in task"),
+        (["data=crops", "data.index=DIR"], "data=crops or data._target_"),
+        (["--config-dir", "DIR"], "files of one's own"),
+    ],
+)
+def test_what_can_not_be_planned_is_told(typed_by_hand, caplog, more, why):
+    caplog.set_level("INFO", "voxelry")
+    assert planned_now([*typed_by_hand, *more]) == [*typed_by_hand, *more, "plan=null"]
+    assert why in caplog.text
+    with pytest.raises(ConfigError, match=f"plan: expected without auto, .*{why}"):
+        planned_now([*typed_by_hand, *more, "plan=auto"])
+    assert planned_now(["task=landmarks"]) == ["task=landmarks", "plan=null"]
+    assert "there is no data.root" in caplog.text
 
 
 @pytest.mark.parametrize("experiment", ["landmarks_2d", "pretrain_2d", "translate_2d"])

@@ -9,8 +9,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from voxelry.engine.plan import size_rules
-from voxelry.engine.plan.memory import Modelled
-from voxelry.engine.plan.situation import Situation, length, listed
+from voxelry.engine.plan.memory import Measured, Modelled
+from voxelry.engine.plan.situation import Situation, length, listed, seen_at_once
 
 __all__ = ["contradictions"]
 
@@ -18,7 +18,7 @@ _NAMED = 4  # cases in a line
 _VOXEL = 4  # bytes, as it is preprocessed
 
 
-def contradictions(situation: Situation, network: Modelled | None) -> Iterator[str]:
+def contradictions(situation: Situation, network: Modelled | Measured | None) -> Iterator[str]:
     """One line for each; nothing where all is well.
 
     Args:
@@ -26,7 +26,7 @@ def contradictions(situation: Situation, network: Modelled | None) -> Iterator[s
         network: whose memory is told, if it can be.
     """
     yield from _of_data(situation)
-    config, size = situation.config, size_rules.seen_at_once(situation)
+    config, size = situation.config, seen_at_once(situation)
     step = size_rules.step_of(config)
     windows = isinstance(config.data.get("patches"), DictConfig)
     if windows and any(part % own for part, own in zip(size, step, strict=True)):

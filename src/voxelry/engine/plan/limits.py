@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.errors import ConfigError
 from voxelry.engine.plan.memory import modelled
-from voxelry.engine.plan.situation import Situation
-from voxelry.engine.plan.size_rules import gigabytes, seen_at_once, step_of
+from voxelry.engine.plan.situation import Situation, seen_at_once
+from voxelry.engine.plan.size_rules import gigabytes, step_of
 from voxelry.engine.plan_file import Decision, in_yaml
 
 __all__ = ["check_fits"]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,19 +20,21 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from voxelry.bundle.backbone import configured_backbone
+from voxelry.bundle.pretrained import read_pretrained
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.context import border_distances
 from voxelry.data.sample import Sample
-from voxelry.engine.plan.situation import Situation
+from voxelry.engine.plan.situation import Situation, seen_at_once
+from voxelry.engine.plan.trial import tried
 from voxelry.engine.precision import resolve_precision
 from voxelry.models import footprint
 from voxelry.models.unet import UNet
 from voxelry.tasks.recipe import DenseRecipe
 from voxelry.tasks.volumes import MEMORY_BYTES
 
-__all__ = ["Modelled", "modelled"]
+__all__ = ["Measured", "Modelled", "modelled"]
 
 _PROGRAM = 620 << 20  # bytes: Python with what it has loaded for a prediction
 _LEARNING = 780 << 20  # the same for a training
@@ -40,7 +43,7 @@ _EDGES = {2: 32, 3: 16}  # voxels along each axis of the image that a network is
 _TYPES = {"16": torch.float16, "bf16": torch.bfloat16}
 _KEPT = 4  # times the weights: they, two averages of the optimiser and the averaged weights
 # parts of a configuration that a network is made from, and what of them isn't
-_OF_NETWORK = ("ndim", "model", "backbone", "task")
+_OF_NETWORK = ("ndim", "model", "backbone", "task", "pretrained")
 _BESIDE = ("task.tile_size", "task.sigma")
 
 
@@ -84,19 +87,46 @@ class Modelled:
         policy = _recomputed(network, voxels, self.dtype)
         step = _of_training(self.config, self.sample, policy, self.dtype, self._device)
         tensors = self.copies * (_KEPT * step.weights + step.peak(voxels))
-        return self._in_all(tensors, _LEARNING + self.held)
+        return _in_all(tensors, _LEARNING + self.held, self.on_processor)
 
     def prediction(self, shape: Sequence[int]) -> int:
         """Bytes of a prediction in tiles of that shape, at its peak, without the image itself."""
         answer = _of_prediction(self.config, self.sample, self._device)
-        return self._in_all(answer.weights + answer.peak(prod(shape)), _PROGRAM)
+        return _in_all(answer.weights + answer.peak(prod(shape)), _PROGRAM, self.on_processor)
 
     @property
     def _device(self) -> str:
         return "cpu" if self.on_processor else "meta"
 
-    def _in_all(self, tensors: int, beside: int) -> int:
-        return int(_WORK_SPACE * tensors) + beside if self.on_processor else tensors
+
+def _in_all(tensors: int, beside: int, on_processor: bool) -> int:
+    return int(_WORK_SPACE * tensors) + beside if on_processor else tensors
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network of which a step was tried; see `trial`.
+
+    Attributes:
+        situation: that it was tried in.
+        backbone: the part of it that predictions are told by; None where there is none.
+        held: bytes of images that stay in memory.
+    """
+
+    situation: Situation
+    backbone: Modelled | None
+    held: int
+
+    def training(self, shape: Sequence[int], batch: int) -> int:
+        """Bytes of a training on windows of that shape, at its peak."""
+        step = tried(self.situation, tuple(shape))
+        assert step is not None, "it was tried before"
+        tensors = (_KEPT + 1) * step.weights + batch * step.computed
+        return _in_all(tensors, _LEARNING + self.held, not self.situation.machine.gpu)
+
+    def prediction(self, shape: Sequence[int]) -> int | None:
+        """Bytes of a prediction in tiles of that shape, as far as the backbone tells."""
+        return None if self.backbone is None else self.backbone.prediction(shape)
 
 
 @dataclass(frozen=True)
@@ -136,23 +166,31 @@ class _Content:
         )
 
 
-def modelled(situation: Situation) -> Modelled | None:
-    """The network of a run, as far as its memory can be told: of dense tasks all of it, of a detector its backbone."""
-    config = situation.config
-    if not isinstance(situation.recipe, DenseRecipe) and config.get("backbone") is None:
-        return None
-    two = bool(config.task.get("baseline")) and config.task.get("mode") != "regression"
+def modelled(situation: Situation) -> Modelled | Measured | None:
+    """The network of a run, as far as its memory can be told: modelled, or measured in a step that is tried.
+
+    Of a detector that can't be tried its backbone alone.
+    """
+    config, recipe = situation.config, situation.recipe
     content = _content(situation)
-    precision = resolve_precision(str(config.trainer.precision), config.trainer.accelerator)
     held = sum(4 * prod(grid.shape) * content.channels for grid in situation.grids)
-    return Modelled(
-        _described(config),
-        content,
-        copies=2 if two else 1,
-        dtype=_TYPES.get(precision.partition("-")[0], torch.float32),
-        on_processor=not situation.machine.gpu,
-        held=held if held <= MEMORY_BYTES else 0,
-    )
+    held = held if held <= MEMORY_BYTES else 0
+    dense = isinstance(recipe, DenseRecipe)
+    two = bool(config.task.get("baseline")) and config.task.get("mode") != "regression"
+    precision = resolve_precision(str(config.trainer.precision), config.trainer.accelerator)
+    found = None
+    if dense or config.get("backbone") is not None:
+        found = Modelled(
+            _described(config),
+            content,
+            copies=2 if dense and two else 1,
+            dtype=_TYPES.get(precision.partition("-")[0], torch.float32),
+            on_processor=not situation.machine.gpu,
+            held=held,
+        )
+    if dense or tried(situation, seen_at_once(situation)) is None:
+        return found
+    return Measured(situation, found, held)
 
 
 def _described(config: DictConfig) -> str:
@@ -180,9 +218,11 @@ def _network(text: str, content: _Content) -> tuple[nn.Module, int]:
     """A new network, and the channels that it is given."""
     config: Any = OmegaConf.create(text)
     recipe, sample = recipe_of_config(config), content.sample()
+    path = config.get("pretrained")
+    pretrained = None if path is None else read_pretrained(Path(path), ndim=config.ndim)
     if isinstance(recipe, DenseRecipe):
-        return recipe.network(config, [sample], None)[0], recipe.in_channels(sample, config)
-    return configured_backbone(config, sample, None), content.channels
+        return recipe.network(config, [sample], pretrained)[0], recipe.in_channels(sample, config)
+    return configured_backbone(config, sample, pretrained), content.channels
 
 
 @lru_cache(maxsize=32)

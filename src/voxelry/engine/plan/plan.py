@@ -25,12 +25,13 @@ from voxelry.engine.configs import groups
 from voxelry.engine.doctor import diagnose
 from voxelry.engine.plan import data_rules, size_rules, training_rules
 from voxelry.engine.plan.contradictions import contradictions
+from voxelry.engine.plan.inherited import SETTLED, as_pretrained
 from voxelry.engine.plan.limits import check_fits
 from voxelry.engine.plan.memory import modelled
-from voxelry.engine.plan.situation import Machine, Rule, Situation
+from voxelry.engine.plan.situation import Machine, Rule, Situation, seen_at_once
 from voxelry.engine.plan_file import Decision
 
-__all__ = ["RULES", "Plan", "cases_of", "decide", "plan_folder"]
+__all__ = ["GIVEN", "RULES", "Plan", "cases_of", "decide", "is_planned_by_files", "plan_folder"]
 
 RULES: tuple[Rule, ...] = (
     data_rules.working_spacing,
@@ -48,7 +49,8 @@ RULES: tuple[Rule, ...] = (
 
 _EXAMINED = 1 << 30  # bytes of images that doctor is asked about
 _TOLD = 8  # of its findings
-_GIVEN = "as you set it"
+GIVEN = "as you set it"
+"""The reason of what isn't planned."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,13 @@ def plan_folder(
         choices[:1] = _experiment(task, found.ndim, given)
         config = _composed(root, choices, settings)
     check_settings(config)
+    if config.pretrained is not None:
+        choices.extend(as_pretrained(config, given))
+        given |= {*SETTLED}
+        config = _composed(root, choices, settings)
     situation = Situation(found, Machine.here(config.trainer.accelerator), config, recipe, given)
     plan = decide(situation)
-    heads = [*choices, Decision("data.root", str(Path(root).absolute()), _GIVEN), *_typed(settings)]
+    heads = [*choices, Decision("data.root", str(Path(root).absolute()), GIVEN), *_typed(settings)]
     notes = (*plan.notes, *_findings(root, recipe.name, found, config))
     return Plan(
         (*heads, *plan.decisions), notes, plan.training_memory, plan.prediction_memory, plan.machine, found, plan.config
@@ -140,7 +146,7 @@ def decide(situation: Situation) -> Plan:
     check_fits(situation)
     network = modelled(situation)
     config = situation.config
-    size = size_rules.seen_at_once(situation)
+    size = seen_at_once(situation)
     tile = config.task.get("tile_size") or size
     return Plan(
         tuple(decisions),
@@ -153,6 +159,11 @@ def decide(situation: Situation) -> Plan:
     )
 
 
+def is_planned_by_files(config: DictConfig) -> bool:
+    """Whether a run's samples are made of files that a layout knows."""
+    return config.data.get("source") != "crops" and not config.data.get("_target_")
+
+
 def cases_of(config: DictConfig) -> Sequence[Case]:
     """The cases of a run, by its `data`.
 
@@ -161,7 +172,7 @@ def cases_of(config: DictConfig) -> Sequence[Case]:
         DataError, FileError: see `find_cases` and `find_pairs`.
     """
     data = config.data
-    if data.get("source") == "crops" or data.get("_target_"):
+    if not is_planned_by_files(config):
         raise ConfigError(
             "data: expected images that voxelry reads itself, to plan by; got data=crops or data._target_"
         )
@@ -206,9 +217,9 @@ def _typed(settings: Sequence[str]) -> Iterator[Decision]:
         name, _, value = text.lstrip("+").partition("=")
         if name not in ("data.root", "plan") and not name.startswith(("~", "-")):
             try:
-                yield Decision(name, yaml.safe_load(value), _GIVEN)
+                yield Decision(name, yaml.safe_load(value), GIVEN)
             except yaml.YAMLError:
-                yield Decision(name, value, _GIVEN)
+                yield Decision(name, value, GIVEN)
 
 
 def _findings(root: str | Path, task: str, found: Fingerprint, config: DictConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from voxelry.core import memory
+from voxelry.core.rank import per_axis
 from voxelry.core.settings import keywords
 from voxelry.core.space import Space
 from voxelry.data.fingerprint.record import CaseFacts, Fingerprint
@@ -23,7 +24,7 @@ from voxelry.engine.plan_file import Decision, is_settled
 from voxelry.engine.precision import fast_half
 from voxelry.tasks.recipe import Recipe
 
-__all__ = ["Machine", "Rule", "Situation", "length", "lengths", "listed"]
+__all__ = ["Machine", "Rule", "Situation", "each_axis", "length", "lengths", "listed", "seen_at_once"]
 
 _SMALL = 0.1  # mm, below which lengths are told in µm
 _FALLBACK = 4 << 30  # bytes, where a machine doesn't tell how much memory it has
@@ -131,6 +132,20 @@ class Situation:
         if split.folds:
             return max(1, groups - -(-groups // split.folds))
         return max(1, round(groups * (0.7 if split.fractions is None else split.fractions[0])))
+
+
+def seen_at_once(situation: Situation) -> tuple[int, ...]:
+    """Voxels along each axis of what a training step shows of a case."""
+    patches = situation.config.data.get("patches")
+    if not isinstance(patches, DictConfig):
+        return situation.largest
+    return each_axis(patches.size, situation.config.ndim)
+
+
+def each_axis(value: Any, ndim: int) -> tuple[int, ...]:
+    """A number of voxels for each axis, from one or a list."""
+    sizes: tuple[int, ...] = per_axis(value, ndim, "size") if isinstance(value, int) else per_axis([*value], ndim)
+    return sizes
 
 
 Rule = Callable[[Situation], Iterator[Decision]]

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from voxelry.core.rank import per_axis
 from voxelry.engine.plan.memory import modelled
-from voxelry.engine.plan.situation import Situation, lengths, listed
+from voxelry.engine.plan.situation import Situation, each_axis, lengths, listed, seen_at_once
 from voxelry.engine.plan_file import Decision
 from voxelry.tasks.volumes import MARGIN, MOST_VOXELS
 
-__all__ = ["SHARE", "gigabytes", "levels", "seen_at_once", "sizes", "step_of", "tiles", "window"]
+__all__ = ["SHARE", "gigabytes", "levels", "sizes", "step_of", "tiles", "window"]
 
 SHARE = 0.8  # of the memory that may be taken
 _TILE_SHARE = 0.5
@@ -83,11 +81,11 @@ def step_of(config: DictConfig) -> tuple[int, ...]:
     if count < 1:
         return (8,) * ndim
     each = [strides] * count if isinstance(strides, int) else list(strides)
-    whole = np.prod([_each_axis(step, ndim) for step in each], axis=0)
+    whole = np.prod([each_axis(step, ndim) for step in each], axis=0)
     if "axes" in model:
         chosen = range(ndim) if model.axes is None else model.axes
         whole = whole * [2 ** model.get("levels", 1) if axis in chosen else 1 for axis in range(ndim)]
-    return tuple(int(step) for step in whole * _each_axis(model.get("fold", 1), ndim))
+    return tuple(int(step) for step in whole * each_axis(model.get("fold", 1), ndim))
 
 
 def window(largest: Sequence[int], spacing: Sequence[float], most: int, step: Sequence[int]) -> tuple[int, ...]:
@@ -162,7 +160,7 @@ def _first(situation: Situation) -> _Sizes:
     if "patches" not in config.data or patches is None:
         return _Sizes(batch, None, width, int(config.trainer.grad_accumulation))
     if isinstance(patches, DictConfig):
-        own = _each_axis(patches.size, config.ndim)
+        own = each_axis(patches.size, config.ndim)
         most = prod(own)
     else:
         own, most = situation.largest, MOST_VOXELS // batch
@@ -213,26 +211,12 @@ def _smaller(situation: Situation, now: _Sizes) -> _Sizes | None:
     return None
 
 
-def seen_at_once(situation: Situation) -> tuple[int, ...]:
-    """Voxels along each axis of what a training step shows of a case."""
-    patches = situation.config.data.get("patches")
-    if not isinstance(patches, DictConfig):
-        return situation.largest
-    return _each_axis(patches.size, situation.config.ndim)
-
-
-def _each_axis(value: Any, ndim: int) -> tuple[int, ...]:
-    """A number of voxels for each axis, from one or a list."""
-    sizes: tuple[int, ...] = per_axis(value, ndim, "size") if isinstance(value, int) else per_axis([*value], ndim)
-    return sizes
-
-
 def tiles(situation: Situation) -> Iterator[Decision]:
     """Tiles of a prediction, as large as the memory allows, where the training sees windows."""
     if not situation.is_open("task.tile_size") or not isinstance(situation.config.data.get("patches"), DictConfig):
         return
     network = modelled(situation)
-    if network is None:
+    if network is None or network.prediction(seen_at_once(situation)) is None:
         return
     size, step = seen_at_once(situation), step_of(situation.config)
     allowed = _TILE_SHARE * situation.machine.training_memory
@@ -241,7 +225,7 @@ def tiles(situation: Situation) -> Iterator[Decision]:
         tile = window(situation.largest, spacing, int(prod(size) * factor ** len(size)), step)
         tile = tuple(max(part, own) for part, own in zip(tile, size, strict=True))
         needed = network.prediction(tile)
-        if needed <= allowed:
+        if needed is not None and needed <= allowed:
             why = f"as large as the memory allows ({gigabytes(needed)}); the training's are {listed(size)}"
             yield Decision("task.tile_size", list(tile), why)
             return
