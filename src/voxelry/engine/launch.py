@@ -23,6 +23,7 @@ from voxelry.engine.compose import compose_training, in_one_line, settle
 from voxelry.engine.configs import OWN
 from voxelry.engine.fast_ddpm import sample_run
 from voxelry.engine.held_out import measure_held_out
+from voxelry.engine.indexed import indexed_first
 from voxelry.engine.plan.auto import planned
 from voxelry.engine.train import train
 from voxelry.engine.unlabelled import pretrained_first
@@ -53,7 +54,7 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     try:
-        settled = settle(pretrained_first(planned(arguments)))
+        settled = settle(pretrained_first(indexed_first(planned(arguments))))
     except StoppedError as error:
         print(f"voxelry: {error}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

@@ -76,8 +76,9 @@ def is_settled(setting: str, given: Collection[str]) -> bool:
         given: dotted names, and groups whose entry is chosen.
     """
     for name in given:
-        inside = setting.startswith(f"{name}.") and not (name in _CHOICES and name in groups())
-        if setting == name or inside or name.startswith(f"{setting}.") or name in _RIVALS.get(setting, ()):
+        inside = setting.startswith(f"{name}.") and name not in _CHOICES
+        around = name.startswith(f"{setting}.") and setting not in _CHOICES
+        if setting == name or inside or around or name in _RIVALS.get(setting, ()):
             return True
     return False
 

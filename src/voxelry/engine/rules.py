@@ -126,7 +126,7 @@ _RULES: Mapping[str, Rule] = {
     "data.borders": _or_null(_LONG),
     "data.cache": _or_null(_TEXT),
     "data.root": _or_null(_TEXT),
-    "data.index": _TEXT,
+    "data.index": _or_null(_TEXT),
     "data.layout": _TEXT,
     "data.training_samples": (
         "all or a whole number from 1",
@@ -152,6 +152,10 @@ _RULES: Mapping[str, Rule] = {
     "data.margin": (
         "a whole number from 0, or one per axis",
         lambda value: _whole(0)(value) or _filled(value, _whole(0)),
+    ),
+    "data.crop_size": (
+        "a whole number from 1, or one per axis",
+        lambda value: _whole(1)(value) or _filled(value, _whole(1)),
     ),
     "task.spacing": (
         "a word, or a list of time steps from 0",

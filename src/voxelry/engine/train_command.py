@@ -11,6 +11,7 @@ from typing import Any
 
 from voxelry.engine import train as training
 from voxelry.engine.compose import compose_training, typed
+from voxelry.engine.indexed import indexed_first
 from voxelry.engine.plan.auto import planned
 from voxelry.engine.unlabelled import pretrained_first
 
@@ -31,4 +32,4 @@ def train(*settings: str | Mapping[str, Any]) -> training.Run:
         VoxelryError: whatever a user can cause: unknown settings, data that don't fit, a full disk.
     """
     overrides = [one for given in settings for one in ([given] if isinstance(given, str) else typed(given))]
-    return training.train(compose_training(pretrained_first(planned(overrides))))
+    return training.train(compose_training(pretrained_first(indexed_first(planned(overrides)))))

@@ -34,6 +34,10 @@ def build_crops(
         raise ConfigError(
             f"data: a crop index holds no landmarks, which task={recipe.name} needs; expected data=volumes"
         )
+    if config.index is None:
+        raise ConfigError(
+            "data.index: expected an index that voxelry index made, or data.root, the folder to be indexed"
+        )
     settings: dict[str, Any] = {key: keywords(config)[key] for key in _SETTINGS}
     settings["seed"] = seed
     index = CropIndex(config.index, root=config.root)

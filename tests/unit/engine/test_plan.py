@@ -22,6 +22,7 @@ from voxelry.engine.compose import compose_training, parted
 from voxelry.engine.plan import size_rules
 from voxelry.engine.plan.auto import planned as planned_now
 from voxelry.engine.plan.contradictions import contradictions
+from voxelry.engine.plan.in_crops import in_crops
 from voxelry.engine.plan.inherited import as_pretrained
 from voxelry.engine.plan.plan import GIVEN, RULES, decide, plan_folder
 from voxelry.engine.plan.situation import Machine, Situation
@@ -234,9 +235,9 @@ def test_where_some_images_lack_their_spacing_none_is_planned_and_it_is_told():
     assert any("case 0, case 1: 2 of 5 images don't say" in note for note in notes)
 
 
-def test_what_is_larger_than_memory_is_told_with_the_way_out():
+def test_what_is_larger_than_memory_is_told():
     _, notes = by_data([facts((4096, 4096, 4096), placed=False), facts((64, 64, 64), placed=False)])
-    assert notes[0].startswith("data: case 0: larger than the memory; voxelry index DATA --out INDEX")
+    assert notes[0] == "data: case 0: larger than the memory"
 
 
 def test_copies_and_empties_are_told_by_name():
@@ -290,6 +291,7 @@ def test_what_is_set_is_not_touched():
         ("data.patches.size", {"data.patches"}, True),
         ("model.width", {"model"}, True),
         ("data.batch_size", {"data", "experiment", "task"}, False),
+        ("data", {"data.root"}, False),
         ("data.preprocess.spacing", {"data.preprocess.image_size"}, True),
         ("trainer.max_steps", {"trainer.max_epochs"}, True),
         ("trainer.max_steps", {"trainer.max_step"}, False),
@@ -414,7 +416,26 @@ def test_pairs_and_ranks_are_seen(tmp_path):
     assert (found["experiment"], found["data"]) == ("translate_2d", "pairs")
     assert plan.data.pairs
     assert OmegaConf.select(plan.config, "data.source") == "pairs"
+    now = compose_training(planned_now(["task=translate", f"data.root={tmp_path}", f"output_dir={tmp_path / 'run'}"]))
+    assert (now.ndim, now.data.source) == (2, "pairs")
     with pytest.raises(ConfigError, match="no experiment for images of rank 2"):
         plan_folder(tmp_path / "A", "reconstruct")
     with pytest.raises(ConfigError, match="task: expected one of"):
         plan_folder(Path(tmp_path), "landmark")
+
+
+def test_what_is_larger_than_memory_is_learned_from_in_crops():
+    cases = [facts((400, 4000, 4000), 0.001, modality="fluorescence")] * 3
+    for experiment in ("pretrain_3d", "segment_3d"):
+        now = situation(cases, experiment)
+        assert now.is_for_crops
+        plan = decide(now)
+        found = {one.setting: one.value for one in in_crops(plan.decisions, replace(now, config=plan.config))}
+        assert found["data"] == "crops"
+        assert found["data.normalise"] == "percentile"
+        assert prod(found["data.crop_size"]) <= 2**20
+        assert not [name for name in found if name.startswith(("data.preprocess", "data.patches"))]
+        small = QUICK if experiment == "pretrain_3d" else ()
+        check_settings(compose_training([f"experiment={experiment}", "data.root=DIR", *small, found]))
+    assert not situation(cases, settings=("data=crops",)).is_for_crops
+    assert not situation([replace(case, landmarks=("left hip",)) for case in cases]).is_for_crops

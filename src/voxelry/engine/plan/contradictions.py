@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 
 import numpy as np
 from omegaconf import DictConfig
@@ -15,7 +14,6 @@ from voxelry.engine.plan.situation import Situation, length, listed, seen_at_onc
 __all__ = ["contradictions"]
 
 _NAMED = 4  # cases in a line
-_VOXEL = 4  # bytes, as it is preprocessed
 
 
 def contradictions(situation: Situation, network: Modelled | Measured | None) -> Iterator[str]:
@@ -56,13 +54,8 @@ def _of_data(situation: Situation) -> Iterator[str]:
     empty = [case.name for case in data.cases if case.empty]
     if empty:
         yield f"data: {_named(empty)}: all sampled values are one"
-    room = situation.machine.memory
-    large = [case.name for case in situation.cases if case.channels * prod(case.shape) * _VOXEL > room]
-    if large:
-        yield (
-            f"data: {_named(large)}: larger than the memory; voxelry index DATA --out INDEX lists crops, and "
-            "data=crops data.index=INDEX learns from them"
-        )
+    if situation.oversized and not situation.is_for_crops:
+        yield f"data: {_named(situation.oversized)}: larger than the memory"
     if data.inverted:
         yield f"data: {_named(data.inverted)}: bright where the others are dark, perhaps inverted"
     placed = sum(case.placed for case in situation.cases)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from voxelry.engine.configs import groups
 from voxelry.engine.doctor import diagnose
 from voxelry.engine.plan import data_rules, size_rules, training_rules
 from voxelry.engine.plan.contradictions import contradictions
+from voxelry.engine.plan.in_crops import in_crops
 from voxelry.engine.plan.inherited import SETTLED, as_pretrained
 from voxelry.engine.plan.limits import check_fits
 from voxelry.engine.plan.memory import modelled
@@ -121,6 +122,10 @@ def plan_folder(
         config = _composed(root, choices, settings)
     situation = Situation(found, Machine.here(config.trainer.accelerator), config, recipe, given)
     plan = decide(situation)
+    if situation.is_for_crops:
+        crops = tuple(in_crops(plan.decisions, replace(situation, config=plan.config)))
+        plan = replace(plan, decisions=crops)
+        check_settings(_composed(root, [*choices, *crops], settings))
     heads = [*choices, Decision("data.root", str(Path(root).absolute()), GIVEN), *_typed(settings)]
     notes = (*plan.notes, *_findings(root, recipe.name, found, config))
     return Plan(

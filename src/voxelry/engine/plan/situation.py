@@ -26,6 +26,7 @@ from voxelry.tasks.recipe import Recipe
 
 __all__ = ["Machine", "Rule", "Situation", "each_axis", "length", "lengths", "listed", "seen_at_once"]
 
+_VOXEL = 4  # bytes, as it is preprocessed
 _SMALL = 0.1  # mm, below which lengths are told in µm
 _FALLBACK = 4 << 30  # bytes, where a machine doesn't tell how much memory it has
 
@@ -121,6 +122,18 @@ class Situation:
     def largest(self) -> tuple[int, ...]:
         """Voxels along each axis of a grid that holds every preprocessed image."""
         return tuple(int(size) for size in np.max([grid.shape for grid in self.grids], axis=0))
+
+    @property
+    def oversized(self) -> list[str]:
+        """Names of the images that are larger than the memory once they are preprocessed."""
+        room = self.machine.memory
+        return [case.name for case in self.cases if case.channels * prod(case.shape) * _VOXEL > room]
+
+    @property
+    def is_for_crops(self) -> bool:
+        """Whether images are too large for the memory, and the task learns from crops as well."""
+        free = "data" not in self.given and self.config.data.get("source") == "volumes"
+        return free and self.recipe.required in (None, "instances") and bool(self.oversized)
 
     @property
     def training_cases(self) -> int:
