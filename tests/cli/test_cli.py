@@ -238,7 +238,9 @@ def test_flags_of_hydra_that_exclude_each_other_are_refused(run):
 
 def test_a_run_s_folder_that_is_a_file_is_refused(run, tmp_path):
     (tmp_path / "taken").touch()
-    code, _, error = run("train", "experiment=landmarks_3d", "data.root=DIR", "plan=null", f"output_dir={tmp_path / 'taken'}")
+    code, _, error = run(
+        "train", "experiment=landmarks_3d", "data.root=DIR", "plan=null", f"output_dir={tmp_path / 'taken'}"
+    )
     assert (code, error) == (1, f"voxelry: error: {tmp_path / 'taken'}: no folder for a run: File exists\n")
 
 
