@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.io import LandmarkSet, is_image, open_image, read_landmarks, write_landmarks
+from voxelry.serve.instances import MASKS, EditedInstances
+from voxelry.serve.volumes import put, shown
 
 __all__ = ["Answer", "best_format"]
 
@@ -37,11 +41,18 @@ class Answer:
         folder: where they lie.
         case: name of the image.
         space: its grid.
+        lock: who changes or saves it holds it.
     """
 
     folder: Path
     case: str
     space: Space
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    @cached_property
+    def instances(self) -> EditedInstances | None:
+        """The instances of an answer that has any."""
+        return EditedInstances.read(self.folder)
 
     @property
     def files(self) -> list[Path]:
@@ -60,12 +71,39 @@ class Answer:
         raise SettingError(f"file: expected one of {', '.join(path.name for path in self.files)}, got {name!r}")
 
     def record(self) -> dict[str, Any]:
-        """For the page: the files with what each is, the points, and what a summary in JSON says."""
+        """For the page: the files with what each is, the points, the instances, and what a summary in JSON says."""
         return {
             "files": [{"name": path.name, "kind": _sort(path)} for path in self.files],
             "points": self.points(),
+            "instances": None if self.instances is None else self.instances.record(),
             "summary": self._summary(),
         }
+
+    def overlay(self, name: str, path: Path, most: int) -> Path:
+        """A file as the page can show it: images as NIfTI of at most `most` voxels at `path`, all others as they are.
+
+        Raises:
+            SettingError: there is no such file.
+        """
+        file = self.file(name)
+        if not is_image(file):
+            return file
+        with self.lock:
+            if self.instances is not None:
+                return put(self.instances.labels()[None], self.space, path, most)
+            return shown(open_image(file), path, most)
+
+    def edit(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Change the instances, see `EditedInstances.edit`; their record.
+
+        Raises:
+            SettingError: there are none, or it can't be done.
+        """
+        if self.instances is None:
+            raise SettingError("instances: expected an answer with instances")
+        with self.lock:
+            self.instances.edit(asked)
+            return self.instances.record()
 
     def points(self) -> list[dict[str, Any]]:
         """Name, place in RAS mm (none of absent points) and radius of uncertainty in mm of each point."""
@@ -91,14 +129,15 @@ class Answer:
         path = self._points_file()
         if path is None:
             raise SettingError("points: expected an answer with points")
-        found = read_landmarks(path)
-        places = found.world.copy()
-        for point in points:
-            index = point.get("index")
-            if not isinstance(index, int) or not 0 <= index < len(found):
-                raise SettingError(f"points: index: expected a number from 0 to {len(found) - 1}, got {index!r}")
-            places[index] = _position(found.names[index], point.get("position"))
-        write_landmarks(path, LandmarkSet(found.names, places, extras=found.extras), space=self.space)
+        with self.lock:
+            found = read_landmarks(path)
+            places = found.world.copy()
+            for point in points:
+                index = point.get("index")
+                if not isinstance(index, int) or not 0 <= index < len(found):
+                    raise SettingError(f"points: index: expected a number from 0 to {len(found) - 1}, got {index!r}")
+                places[index] = _position(found.names[index], point.get("position"))
+            write_landmarks(path, LandmarkSet(found.names, places, extras=found.extras), space=self.space)
 
     def save(self, folder: Path) -> list[Path]:
         """Copy all files into a folder, each whole or not at all.
@@ -106,9 +145,12 @@ class Answer:
         Raises:
             FileError: the folder can't be written.
         """
-        for path in self.files:
-            with replacing(folder / path.name) as place:
-                shutil.copyfile(path, place)
+        with self.lock:
+            if self.instances is not None:
+                self.instances.write(self.folder)
+            for path in self.files:
+                with replacing(folder / path.name) as place:
+                    shutil.copyfile(path, place)
         return [folder / path.name for path in self.files]
 
     def _points_file(self) -> Path | None:
@@ -117,7 +159,7 @@ class Answer:
     def _summary(self) -> dict[str, Any]:
         """Numbers and words of the answer's own JSON file."""
         for path in self.files:
-            if path.suffix == ".json" and not path.name.endswith(_POINTS):
+            if path.suffix == ".json" and not path.name.endswith((_POINTS, MASKS)):
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(content, dict):
                     return {name: value for name, value in content.items() if isinstance(value, int | float | str)}

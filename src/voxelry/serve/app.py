@@ -64,6 +64,10 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         await run_in_threadpool(answer.move, moved)
         return JSONResponse(answer.points())
 
+    async def instances(request: Request) -> Response:
+        answer, asked = session.answer(_case(request, session)), await _body(request, dict)
+        return JSONResponse(await run_in_threadpool(answer.edit, asked))
+
     async def overlay(request: Request) -> Response:
         case = _case(request, session)
         return FileResponse(await run_in_threadpool(session.overlay, case, request.path_params["name"]))
@@ -83,6 +87,7 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         Route("/api/cases/{case:int}/image.nii", volume),
         Route("/api/cases/{case:int}/predict", predict, methods=["POST"]),
         Route("/api/cases/{case:int}/points", points, methods=["PUT"]),
+        Route("/api/cases/{case:int}/instances", instances, methods=["POST"]),
         Route("/api/cases/{case:int}/files/{name}", overlay),
         Route("/api/cases/{case:int}/save", save, methods=["POST"]),
         Route("/api/jobs/{job:int}", job, methods=["GET", "DELETE"]),

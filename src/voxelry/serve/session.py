@@ -12,7 +12,7 @@ from voxelry.bundle.model import Model
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
 from voxelry.data.layouts.files import case_name
-from voxelry.io import is_image, open_image
+from voxelry.io import open_image
 from voxelry.io.images.record import ImageFile
 from voxelry.serve.answers import Answer, best_format
 from voxelry.serve.jobs import Jobs, Progress
@@ -102,10 +102,7 @@ class Session:
         Raises:
             SettingError: there is no such file.
         """
-        file = self.answer(case).file(name)
-        if not is_image(file):
-            return file
-        return shown(open_image(file), Path(self._folder.name) / f"answer_{case}_{name}.nii", self._most)
+        return self.answer(case).overlay(name, Path(self._folder.name) / f"answer_{case}_{name}.nii", self._most)
 
     def answer(self, case: int) -> Answer:
         """The newest answer for an image.

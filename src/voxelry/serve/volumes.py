@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, prod
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from voxelry.core.space import Space
 from voxelry.io import write_image
 from voxelry.io.images.record import ImageFile
 
-__all__ = ["MOST_VOXELS", "shown", "thinning"]
+__all__ = ["MOST_VOXELS", "put", "shown", "thinning"]
 
 MOST_VOXELS = 1 << 26
 _SLAB = 1 << 27  # voxels that are read at once
@@ -20,10 +21,14 @@ _TYPES = ("u1", "i2", "u2", "i4", "f4")  # that browsers' viewers know
 
 def thinning(image: ImageFile, most: int = MOST_VOXELS) -> tuple[int, ...]:
     """Every how many voxels of each axis are shown, so that there are at most `most` in all."""
-    shape = np.array(image.space.shape)
+    return _steps(image.space, image.channels, most)
+
+
+def _steps(space: Space, channels: int, most: int) -> tuple[int, ...]:
+    shape = np.array(space.shape)
     steps = np.ones(len(shape), dtype=int)
-    while image.channels * prod((-(-shape // steps)).tolist()) > most:
-        finest = np.argmin(np.where(shape > steps, steps * np.array(image.space.spacing), np.inf))
+    while channels * prod((-(-shape // steps)).tolist()) > most:
+        finest = np.argmin(np.where(shape > steps, steps * np.array(space.spacing), np.inf))
         steps[finest] += 1
     return tuple(steps.tolist())
 
@@ -40,17 +45,34 @@ def shown(image: ImageFile, path: Path, most: int = MOST_VOXELS) -> Path:
         FileError: the image can't be read.
     """
     steps = thinning(image, most)
-    array = _strided(image, steps)
-    affine = image.space.affine.copy()
-    affine[:, : image.space.ndim] *= steps
+    return _written(_strided(image, steps), image.space, path, steps)
+
+
+def put(array: np.ndarray, space: Space, path: Path, most: int = MOST_VOXELS) -> Path:
+    """As `shown`, an array `(C, *space.shape)`.
+
+    Raises:
+        FileError: the disk refuses.
+    """
+    steps = _steps(space, len(array), most)
+    return _written(array[_every(steps)], space, path, steps)
+
+
+def _written(array: np.ndarray, space: Space, path: Path, steps: Sequence[int]) -> Path:
+    affine = space.affine.copy()
+    affine[:, : space.ndim] *= steps
     return write_image(path, _known(array), Space(array.shape[1:], affine))
+
+
+def _every(steps: Sequence[int]) -> tuple[slice, ...]:
+    return (slice(None), *(slice(None, None, step) for step in steps))
 
 
 def _strided(image: ImageFile, steps: tuple[int, ...]) -> np.ndarray:
     """Every so many voxels, read slab by slab."""
     first, *rest = image.space.shape
     thick = max(1, _SLAB // (image.channels * prod(rest)) // steps[0]) * steps[0]
-    every = (slice(None), *(slice(None, None, step) for step in steps))
+    every = _every(steps)
     slabs = [
         image.read([slice(start, min(start + thick, first)), *(slice(0, size) for size in rest)])[every]
         for start in range(0, ceil(first / thick) * thick, thick)

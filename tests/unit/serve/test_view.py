@@ -11,65 +11,15 @@ import zarr
 pytest.importorskip("starlette", reason="starlette is not installed (pip install 'voxelry[view]')")
 from starlette.testclient import TestClient
 
-from voxelry.bundle.bundle import write_bundle
-from voxelry.bundle.model import load
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
-from voxelry.data.preprocess import Preprocess
 from voxelry.io import open_image, read_image, read_landmarks, write_image
-from voxelry.models.unet import UNet
 from voxelry.serve.app import make_app
 from voxelry.serve.jobs import Jobs
 from voxelry.serve.session import Session
 from voxelry.serve.volumes import shown, thinning
-from voxelry.tasks.landmarks import LandmarkTask
 
-TOKEN, HOST = "a secret", "http://127.0.0.1:8000"
-OBLIQUE = np.array([[0.0, 0.2, -0.9, 5.0], [0.1, 1.1, 0.2, -7.0], [3.0, 0.0, 0.1, 40.0], [0, 0, 0, 1]])
-"""Thick slices, tilted."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    network = UNet(ndim=3, in_channels=1, out_channels=2, width=4, multipliers=[1, 2], groups=2, attention="none",
-                   middle_attention="none")  # fmt: skip
-    task = LandmarkTask(network, landmark_names=["left", "right"], num_landmarks=2)
-    folder = tmp_path_factory.mktemp("bundle") / "bundle"
-    return load(write_bundle(folder, task, Preprocess(), record={}, card="a card"))
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory):
-    array = np.random.default_rng(0).integers(0, 500, (1, 8, 12, 16)).astype(np.int16)
-    return write_image(tmp_path_factory.mktemp("scan") / "scan.nii.gz", array, Space(array.shape[1:], OBLIQUE))
-
-
-@pytest.fixture
-def page(tmp_path):
-    folder = tmp_path / "page"
-    folder.mkdir()
-    (folder / "index.html").write_text("<title>voxelry</title>")
-    return folder
-
-
-@pytest.fixture
-def session(image, model, tmp_path):
-    session = Session([image], model, tmp_path / "answers")
-    yield session
-    session.close()
-
-
-@pytest.fixture
-def client(session, page):
-    return TestClient(make_app(session, TOKEN, page), base_url=HOST, cookies={"voxelry": TOKEN})
-
-
-def finished(client, number):
-    while True:
-        job = client.get(f"/api/jobs/{number}").json()
-        if job["state"] not in ("waiting", "running"):
-            return job
-        time.sleep(0.01)
+TOKEN, HOST = "a secret", "http://127.0.0.1:8000"  # as in conftest.py
 
 
 class TestAccess:
@@ -179,19 +129,19 @@ class TestShown:
         assert got.space.spacing == pytest.approx((2.0, 1.0, 1.0), rel=1e-5)
         session.close()
 
-    def test_a_header_says_what_the_file_is(self, client):
+    def test_a_header_says_what_the_file_is(self, client, oblique):
         header = client.get("/api/cases/0").json()
         assert header["shape"] == [1, 8, 12, 16]
         assert header["every"] == [1, 1, 1]
-        np.testing.assert_allclose(header["affine"], OBLIQUE, atol=1e-5)
+        np.testing.assert_allclose(header["affine"], oblique, atol=1e-5)
         assert client.get("/api/cases/1").status_code == 400
 
 
 class TestAnswers:
     def test_a_prediction_is_that_of_the_command_and_a_moved_point_is_saved_where_it_was_put(
-        self, client, session, model, image, tmp_path
+        self, client, finished, model, image, tmp_path
     ):
-        job = finished(client, client.post("/api/cases/0/predict", json={}).json()["job"])
+        job = finished(client.post("/api/cases/0/predict", json={}).json()["job"])
         assert job["state"] == "done", job["message"]
         points = job["answer"]["points"]
         expected = model.predict(image)
@@ -218,8 +168,8 @@ class TestAnswers:
             ({}, "body: expected a JSON list"),
         ],
     )
-    def test_no_point_goes_nowhere(self, client, points, message):
-        finished(client, client.post("/api/cases/0/predict", json={}).json()["job"])
+    def test_no_point_goes_nowhere(self, client, points, message, finished):
+        finished(client.post("/api/cases/0/predict", json={}).json()["job"])
         before = client.get("/api/state").json()["answers"]
         refused = client.put("/api/cases/0/points", content=json.dumps(points))
         assert refused.status_code == 400
@@ -234,8 +184,8 @@ class TestAnswers:
         assert client.put("/api/cases/0/points", json=[]).text.startswith("answer: expected a prediction")
         assert client.get("/api/jobs/99").status_code == 404
 
-    def test_a_save_that_fails_leaves_nothing_and_is_one_line(self, client, tmp_path):
-        finished(client, client.post("/api/cases/0/predict", json={}).json()["job"])
+    def test_a_save_that_fails_leaves_nothing_and_is_one_line(self, client, tmp_path, finished):
+        finished(client.post("/api/cases/0/predict", json={}).json()["job"])
         (tmp_path / "answers").write_text("a file where the folder should be")
         refused = client.post("/api/cases/0/save")
         assert refused.status_code == 400

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +116,24 @@ def write_label_volume(
 
 
 def write_table(
-    path: str | Path, prediction: InstancePrediction, *, class_names: Mapping[int, str] | None = None
+    path: str | Path,
+    prediction: InstancePrediction,
+    *,
+    class_names: Mapping[int, str] | None = None,
+    ids: Sequence[int] | None = None,
 ) -> Path:
     """`prediction.table()` as CSV; without instances the header alone.
+
+    Args:
+        ids: of the instances, where they are not 1, 2, 3, ...
 
     Raises:
         FileError: the disk refuses.
     """
     path = Path(path)
     rows = prediction.table(class_names=class_names)
+    for row, number in zip(rows, ids or (), strict=ids is not None):
+        row["id"] = number
     with replacing(path) as place, place.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(prediction.columns())
@@ -134,11 +143,18 @@ def write_table(
 
 
 def write_masks(
-    path: str | Path, prediction: InstancePrediction, *, class_names: Mapping[int, str] | None = None
+    path: str | Path,
+    prediction: InstancePrediction,
+    *,
+    class_names: Mapping[int, str] | None = None,
+    ids: Sequence[int] | None = None,
 ) -> Path:
     """Every mask as run lengths over the whole image (see `ops.rle`), with its score, class and box, as JSON.
 
     `affine` maps the array index to world RAS+ mm; boxes are index coordinates, all lows then all highs.
+
+    Args:
+        ids: of the instances, where they are not 1, 2, 3, ...
 
     Raises:
         FileError: the disk refuses.
@@ -156,7 +172,7 @@ def write_masks(
         for k, (window, mask) in enumerate(prediction.crops):  # one at a time: together they may not fit into memory
             number = int(prediction.classes[k])
             entry = {
-                "id": k + 1,
+                "id": k + 1 if ids is None else ids[k],
                 "score": float(f"{prediction.scores[k]:.9g}"),
                 "class": number,
                 **({"class_name": names[number]} if number in names else {}),
