@@ -1,10 +1,14 @@
 // the picture: an image, what lies over it, and the place that was clicked on
-import { Niivue, NVImage, NVMesh, SLICE_TYPE } from '@niivue/niivue'
+import { MULTIPLANAR_TYPE, Niivue, NVImage, NVMesh, SHOW_RENDER, SLICE_TYPE } from '@niivue/niivue'
+import { colourOf } from './colours'
 import type { Point } from './server'
 
-export interface Place { mm: number[]; vox: number[]; value: number }
+/** The crosshair; `label` is the id of what lies there, of answers with labels. */
+export interface Place { mm: number[]; vox: number[]; value: number; label: number }
 
 const MESH_COLOUR = new Uint8Array([255, 170, 40, 255])
+const ASIDE = 0.3 // brightness of what isn't chosen, beside what is
+const MOST_COLOURS = 8000 // that fit into a row of a texture anywhere
 
 export class Scene {
   readonly nv: Niivue
@@ -12,6 +16,7 @@ export class Scene {
   private overlays: NVImage[] = []
   private meshes: NVMesh[] = []
   private marks: NVMesh | null = null
+  private labels: { image: NVImage; url: string; name: string } | null = null
 
   constructor(onPlace: (place: Place) => void) {
     this.nv = new Niivue({
@@ -26,10 +31,13 @@ export class Scene {
       showLegend: false,
       loadingText: '',
       dragAndDropEnabled: false,
+      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      multiplanarShowRender: SHOW_RENDER.ALWAYS,
     })
     this.nv.onLocationChange = (found) => {
       const { mm, vox, values } = found as { mm: number[]; vox: number[]; values: { value: number }[] }
-      this.place = { mm: Array.from(mm).slice(0, 3), vox: Array.from(vox).slice(0, 3), value: values[0]?.value ?? NaN }
+      const label = this.labels ? (values[this.nv.volumes.indexOf(this.labels.image)]?.value ?? 0) : 0
+      this.place = { mm: Array.from(mm).slice(0, 3), vox: Array.from(vox).slice(0, 3), value: values[0]?.value ?? NaN, label: Math.round(label) }
       onPlace(this.place)
     }
   }
@@ -69,7 +77,38 @@ export class Scene {
 
   async overlay(url: string, name: string, labels: boolean, opacity: number): Promise<void> {
     const colormap = labels ? 'random' : 'warm'
-    this.overlays.push(await this.nv.addVolumeFromUrl({ url, name: `${name}.nii`, colormap, opacity }))
+    const image = await this.nv.addVolumeFromUrl({ url, name: `${name}.nii`, colormap, opacity })
+    this.overlays.push(image)
+    if (labels) this.labels = { image, url, name }
+  }
+
+  /** Fetch the labels again after a change. */
+  async replaceLabels(): Promise<void> {
+    if (!this.labels) return
+    const { image, url, name } = this.labels
+    const opacity = image.opacity
+    this.overlays = this.overlays.filter((one) => one !== image)
+    this.labels = null
+    this.nv.removeVolume(image)
+    await this.overlay(url, name, true, opacity)
+    this.nv.createOnLocationChange()
+  }
+
+  /** Colours for the ids up to `most`; beside those that are chosen the others are dark. */
+  label(most: number, chosen: number[]): void {
+    if (!this.labels || most < 1) return
+    const { image } = this.labels
+    if (most > MOST_COLOURS) {
+      image.cal_min = 0
+      image.cal_max = most
+    } else {
+      const ids = Array.from({ length: most + 1 }, (_, id) => id)
+      const lit = new Set(chosen)
+      const colours = ids.map((id) => colourOf(id).map((part) => (!lit.size || lit.has(id) ? part : Math.round(ASIDE * part))))
+      const [R, G, B] = [0, 1, 2].map((part) => colours.map((colour) => colour[part]))
+      image.setColormapLabel({ R, G, B, A: ids.map((id) => (id ? 255 : 0)), I: ids })
+    }
+    this.nv.updateGLVolume()
   }
 
   set opacity(value: number) {
@@ -111,6 +150,7 @@ export class Scene {
     this.overlays = []
     this.meshes = []
     this.marks = null
+    this.labels = null
   }
 
   private extent(): number[] {

@@ -2,8 +2,15 @@
 
 export interface Option { name: string; type: 'str' | 'int' | 'float'; help: string; repeated: boolean }
 export interface Point { name: string; position: number[] | null; radius: number | null }
+export interface Instance { id: number; score: number; class: number; size: number; position: number[]; hidden: boolean; seen: boolean }
+export interface Instances { rows: Instance[]; least: number; steps: number }
 export interface Entry { name: string; kind: 'mesh' | 'points' | 'labels' | 'image' | 'file' }
-export interface Answer { files: Entry[]; points: Point[]; summary: Record<string, string | number> }
+export interface Answer {
+  files: Entry[]
+  points: Point[]
+  instances: Instances | null
+  summary: Record<string, string | number>
+}
 export interface State {
   cases: { id: number; name: string }[]
   task: string | null
@@ -16,7 +23,12 @@ export interface Header { name: string; format: string; shape: number[]; spacing
 export interface Job { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; message: string; answer: Answer | null }
 
 async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
-  const answer = await fetch(path, { method, body: body === undefined ? undefined : JSON.stringify(body) })
+  let answer: Response
+  try {
+    answer = await fetch(path, { method, body: body === undefined ? undefined : JSON.stringify(body) })
+  } catch {
+    throw new Error('voxelry view has ended; start it again in its terminal')
+  }
   if (!answer.ok) throw new Error(await answer.text())
   return answer.json()
 }
@@ -31,5 +43,6 @@ export const server = {
   cancel: (job: number) => asked<Job>(`api/jobs/${job}`, 'DELETE'),
   move: (id: number, index: number, position: number[] | null) =>
     asked<Point[]>(`api/cases/${id}/points`, 'PUT', [{ index, position }]),
+  edit: (id: number, change: object) => asked<Instances>(`api/cases/${id}/instances`, 'POST', change),
   save: (id: number) => asked<{ folder: string; files: string[] }>(`api/cases/${id}/save`, 'POST'),
 }
