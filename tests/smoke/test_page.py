@@ -157,7 +157,7 @@ def test_instances_are_chosen_split_deleted_and_saved_as_they_are_seen(segmented
         page.click("#instances tr[data-id='2']")
         assert labels[tuple(np.rint(space.to_index(place(page))).astype(int))] == 2  # the crosshair went there
         page.keyboard.press("Delete")
-        page.wait_for_function("document.querySelectorAll('#instances tr[data-id]').length === 2", timeout=WAIT)
+        page.locator("#instances tr[data-id='2']").wait_for(state="detached", timeout=WAIT)
         page.click("#instances tr[data-id='1']")
         before = place(page)
         page.click("#split")
@@ -169,7 +169,7 @@ def test_instances_are_chosen_split_deleted_and_saved_as_they_are_seen(segmented
         page.mouse.click(middle[0] + 60, middle[1])
         page.wait_for_selector("#instances tr[data-id='4']", timeout=WAIT)
         page.locator("#least").fill("0.5")
-        page.wait_for_function("document.querySelector('#counted').textContent.startsWith('2 of 3')", timeout=WAIT)
+        page.locator("#counted", has_text="2 of 3 seen").wait_for(timeout=WAIT)
         page.click("#save")
         page.wait_for_selector("#saved:not(:empty)", timeout=WAIT)
     saved = read_image(session.out / "scan.nii.gz").array[0]
