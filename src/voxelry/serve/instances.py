@@ -243,7 +243,7 @@ class EditedInstances:
             points = np.empty(0)
         if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
             raise SettingError("points: expected a list of places of three numbers in mm")
-        return self.space.to_index(points)
+        return np.asarray(self.space.to_index(points), dtype=np.float64)
 
     def _prediction(self, items: Sequence[Item]) -> InstancePrediction:
         ndim = self.space.ndim
