@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,8 @@ from voxelry.bundle.template import read_template, template_record
 from voxelry.core.atomic import replacing
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
+from voxelry.core.fetch import fetch, named_as
+from voxelry.core.remote import Remote, as_path
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.metrics.choice import MetricChoice
@@ -125,7 +128,7 @@ def write_bundle(
     Raises:
         FileError: the disk is full or the place can't be written.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config = {
         "format": FORMAT,
         "voxelry": voxelry.__version__,
@@ -154,11 +157,11 @@ def _check_ours(folder: Path) -> None:
         raise FileError(folder, f"holds {strangers[0]}, which is no part of a bundle", "choose another folder")
 
 
-def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) -> Bundle[Any]:
+def read_bundle(folder: str | PathLike[str], changes: Mapping[str, Any] | None = None) -> Bundle[Any]:
     """Load a bundle.
 
     Args:
-        folder: where it is, or the folder of the run that made it; its files stay as they are.
+        folder: where it is, here or elsewhere, or the folder of the run that made it; its files stay as they are.
         changes: other values of settings that only say how a trained model is used, such as
             `{"task.tile_size": 192}`; `tasks.recipe.Recipe.adjustable` lists them for each task. Those that begin with
             `metrics.` say what an evaluation tells, see `metrics.choice`.
@@ -168,8 +171,10 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
         ConfigError: the settings name something this version doesn't know.
         SettingError: a change of a setting that the model was trained with, or to a value that can't be.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    if isinstance(folder, Remote):
+        return _read_copy(folder, changes)
     if folder.is_file():
         raise CheckpointError(f"{folder}: a file; expected the bundle, a folder with {_FILES[0]} and {_FILES[1]}")
     missing = [name for name in _FILES[:2] if not (folder / name).is_file()]
@@ -206,6 +211,20 @@ def read_bundle(folder: str | Path, changes: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"{config_path}: preprocess: {error}") from error
     template = read_template(folder, config)
     return Bundle(task=task.eval(), preprocess=preprocess, config=config, path=folder, template=template)
+
+
+def _read_copy(folder: Remote, changes: Mapping[str, Any] | None) -> Bundle[Any]:
+    """A bundle elsewhere, from a copy of its files; nothing else in its folder is fetched.
+
+    Raises:
+        CheckpointError: no bundle there, and as `read_bundle`.
+    """
+    if not (folder / _FILES[0]).is_file():
+        raise CheckpointError(f"{folder}: not a bundle, {_FILES[0]} is missing")
+    beside = [folder / name for name in _FILES[1:] if (folder / name).is_file()]
+    copy = fetch(folder / _FILES[0], beside)
+    with named_as(folder / _FILES[0], copy):
+        return replace(read_bundle(copy.parent, changes), path=folder)
 
 
 def _changed(config: dict[str, Any], changes: Mapping[str, Any], source: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from voxelry.bundle.registry import TASKS, recipe_named
 from voxelry.bundle.seen import lineage
 from voxelry.bundle.template import read_template
 from voxelry.core.errors import CheckpointError, DataError, SettingError
+from voxelry.core.fetch import fetch
+from voxelry.core.remote import as_path
 from voxelry.core.space import Space
 from voxelry.data.layouts.files import case_name
 from voxelry.data.layouts.hdf5 import image_options
@@ -117,7 +119,7 @@ class Model(Generic[TaskT]):
             where = space or Space.from_spacing(array.shape[1:])
             sample = Sample(torch.as_tensor(np.ascontiguousarray(array, dtype=np.float32)), where, "array", "array")
         else:
-            path = Path(image)
+            path = as_path(image)
             read = open_image(path, **self.reading(path, options))
             pixels = torch.as_tensor(np.ascontiguousarray(own_values(read), dtype=np.float32))
             sample = Sample(pixels, read.space, case_name(path), str(path), despeckled=is_despeckled(read))
@@ -212,8 +214,8 @@ class ModelAdapters(Generic[TaskT]):
             CheckpointError: of another base or task, changed since it was written, or not an adapter.
             SettingError: a name that is taken.
         """
-        folder = Path(folder)
-        folder = folder if (folder / "adapter.yaml").is_file() else folder / "adapter"
+        folder = as_path(folder)
+        folder = fetch(folder if (folder / "adapter.yaml").is_file() else folder / "adapter")
         record, _ = read_adapter(folder)
         settings = dict(record.get("task") or {})
         if settings.pop("name", None) != self._model.task_name:
@@ -280,7 +282,7 @@ def load(
     """Load a bundle, ready to predict.
 
     Args:
-        path: the bundle's folder, or that of the run that made it.
+        path: the bundle's folder, or that of the run that made it, here or elsewhere (`s3://bucket/runs/segment`).
         device: where the network runs; None takes a GPU when there is one.
         changes: settings of use to take other values, such as `{"task.tile_size": 192}`, see `read_bundle`.
         adapter: an adapter of this bundle, or the folder of the run that trained it, see `Model.adapters`.
@@ -290,7 +292,7 @@ def load(
             another.
         SettingError: a change that can't be made, or an adapter of a task that has none.
     """
-    model = Model(read_bundle(Path(path), changes), device)
+    model = Model(read_bundle(path, changes), device)
     if adapter is not None:
         model.adapters.load(adapter)
     return model

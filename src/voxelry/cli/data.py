@@ -19,6 +19,7 @@ from voxelry.cli.terminal import (
     read_spacing,
 )
 from voxelry.core.errors import SettingError
+from voxelry.core.remote import as_path
 
 __all__ = ["doctor", "index", "phantoms", "plan", "prepare"]
 
@@ -43,7 +44,7 @@ class LandmarkFormat(StrEnum):
 
 @app.command()
 def doctor(
-    path: Annotated[Path, typer.Argument(help="A file, a folder of images or a dataset.")],
+    path: Annotated[Path, typer.Argument(parser=as_path, help="A file, a folder of images or a dataset.")],
     task: Annotated[
         str | None, typer.Option(help="Look for what keeps it from being trained: landmarks, segment, reconstruct, ...")
     ] = None,

@@ -21,6 +21,7 @@ from voxelry.cli.terminal import (
 )
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, SettingError
+from voxelry.core.remote import as_path
 
 if TYPE_CHECKING:
     from voxelry.engine.predict import Pool
@@ -61,10 +62,13 @@ def train(context: typer.Context) -> None:
 
 
 def predict(
-    model: Annotated[Path, typer.Option(help="A bundle, or the folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the predictions.")],
+    model: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="A bundle, or the folder of a run.")],
+    out: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="Folder for the predictions.")],
     inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Files, folders, DICOM series, or a .txt list of them.")
+        list[Path] | None,
+        typer.Argument(
+            parser=as_path, help="Files, folders, DICOM series, or a .txt list of them; also s3://, gs://, https://."
+        ),
     ] = None,
     format: Annotated[
         str | None, typer.Option(help="Suffix of what is written, of those that the task has; by default its first.")
@@ -79,13 +83,13 @@ def predict(
     spacing: Annotated[
         str | None, typer.Option(help="mm per voxel of a file that doesn't say or is wrong: 0.8, or one per axis.")
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
+    adapter: Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=ADAPTER_HELP)] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
     launcher: Annotated[str, typer.Option(help="local: this process; ray: several, here or on a cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of --launcher ray; by default 2.")] = None,
     launcher_option: Annotated[list[str] | None, typer.Option(help=LAUNCHER_HELP)] = None,
-    job_report: Annotated[Path | None, typer.Option(help=JOB_REPORT_HELP)] = None,
+    job_report: Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=JOB_REPORT_HELP)] = None,
     **asked: Any,
 ) -> None:
     """Predict for images; outputs lie in the input's own world. What is there already is kept, see docs/scaling.md."""
@@ -154,12 +158,19 @@ app.command()(with_options(predict))
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="Folder with volumes/ and landmarks/, or another layout.")],
-    model: Annotated[Path, typer.Option(help="A bundle, or the folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder for metrics and report.")] = Path("evaluation"),
+    data: Annotated[
+        Path, typer.Argument(parser=as_path, help="Folder with volumes/ and landmarks/, or another layout.")
+    ],
+    model: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="A bundle, or the folder of a run.")],
+    out: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="Folder for metrics and report.")] = Path(
+        "evaluation"
+    ),
     layout: Annotated[str, typer.Option(help="auto, volumes, nnunet, prepared and others, see docs/data.md.")] = "auto",
-    cases: Annotated[Path | None, typer.Option(help="A list of case names; by default all of them.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help=ADAPTER_HELP)] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(parser=as_path, metavar="<path>", help="A list of case names; else all of them."),
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=ADAPTER_HELP)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
     option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
     point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from voxelry.core.fetch import put
 from voxelry.core.guard import guarded
+from voxelry.core.remote import Remote, as_path
 
 __all__ = ["move", "replacing"]
 
@@ -20,10 +22,11 @@ _OWNER_ALONE = 0o600  # as tempfile and safetensors make files
 def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Path]:
     """Give a place to write to; what was written there takes the place of `path` when the block ends well.
 
-    The place has the same name in a hidden folder beside `path`, so that a header may point at a data file
-    of the same stem; files beside it are moved too, `path` last. The block may write a file or a folder. If
-    it fails or is interrupted, `path` stays as it was and nothing is left behind. Whatever was written may be read by
-    whom the umask lets read new files, also where a library made its files for their owner alone.
+    The place has the same name in a hidden folder beside `path` (in the system's temporary one where `path` is an
+    address), so that a header may point at a data file of the same stem; files beside it are moved too, `path` last.
+    The block may write a file or a folder. If it fails or is interrupted, `path` stays as it was and nothing is left
+    behind. Whatever was written may be read by whom the umask lets read new files, also where a library made its files
+    for their owner alone.
 
     Args:
         path: file or folder that is written whole or not at all.
@@ -32,17 +35,25 @@ def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Pa
     Raises:
         FileError: the folder can't be written, the disk is full, or anything else that fails inside.
     """
-    path = Path(path)
+    path = as_path(path)
     with guarded(path, action):
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        beside = None if isinstance(path, Remote) else path.parent
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=beside))
         try:
             yield folder / path.name
             _open_up(folder)
             for written in sorted(folder.iterdir(), key=lambda item: item.name == path.name):
-                move(written, path.parent / written.name, folder)
+                _give_place(written, path.parent / written.name, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _give_place(written: Path, target: Path, aside: Path) -> None:
+    if isinstance(target, Remote):
+        put(written, target)
+    else:
+        move(written, target, aside)
 
 
 def _open_up(folder: Path) -> None:

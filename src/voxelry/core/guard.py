@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from voxelry.core.errors import FileError, VoxelryError
+from voxelry.core.errors import FileError, MissingDependencyError, VoxelryError
 
 __all__ = ["guarded"]
 
@@ -43,6 +43,8 @@ def guarded(path: str | Path, action: str = "can't be read") -> Iterator[None]:
                 traceback.clear_frames(error.__traceback__)
                 raise
     except FileError:
+        raise
+    except MissingDependencyError:
         raise
     except VoxelryError as error:
         raise FileError(path, str(error)) from error

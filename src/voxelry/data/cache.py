@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,17 @@ from torch import Tensor
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError
+from voxelry.core.remote import Remote
 from voxelry.core.space import Space
 from voxelry.data.layouts.case import Case
 from voxelry.data.sample import Sample
+from voxelry.io.images.companions import companions
 from voxelry.io.images.image import split_dataset
 
 __all__ = ["ABANDONED", "Cache", "content_hash", "stamps"]
 
 _VERSION = 3  # of the entries: raise it when preprocessing gives other values for the same settings
 _TENSORS = ("image", "landmarks", "labels", "boxes", "masks", "classes", "target", "present", "levels")
-_HEADERS = (".mhd", ".nhdr", ".hdr", ".img", ".head", ".brik", ".par", ".rec", ".brik.gz")  # data may be beside
 ABANDONED = 24 * 3600.0  # seconds after which an unfinished entry has no writer any more
 
 
@@ -163,25 +163,16 @@ def content_hash(path: Path) -> str:
 def stamps(path: Path) -> list[tuple[str, int, int]]:
     """Relative name, size and time of change (ns) of every file that makes up an image; "" for the file itself."""
     try:
+        if isinstance(path, Remote) and path.is_dir():
+            below = [(str(file.relative_to(path)), status) for file, status in path.files().items()]
+            return [(name, status.st_size, status.st_mtime_ns) for name, status in below]
         if path.is_dir():
             files = [(str(file.relative_to(path)), file) for file in sorted(path.rglob("*")) if file.is_file()]
         else:
-            files = [("", path), *((file.name, file) for file in _companions(path))]
+            files = [("", path), *((file.name, file) for file in companions(path))]
         return [(name, status.st_size, status.st_mtime_ns) for name, file in files for status in [file.stat()]]
     except OSError as error:
         raise FileError(path, f"can't be read: {error.strerror}") from None
-
-
-def _companions(path: Path) -> Iterator[Path]:
-    """Files beside a header that hold its pixels: of the same stem, or named in its text."""
-    if not path.name.lower().endswith(_HEADERS):
-        return
-    with path.open("rb") as stream:
-        text = stream.read(1 << 16).decode("latin-1")
-    named = {word for line in text.splitlines() for word in re.split(r"[=:\s]+", line) if 0 < len(word) < 256}
-    for file in sorted(path.parent.iterdir()):
-        if file != path and file.is_file() and (file.name in named or file.name.startswith(f"{path.stem}.")):
-            yield file
 
 
 def _pack(sample: Sample) -> bytes:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.files import case_name
 
@@ -100,7 +101,7 @@ def read_names(path: str | PathLike[str]) -> list[str]:
     Raises:
         FileError: the file can't be read.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir() or path.suffix.lower() == ".json":
         return []
     lines = [line for _, line in _lines(path)]
@@ -124,7 +125,7 @@ def read_split(path: str | PathLike[str], cases: Collection[str] = ()) -> dict[s
     Raises:
         FileError: the file can't be read, or a line is not understood; the message names the line.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         found = {entry.stem: entry for entry in sorted(path.glob("*.txt")) if _canonical(entry.stem)}
         if not found:

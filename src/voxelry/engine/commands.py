@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.bundle.model import Model, load
+from voxelry.core.remote import as_path
 from voxelry.engine.outcome import Outcome
 from voxelry.engine.predict import Pool, gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
@@ -38,8 +39,9 @@ def predict(
     Args:
         model: a bundle, the folder of a run, or a model from `voxelry.load`, which takes a device, an adapter and
             changes of settings.
-        inputs: files, folders, DICOM series, `.txt` lists of them; empty where an option names the images.
-        out: folder for the predictions.
+        inputs: here or elsewhere (`s3://bucket/scans`): files, folders, DICOM series, `.txt` lists of them; empty where
+            an option names the images.
+        out: folder for the predictions, here or elsewhere.
         format: suffix of what is written, of those that the task has; by default its first.
         progress: called after every file.
         tiles: called within a file that is predicted tile by tile, with the tiles that are done and all of them.
@@ -55,11 +57,11 @@ def predict(
     Raises:
         VoxelryError: whatever is wrong beforehand: no images, no bundle, an option or format that the task lacks.
     """
-    listed = [Path(inputs)] if isinstance(inputs, str | PathLike) else [Path(one) for one in inputs]
+    listed = [as_path(one) for one in ([inputs] if isinstance(inputs, str | PathLike) else inputs)]
     paths = gather_inputs(listed, options)
     model = model if isinstance(model, Model) else load(model)
     asked: dict[str, Any] = {"format": format, "options": options, "progress": progress, "tiles": tiles, "pool": pool}
-    return predict_files(model, paths, Path(out), **asked)
+    return predict_files(model, paths, as_path(out), **asked)
 
 
 def evaluate(
@@ -91,6 +93,8 @@ def evaluate(
         VoxelryError: whatever is wrong with the model, the data or the folder for the results.
     """
     model = model if isinstance(model, Model) else load(model)
-    listed = None if cases is None else Path(cases)
+    listed = None if cases is None else as_path(cases)
     reading = {"options": options, "point_options": point_options}
-    return evaluate_folder(model, Path(data), Path(out), layout=layout, cases=listed, progress=progress, **reading)
+    return evaluate_folder(
+        model, as_path(data), as_path(out), layout=layout, cases=listed, progress=progress, **reading
+    )

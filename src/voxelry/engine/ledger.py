@@ -5,6 +5,8 @@
     OUT/.voxelry/RUN/NAME/        outputs of one file, until all of them are there
     OUT/.voxelry/parts/NAME/      finished parts of one file, for a task that works part by part
 
+Where OUT is elsewhere, all this is on this machine, and a row also lies beside the outputs, see `outputs_elsewhere`.
+
 A row says what its outputs depend on and what is in them, so that the same command does only what is missing. A
 command claims a row before it works on it and gives its outputs their place in one step with the row, so that it may
 be killed at any moment. Whether the claimant still runs is told by its lock, which ends with it however it ends. Any
@@ -17,7 +19,7 @@ import json
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,9 @@ from filelock import FileLock, Timeout
 
 from voxelry.core.atomic import move
 from voxelry.core.errors import DataError, FileError
+from voxelry.core.remote import Remote, as_path
 from voxelry.data.cache import content_hash, stamps
+from voxelry.engine.outputs_elsewhere import OutputsElsewhere, home_of
 from voxelry.io.images.image import split_dataset
 
 __all__ = ["HOME", "Claim", "Dependencies", "Ledger", "Made"]
@@ -115,7 +119,8 @@ class Ledger:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.home = folder / HOME
+        self.home = home_of(folder) if isinstance(folder, Remote) else folder / HOME
+        self._elsewhere: OutputsElsewhere | None = None
         self.run = uuid.uuid4().hex[:16]
         self.path = self.home / "ledger.sqlite"
 
@@ -124,7 +129,9 @@ class Ledger:
             self.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FileError(self.folder, f"the folder can't be made: {error.strerror or error}") from error
-        self._folds = (self.folder / HOME.upper()).exists()  # a disk for which A and a are the same name
+        if isinstance(self.folder, Remote):
+            self._elsewhere = OutputsElsewhere(self.folder)
+        self._folds = self._elsewhere is None and (self.folder / HOME.upper()).exists()  # for this disk A and a are one
         self._lock = FileLock(self._lock_of(self.run))
         with self._in_one_line():
             self._rows = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
@@ -134,6 +141,7 @@ class Ledger:
                 self._check()
                 self._lock.acquire()
                 self._sweep()
+                self._learn()
             self.staging.mkdir()
         except BaseException as error:
             self._rows.close()
@@ -207,20 +215,25 @@ class Ledger:
             FileError: they can't be moved, or the ledger can't be written.
         """
         key, outputs, folder = self.key(name), dict(made.outputs or {}), Path(made.folder)
+        if self._elsewhere is not None:  # which takes longer than others wait for
+            self._put(self._elsewhere, key, [folder / output for output in outputs])
         with self._changing():
             for output in outputs:
                 self._refuse_other(key, output)
-            for output in outputs:
+            for output in outputs if self._elsewhere is None else ():
                 self._place(folder / output)
             self._rows.execute("DELETE FROM outputs WHERE name = ?", (key,))
             self._rows.executemany(
                 "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
-                [(self.key(one), key, digest, _stamps(self.folder / one)) for one, digest in outputs.items()],
+                [(self.key(one), key, digest, self._stamps(one)) for one, digest in outputs.items()],
             )
             self._rows.execute(
                 "UPDATE files SET state = 'done', main = ?, seconds = ?, error = '' WHERE name = ?",
                 (made.main, made.seconds, key),
             )
+            if self._elsewhere is not None:
+                row = self._rows.execute("SELECT * FROM files WHERE name = ?", (key,)).fetchone()
+                self._elsewhere.note(row, outputs)
         shutil.rmtree(self.parts(name), ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         return self.folder / made.main
@@ -265,6 +278,31 @@ class Ledger:
                 shutil.rmtree(self.home / lock.stem, ignore_errors=True)
                 lock.unlink(missing_ok=True)
 
+    def _learn(self) -> None:
+        """Take over what the rows beside outputs elsewhere say, which other machines may have written."""
+        for row, outputs in self._elsewhere.rows() if self._elsewhere is not None else ():
+            key = row["name"]
+            own = self._rows.execute("SELECT * FROM files WHERE name = ?", (key,)).fetchone()
+            if own is None or own["state"] != "running" or not self._runs(own["owner"]):
+                names = ", ".join(row)
+                self._rows.execute(
+                    f"INSERT OR REPLACE INTO files ({names}, state) VALUES ({', '.join('?' * len(row))}, 'done')",
+                    tuple(row.values()),
+                )
+                self._rows.execute("DELETE FROM outputs WHERE name = ?", (key,))
+                self._rows.executemany(
+                    "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
+                    [(name, key, digest, marks) for name, digest, marks in outputs],
+                )
+
+    def _stamps(self, output: str) -> str:
+        """Sizes and times of change of an output's files; empty where there is none."""
+        if self._elsewhere is not None:
+            found = self._elsewhere.stamps(output)
+            return json.dumps(found) if found else ""
+        path = self.folder / output
+        return json.dumps(stamps(path)) if path.exists() else ""
+
     def _lock_of(self, run: str) -> Path:
         return self.home / f"{run}.lock"
 
@@ -283,15 +321,16 @@ class Ledger:
     def _condition(self, key: str) -> Literal["there", "gone", "edited"]:
         """How the outputs of a file are that was done."""
         rows = self._rows.execute("SELECT * FROM outputs WHERE name = ?", (key,)).fetchall()
-        if not rows or not all((self.folder / row["path"]).exists() for row in rows):
+        now = {row["path"]: self._stamps(row["path"]) for row in rows}
+        if not rows or not all(now.values()):
             return "gone"
-        doubtful = [row for row in rows if _stamps(self.folder / row["path"]) != row["stamps"]]
+        doubtful = [row for row in rows if now[row["path"]] != row["stamps"]]
         same = all(content_hash(self.folder / row["path"]) == row["digest"] for row in doubtful)
         return "there" if same else "edited"
 
     def _refuse(self, row: sqlite3.Row, dependencies: Dependencies, main: Path, *, edited: bool) -> None:
         earlier = row["input"]
-        if earlier != _text(dependencies.input) and split_dataset(Path(earlier))[0].exists():
+        if earlier != _text(dependencies.input) and split_dataset(as_path(earlier))[0].exists():
             raise DataError(
                 f"{dependencies.input}: its output would overwrite that of {earlier}; choose another folder, or delete "
                 f"{main}"
@@ -307,6 +346,12 @@ class Ledger:
         ).fetchone()
         if other is not None:
             raise DataError(f"{self.folder / output}: it would overwrite an output of {other['input']}")
+
+    def _put(self, elsewhere: OutputsElsewhere, key: str, outputs: Sequence[Path]) -> None:
+        for output in outputs:
+            self._refuse_other(key, output.name)
+        for output in outputs:
+            elsewhere.put(output)
 
     def _place(self, output: Path) -> None:
         target = self.folder / output.name
@@ -337,10 +382,6 @@ class Ledger:
             raise FileError(self.path, f"can't be written: {error}") from error
         except sqlite3.DatabaseError as error:
             raise FileError(self.path, f"damaged: {error}", _WAY_OUT.format("it")) from error
-
-
-def _stamps(path: Path) -> str:
-    return json.dumps(stamps(path))
 
 
 def _text(value: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
+from voxelry.core.remote import beside
 from voxelry.data.layouts.files import case_name
 from voxelry.data.layouts.nnunet import files_of_cases
 from voxelry.engine.file_job import FileJob, dependencies, run_job
@@ -55,8 +56,7 @@ def _expand(path: Path) -> Iterator[Path]:
     if path.suffix == ".txt":
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.strip():
-                entry = Path(line.strip())
-                yield entry if entry.is_absolute() else path.parent / entry
+                yield beside(path, line.strip())
     elif path.is_dir() and not is_image(path):
         folder = path / "volumes" if (path / "volumes").is_dir() else path
         yield from (entry for entry in sorted(folder.iterdir()) if is_image(entry))

@@ -14,6 +14,7 @@ import numpy as np
 from voxelry.bundle.model import Model
 from voxelry.bundle.registry import recipe_of
 from voxelry.bundle.seen import SEEN_WORDS, case_digests, describe_seen, seen_as, seen_cases
+from voxelry.core.remote import as_path
 from voxelry.data.parts import SampleSource
 from voxelry.engine.report_plan import Planned, add_plan
 from voxelry.tasks.base import Row, Task
@@ -180,7 +181,7 @@ def evaluation_dataset(
         DataError: no case, or points that are not the model's.
     """
     recipe = recipe_of(model.task)
-    return recipe.cases(model, Path(root), layout, cases, options=options, point_options=point_options)
+    return recipe.cases(model, as_path(root), layout, cases, options=options, point_options=point_options)
 
 
 def add_training(report: Report, run: Path, heading: str) -> None:

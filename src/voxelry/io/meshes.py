@@ -33,6 +33,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
 from voxelry.core.registry import Registry
+from voxelry.core.remote import as_path
 from voxelry.ops.surface import Mesh
 
 __all__ = ["MESH_FORMATS", "MeshFormat", "is_mesh", "read_mesh", "write_mesh"]
@@ -84,7 +85,7 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
         FileError: another suffix, a folder that can't be written.
         SettingError: a mesh without faces, which no format holds; a value that can't be a PLY property's name.
     """
-    path = Path(path)
+    path = as_path(path)
     chosen = _format_of(path)
     if mesh.is_empty:
         raise SettingError(f"mesh: expected at least one face to write to {path}, got an empty surface")
@@ -105,7 +106,7 @@ def read_mesh(path: str | Path) -> Mesh:
         FileError: another suffix, a file that can't be read, that holds no triangle, that names another space than RAS
             and LPS, or coordinates that aren't finite.
     """
-    path = Path(path)
+    path = as_path(path)
     chosen = _format_of(path)
     with guarded(path):
         mesh = chosen.decode(path, path.read_bytes())

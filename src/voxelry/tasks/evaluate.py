@@ -13,7 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 
 from voxelry.bundle.registry import recipe_of
-from voxelry.core.errors import FileError
+from voxelry.core.atomic import replacing
 from voxelry.data.loader import Loading, evaluation_loader
 from voxelry.data.parts import SampleSource
 from voxelry.metrics.choice import Wanted
@@ -54,16 +54,14 @@ class Evaluation(Generic[PredictionT]):
         Raises:
             FileError: the folder can't be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "cases.csv").open("w", newline="", encoding="utf-8") as file:
-                columns = list(dict.fromkeys(key for row in self.rows for key in row))
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
-            write_summary(folder / "summary.json", self.summary)
-        except OSError as error:
-            raise FileError(folder, f"the metrics can't be written: {error.strerror or error}") from error
+        action = "the metrics can't be written"
+        with replacing(folder / "cases.csv", action) as place, place.open("w", newline="", encoding="utf-8") as file:
+            columns = list(dict.fromkeys(key for row in self.rows for key in row))
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        with replacing(folder / "summary.json", action) as place:
+            write_summary(place, self.summary)
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

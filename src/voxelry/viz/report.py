@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
+from voxelry.core.remote import as_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,7 +135,7 @@ class Report:
         Raises:
             FileError: the folder can't be made or written.
         """
-        path = Path(path)
+        path = as_path(path)
         page = self.html().encode()
         with replacing(path, "can't write the report") as place:
             place.write_bytes(page)

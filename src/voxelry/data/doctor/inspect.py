@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError, FileError, VoxelryError
+from voxelry.core.remote import as_path
 from voxelry.core.space import Space
 from voxelry.data.dataset import NEEDS
 from voxelry.data.demands import GREY_AND_COLOUR, Demands, in_pieces, lacking, no_foreground
@@ -96,7 +97,7 @@ def inspect(
         FileError: `path` does not exist.
         SettingError: an unknown layout.
     """
-    root = Path(path)
+    root = as_path(path)
     found = Diagnosis(str(root))
     if not root.exists() and not any(sign in str(root) for sign in "*?["):
         raise FileError(root, "no such file or folder")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import VoxelryError
+from voxelry.core.remote import as_path
 from voxelry.data.demands import Demands
 from voxelry.data.doctor.diagnosis import Diagnosis
 from voxelry.data.doctor.inspect import compare_images, find_unsplit, inspect_case, without_path
@@ -26,7 +27,7 @@ def holds_pairs(path: str | PathLike[str], layout: str = "auto") -> bool:
     """Whether a path is to be looked at as pairs: by its layout, or by what is there where that is clear."""
     if layout != "auto":
         return layout in layouts_of(pairs=True)
-    root = Path(path)
+    root = as_path(path)
     folder = root if (root / "A").is_dir() else next((part for _, part in split_folders(root)), root)
     return LAYOUTS[recognise(folder)].pairs
 
@@ -52,7 +53,7 @@ def inspect_pairs(
         FileError: `path` does not exist.
         SettingError: an unknown layout or target.
     """
-    root = Path(path)
+    root = as_path(path)
     found = Diagnosis(str(root))
     unpaired: list[tuple[Path, str]] = []
     try:

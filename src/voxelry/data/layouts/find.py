@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case, PairCase
 from voxelry.data.layouts.files import check_names, split_folders
 from voxelry.data.layouts.layout import LAYOUTS, Wanted
@@ -77,7 +78,7 @@ def find_cases(
         _check_option("point_options", name, POINT_OPTIONS, "some of")
     wanted = Wanted(landmarks=need_landmarks, suffix=suffix, options=given)
     cases = []
-    for split, folder in _parts(Path(root)):
+    for split, folder in _parts(as_path(root)):
         chosen = recognise(folder, pairs=False) if layout == "auto" else layout
         found = list(_cases(folder, chosen if suffix is None else _own_layout(chosen), wanted))
         if not found:
@@ -116,7 +117,7 @@ def find_pairs(
         SettingError: an unknown layout, or a folder or column that isn't there.
     """
     _check_option("layout", layout, ["auto", *layouts_of(pairs=True)], "auto or one of")
-    root = Path(root)
+    root = as_path(root)
     if not root.exists():
         raise FileError(root, "no such file or folder")
     wanted = Wanted(target=target, conditions=conditions, need_target=need_target, unpaired=unpaired)
@@ -154,7 +155,7 @@ def _of_segments(case: Case, segments: Any) -> Case:
     These have new numbers, which what the folder says of its classes doesn't hold for.
     """
     names = segments if isinstance(segments, str) else ",".join(map(str, segments))
-    chosen = {use: Path(f"{path}::{names}") for use in ("labels", "instances") if (path := getattr(case, use))}
+    chosen = {use: as_path(f"{path}::{names}") for use in ("labels", "instances") if (path := getattr(case, use))}
     return replace(case, classes={}, **chosen)  # type: ignore[arg-type]  # both are paths
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import DataError
+from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.files import case_name, existing, visible
 from voxelry.data.layouts.layout import Layout, Wanted
@@ -49,7 +50,7 @@ class Hdf5(Layout):
             held = dataset_names(path)
             # a file of one dataset is that image, whatever it is called
             options = {"dataset": dataset} if len(held) > 1 else {}
-            instances = Path(f"{path}::{label}") if label.strip("/") in held else None
+            instances = as_path(f"{path}::{label}") if label.strip("/") in held else None
             cases.append(Case(case_name(path), path, instances=instances, layout="hdf5", options=options))
         return cases
 

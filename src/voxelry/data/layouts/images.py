@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from voxelry.core.errors import DataError
+from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.files import existing, images_in, own_name
 from voxelry.data.layouts.layout import Layout, Wanted
@@ -38,7 +39,7 @@ class Images(Layout):
             images = [path for path in sorted(Path(root.anchor).glob(str(pattern))) if is_image(path)]
         elif not root.exists() and "::" in str(root):  # an image inside of an HDF5 file
             file, _, inside = str(root).partition("::")
-            images, options = [existing(Path(file))], {"dataset": inside}
+            images, options = [existing(as_path(file))], {"dataset": inside}
         elif existing(root).is_dir() and (wanted.suffix is not None or not is_image(root)):
             images = images_in(root, wanted.suffix)
         else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from voxelry.core.errors import FileError
+from voxelry.core.remote import beside
 from voxelry.data.layouts.case import PairCase
 from voxelry.data.layouts.files import case_name
 from voxelry.data.layouts.layout import Layout, Wanted
@@ -66,7 +67,7 @@ def _cell(table: Path, number: int, row: dict[str, str], column: str) -> Path | 
     text = (row.get(column) or "").strip()
     if not text:
         return None
-    path = table.parent / text
+    path = beside(table, text)
     if not path.exists():
         raise FileError(table, f"line {number}: {column}: no file {path}")
     return path

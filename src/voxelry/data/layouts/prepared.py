@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import FileError
+from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.layout import Layout, Wanted
 
@@ -44,7 +45,7 @@ def prepared_cases(root: str | Path) -> list[Case]:
     Raises:
         FileError: no manifest, or a damaged one.
     """
-    root = Path(root)
+    root = as_path(root)
     manifest = read_manifest(root)
     names = {int(number): str(name) for number, name in (manifest.get("classes") or {}).items()}
     return [
@@ -63,7 +64,7 @@ def prepared_cases(root: str | Path) -> list[Case]:
 
 def is_prepared_folder(root: str | Path) -> bool:
     """Whether `prepare` wrote a folder, or began to: slices with a manifest or with records of cases."""
-    root = Path(root)
+    root = as_path(root)
     return (root / "slices").is_dir() and ((root / MANIFEST).is_file() or (root / "cases").is_dir())
 
 
@@ -73,7 +74,7 @@ def read_manifest(root: str | Path) -> dict[str, Any]:
     Raises:
         FileError: there is none, or it is damaged.
     """
-    path = Path(root) / MANIFEST
+    path = as_path(root) / MANIFEST
     if not path.is_file():
         unfinished = is_prepared_folder(root)
         raise FileError(

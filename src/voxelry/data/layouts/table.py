@@ -12,6 +12,7 @@ import csv
 from pathlib import Path
 
 from voxelry.core.errors import FileError
+from voxelry.core.remote import beside
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.files import SPLIT_NAMES, case_name
 from voxelry.data.layouts.layout import Layout, Wanted
@@ -36,7 +37,7 @@ class Table(Layout):
             raise FileError(root, "expected columns image and label (perhaps name and split), and at least one row")
         cases = []
         for number, row in enumerate(rows, start=2):
-            image, label = (root.parent / row[column] for column in ("image", "label"))
+            image, label = (beside(root, row[column]) for column in ("image", "label"))
             for column, file in (("image", image), ("label", label)):
                 if not row[column] or not file.exists():
                     raise FileError(root, f"line {number}: no such {column}: {row[column] or 'empty'}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import DataError
+from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.description import MODALITIES
 from voxelry.data.layouts.files import SPLIT_NAMES, files_by_name, visible
@@ -50,7 +51,7 @@ class TotalSegmentator(Layout):
                 raise DataError(f"{folder}: no image; expected ct.nii.gz or mri.nii.gz beside segmentations/")
             if not any(name in masks[folder] for name in names):
                 raise DataError(f"{folder / 'segmentations'}: no masks of {', '.join(names[:10])}")
-            labels = Path(f"{folder / 'segmentations'}::{','.join(names)}")
+            labels = as_path(f"{folder / 'segmentations'}::{','.join(names)}")
             cases.append(
                 Case(
                     folder.name,

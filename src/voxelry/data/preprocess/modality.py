@@ -15,6 +15,7 @@ from torch import Tensor
 
 from voxelry.core.choice import check_choice, unknown_choice
 from voxelry.core.errors import SettingError
+from voxelry.core.remote import as_path
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.normalise import finite
 from voxelry.io import Image, ImageFile, open_image
@@ -106,7 +107,7 @@ def own_image(path: Path, **settings: Any) -> Image:
         FileError: as `open_image` and `ImageFile.read`.
     """
     file = open_image(path, **settings)
-    return Image(own_values(file), file.space, Path(path), despeckled=is_despeckled(file))
+    return Image(own_values(file), file.space, as_path(path), despeckled=is_despeckled(file))
 
 
 def is_despeckled(file: ImageFile) -> bool:

@@ -31,7 +31,9 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.guard import guarded
 from voxelry.core.registry import Registry
+from voxelry.core.remote import Remote, as_path
 from voxelry.core.space import Space
+from voxelry.io.images.elsewhere import open_copy
 from voxelry.io.images.joined import join_channels, join_masks
 from voxelry.io.images.record import Image, ImageFile, Loader
 
@@ -124,8 +126,9 @@ def open_image(
     """Read the header of an image.
 
     Args:
-        path: a file, a DICOM series folder, a zarr folder, `file.h5::dataset`, or a folder of masks, a file for each
-            class of a label map, of which `dataset` names those that are wanted.
+        path: here or elsewhere (`s3://bucket/scan.nii.gz`): a file, a DICOM series folder, a zarr folder,
+            `file.h5::dataset`, or a folder of masks, a file for each class of a label map, of which `dataset` names
+            those that are wanted.
         dataset: which of several images a container holds: the path of an HDF5 dataset, of a zarr array or
             group, the name of an array in an npz, the SeriesInstanceUID of one DICOM series in a folder, or names of
             segments between commas, which become 1, 2, ... in that order.
@@ -142,7 +145,7 @@ def open_image(
         FileError: no such file, an unknown format, a broken header, no such channel, an image that can't have that
             rank, or a unit of length that isn't known where `spacing` isn't given.
     """
-    path, dataset = split_dataset(Path(path), None if dataset is None else str(dataset))
+    path, dataset = split_dataset(as_path(path), None if dataset is None else str(dataset))
     common: dict[str, Any] = {"channel_axis": channel_axis, "ndim": ndim}
     with guarded(path):
         if dataset is not None and path.is_dir() and not _is_zarr(path) and not _has_dicom(path):
@@ -150,7 +153,8 @@ def open_image(
         else:
             suffix = _format_of(path)
             more = {"stack": stack} if suffix in _DICOM else {}
-            image = READERS[suffix](path, dataset=dataset, **common, **more)
+            reader = partial(READERS[suffix], dataset=dataset, **common, **more)
+            image = reader(path) if suffix == ".zarr" else open_copy(path, reader)
         if spacing is not None:
             image = dataclasses.replace(image, space=image.space.with_spacing(spacing), spacing_fault=None)
         if channel_files:
@@ -203,7 +207,7 @@ def write_image(
         SettingError: array, space and names don't fit together.
         FileError: a suffix or a type that can't be written, or the disk refuses.
     """
-    path, array = Path(path), np.asarray(array)
+    path, array = as_path(path), np.asarray(array)
     if array.ndim != space.ndim + 1 or array.shape[1:] != space.shape:
         raise SettingError(f"array: expected shape (C, {', '.join(map(str, space.shape))}), got {array.shape}")
     if array.dtype.kind not in "buif" or array.size == 0:
@@ -232,7 +236,7 @@ def write_image(
 
 def is_image(path: str | Path) -> bool:
     """Whether `open_image` would try: a known suffix, or a folder that holds a zarr or a DICOM file."""
-    path = split_dataset(Path(path))[0]
+    path = split_dataset(as_path(path))[0]
     if path.is_dir():
         return _is_zarr(path) or _has_dicom(path)
     return _suffix(path, READERS) is not None or (path.is_file() and not path.suffix and _is_dicom(path))
@@ -250,7 +254,7 @@ def split_dataset(path: Path, dataset: str | None = None) -> tuple[Path, str | N
     file, _, inside = text.partition("::")
     if dataset not in (None, inside):
         raise SettingError(f"dataset: {dataset!r} contradicts {text}")
-    return Path(file), inside
+    return as_path(file), inside
 
 
 def _single_channel(image: ImageFile, channel: int) -> ImageFile:
@@ -296,16 +300,26 @@ def _open_masks(folder: Path, names: Sequence[str], options: dict[str, Any]) -> 
 
 
 def _is_zarr(folder: Path) -> bool:
-    return folder.suffix.lower() == ".zarr" or any((folder / marker).is_file() for marker in _ZARR_MARKERS)
+    if folder.suffix.lower() == ".zarr":
+        return True
+    if isinstance(folder, Remote):
+        return folder.has_any(_ZARR_MARKERS)
+    return any((folder / marker).is_file() for marker in _ZARR_MARKERS)
 
 
 def _has_dicom(folder: Path) -> bool:
-    return any(item.is_file() and (item.suffix.lower() in _DICOM or _is_dicom(item)) for item in folder.iterdir())
+    """By a suffix, else by what is in files whose names say nothing of what they are."""
+    files = list(folder.iterdir())
+    if any(item.suffix.lower() in _DICOM and item.is_file() for item in files):
+        return True
+    return any(_suffix(item, READERS) is None and item.is_file() and _is_dicom(item) for item in files)
 
 
 def _is_dicom(path: Path) -> bool:
     """The four letters after the preamble (DICOM PS3.10, section 7.1)."""
     try:
+        if isinstance(path, Remote):
+            return path.read_range(0, 132)[128:] == b"DICM"
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

@@ -19,6 +19,7 @@ import numpy as np
 import tensorstore
 
 from voxelry.core.errors import FileError
+from voxelry.core.remote import Remote, reaching
 from voxelry.core.space import Space
 from voxelry.io.advice import choice
 from voxelry.io.guard import check_numeric, check_stored
@@ -32,6 +33,7 @@ __all__ = ["open_file", "write_file"]
 
 _CHUNK = 64  # voxels along each spatial axis: 0.5 MiB of uint16, a fair unit for both disk and network
 _PLAIN_CODECS = ("blosc", "zlib", "gzip", "bz2", "lz4", "lzma", "zstd")
+_V3_CODECS = ("bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed")
 _MOST_PARAMETERS = 100  # of a linear transform of a few axes
 
 
@@ -227,6 +229,8 @@ def _multiscale(root: Path, node: _Node) -> dict[str, Any] | None:
 
 def _store(node: _Node) -> tuple[tuple[int, ...], np.dtype, Callable[[tuple[slice, ...]], np.ndarray]]:
     """Shape, stored type and a function that reads a part of an array."""
+    if isinstance(node.path, Remote):
+        return _store_elsewhere(node, node.path)
     spec = {
         "driver": "zarr3" if node.version == 3 else "zarr",
         "kvstore": {"driver": "file", "path": f"{node.path}/"},
@@ -235,7 +239,7 @@ def _store(node: _Node) -> tuple[tuple[int, ...], np.dtype, Callable[[tuple[slic
         store = tensorstore.open(spec, read=True, open=True).result()
         return tuple(store.shape), np.dtype(store.dtype.numpy_dtype), lambda part: store[part].read().result()
     except ValueError:
-        if not _is_plain(node):
+        if node.version == 3 or not _is_plain(node):
             raise
     # some writers' v2 metadata (a fill value as text, an empty list of filters) is too loose for TensorStore
     import zarr
@@ -244,13 +248,39 @@ def _store(node: _Node) -> tuple[tuple[int, ...], np.dtype, Callable[[tuple[slic
     return tuple(array.shape), np.dtype(array.dtype), lambda part: np.asarray(array[part])
 
 
+def _store_elsewhere(
+    node: _Node, path: Remote
+) -> tuple[tuple[int, ...], np.dtype, Callable[[tuple[slice, ...]], np.ndarray]]:
+    """As `_store`, of an array elsewhere: only the chunks, or the parts of shards, that are asked for are read."""
+    import zarr
+    from zarr.storage import FsspecStore
+
+    if not _is_plain(node):
+        raise FileError(path, "its codecs aren't those that are read from elsewhere", "copy it to this machine first")
+    with reaching(path):
+        store = FsspecStore.from_url(str(path), read_only=True)
+        array = zarr.open_array(store, mode="r", zarr_format=3 if node.version == 3 else 2)
+    return tuple(array.shape), np.dtype(array.dtype), lambda part: np.asarray(array[part])
+
+
 def _is_plain(node: _Node) -> bool:
-    """Whether a v2 array has a codec that can't run code: zarr's codec registry includes pickle."""
-    if node.version != 2:
-        return False
+    """Whether an array has codecs alone that can't run code: zarr's codec registry includes pickle."""
+    if node.version == 3:
+        return _are_plain(json.loads((node.path / "zarr.json").read_text()).get("codecs") or [])
     document = json.loads((node.path / ".zarray").read_text())
     compressor = document.get("compressor")
     return not document.get("filters") and (compressor is None or compressor.get("id") in _PLAIN_CODECS)
+
+
+def _are_plain(codecs: Sequence[Any]) -> bool:
+    """Whether codecs of a v3 array, and those within its shards, are of the specification."""
+    for codec in codecs:
+        if not isinstance(codec, dict) or codec.get("name") not in _V3_CODECS:
+            return False
+        inner = codec.get("configuration") or {}
+        if not _are_plain([*(inner.get("codecs") or ()), *(inner.get("index_codecs") or ())]):
+            return False
+    return True
 
 
 def _geometry(

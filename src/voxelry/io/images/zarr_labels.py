@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError, SettingError
+from voxelry.core.remote import as_path
 from voxelry.core.space import Space
 from voxelry.io.images.zarr_geometry import coordinate_system, image_document
 
@@ -81,7 +82,7 @@ def write_labels(
     if image is None:
         axes, levels = _own_geometry(space)
     else:
-        axes, levels, version = _read_geometry(Path(image))
+        axes, levels, version = _read_geometry(as_path(image))
         if inside and version >= "0.6":
             written_version = "0.6"
         if levels[0].shape != space.shape:

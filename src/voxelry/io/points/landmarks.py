@@ -25,6 +25,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import FileError
 from voxelry.core.registry import Registry
+from voxelry.core.remote import as_path
 from voxelry.core.space import Space
 from voxelry.io.points.format import PointFormat
 from voxelry.io.points.landmark_set import COORDINATE_SYSTEMS, ROUNDING, LandmarkSet, from_world, to_world
@@ -55,7 +56,7 @@ _MOST_BYTES = 64 << 20  # a million points; anything larger is no landmark file
 
 def landmark_format(path: str | PathLike[str]) -> str | None:
     """The format that a file's name stands for, one of `POINT_FORMATS`, or None."""
-    name = Path(path).name.lower()
+    name = as_path(path).name.lower()
     if name.endswith(".tsv"):
         return "csv"
     return max((one for one in POINT_FORMATS if name.endswith(f".{one}")), key=len, default=None)
@@ -86,7 +87,7 @@ def read_landmarks(
         FileError: unreadable, malformed, or it can't be known what its coordinates are; names the line.
         SettingError: an unknown option.
     """
-    path = Path(path)
+    path = as_path(path)
     check_choice("axis_order", axis_order, ("xyz", "zyx"))
     check_choice("coordinate_system", coordinate_system, ("auto", *COORDINATE_SYSTEMS))
     chosen = POINT_FORMATS[_format_of(path, format)]
@@ -120,7 +121,7 @@ def write_landmarks(
         FileError: it can't be written, or a point outside the image in the originals' `txt`.
         SettingError: an unknown option, a system that the format doesn't have, or no `space` where needed.
     """
-    path = Path(path)
+    path = as_path(path)
     check_choice("axis_order", axis_order, ("xyz", "zyx"))
     name = _format_of(path, format)
     chosen = POINT_FORMATS[name]

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from voxelry.bundle.model import Model
 from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.remote import as_path
 from voxelry.core.space import Space
 from voxelry.data.label_grid import Reference, open_labels, whole_numbers
 from voxelry.data.layouts.files import case_name
@@ -144,7 +145,7 @@ def _lone(
             f"{image}: a single image can't be registered to the template that the model was trained with; give "
             "the volume that it is a slice of, without --slice"
         )
-    return _single(model, Path(image), points, asked.mask, asked.spacing, organ[0])
+    return _single(model, as_path(image), points, asked.mask, asked.spacing, organ[0])
 
 
 def _placed(
@@ -163,7 +164,7 @@ def _placed(
     if asked.mask is not None:
         on = _reference(model, image, sample, space, reading)
         sample = sample.replace(labels=_mask_on(asked.mask, sample.space, on))
-    return place(model.bundle, sample, Path(image) if isinstance(image, str | PathLike) else None)
+    return place(model.bundle, sample, as_path(image) if isinstance(image, str | PathLike) else None)
 
 
 def write_reconstruction(prediction: ReconstructPrediction, folder: Path, format: str = "ply") -> Path:
@@ -239,7 +240,7 @@ def _reference(
 ) -> Reference:
     """What a mask of a volume must lie on: an array without a space doesn't say where it lies."""
     if isinstance(image, str | PathLike):
-        return Reference.of_file(Path(image), model.reading(Path(image), options))
+        return Reference.of_file(as_path(image), model.reading(as_path(image), options))
     return Reference(Path(sample.source), sample.space, isinstance(image, Sample) or space is not None)
 
 
@@ -314,13 +315,13 @@ def _planes(plane: Any, count: int) -> list[str | NDArray[np.float64]]:
 def _mask_on(mask: Any, space: Space, image: Reference) -> torch.Tensor:
     """0 and 1 on the grid of the image, by a file of labels or an array `(*spatial)` or `(1, *spatial)`."""
     if isinstance(mask, str | PathLike):
-        name, array = str(mask), open_labels(Path(mask), image).read()
+        name, array = str(mask), open_labels(as_path(mask), image).read()
     else:
         name, array = "mask", np.asarray(mask)
         array = array[0] if array.ndim == space.ndim + 1 else array
         if array.shape != space.shape:
             raise DataError(f"{name}: shape {array.shape}, but its image {image.path} has {space.shape}")
-        array = whole_numbers(array, Path(name))
+        array = whole_numbers(array, as_path(name))
     if not array.any():
         raise DataError(f"{name}: no foreground")
     return torch.from_numpy((array > 0).astype(np.int64))

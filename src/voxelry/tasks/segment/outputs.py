@@ -19,6 +19,7 @@ import numpy as np
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import FileError
+from voxelry.core.remote import as_path
 from voxelry.core.space import Space
 from voxelry.io.images.image import open_image, write_image
 from voxelry.io.images.zarr_labels import BLOCK, write_labels
@@ -57,13 +58,13 @@ def write_instances(
     Raises:
         FileError: a format that can't be written, or the disk refuses.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     placed = (prediction if space is None else prediction.on(space)).visible()
     path = folder / f"{prediction.name}.{format.lstrip('.')}"
     if inside:
         if image is None:
             raise FileError(folder, "labels can only be written into an OME-Zarr image", "leave inside=False")
-        path = Path(image) / "labels" / "instances"
+        path = as_path(image) / "labels" / "instances"
     elif image is not None and open_image(image).format != "OME-Zarr":
         image = None  # a plain zarr array has no levels to take over
     return [
@@ -87,7 +88,7 @@ def write_label_volume(
     Raises:
         FileError: a suffix that can't be written, an image that doesn't fit, or the disk refuses.
     """
-    path = Path(path)
+    path = as_path(path)
     dtype = np.uint16 if len(prediction) <= np.iinfo(np.uint16).max else np.uint32
     if path.suffix != ".zarr" and path.parent.name != "labels":
         # ImageJ reads 32 bits as floats
@@ -130,7 +131,7 @@ def write_table(
     Raises:
         FileError: the disk refuses.
     """
-    path = Path(path)
+    path = as_path(path)
     rows = prediction.table(class_names=class_names)
     for row, number in zip(rows, ids or (), strict=ids is not None):
         row["id"] = number
@@ -159,7 +160,7 @@ def write_masks(
     Raises:
         FileError: the disk refuses.
     """
-    path = Path(path)
+    path = as_path(path)
     names = class_names or {}
     head: dict[str, Any] = {
         "format": "voxelry instances",
@@ -190,7 +191,7 @@ def read_masks(path: str | Path) -> InstancePrediction:
     Raises:
         FileError: no such file, or not of that format.
     """
-    path = Path(path)
+    path = as_path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         space = Space(tuple(document["shape"]), np.array(document["affine"], dtype=np.float64))

@@ -21,6 +21,7 @@ from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.rank import per_axis
+from voxelry.core.remote import as_path
 from voxelry.core.settings import keywords, settle
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
@@ -244,7 +245,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
 
     def write(self, prediction: InstancePrediction, sample: Sample, folder: Path, format: str) -> Path:
         """The label volume on the image's own grid, a table of the instances, and their masks."""
-        return self._write(prediction, Path(sample.source), sample.space, make_folder(folder), format)
+        return self._write(prediction, as_path(sample.source), sample.space, make_folder(folder), format)
 
     @staticmethod
     def _write(prediction: InstancePrediction, source: Path, space: Space, folder: Path, format: str) -> Path:
@@ -273,7 +274,7 @@ def _in_pieces(file: ImageFile, model: Model[SegmentTask]) -> bool:
 
 def _key(file: ImageFile, model: Model[SegmentTask], options: Mapping[str, Any]) -> str:
     """What finished tiles depend on beside their grid."""
-    chosen = json.dumps(model.reading(Path(file.path), options), sort_keys=True, default=str)
+    chosen = json.dumps(model.reading(file.path, options), sort_keys=True, default=str)
     return image_key(file, f"{model.digest()} {chosen}")
 
 

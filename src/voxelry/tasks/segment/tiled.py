@@ -171,7 +171,7 @@ def image_key(image: ImageFile, model: str) -> str:
     Args:
         model: identifies the weights, such as their digest in the bundle.
     """
-    path = Path(image.path)
+    path = image.path
     entries = [path] if path.is_file() else sorted(path.glob("**/zarr.json")) + sorted(path.glob("**/.z*"))
     facts = {
         "shape": image.shape,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
+from voxelry.core.remote import as_path
 
 __all__ = ["OPTIONS"]
 
@@ -18,7 +19,7 @@ def _contrasts(texts: list[str]) -> dict[str, Path]:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
             raise SettingError(f"--contrast: expected NAME=FILE such as t1=scan.nii.gz, got {text!r}")
-        found[name] = Path(path)
+        found[name] = as_path(path)
     return found
 
 

@@ -13,6 +13,7 @@ from voxelry.bundle.model import Model
 from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, SettingError
+from voxelry.core.remote import as_path
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
 from voxelry.data.demands import Demands
@@ -175,7 +176,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
             raise SettingError("contrast: the model has no names for its conditions; expected a single image")
         for name in files:
             check_choice("contrast", name, names)
-        paths = [None if files.get(name) is None else Path(str(files[name])) for name in names]
+        paths = [None if files.get(name) is None else as_path(str(files[name])) for name in names]
         there = [path for path in paths if path is not None]
         if not there:
             raise SettingError(f"contrast: expected at least one of {', '.join(names)}")
