@@ -23,7 +23,14 @@ class VoxelryError(Exception):
     """Base of everything a user can cause; `str(error)` is one line."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(_printable(" ".join(str(message).split())))
+
+
+def _printable(text: str) -> str:
+    """A text without what would steer a terminal, such as the name of a file may hold."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 class FileError(VoxelryError):

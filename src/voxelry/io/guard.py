@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from voxelry.core.errors import FileError
 from voxelry.core.memory import available_memory
 
-__all__ = ["check_memory", "check_numeric", "check_stored"]
+__all__ = ["check_beside", "check_memory", "check_numeric", "check_stored"]
 
 _DEFLATE_RATIO = 1032  # the most that deflate can shrink anything (zlib technical details)
 _SLACK = 1 << 26  # a size that no machine minds, whatever the header says
@@ -33,6 +34,18 @@ def check_numeric(path: str | Path, dtype: np.dtype) -> np.dtype:
     if dtype.kind == "f" and dtype.itemsize > 8:
         return np.dtype(np.float64)
     return dtype.newbyteorder("=")
+
+
+def check_beside(path: Path, named: str) -> Path:
+    """The file that a header names, in the header's folder or below it.
+
+    Raises:
+        FileError: it would lie elsewhere.
+    """
+    file = Path(os.path.normpath(path.parent / named))
+    if not file.is_relative_to(os.path.normpath(path.parent)):
+        raise FileError(path, f"names a file outside of its folder: {named}", "put it beside this one and name it so")
+    return file
 
 
 def check_stored(

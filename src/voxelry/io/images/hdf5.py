@@ -20,7 +20,7 @@ import numpy as np
 from voxelry.core.errors import FileError
 from voxelry.core.guard import guarded
 from voxelry.io.advice import choice
-from voxelry.io.guard import check_numeric, check_stored
+from voxelry.io.guard import check_beside, check_numeric, check_stored
 from voxelry.io.images.axes import AxisOrder, named_axes, order_axes
 from voxelry.io.images.packing import unpacked
 from voxelry.io.images.record import ImageFile
@@ -29,6 +29,7 @@ from voxelry.io.units import Lengths
 __all__ = ["dataset_names", "open_file"]
 
 _UNEVEN = 0.01  # of a step: what rounding in coordinates may make of an even one
+_DEEPEST = 8  # files of virtual datasets of virtual datasets
 _OTHER_NOTES = ("axistags", "DIMENSION_LIST", "REFERENCE_LIST")
 
 
@@ -40,6 +41,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     """
     with h5py.File(path, "r") as file:
         stored, name = _dataset(path, file, dataset)
+        _check_sources(path, stored)
         shape = tuple(int(size) for size in stored.shape)
         dtype = check_numeric(path, stored.dtype)
         # chunks that were never written are the fill value, so only contiguous data have to be there
@@ -83,8 +85,9 @@ def _axis_names(path: Path, stored: h5py.Dataset) -> list[str]:
     """What the file calls each axis, "" where it says nothing."""
     tags = stored.attrs.get("axistags")
     if tags is None:
-        labels = [dimension.label or _scale_name(dimension) for dimension in stored.dims]
-        return [label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label) for label in labels]
+        _check_scales(path, stored)
+        labels = zip(_labels(path, stored), stored.dims, strict=True)
+        return [label or _scale_name(dimension) for label, dimension in labels]
     try:
         names = [str(axis["key"]) for axis in json.loads(tags)["axes"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -92,6 +95,58 @@ def _axis_names(path: Path, stored: h5py.Dataset) -> list[str]:
     if len(names) != len(stored.shape):
         raise FileError(path, f"its attribute axistags names {len(names)} axes, the dataset has {len(stored.shape)}")
     return names
+
+
+def _labels(path: Path, stored: h5py.Dataset) -> list[str]:
+    """The texts of `DIMENSION_LABELS`; the library's own function ends the process where they are anything else.
+
+    Raises:
+        FileError: no text for each axis.
+    """
+    said = stored.attrs.get("DIMENSION_LABELS")
+    if said is None:
+        return [""] * len(stored.shape)
+    texts = said.tolist() if isinstance(said, np.ndarray) else [said]
+    if len(texts) != len(stored.shape) or not all(isinstance(text, str | bytes) for text in texts):
+        raise FileError(path, f"its attribute DIMENSION_LABELS isn't a text for each of {len(stored.shape)} axes")
+    return [text.decode("utf-8", "replace") if isinstance(text, bytes) else text for text in texts]
+
+
+def _check_scales(path: Path, stored: h5py.Dataset) -> None:
+    """Refuse a `DIMENSION_LIST` that isn't one, before the library reads it.
+
+    Raises:
+        FileError: other than a list of references for each axis.
+    """
+    if "DIMENSION_LIST" not in stored.attrs:
+        return
+    said = stored.attrs.get_id("DIMENSION_LIST")
+    inner = h5py.check_vlen_dtype(said.dtype)
+    if said.shape != (len(stored.shape),) or inner is None or h5py.check_ref_dtype(inner) is not h5py.Reference:
+        raise FileError(path, f"its attribute DIMENSION_LIST isn't a list for each of {len(stored.shape)} axes")
+
+
+def _check_sources(path: Path, stored: h5py.Dataset, depth: int = 0) -> None:
+    """Refuse pixels that are in files elsewhere than beside this one.
+
+    Raises:
+        FileError: names such a file, or files that name each other.
+    """
+    if depth > _DEEPEST:
+        raise FileError(path, "its virtual datasets go on through too many files")
+    for name, *_ in stored.external or ():
+        check_beside(path, name)
+    for source in stored.virtual_sources() if stored.is_virtual else ():
+        file = path if source.file_name == "." else check_beside(path, source.file_name)
+        if file != path and file.is_file():
+            with h5py.File(file, "r") as other:
+                inner = other.get(source.dset_name)
+                if isinstance(inner, h5py.Dataset):
+                    _check_sources(file, inner, depth + 1)
+        elif source.dset_name.strip("/") != (stored.name or "").strip("/"):
+            inner = stored.file.get(source.dset_name)
+            if isinstance(inner, h5py.Dataset):
+                _check_sources(path, inner, depth + 1)
 
 
 def _scale_name(dimension: h5py.DimensionManager) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from voxelry.core.errors import FileError
 from voxelry.core.space import Space
-from voxelry.io.guard import check_numeric, check_stored
+from voxelry.io.guard import check_beside, check_numeric, check_stored
 from voxelry.io.images.axes import AxisOrder, order_axes
 from voxelry.io.images.nifti import volume_affine
 from voxelry.io.images.record import ImageFile
@@ -271,7 +271,10 @@ def _files(
         count = prod(shape[: len(shape) - 1 - whole])
     elif pattern:
         text, first, last, step = pattern.groups()
-        names = [_numbered(text, number) for number in range(int(first), int(last) + 1, int(step or 1))]
+        numbers = range(int(first), int(last) + 1, int(step or 1))
+        if len(numbers) > prod(shape):
+            raise FileError(path, f"names {len(numbers)} data files for {prod(shape)} voxels")
+        names = [_numbered(text, number) for number in numbers]
         count = len(names)
     else:
         raise FileError(path, f"its data file {name} is missing")
@@ -292,7 +295,7 @@ def _numbered(pattern: str, number: int) -> str:
 def _beside(path: Path, name: str) -> Path | None:
     """The file of that name beside the header, however the header's letters and slashes were meant."""
     for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
-        file = path.parent / spelling
+        file = check_beside(path, spelling)
         if file.is_file():
             return file
     return None

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from voxelry.core.errors import FileError
-from voxelry.io.guard import check_numeric, check_stored
+from voxelry.io.guard import check_beside, check_numeric, check_stored
 from voxelry.io.images.axes import AxisOrder, order_axes
 from voxelry.io.images.record import ImageFile
 from voxelry.io.units import Lengths
@@ -144,7 +144,7 @@ def _data(path: Path, fields: dict[str, Any], end: int) -> _Data:
     if byte_skip < -1 or line_skip < 0:
         raise FileError(path, f"expected a byte skip of -1 or more, got {byte_skip}, and lines {line_skip}")
     name = fields.get("data file") or fields.get("datafile")
-    file = path if name is None else path.parent / name
+    file = path if name is None else check_beside(path, name)
     if name is not None and not file.is_file() and (name.upper().startswith("LIST") or "%" in name):
         raise FileError(path, "its pixels are spread over several files", "convert it to one file")
     start = end if name is None else 0

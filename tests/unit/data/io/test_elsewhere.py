@@ -150,7 +150,7 @@ def test_what_is_wrong_names_the_address(memory):
 
 def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr(fsspec.registry, "_registry", {})
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(MissingDependencyError, match=r"voxelry\[cloud\]"):
         voxelry.read_image("s3://bucket/a.nii.gz")
 

@@ -1,0 +1,90 @@
+"""A short slice of the hostile files of `make fuzz`, and what it found once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from voxelry.core.errors import FileError
+from voxelry.io import open_image, read_image
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_hostile_files_are_one_line_each(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--inputs", "120", "--minutes", "10"]
+    ran = subprocess.run(
+        [*command, "--out", str(tmp_path / "fuzz.json")], env=environment, capture_output=True, text=True
+    )
+    report = json.loads((tmp_path / "fuzz.json").read_text())
+    assert report["found"] == [], ran.stdout
+    assert min(counts["inputs"] for counts in report["counts"].values()) >= 5
+    assert sum(counts.get("read", 0) for counts in report["counts"].values()) > 5
+
+
+@pytest.mark.parametrize("name", ["DIMENSION_LABELS", "DIMENSION_LIST"])
+@pytest.mark.parametrize("said", [1, "x", [1.0, 2.0, 3.0], ["a", "b"]])
+def test_names_of_axes_that_are_none_are_refused(tmp_path, name, said):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", data=np.zeros((3, 4, 5))).attrs[name] = said
+    with pytest.raises(FileError, match=f"its attribute {name} isn't a "):
+        open_image(path)
+
+
+def test_pixels_in_files_elsewhere_are_refused(tmp_path):
+    (tmp_path / "inputs").mkdir()
+    shape, secret = (3, 4, 5), tmp_path / "secret.h5"
+    for file in (secret, tmp_path / "inputs" / "beside.h5"):
+        with h5py.File(file, "w") as stream:
+            stream["raw"] = np.full(shape, 7, np.int16)
+    path = tmp_path / "inputs" / "a.h5"
+
+    def virtual(target, source, name="raw"):
+        layout = h5py.VirtualLayout(shape, np.int16)
+        layout[:] = h5py.VirtualSource(str(source), name, shape)
+        with h5py.File(target, "w") as stream:
+            stream.create_virtual_dataset("raw", layout)
+
+    virtual(path, "beside.h5")
+    assert (read_image(path).array == 7).all()
+    virtual(tmp_path / "inputs" / "beside.h5", secret)
+    for source in ("beside.h5", secret, "../secret.h5"):
+        virtual(path, source)
+        with pytest.raises(FileError, match="names a file outside of its folder"):
+            open_image(path)
+    with h5py.File(path, "w") as stream:
+        stream.create_dataset("raw", shape, np.int16, external=[("../secret.h5", 0, 120)])
+    with pytest.raises(FileError, match="names a file outside of its folder"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("named", ["../secret.raw", "{}/secret.raw", "LIST 2\n../secret.raw"])
+def test_a_header_s_pixels_lie_beside_it(tmp_path, named):
+    (tmp_path / "inputs").mkdir()
+    (tmp_path / "secret.raw").write_bytes(bytes(20))
+    header = tmp_path / "inputs" / "a.mhd"
+    fields = "ObjectType = Image\nNDims = 2\nDimSize = 5 4\nElementType = MET_UCHAR\nElementDataFile = "
+    header.write_text(fields + named.format(tmp_path) + "\n")
+    with pytest.raises(FileError, match="names a file outside of its folder"):
+        open_image(header)
+    nrrd = tmp_path / "inputs" / "a.nhdr"
+    nrrd.write_text("NRRD0005\ntype: uchar\ndimension: 2\nsizes: 5 4\nencoding: raw\ndata file: ../secret.raw\n")
+    with pytest.raises(FileError, match="names a file outside of its folder"):
+        open_image(nrrd)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\x07", "\u202ea", "\x9b2J", "a\nb", "a\udc80"])
+def test_a_name_can_t_steer_the_terminal(tmp_path, name):
+    path = tmp_path / f"{name}.npy"
+    path.write_bytes(b"no image")
+    with pytest.raises(FileError) as caught:
+        open_image(path)
+    assert str(caught.value).isprintable()
+    assert caught.value.path == str(path)
