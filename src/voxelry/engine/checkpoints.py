@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from voxelry.core.errors import CheckpointError, FileError, VoxelryError
+from voxelry.engine.run_folder import BEFORE, LAST
 from voxelry.engine.validations import Validations
 
 __all__ = ["Checkpoints", "StoppedError", "check_description"]
@@ -74,7 +76,7 @@ class Checkpoints(pl.Callback):
     @property
     def last_path(self) -> Path:
         """The checkpoint to go on from."""
-        return self.folder / "last.ckpt"
+        return self.folder / LAST
 
     @property
     def best_path(self) -> Path:
@@ -176,16 +178,21 @@ class Checkpoints(pl.Callback):
             self._save(trainer, self.folder / f"step_{step:08d}.ckpt")
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        self._save(trainer, self.last_path)
+        self._save(trainer, self.last_path, before=self.folder / BEFORE)
         if self.saved is not None:
             self.saved(trainer, self.last_path)
 
-    def _save(self, trainer: pl.Trainer, path: Path) -> None:
+    def _save(self, trainer: pl.Trainer, path: Path, before: Path | None = None) -> None:
+        """Write a checkpoint; the one that it replaces is kept as `before`, for a machine that loses its power."""
         partial = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
+                with partial.open("r+b") as file:
+                    os.fsync(file.fileno())
+                if before is not None and path.exists():
+                    path.replace(before)
                 partial.replace(path)
         except OSError as error:
             raise FileError(path, f"the checkpoint can't be written: {error.strerror or error}") from error

@@ -48,6 +48,27 @@ def test_an_earlier_run_is_kept_unless_something_is_said(earlier):
         checkpoint_to_resume(earlier, resume=True, overwrite=False)
 
 
+def test_a_torn_checkpoint_falls_back_to_the_one_before(earlier, caplog):
+    folder = earlier / "checkpoints"
+    last, before = folder / "last.ckpt", folder / "before_last.ckpt"
+
+    def resumed():
+        caplog.clear()
+        return checkpoint_to_resume(earlier, resume=True, overwrite=False), caplog.text
+
+    torch.save({"weights": torch.arange(1000)}, before)
+    torch.save({"weights": torch.arange(2000)}, last)
+    whole = last.read_bytes()
+    assert resumed() == (last, "")
+    for torn in (whole[:-30], whole[:4000], b"", bytes(len(whole)), whole[:3000] + bytes(50) + whole[3050:]):
+        last.write_bytes(torn)
+        found, said = resumed()
+        assert (found, "last.ckpt is torn: going on from the one before it" in said) == (before, True)
+    last.unlink()
+    found, said = resumed()
+    assert (found, "last.ckpt is missing" in said) == (before, True)
+
+
 def test_a_run_that_begins_anew_removes_what_a_run_wrote_and_nothing_else(earlier):
     begin_clean(earlier)
     assert [path.name for path in earlier.iterdir()] == ["notes.txt"]
