@@ -13,6 +13,7 @@ from voxelry.core.settings import keywords
 from voxelry.data.parts import SampleSource, Splits
 from voxelry.data.prepare.source import check_template
 from voxelry.engine.data import build_data
+from voxelry.engine.logs import EvaluationLines
 from voxelry.engine.report import add_results
 from voxelry.engine.train import build_task
 from voxelry.tasks.base import Task
@@ -49,7 +50,7 @@ def measure_held_out(config: DictConfig, part: str, model: Path | None = None) -
     held_out: SampleSource = getattr(splits, part)
     if not len(held_out):
         raise DataError(f"{config.data.root}: no {part} cases in the split, so there is nothing to measure")
-    evaluation = evaluate_task(task, held_out)
+    evaluation = evaluate_task(task, held_out, progress=EvaluationLines(part, len(held_out)))
     folder = output / f"inference_{part}"
     evaluation.write(folder)
     report = Report(f"Evaluation of {recipe.name}", subtitle=f"{len(held_out)} {part} cases of {config.data.root}")

@@ -6,6 +6,7 @@ import csv
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError
 
-__all__ = ["LOGGERS", "make_logger", "progress_callback"]
+__all__ = ["LOGGERS", "EvaluationLines", "make_logger", "progress_callback"]
 
 LOGGERS = ("csv", "tensorboard")
 SECONDS = 30.0  # between two lines of a log
@@ -56,6 +57,27 @@ def _rows(path: Path, before: int) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
     return [row for row in rows if "step" in row and int(row["step"]) < before]
+
+
+class EvaluationLines:
+    """Tells every `SECONDS` how far an evaluation is; called after each sample, see `tasks.evaluate.evaluate_task`.
+
+    Args:
+        part: of the data, such as `test`.
+        count: samples of it.
+    """
+
+    def __init__(self, part: str, count: int):
+        self.part, self.count = part, count
+        self._done, self._told = 0, time.monotonic()
+
+    def __call__(self, names: Sequence[str]) -> None:
+        """Count what was measured."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._told >= SECONDS and self._done < self.count:
+            self._told = now
+            log.info("measured %d of %d for the %s", self._done, self.count, self.part)
 
 
 def progress_callback() -> Callback:

@@ -32,7 +32,7 @@ from voxelry.engine.checkpoints import Checkpoints, check_description
 from voxelry.engine.data import build_data
 from voxelry.engine.devices import check_devices
 from voxelry.engine.lightning import TaskModule
-from voxelry.engine.logs import make_logger, progress_callback
+from voxelry.engine.logs import EvaluationLines, make_logger, progress_callback
 from voxelry.engine.pace import EPOCH, Pace, pace
 from voxelry.engine.placement import Placement
 from voxelry.engine.plan_file import Decision, decisions_of, in_use, write_plan
@@ -357,7 +357,8 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
     task.eval()
     task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
     if len(splits.validation) and type(task).calibrate is not Task.calibrate:
-        validated = evaluate_task(task, splits.validation)
+        told = EvaluationLines("calibration", len(splits.validation)) if config.trainer.progress else None
+        validated = evaluate_task(task, splits.validation, progress=told)
         cases = [begun.recipe.truth_of(splits.validation, index) for index in range(len(splits.validation))]
         task.calibrate(validated.predictions, cases)
     data = {
@@ -368,7 +369,10 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
     }
     begun.recipe.finish(task, splits, output, data)  # with what the calibration found
     held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
-    evaluation = evaluate_task(task, held_out).chosen(task) if len(held_out) else Evaluation.empty()
+    evaluation = Evaluation.empty()
+    if len(held_out):
+        told = EvaluationLines(part, len(held_out)) if config.trainer.progress else None
+        evaluation = evaluate_task(task, held_out, progress=told).chosen(task)
     figures = {key: float(value) for key, value in evaluation.summary.items()}
     record = {
         "data": data,
