@@ -5,8 +5,9 @@ import pytest
 
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.doctor.pairs import holds_pairs
 from voxelry.data.layouts.files import case_name
-from voxelry.data.layouts.find import find_cases
+from voxelry.data.layouts.find import find_cases, recognise
 from voxelry.data.layouts.points import read_case_landmarks
 from voxelry.io import open_image, write_image
 
@@ -277,4 +278,23 @@ def test_masks_beside_images_are_their_instances(tmp_path):
     assert cases == {"a": tmp_path / "a_masks.png", "b": tmp_path / "b_cp_masks.png", "c": None, "two_masks": None}
     write_image(tmp_path / "a_cp_masks.tif", np.ones((1, 4, 5), np.uint8), Space.from_spacing((4, 5)))
     with pytest.raises(DataError, match="two files of masks for one image, a"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["zarr", "series"])
+def test_images_that_are_folders_are_no_contrasts(tmp_path, write_series, kind):
+    for name in ("a", "b"):
+        if kind == "zarr":
+            write_image(tmp_path / f"{name}.ome.zarr", np.ones((1, 4, 5, 6), np.uint8), Space.from_spacing((4, 5, 6)))
+        else:
+            write_series(tmp_path / name, np.ones((4, 5, 6), np.uint16), Space.from_spacing((4, 5, 6)))
+    assert recognise(tmp_path) == "images"
+    assert not holds_pairs(tmp_path)
+    assert [case.name for case in find_cases(tmp_path)] == ["a", "b"]
+
+
+def test_images_in_deeper_folders_are_named(tmp_path):
+    for name in ("one", "two"):
+        volume(tmp_path / name / "scan.nii.gz", (4, 5, 6))
+    with pytest.raises(DataError, match=r"there are images in its folders one, two: expected them in one folder"):
         find_cases(tmp_path)

@@ -16,6 +16,7 @@ from voxelry.data.layouts.by_name import pairs_by_name
 from voxelry.data.layouts.case import PairCase
 from voxelry.data.layouts.files import files_by_name, images_in, visible
 from voxelry.data.layouts.layout import Layout, Wanted
+from voxelry.io import is_image
 
 __all__ = ["Contrasts"]
 
@@ -28,8 +29,8 @@ class Contrasts(Layout):
     pairs = True
 
     def fits(self, root: Path) -> bool:
-        """By a subfolder with images."""
-        return bool(_folders(root))
+        """By subfolders with images that aren't images themselves, as a DICOM series and a zarr are."""
+        return sum(not is_image(root / name) for name in _folders(root)) > 1
 
     def cases(self, root: Path, wanted: Wanted) -> list[PairCase]:
         """One per name."""

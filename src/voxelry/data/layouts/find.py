@@ -14,7 +14,7 @@ from typing import Any, cast
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case, PairCase
-from voxelry.data.layouts.files import check_names, split_folders
+from voxelry.data.layouts.files import check_names, images_in, split_folders, visible
 from voxelry.data.layouts.layout import LAYOUTS, Wanted
 from voxelry.io import IMAGE_OPTIONS, POINT_OPTIONS
 
@@ -83,11 +83,20 @@ def find_cases(
         found = list(_cases(folder, chosen if suffix is None else _own_layout(chosen), wanted))
         if not found:
             lacks = "no image in a format that can be read" if suffix is None else f"no file *{suffix}"
-            raise DataError(f"{folder}: {lacks} (layout {layout})")
+            raise DataError(f"{folder}: {lacks} (layout {layout}){_deeper(folder)}")
         cases += [replace(case, split=split or case.split, point_options=about_points) for case in found]
     cases.sort(key=lambda case: case.name)
     check_names(cases)
     return cases
+
+
+def _deeper(folder: Path) -> str:
+    """What is said of images that lie one folder deeper than they are looked for."""
+    places = [place for place in visible(folder) if place.is_dir() and images_in(place)] if folder.is_dir() else []
+    if not places:
+        return ""
+    names = ", ".join(place.name for place in places[:3]) + ", ..." * (len(places) > 3)
+    return f"; there are images in its folders {names}: expected them in one folder, or in a layout of docs/data.md"
 
 
 def find_pairs(

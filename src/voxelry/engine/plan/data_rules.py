@@ -57,7 +57,7 @@ def working_spacing(situation: Situation) -> Iterator[Decision]:
     why = (
         "that of all images" if apart <= _ALIKE else f"median of the images', which are {length(low)} to {length(high)}"
     )
-    digits = 9 if apart <= _ALIKE else 3
+    digits = 6 if apart <= _ALIKE else 3
     yield Decision(setting, [float(f"{step:.{digits}g}") for step in median], why)
 
 
