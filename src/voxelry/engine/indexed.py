@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voxelry.core.settings import keywords
-from voxelry.engine.compose import compose_training, parted, typed, value_of
+from voxelry.engine.compose import compose_training, parted, typed, value_of, with_plan
 from voxelry.engine.index import build_index
 from voxelry.engine.run_folder import checkpoint_to_resume
 
@@ -27,7 +27,7 @@ def indexed_first(arguments: Sequence[str]) -> list[str]:
         ConfigError: the run's folder holds another run, and nothing was said of it.
         DataError, FileError, SettingError: see `build_index`.
     """
-    flags, settings = parted(arguments)
+    flags, settings = parted(with_plan(arguments))
     if value_of(settings, "data") != "crops" or value_of(settings, "data.index") not in (None, "null") or flags:
         return list(arguments)
     config = compose_training(settings)
@@ -42,6 +42,7 @@ def indexed_first(arguments: Sequence[str]) -> list[str]:
         data["root"],
         output / _NAME,
         crop_size=data["crop_size"],
+        pad="edge",
         layout=data["layout"],
         options=data["options"],
         say=lambda line: log.info("%s", line),

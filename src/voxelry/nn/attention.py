@@ -33,11 +33,14 @@ def head_count(channels: int, heads: int, head_dim: int | None) -> tuple[int, in
 
 
 def by_head(qkv: Tensor, heads: int) -> Sequence[Tensor]:
-    """Queries, keys and values of each head, `(B, 3 * heads * d, *S) -> 3 × (B, heads, voxels, d)`: views.
+    """Queries, keys and values of each head, `(B, 3 * heads * d, *S) -> 3 × (B, heads, voxels, d)`: views where they can be.
 
-    They are taken apart along the last axis, so that their gradients come together channels-last as well.
+    They are taken apart along the last axis, so that their gradients come together channels-last as well. A voxel's
+    values lie side by side: PyTorch's lean kernels for processors take no others, and it would keep a number for every
+    pair of voxels instead.
     """
     rows = qkv.movedim(1, -1).flatten(1, -2)
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     return [part.transpose(1, 2) for part in rows.unflatten(-1, (3, heads, -1)).unbind(2)]
 
 
@@ -111,7 +114,7 @@ class WindowAttention(FullAttention):
         size = x.shape[2:]
         counts = [-(-length // most) for length, most in zip(size, self.window, strict=True)]
         window = [-(-length // count) for length, count in zip(size, counts, strict=True)]
-        tokens = split_windows(self.qkv(self.norm(x)).movedim(1, -1), window).flatten(1, -2)
+        tokens = split_windows(self.qkv(self.norm(x)).movedim(1, -1), window).flatten(1, -2).contiguous()
         q, k, v = tokens.unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._inside(x, window))
         mixed = mixed.transpose(1, 2).flatten(2).unflatten(1, window)

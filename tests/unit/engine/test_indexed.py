@@ -5,6 +5,7 @@ import yaml
 
 from voxelry.core.errors import ConfigError
 from voxelry.engine.indexed import indexed_first
+from voxelry.engine.plan_file import Decision, write_plan
 from voxelry.engine.train_command import train
 from voxelry.phantoms import write_phantoms
 
@@ -32,6 +33,11 @@ def test_the_index_is_made_of_the_folder(settings, tmp_path):
         indexed_first(settings)
     again = indexed_first([*settings, "resume=true"])
     assert again[-1] == "data.root=null"
+    plan = write_plan(
+        tmp_path / "plan.yaml", [Decision("data", "crops"), Decision("data.root", str(tmp_path / "data"))]
+    )
+    of_plan = indexed_first(["experiment=pretrain_3d", f"plan={plan}", f"output_dir={tmp_path / 'other'}"])
+    assert f"data.index='{tmp_path / 'other' / 'crops.sqlite'}'" in of_plan
 
 
 def test_an_index_that_is_there_is_taken(settings):

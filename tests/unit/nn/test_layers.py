@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from voxelry.core.errors import SettingError
+from voxelry.models.footprint import peak_of
 from voxelry.nn import nd
 from voxelry.nn.attention import FullAttention, WindowAttention
 from voxelry.nn.conv import (
@@ -140,3 +141,12 @@ def test_separable_convolution_is_one_of_separable_kernels(ndim):
         kernel = kernel * along.weight[:, 0]
     weight = layer.mix.weight * kernel[None]
     torch.testing.assert_close(layer(x), nd.convolve(x, weight, layer.mix.bias, padding=[1] * ndim))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("settings", [{}, {"window": 64}])
+def test_attention_keeps_no_number_for_every_pair_of_voxels(layout, settings):
+    layer = (WindowAttention if settings else FullAttention)(8, ndim=2, heads=2, head_dim=8, **settings)
+    x = torch.randn(1, 8, 64, 64).contiguous(memory_format=layout)
+    one_for_every_pair = 4 * layer.heads * 64**4  # bytes
+    assert peak_of(layer, lambda: layer(x).square().mean()) < one_for_every_pair / 2
