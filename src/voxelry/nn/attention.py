@@ -33,7 +33,7 @@ def head_count(channels: int, heads: int, head_dim: int | None) -> tuple[int, in
 
 
 def by_head(qkv: Tensor, heads: int) -> Sequence[Tensor]:
-    """Queries, keys and values of each head, `(B, 3 * heads * d, *S) -> 3 × (B, heads, voxels, d)`: views where they can be.
+    """Queries, keys and values of each head, `(B, 3 * heads * d, *S) -> 3 × (B, heads, voxels, d)`, views if possible.
 
     They are taken apart along the last axis, so that their gradients come together channels-last as well. A voxel's
     values lie side by side: PyTorch's lean kernels for processors take no others, and it would keep a number for every
