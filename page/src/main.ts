@@ -2,6 +2,7 @@
 import { SLICE_TYPE } from '@niivue/niivue'
 import { app, attempt, element, lengths, make, say, unit } from './app'
 import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInstances } from './instances'
+import { prepareLearning, showLearning } from './learn'
 import { forgetPoint, showPoints } from './points'
 import { Scene } from './scene'
 import { type Answer, type Job, type Option, server } from './server'
@@ -20,14 +21,16 @@ let job: number | null = null
 
 function listCases(): void {
   const wanted = element<HTMLInputElement>('search').value.toLowerCase()
-  const items = app.state.cases.filter(({ name }) => name.toLowerCase().includes(wanted)).map(({ id, name }) => {
-    const button = make('button', {
-      textContent: name, title: name, ariaCurrent: String(id === app.current),
-      className: id in app.state.answers ? 'answered' : '', onclick: attempt(() => open(id)),
-    })
+  const found = app.state.cases.filter(({ name }) => name.toLowerCase().includes(wanted))
+  const unsure = (id: number) => app.state.answers[id]?.uncertainty ?? -1
+  if (element<HTMLSelectElement>('order').value === 'unsure') found.sort((a, b) => unsure(b.id) - unsure(a.id))
+  element('cases').replaceChildren(...found.map(({ id, name }) => {
+    const marks = (app.state.kept.includes(id) ? ' ✎' : '') + (id in app.state.answers ? ' ✓' : '')
+    const title = name + (marks.includes('✎') ? ', kept as a label' : '') + (marks.includes('✓') ? ', predicted' : '')
+    const button = make('button', { title, ariaCurrent: String(id === app.current), onclick: attempt(() => open(id)) }, name)
+    button.append(make('small', { textContent: marks }))
     return make('li', {}, button)
-  })
-  element('cases').replaceChildren(...items)
+  }))
 }
 
 async function open(id: number): Promise<void> {
@@ -86,25 +89,45 @@ function askedFor(): Record<string, unknown> {
 }
 
 async function predict(): Promise<void> {
-  const id = app.current
   const asked = askedFor()
   showClicks()
+  await busy(() => predictOne(app.current, asked))
+}
+
+/** Every image that has no answer yet, one after the other, until Cancel. */
+async function predictAll(): Promise<void> {
+  const asked = askedFor()
+  await busy(async () => {
+    for (const { id } of app.state.cases) {
+      if (!(id in app.state.answers) && !(await predictOne(id, asked))) return
+    }
+  })
+}
+
+/** Whether there is an answer to go on after. */
+async function predictOne(id: number, asked: Record<string, unknown>): Promise<boolean> {
   job = (await server.predict(id, asked)).job
-  element('cancel').hidden = false
-  element('progress').hidden = false
-  element<HTMLButtonElement>('predict').disabled = true
+  const done = await finished(job)
+  if (done.answer) app.state.answers[id] = done.answer
+  say(done.state === 'done' ? '' : done.message || done.state, done.state === 'failed')
+  if (done.answer && id === app.current) await show(done.answer)
+  listCases()
+  return done.state !== 'cancelled'
+}
+
+async function busy(work: () => Promise<unknown>): Promise<void> {
+  const tools = (on: boolean) => {
+    element('cancel').hidden = !on
+    element('progress').hidden = !on
+    for (const id of ['predict', 'predictAll']) element<HTMLButtonElement>(id).disabled = on
+  }
+  tools(true)
   try {
-    const done = await finished(job)
-    if (done.answer) app.state.answers[id] = done.answer
-    say(done.state === 'done' ? '' : done.message || done.state, done.state === 'failed')
-    if (done.answer && id === app.current) await show(done.answer)
-    listCases()
+    await work()
   } finally {
     job = null
     clicks = []
-    element('cancel').hidden = true
-    element('progress').hidden = true
-    element<HTMLButtonElement>('predict').disabled = false
+    tools(false)
   }
 }
 
@@ -123,6 +146,7 @@ async function finished(number: number): Promise<Job> {
 
 async function show(answer: Answer | null): Promise<void> {
   app.scene.clear()
+  showLearning()
   element('answer').hidden = !answer
   element('saved').textContent = ''
   if (!answer) return
@@ -178,10 +202,15 @@ function prepare(): void {
   }
   element('opacity').oninput = () => { app.scene.opacity = opacity() }
   element('search').oninput = listCases
+  element('order').onchange = listCases
+  element('order').hidden = !app.state.task
   element('predict').onclick = attempt(predict)
+  element('predictAll').onclick = attempt(predictAll)
+  element('predictAll').hidden = app.state.needed !== null
   element('cancel').onclick = attempt(async () => { if (job !== null) await server.cancel(job) })
   element('save').onclick = attempt(save)
   prepareInstances()
+  prepareLearning(listCases)
   prepareMouse()
   document.addEventListener('keydown', pressed)
 }

@@ -10,7 +10,12 @@ export interface Answer {
   points: Point[]
   instances: Instances | null
   summary: Record<string, string | number>
+  uncertainty: number | null
 }
+export interface Learned { metric: string; before: number | null; after: number | null; cases: number; better: boolean; bundle: string }
+type Work<T> = { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; doing: string; message: string; answer: T | null }
+export type Job = Work<Answer>
+export type Training = Work<Learned>
 export interface State {
   cases: { id: number; name: string }[]
   task: string | null
@@ -18,9 +23,11 @@ export interface State {
   options: Option[]
   answers: Record<string, Answer>
   out: string
+  kept: number[]
+  learns: boolean
+  training: ({ job: number } & Training) | null
 }
 export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; shown: number[]; every: number[] }
-export interface Job { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; message: string; answer: Answer | null }
 
 async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
   let answer: Response
@@ -44,5 +51,9 @@ export const server = {
   move: (id: number, index: number, position: number[] | null) =>
     asked<Point[]>(`api/cases/${id}/points`, 'PUT', [{ index, position }]),
   edit: (id: number, change: object) => asked<Instances>(`api/cases/${id}/instances`, 'POST', change),
+  keep: (id: number) => asked<{ kept: number[] }>(`api/cases/${id}/keep`, 'POST'),
+  train: (minutes: number) => asked<{ job: number }>('api/train', 'POST', { minutes }),
+  training: (job: number) => asked<Training>(`api/trainings/${job}`),
+  cancelTraining: (job: number) => asked<Training>(`api/trainings/${job}`, 'DELETE'),
   save: (id: number) => asked<{ folder: string; files: string[] }>(`api/cases/${id}/save`, 'POST'),
 }

@@ -31,4 +31,5 @@ def view(
     from voxelry.serve.run import serve
 
     loaded = None if model is None else load(model, device)
-    serve(gather_inputs(inputs), loaded, out, port=port, open_browser=open, reading=read_options(option))
+    images, folders = gather_inputs(inputs), [path for path in inputs if path.is_dir()]
+    serve(images, loaded, out, port=port, open_browser=open, reading=read_options(option), folders=folders)

@@ -21,11 +21,11 @@ from voxelry.io import LandmarkSet, is_image, open_image, read_landmarks, write_
 from voxelry.serve.instances import MASKS, EditedInstances
 from voxelry.serve.volumes import put, shown
 
-__all__ = ["Answer", "best_format"]
+__all__ = ["POINTS", "Answer", "best_format"]
 
 _FORMATS = ("ply", "nii.gz", "mrk.json")  # that the page can show, the best first
 _MESHES = (".ply", ".stl", ".obj")
-_POINTS = ".mrk.json"
+POINTS = ".mrk.json"
 
 
 def best_format(formats: Sequence[str]) -> str:
@@ -77,7 +77,20 @@ class Answer:
             "points": self.points(),
             "instances": None if self.instances is None else self.instances.record(),
             "summary": self._summary(),
+            "uncertainty": self.uncertainty(),
         }
+
+    def uncertainty(self) -> float | None:
+        """How unsure the model was, to compare answers of one task by; None where it doesn't say.
+
+        The mean radius of points in mm, one less the mean score of instances, or the spread of a shape in mm.
+        """
+        if self.instances is not None:
+            scores = [item.score for item in self.instances.items]
+            return 1 - sum(scores) / len(scores) if scores else 1.0
+        radii = [point["radius"] for point in self.points() if point["radius"] is not None]
+        spread = self._summary().get("spread_mm")
+        return sum(radii) / len(radii) if radii else spread
 
     def overlay(self, name: str, path: Path, most: int) -> Path:
         """A file as the page can show it: images as NIfTI of at most `most` voxels at `path`, all others as they are.
@@ -139,6 +152,11 @@ class Answer:
                 places[index] = _position(found.names[index], point.get("position"))
             write_landmarks(path, LandmarkSet(found.names, places, extras=found.extras), space=self.space)
 
+    @staticmethod
+    def is_labels(path: Path) -> bool:
+        """Whether a file is an image of whole numbers."""
+        return _sort(path) == "labels"
+
     def save(self, folder: Path) -> list[Path]:
         """Copy all files into a folder, each whole or not at all.
 
@@ -154,12 +172,12 @@ class Answer:
         return [folder / path.name for path in self.files]
 
     def _points_file(self) -> Path | None:
-        return next((path for path in self.files if path.name.endswith(_POINTS)), None)
+        return next((path for path in self.files if path.name.endswith(POINTS)), None)
 
     def _summary(self) -> dict[str, Any]:
         """Numbers and words of the answer's own JSON file."""
         for path in self.files:
-            if path.suffix == ".json" and not path.name.endswith((_POINTS, MASKS)):
+            if path.suffix == ".json" and not path.name.endswith((POINTS, MASKS)):
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(content, dict):
                     return {name: value for name, value in content.items() if isinstance(value, int | float | str)}
@@ -170,7 +188,7 @@ def _sort(path: Path) -> str:
     """`mesh`, `points`, `labels` (whole numbers), `image`, or `file`."""
     if path.suffix in _MESHES:
         return "mesh"
-    if path.name.endswith(_POINTS):
+    if path.name.endswith(POINTS):
         return "points"
     if is_image(path):
         return "labels" if open_image(path).dtype.kind in "iu" else "image"

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from voxelry.core.errors import SettingError, VoxelryError
 from voxelry.serve.access import Access
+from voxelry.serve.jobs import Jobs
 from voxelry.serve.session import Session
 
 __all__ = ["PAGE", "make_app"]
@@ -50,13 +51,20 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         return JSONResponse({"job": await run_in_threadpool(session.predict, _case(request, session), asked)}, 202)
 
     async def job(request: Request) -> Response:
-        number = request.path_params["job"]
-        try:
-            if request.method == "DELETE":
-                session.jobs.cancel(number)
-            return JSONResponse(session.jobs[number].record())
-        except KeyError:
-            return PlainTextResponse("no such job", 404)
+        return _looked_after(request, session.jobs)
+
+    async def training(request: Request) -> Response:
+        return _looked_after(request, session.trainings)
+
+    async def keep(request: Request) -> Response:
+        row = await run_in_threadpool(session.keep, _case(request, session))
+        return JSONResponse({**row, "kept": session.kept()})
+
+    async def train(request: Request) -> Response:
+        minutes = (await _body(request, dict)).get("minutes")
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float):
+            raise SettingError(f"minutes: expected a number, got {minutes!r}")
+        return JSONResponse({"job": await run_in_threadpool(session.train, float(minutes))}, 202)
 
     async def points(request: Request) -> Response:
         answer = session.answer(_case(request, session))
@@ -90,11 +98,25 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         Route("/api/cases/{case:int}/instances", instances, methods=["POST"]),
         Route("/api/cases/{case:int}/files/{name}", overlay),
         Route("/api/cases/{case:int}/save", save, methods=["POST"]),
+        Route("/api/cases/{case:int}/keep", keep, methods=["POST"]),
+        Route("/api/train", train, methods=["POST"]),
         Route("/api/jobs/{job:int}", job, methods=["GET", "DELETE"]),
+        Route("/api/trainings/{job:int}", training, methods=["GET", "DELETE"]),
         Mount("/", StaticFiles(directory=page, html=True)),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={VoxelryError: _refused})
     return Access(app, token, _MOST)
+
+
+def _looked_after(request: Request, jobs: Jobs) -> Response:
+    """How a job is, and on DELETE its end."""
+    number = request.path_params["job"]
+    try:
+        if request.method == "DELETE":
+            jobs.cancel(number)
+        return JSONResponse(jobs[number].record())
+    except KeyError:
+        return PlainTextResponse("no such job", 404)
 
 
 def _case(request: Request, session: Session) -> int:

@@ -126,10 +126,10 @@ class EditedInstances:
         ]
         return {"rows": rows, "least": self.least, "steps": len(self._before)}
 
-    def labels(self) -> NDArray[Any]:
-        """The ids of what is seen, `(*spatial)`; the higher score on top."""
+    def labels(self, *, classes: bool = False) -> NDArray[Any]:
+        """The ids, or the classes, of what is seen, `(*spatial)`; the higher score on top."""
         shown = self.seen
-        ids = np.array([0, *(item.id for item in shown)])
+        ids = np.array([0, *(item.kind if classes else item.id for item in shown)])
         dtype = np.uint16 if self._next <= np.iinfo(np.uint16).max else np.int32
         found: NDArray[Any] = ids.astype(dtype)[np.asarray(self._prediction(shown).label_volume)]
         return found

@@ -8,14 +8,20 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from voxelry.core.errors import VoxelryError
 
 __all__ = ["Job", "Jobs", "Progress"]
 
 log = logging.getLogger("voxelry")
-Progress = Callable[[int, int], None]
+
+
+class Progress(Protocol):
+    """What work tells how far it is."""
+
+    def __call__(self, done: int, total: int, doing: str = "") -> None:
+        """Take note of the parts that are done, how many there are (0: nobody knows), and what is being done."""
 
 
 class _GivenUp(Exception):
@@ -29,6 +35,7 @@ class Job:
     Attributes:
         state: `waiting`, `running`, `done`, `failed` or `cancelled`.
         done, total: parts, of work that goes part by part.
+        doing: what is being done, of work that says so.
         message: why it failed.
         answer: what came out.
     """
@@ -36,20 +43,21 @@ class Job:
     state: str = "waiting"
     done: int = 0
     total: int = 0
+    doing: str = ""
     message: str = ""
     answer: Any = None
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def record(self) -> dict[str, Any]:
         """For the page."""
-        names = ("state", "done", "total", "message", "answer")
+        names = ("state", "done", "total", "doing", "message", "answer")
         return {name: getattr(self, name) for name in names}
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, done: int, total: int, doing: str = "") -> None:
         """Note the parts that are done."""
         if self.stop.is_set():
             raise _GivenUp
-        self.done, self.total = done, total
+        self.done, self.total, self.doing = done, total, doing
 
 
 class Jobs:

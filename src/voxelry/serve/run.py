@@ -28,12 +28,14 @@ def serve(
     port: int,
     open_browser: bool,
     reading: Mapping[str, Any] | None = None,
+    folders: Sequence[Path] = (),
 ) -> None:
     """Show images in a browser until Ctrl-C.
 
     Args:
         port: 0 for any that is free.
         open_browser: open the page in the standard browser.
+        folders: that the images are of, see `Session`.
 
     Raises:
         SettingError: the page isn't built, or the port is taken.
@@ -52,5 +54,6 @@ def serve(
     print(f"{address}\nCtrl-C ends it", flush=True)
     if open_browser:
         webbrowser.open(address)
-    server = uvicorn.Server(uvicorn.Config(make_app(Session(images, model, out, reading), token), log_level="warning"))
+    session = Session(images, model, out, reading, folders=folders)
+    server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="warning"))
     server.run(sockets=[place])

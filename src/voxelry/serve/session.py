@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from voxelry.bundle.model import Model
+from voxelry.bundle.model import Model, load
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
 from voxelry.data.layouts.files import case_name
 from voxelry.io import open_image
 from voxelry.io.images.record import ImageFile
 from voxelry.serve.answers import Answer, best_format
+from voxelry.serve.corrections import Corrections
 from voxelry.serve.jobs import Jobs, Progress
+from voxelry.serve.learning import labelled, parts_of, training_settings, verdict
+from voxelry.serve.training import run_training
 from voxelry.serve.volumes import MOST_VOXELS, shown, thinning
 
 __all__ = ["Session"]
 
 _TYPED = (str, int, float)
+_DAY = 24 * 60  # minutes
 
 
 class Session:
@@ -32,6 +37,7 @@ class Session:
         out: folder that answers are saved in.
         reading: options for the images' reader.
         most: voxels that are shown of an image.
+        folders: that were named, whose labelled cases two models are compared on.
     """
 
     def __init__(
@@ -41,18 +47,25 @@ class Session:
         out: Path,
         reading: Mapping[str, Any] | None = None,
         most: int = MOST_VOXELS,
+        folders: Sequence[Path] = (),
     ):
         self.images = list(images)
         self.model = model
         self.out = out
         self.jobs = Jobs()
+        self.trainings = Jobs()
+        self.training: int | None = None
         self.answers: dict[int, Answer] = {}
+        self.corrections = Corrections(out / "corrections")
+        self._folders = list(folders)
+        self._keeping = threading.Lock()
         self._reading = dict(reading or {})
         self._most = most
         self._folder = tempfile.TemporaryDirectory(prefix="voxelry-view-")
 
     def close(self) -> None:
         """Give up what is running and remove what wasn't saved."""
+        self.trainings.close()
         self.jobs.close()
         self._folder.cleanup()
 
@@ -66,6 +79,11 @@ class Session:
             "options": [] if recipe is None else [_described(option) for option in _asked(recipe)],
             "answers": {str(number): answer.record() for number, answer in self.answers.items()},
             "out": str(self.out),
+            "kept": self.kept(),
+            "learns": recipe is not None and recipe.required is not None,
+            "training": None
+            if self.training is None
+            else {"job": self.training, **self.trainings[self.training].record()},
         }
 
     def header(self, case: int) -> dict[str, Any]:
@@ -148,6 +166,60 @@ class Session:
         """
         return self.answer(case).save(self.out)
 
+    def kept(self) -> list[int]:
+        """The numbers of the images that are kept as labels."""
+        known = self.corrections.images
+        return [number for number, path in enumerate(self.images) if known.get(case_name(path)) == str(path.absolute())]
+
+    def keep(self, case: int) -> dict[str, str]:
+        """Keep the newest answer for an image as its label, see `Corrections.keep`.
+
+        Raises:
+            SettingError: there is none, or none that can be learned from.
+            FileError: the folder can't be written.
+        """
+        answer, path = self.answer(case), self.images[case]
+        model = "" if self.model is None else str(self.model.bundle.path)
+        with self._keeping:
+            return self.corrections.keep(path, answer, model=model, reading=self._options(case))
+
+    def train(self, minutes: float) -> int:
+        """Learn again from what was kept, and take the new model if it is better; the number of the training.
+
+        Args:
+            minutes: that the training takes, more than 0 and at most a day.
+
+        Raises:
+            SettingError: no model that can learn from corrections, too few of them, or a training that goes on.
+        """
+        if self.model is None or self.model.recipe.required is None or self.model.bundle.path is None:
+            raise SettingError("train: expected a model that learns from points, instances or labels")
+        if not 0 < minutes <= _DAY:
+            raise SettingError(f"minutes: expected more than 0 and at most {_DAY}, got {minutes}")
+        if self.training is not None and self.trainings[self.training].state in ("waiting", "running"):
+            raise SettingError("train: one is going on already")
+        kept = list(self.corrections.images)
+        parts_of(kept, hold_out=False)  # too few are refused now
+        self.training = self.trainings.start(lambda progress: self._learn(kept, minutes, progress))
+        return self.training
+
+    def _learn(self, kept: Sequence[str], minutes: float, progress: Progress) -> dict[str, Any]:
+        before: Any = self.model
+        progress(0, 0, "preparing")
+        held_out = labelled(before, self._folders, kept)
+        parts = parts_of(kept, hold_out=not held_out)
+        held_out = held_out or {self.corrections.folder: parts["test"]}
+        runs = self.out / "training"
+        out = runs / str(1 + max((int(one.name) for one in runs.glob("*") if one.name.isdecimal()), default=0))
+        settings = training_settings(before, self.corrections.folder.absolute(), parts, out.absolute(), minutes)
+        bundle = run_training(settings, minutes, progress)
+        progress(0, 0, "comparing")
+        after = load(bundle, before.device)
+        found = verdict(load(before.bundle.path, before.device), after, held_out)
+        if found["better"]:
+            self.model = after
+        return {**found, "bundle": str(bundle)}
+
     def _shown(self, case: int) -> ImageFile:
         """The image, or of a pyramid the finest level that can be shown whole, else its coarsest."""
         image = self._open(case)
@@ -158,9 +230,11 @@ class Session:
         return image
 
     def _open(self, case: int, **further: Any) -> ImageFile:
-        path = self.images[case]
-        reading = self._reading if self.model is None else self.model.reading(path, self._reading)
-        return open_image(path, **{**reading, **further})
+        return open_image(self.images[case], **{**self._options(case), **further})
+
+    def _options(self, case: int) -> dict[str, Any]:
+        """What an image's reader is told."""
+        return self._reading if self.model is None else self.model.reading(self.images[case], self._reading)
 
 
 def _asked(recipe: Any) -> list[Option]:

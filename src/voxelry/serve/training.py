@@ -1,0 +1,79 @@
+"""`voxelry train` as a process of its own, by the settings in a file: `python -m voxelry.serve.training FILE`."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from voxelry.core.errors import DataError, VoxelryError
+from voxelry.serve.jobs import Progress
+
+__all__ = ["run_training"]
+
+LOOK = 0.3  # seconds between looks at the process
+PATIENCE = 10.0  # seconds that a process has to end in when it is told to
+_FAILED = "voxelry: error: "
+
+
+def run_training(settings: Path, minutes: float, progress: Progress) -> Path:
+    """Train in a process of its own; the bundle. A cancelled job ends it.
+
+    Args:
+        settings: the configuration of the training, in YAML; the process's words go to `train.log` beside it.
+        minutes: that it is to take.
+        progress: told the seconds so far, those that are planned, and the last line of the log.
+
+    Raises:
+        DataError: it failed; with the line that it said.
+    """
+    words = settings.with_name("train.log")
+    started = time.monotonic()
+    command = [sys.executable, "-m", "voxelry.serve.training", str(settings)]
+    with words.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+        try:
+            while process.poll() is None:
+                seconds = round(60 * minutes)
+                progress(min(round(time.monotonic() - started), seconds), seconds, "training")
+                _wait(process, LOOK)
+        except BaseException:
+            process.terminate()
+            if not _wait(process, PATIENCE):
+                process.kill()
+            raise
+    bundle = settings.with_name("bundle")
+    if process.returncode or not bundle.is_dir():
+        lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it ended without a word"]
+        told = [line.removeprefix(_FAILED) for line in lines if line.startswith(_FAILED)]
+        raise DataError(f"train: {(told or lines)[-1]} (all of it is in {words})")
+    return bundle
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process has ended within so many seconds."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def main(settings: str) -> int:
+    """Train by a file of settings; the exit status."""
+    from voxelry.engine.train import train
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
+    try:
+        train(OmegaConf.load(settings))
+    except VoxelryError as error:
+        print(f"{_FAILED}{error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))
