@@ -2,6 +2,7 @@
 import { SLICE_TYPE } from '@niivue/niivue'
 import { app, attempt, element, lengths, make, say, unit } from './app'
 import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInstances } from './instances'
+import { compare, prepareComparison } from './compare'
 import { prepareLearning, showLearning } from './learn'
 import { forgetPoint, showPoints } from './points'
 import { Scene } from './scene'
@@ -145,7 +146,7 @@ async function finished(number: number): Promise<Job> {
 }
 
 async function show(answer: Answer | null): Promise<void> {
-  app.scene.clear()
+  await compare(null, 0)
   showLearning()
   element('answer').hidden = !answer
   element('saved').textContent = ''
@@ -153,9 +154,12 @@ async function show(answer: Answer | null): Promise<void> {
   showSummary(answer)
   showPoints(answer.points)
   element('files').replaceChildren(...answer.files.map(({ name }) => make('li', { textContent: name })))
-  for (const { name, kind } of shownFiles(answer)) {
+  const shown = shownFiles(answer)
+  const made = shown.find(({ kind }) => kind === 'image')
+  if (made) await compare(made.name, opacity())
+  for (const { name, kind } of shown) {
     if (kind === 'mesh') await app.scene.mesh(server.file(app.current, name), name)
-    else await app.scene.overlay(server.file(app.current, name), name, kind === 'labels', opacity())
+    else if (kind === 'labels') await app.scene.overlay(server.file(app.current, name), name, true, opacity())
   }
   showInstances()
 }
@@ -210,6 +214,7 @@ function prepare(): void {
   element('cancel').onclick = attempt(async () => { if (job !== null) await server.cancel(job) })
   element('save').onclick = attempt(save)
   prepareInstances()
+  prepareComparison(opacity)
   prepareLearning(listCases)
   prepareMouse()
   document.addEventListener('keydown', pressed)
@@ -246,7 +251,9 @@ async function start(): Promise<void> {
   history.replaceState(null, '', '/') // the token isn't shown any longer
   element('model').hidden = app.state.task === null
   element('task').textContent = app.state.task ?? ''
-  element('options').replaceChildren(...app.state.options.filter(({ name }) => name !== 'click').map(optionField))
+  const options = app.state.options.filter(({ name }) => name !== 'click')
+  element('options').replaceChildren(...options.map(optionField))
+  element('more').hidden = !options.length
   prepare()
   await app.scene.attach(element<HTMLCanvasElement>('view'))
   if (app.state.cases.length) await open(app.state.cases[0].id)

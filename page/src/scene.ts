@@ -10,8 +10,25 @@ const MESH_COLOUR = new Uint8Array([255, 170, 40, 255])
 const ASIDE = 0.3 // brightness of what isn't chosen, beside what is
 const MOST_COLOURS = 8000 // that fit into a row of a texture anywhere
 
+const LOOK = {
+  backColor: [0, 0, 0, 1] as [number, number, number, number],
+  crosshairWidth: 0.2,
+  crosshairWidthUnit: 'percent' as const,
+  crosshairGap: 2,
+  show3Dcrosshair: true,
+  meshXRay: 0.3,
+  meshThicknessOn2D: 1,
+  isColorbar: false,
+  showLegend: false,
+  loadingText: '',
+  dragAndDropEnabled: false,
+  multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+  multiplanarShowRender: SHOW_RENDER.ALWAYS,
+}
+
 export class Scene {
-  readonly nv: Niivue
+  readonly nv = new Niivue(LOOK)
+  private over: Niivue | null = null // what lies over the picture and is cut by the swipe
   place: Place | null = null
   private overlays: NVImage[] = []
   private meshes: NVMesh[] = []
@@ -19,21 +36,6 @@ export class Scene {
   private labels: { image: NVImage; url: string; name: string } | null = null
 
   constructor(onPlace: (place: Place) => void) {
-    this.nv = new Niivue({
-      backColor: [0, 0, 0, 1],
-      crosshairWidth: 0.2,
-      crosshairWidthUnit: 'percent',
-      crosshairGap: 2,
-      show3Dcrosshair: true,
-      meshXRay: 0.3,
-      meshThicknessOn2D: 1,
-      isColorbar: false,
-      showLegend: false,
-      loadingText: '',
-      dragAndDropEnabled: false,
-      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
-      multiplanarShowRender: SHOW_RENDER.ALWAYS,
-    })
     this.nv.onLocationChange = (found) => {
       const { mm, vox, values } = found as { mm: number[]; vox: number[]; values: { value: number }[] }
       const label = this.labels ? (values[this.nv.volumes.indexOf(this.labels.image)]?.value ?? 0) : 0
@@ -55,6 +57,34 @@ export class Scene {
 
   slices(type: SLICE_TYPE): void {
     this.nv.setSliceType(type)
+    this.over?.setSliceType(type)
+  }
+
+  get sliceType(): SLICE_TYPE {
+    return this.nv.opts.sliceType
+  }
+
+  /** An image over the picture, seen from the same place, in the same window; or black to white around 0 if `around`. */
+  async cover(canvas: HTMLCanvasElement, url: string, name: string, around: boolean): Promise<void> {
+    if (!this.over) {
+      this.over = new Niivue(LOOK)
+      await this.over.attachToCanvas(canvas)
+    }
+    const [cal_min, cal_max] = this.window
+    await this.over.loadVolumes([{ url, name: `${name}.nii`, colormap: 'gray', cal_min, cal_max }])
+    const image = this.over.volumes[0]
+    const most = Math.max(Math.abs(image.robust_min ?? 0), Math.abs(image.robust_max ?? 0)) || 1
+    if (around) [image.cal_min, image.cal_max] = [-most, most]
+    this.over.updateGLVolume()
+    this.over.setSliceType(this.sliceType)
+    this.nv.broadcastTo([this.over], { '2d': true, '3d': true })
+    this.nv.sync()
+  }
+
+  /** End of that. */
+  uncover(): void {
+    this.nv.broadcastTo([])
+    for (const image of [...(this.over?.volumes ?? [])]) this.over?.removeVolume(image)
   }
 
   get window(): [number, number] {
@@ -65,9 +95,12 @@ export class Scene {
   set window([low, high]: [number, number]) {
     const image = this.nv.volumes[0]
     if (!image) return
-    image.cal_min = low
-    image.cal_max = high
-    this.nv.updateGLVolume()
+    for (const [one, shown] of [[this.nv, image], [this.over, this.over?.volumes[0]]] as const) {
+      if (!one || !shown) continue
+      shown.cal_min = low
+      shown.cal_max = high
+      one.updateGLVolume()
+    }
   }
 
   reset(): void {

@@ -45,6 +45,7 @@ export const server = {
   header: (id: number) => asked<Header>(`api/cases/${id}`),
   image: (id: number) => `api/cases/${id}/image.nii`,
   file: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}`,
+  difference: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}/difference`,
   predict: (id: number, options: object) => asked<{ job: number }>(`api/cases/${id}/predict`, 'POST', options),
   job: (job: number) => asked<Job>(`api/jobs/${job}`),
   cancel: (job: number) => asked<Job>(`api/jobs/${job}`, 'DELETE'),

@@ -80,6 +80,10 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         case = _case(request, session)
         return FileResponse(await run_in_threadpool(session.overlay, case, request.path_params["name"]))
 
+    async def difference(request: Request) -> Response:
+        case = _case(request, session)
+        return FileResponse(await run_in_threadpool(session.difference, case, request.path_params["name"]))
+
     async def save(request: Request) -> Response:
         paths = await run_in_threadpool(session.save, _case(request, session))
         return JSONResponse({"folder": str(session.out), "files": [path.name for path in paths]})
@@ -97,6 +101,7 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         Route("/api/cases/{case:int}/points", points, methods=["PUT"]),
         Route("/api/cases/{case:int}/instances", instances, methods=["POST"]),
         Route("/api/cases/{case:int}/files/{name}", overlay),
+        Route("/api/cases/{case:int}/files/{name}/difference", difference),
         Route("/api/cases/{case:int}/save", save, methods=["POST"]),
         Route("/api/cases/{case:int}/keep", keep, methods=["POST"]),
         Route("/api/train", train, methods=["POST"]),

@@ -93,7 +93,9 @@ def training_settings(model: Model[Any], data: Path, parts: dict[str, list[str]]
             config.task[key] = own[key]
     # files of the folder say all of themselves
     config.data.update(root=str(data), layout="volumes", options={}, point_options={}, unlabelled=None, num_workers=0)
-    config.data.update(split={**config.data.split, "file": str(split), "folds": None}, training_samples="all")
+    config.data.update(
+        split={**config.data.split, "file": str(split), "folds": None, "fractions": None}, training_samples="all"
+    )
     config.data.update({key: None for key in ("_target_", "suffix") if key in config.data})
     config.update(pretrained=str(model.bundle.path), output_dir=str(out), plan=None, resume=False)
     config.trainer.progress = False

@@ -9,20 +9,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from voxelry.bundle.model import Model, load
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
 from voxelry.data.layouts.files import case_name
-from voxelry.io import open_image
+from voxelry.io import open_image, read_image
 from voxelry.io.images.record import ImageFile
 from voxelry.serve.answers import Answer, best_format
 from voxelry.serve.corrections import Corrections
 from voxelry.serve.jobs import Jobs, Progress
 from voxelry.serve.learning import labelled, parts_of, training_settings, verdict
 from voxelry.serve.training import run_training
-from voxelry.serve.volumes import MOST_VOXELS, shown, thinning
+from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinning
 
-__all__ = ["Session"]
+__all__ = ["Session", "askable"]
 
 _TYPED = (str, int, float)
 _DAY = 24 * 60  # minutes
@@ -76,7 +78,7 @@ class Session:
             "cases": [{"id": number, "name": case_name(path)} for number, path in enumerate(self.images)],
             "task": None if recipe is None else recipe.name,
             "needed": None if recipe is None else recipe.needed,
-            "options": [] if recipe is None else [_described(option) for option in _asked(recipe)],
+            "options": [] if recipe is None else [_described(option) for option in askable(recipe)],
             "answers": {str(number): answer.record() for number, answer in self.answers.items()},
             "out": str(self.out),
             "kept": self.kept(),
@@ -122,6 +124,18 @@ class Session:
         """
         return self.answer(case).overlay(name, Path(self._folder.name) / f"answer_{case}_{name}.nii", self._most)
 
+    def difference(self, case: int, name: str) -> Path:
+        """An image that was made less the one that it was made from, voxel by voxel as both are shown, as NIfTI.
+
+        Raises:
+            SettingError: there is no such file, or it lies on another grid.
+        """
+        made, given = (read_image(path) for path in (self.overlay(case, name), self.volume(case)))
+        if made.space.shape != given.space.shape or not made.space.is_close(given.space, 1e-3):
+            raise SettingError(f"difference: {name} doesn't lie on the voxels of the image as it is shown")
+        array = made.array[:1].astype(np.float32) - given.array[:1].astype(np.float32)
+        return put(array, made.space, Path(self._folder.name) / f"difference_{case}_{name}.nii", self._most)
+
     def answer(self, case: int) -> Answer:
         """The newest answer for an image.
 
@@ -145,7 +159,7 @@ class Session:
         if self.model is None:
             raise SettingError("model: expected voxelry view --model BUNDLE, to predict with")
         model, path = self.model, self.images[case]
-        options = {**self._reading, **_values(_asked(model.recipe), asked)}
+        options = {**self._reading, **_values(askable(model.recipe), asked)}
         model.recipe.split(options)
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
 
@@ -237,9 +251,9 @@ class Session:
         return self._reading if self.model is None else self.model.reading(self.images[case], self._reading)
 
 
-def _asked(recipe: Any) -> list[Option]:
+def askable(recipe: Any) -> list[Option]:
     """The options of a task that a page may ask for: those that name no file."""
-    return [option for option in recipe.options if option.type in _TYPED]
+    return [option for option in recipe.options if option.type in _TYPED and option.files is None]
 
 
 def _described(option: Option) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from voxelry.serve.jobs import Progress
 
 __all__ = ["run_training"]
 
+COMMAND = (sys.executable, "-m", "voxelry.serve.training")
 LOOK = 0.3  # seconds between looks at the process
 PATIENCE = 10.0  # seconds that a process has to end in when it is told to
 _FAILED = "voxelry: error: "
@@ -33,8 +34,10 @@ def run_training(settings: Path, minutes: float, progress: Progress) -> Path:
     """
     words = settings.with_name("train.log")
     started = time.monotonic()
-    command = [sys.executable, "-m", "voxelry.serve.training", str(settings)]
-    with words.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+    with (
+        words.open("wb") as log,
+        subprocess.Popen([*COMMAND, str(settings)], stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
         try:
             while process.poll() is None:
                 seconds = round(60 * minutes)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from starlette.testclient import TestClient
 
 from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.model import load
-from voxelry.core.errors import DataError, SettingError
+from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
@@ -21,11 +22,12 @@ from voxelry.models.unet import UNet
 from voxelry.ops.instances import from_labels
 from voxelry.phantoms import write_phantoms
 from voxelry.serve import session as sessions
+from voxelry.serve import training
 from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
 from voxelry.serve.learning import labelled, parts_of, training_settings
 from voxelry.serve.session import Session
-from voxelry.serve.training import run_training
+from voxelry.serve.training import main
 from voxelry.tasks.landmarks import LandmarkTask
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
@@ -242,7 +244,6 @@ def test_a_training_is_a_process_whose_model_is_measured(corrected):
     session, client = corrected
     answer = client.post("/api/train", json={"minutes": 0.02})
     assert answer.status_code == 202, answer.text
-    assert "going on" in client.post("/api/train", json={"minutes": 1}).text
     job = over(client, answer.json()["job"])
     assert job["state"] == "done", job["message"]
     found = job["answer"]
@@ -251,16 +252,30 @@ def test_a_training_is_a_process_whose_model_is_measured(corrected):
     assert (Path(found["bundle"]) == session.model.bundle.path) is found["better"]
 
 
-def test_a_training_that_fails_is_a_line_and_the_model_stays(tmp_path):
-    (tmp_path / "settings.yaml").write_text(json.dumps({"output_dir": str(tmp_path)}))
-    with pytest.raises(DataError, match=r"train\.log") as error:
-        run_training(tmp_path / "settings.yaml", 1, lambda done, total, doing="": None)
-    assert "\n" not in str(error.value)
+def test_settings_that_nothing_can_be_trained_by_are_said_in_a_line(corrected, small, tmp_path, capsys):
+    session, _ = corrected
+    parts = parts_of(list(session.corrections.images), hold_out=False)
+    path = training_settings(load(small), tmp_path / "nowhere", parts, tmp_path / "run", 2.0)
+    assert main(str(path)) == 1
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("voxelry: error: ")
+
+
+def test_a_training_that_fails_is_a_line_and_the_model_stays(corrected, monkeypatch):
+    session, client = corrected
+    failing = "print('reading'); print('voxelry: error: no space left'); raise SystemExit(1)"
+    monkeypatch.setattr(training, "COMMAND", (sys.executable, "-c", failing))
+    before = session.model
+    job = over(client, client.post("/api/train", json={"minutes": 1}).json()["job"])
+    assert job["state"] == "failed"
+    assert job["message"].startswith("train: no space left (all of it is in ")
+    assert session.model is before
 
 
 def test_a_cancelled_training_ends_its_process(corrected, monkeypatch):
     session, client = corrected
+    monkeypatch.setattr(training, "COMMAND", (sys.executable, "-c", "import signal; signal.pause()"))
     number = client.post("/api/train", json={"minutes": 30}).json()["job"]
+    assert "going on" in client.post("/api/train", json={"minutes": 1}).text
     while session.trainings[number].doing != "training":
         assert session.trainings[number].state in ("waiting", "running")
         time.sleep(0.01)

@@ -11,12 +11,14 @@ import zarr
 pytest.importorskip("starlette", reason="starlette is not installed (pip install 'voxelry[view]')")
 from starlette.testclient import TestClient
 
+from voxelry.bundle.registry import recipe_named
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.io import open_image, read_image, read_landmarks, write_image
+from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
 from voxelry.serve.jobs import Jobs
-from voxelry.serve.session import Session
+from voxelry.serve.session import Session, askable
 from voxelry.serve.volumes import shown, thinning
 
 TOKEN, HOST = "a secret", "http://127.0.0.1:8000"  # as in conftest.py
@@ -53,6 +55,16 @@ class TestAccess:
     @pytest.mark.parametrize("path", ["/../app.py", "/%2e%2e/app.py", "/..%2fapp.py", "/api/cases/0/files/..%2f..%2fx"])
     def test_nothing_beside_what_was_named_is_given(self, client, path):
         assert client.get(path).status_code in (400, 404)
+
+    @pytest.mark.parametrize(
+        ("task", "names"),
+        [
+            ("translate", {"steps", "sampler", "eta", "samples"}),
+            ("reconstruct", {"click", "plane", "label"}),
+        ],
+    )
+    def test_no_option_that_names_a_file_can_be_asked_for(self, task, names):
+        assert {option.name for option in askable(recipe_named(task))} == names
 
     def test_links_out_of_the_page_are_not_followed(self, client, page, tmp_path):
         (tmp_path / "secret").write_text("mine")
@@ -175,6 +187,24 @@ class TestAnswers:
         assert refused.status_code == 400
         assert message in refused.text
         assert client.get("/api/state").json()["answers"] == before
+
+    def test_a_difference_is_what_was_made_less_what_it_was_made_from(self, client, session, image, tmp_path):
+        given = read_image(image)
+        made = given.array.astype(np.float32) - 2.5
+        made[0, 1, 2, 3] += 7
+        write_image(tmp_path / "answer" / "scan.nii.gz", made, given.space)
+        half = Space(given.space.shape, given.space.affine * 0.5)
+        write_image(tmp_path / "answer" / "other.nii.gz", made, half)
+        session.answers[0] = Answer(tmp_path / "answer", "scan", given.space)
+        (tmp_path / "got.nii").write_bytes(client.get("/api/cases/0/files/scan.nii.gz/difference").content)
+        got = read_image(tmp_path / "got.nii")
+        expected = np.full(made.shape, -2.5)
+        expected[0, 1, 2, 3] = 4.5
+        np.testing.assert_allclose(got.array, expected, atol=1e-4)
+        assert got.space.is_close(given.space, 1e-5)
+        refused = client.get("/api/cases/0/files/other.nii.gz/difference")
+        assert (refused.status_code, refused.text.partition(":")[0]) == (400, "difference")
+        assert client.get("/api/cases/0/files/none.nii.gz/difference").status_code == 400
 
     def test_what_the_task_does_not_know_is_refused_in_a_line(self, client):
         refused = client.post("/api/cases/0/predict", json={"click": ["1,2,3"]})
