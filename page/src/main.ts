@@ -2,6 +2,7 @@
 import { SLICE_TYPE } from '@niivue/niivue'
 import { app, attempt, element, lengths, make, say, unit } from './app'
 import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInstances } from './instances'
+import { checkCases, findings, listCases, listed, showsCases } from './cases'
 import { compare, prepareComparison } from './compare'
 import { prepareLearning, showLearning } from './learn'
 import { forgetPoint, showPoints } from './points'
@@ -20,26 +21,13 @@ const STILL = 4 // pixels that a click may move
 let clicks: number[][] = []
 let job: number | null = null
 
-function listCases(): void {
-  const wanted = element<HTMLInputElement>('search').value.toLowerCase()
-  const found = app.state.cases.filter(({ name }) => name.toLowerCase().includes(wanted))
-  const unsure = (id: number) => app.state.answers[id]?.uncertainty ?? -1
-  if (element<HTMLSelectElement>('order').value === 'unsure') found.sort((a, b) => unsure(b.id) - unsure(a.id))
-  element('cases').replaceChildren(...found.map(({ id, name }) => {
-    const marks = (app.state.kept.includes(id) ? ' ✎' : '') + (id in app.state.answers ? ' ✓' : '')
-    const title = name + (marks.includes('✎') ? ', kept as a label' : '') + (marks.includes('✓') ? ', predicted' : '')
-    const button = make('button', { title, ariaCurrent: String(id === app.current), onclick: attempt(() => open(id)) }, name)
-    button.append(make('small', { textContent: marks }))
-    return make('li', {}, button)
-  }))
-}
-
 async function open(id: number): Promise<void> {
   app.current = id
   clicks = []
   forgetPoint()
   forgetInstances()
-  say('')
+  const known = findings(id)
+  say(known.join('; '), known.length > 0)
   listCases()
   const header = await server.header(id)
   app.header = header
@@ -208,6 +196,8 @@ function prepare(): void {
   element('search').oninput = listCases
   element('order').onchange = listCases
   element('order').hidden = !app.state.task
+  element('check').onclick = attempt(checkCases)
+  showsCases((id) => attempt(() => open(id))())
   element('predict').onclick = attempt(predict)
   element('predictAll').onclick = attempt(predictAll)
   element('predictAll').hidden = app.state.needed !== null
@@ -238,8 +228,9 @@ function pressed(event: KeyboardEvent): void {
 }
 
 async function step(by: number): Promise<void> {
-  const next = app.current + by
-  if (next >= 0 && next < app.state.cases.length) await open(next)
+  const order = listed()
+  const next = order[order.indexOf(app.current) + by]
+  if (next !== undefined) await open(next)
 }
 
 async function start(): Promise<void> {

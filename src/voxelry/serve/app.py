@@ -56,6 +56,15 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
     async def training(request: Request) -> Response:
         return _looked_after(request, session.trainings)
 
+    async def thumbnail(request: Request) -> Response:
+        return FileResponse(await run_in_threadpool(session.thumbnail, _case(request, session)))
+
+    async def check(request: Request) -> Response:
+        return JSONResponse({"job": session.check()}, 202)
+
+    async def checked(request: Request) -> Response:
+        return _looked_after(request, session.checks)
+
     async def keep(request: Request) -> Response:
         row = await run_in_threadpool(session.keep, _case(request, session))
         return JSONResponse({**row, "kept": session.kept()})
@@ -104,6 +113,9 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         Route("/api/cases/{case:int}/files/{name}/difference", difference),
         Route("/api/cases/{case:int}/save", save, methods=["POST"]),
         Route("/api/cases/{case:int}/keep", keep, methods=["POST"]),
+        Route("/api/cases/{case:int}/thumbnail.png", thumbnail),
+        Route("/api/checks", check, methods=["POST"]),
+        Route("/api/checks/{job:int}", checked, methods=["GET", "DELETE"]),
         Route("/api/train", train, methods=["POST"]),
         Route("/api/jobs/{job:int}", job, methods=["GET", "DELETE"]),
         Route("/api/trainings/{job:int}", training, methods=["GET", "DELETE"]),

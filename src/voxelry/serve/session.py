@@ -14,15 +14,16 @@ import numpy as np
 from voxelry.bundle.model import Model, load
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
+from voxelry.data.doctor.inspect import inspect
 from voxelry.data.layouts.files import case_name
-from voxelry.io import open_image, read_image
+from voxelry.io import is_image, open_image, read_image
 from voxelry.io.images.record import ImageFile
 from voxelry.serve.answers import Answer, best_format
 from voxelry.serve.corrections import Corrections
 from voxelry.serve.jobs import Jobs, Progress
 from voxelry.serve.learning import labelled, parts_of, training_settings, verdict
 from voxelry.serve.training import run_training
-from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinning
+from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinning, thumbnail
 
 __all__ = ["Session", "askable"]
 
@@ -55,7 +56,7 @@ class Session:
         self.model = model
         self.out = out
         self.jobs = Jobs()
-        self.trainings = Jobs()
+        self.trainings, self.checks = Jobs(), Jobs()
         self.training: int | None = None
         self.answers: dict[int, Answer] = {}
         self.corrections = Corrections(out / "corrections")
@@ -68,6 +69,7 @@ class Session:
     def close(self) -> None:
         """Give up what is running and remove what wasn't saved."""
         self.trainings.close()
+        self.checks.close()
         self.jobs.close()
         self._folder.cleanup()
 
@@ -115,6 +117,40 @@ class Session:
         """
         path = Path(self._folder.name) / f"image_{case}.nii"
         return path if path.exists() else shown(self._shown(case), path, self._most)
+
+    def thumbnail(self, case: int) -> Path:
+        """An image as a small PNG, made once.
+
+        Raises:
+            FileError: it can't be read.
+        """
+        path = Path(self._folder.name) / f"thumbnail_{case}.png"
+        if path.exists():
+            return path
+        image = self._open(case)
+        levels = image.metadata.get("levels", ())
+        coarse = self._open(case, dataset=levels[-1]) if levels and "dataset" not in self._reading else image
+        return thumbnail(coarse, path)
+
+    def check(self) -> int:
+        """Look for what is wrong with the images and what belongs to them; the number of the job in `checks`.
+
+        Its answer are the lines that `voxelry doctor` has for each image, by its number; errors and warnings alone.
+        """
+        return self.checks.start(self._checked)
+
+    def _checked(self, progress: Progress) -> dict[str, list[str]]:
+        within = [folder for folder in self._folders if not is_image(folder)]
+        alone = [path for path in self.images if not any(path.is_relative_to(folder) for folder in within)]
+        found: dict[str, list[str]] = {}
+        names = {case_name(path): str(number) for number, path in enumerate(self.images)}
+        for path in [*within, *alone]:
+            diagnosis = inspect(path, options=dict(self._reading), progress=progress)
+            for finding in diagnosis.wrong:
+                number = names.get(case_name(Path(finding.file)))
+                if number is not None:
+                    found.setdefault(number, []).append(f"{finding.severity}: {finding.message}")
+        return found
 
     def overlay(self, case: int, name: str) -> Path:
         """A file of an answer as the page can show it: images as NIfTI, all others as they are.

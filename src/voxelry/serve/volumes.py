@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from voxelry.core.space import Space
+from voxelry.data.preprocess import orientation_steps
 from voxelry.io import write_image
 from voxelry.io.images.record import ImageFile
 
-__all__ = ["MOST_VOXELS", "put", "shown", "thinning"]
+__all__ = ["MOST_VOXELS", "put", "shown", "thinning", "thumbnail"]
 
 MOST_VOXELS = 1 << 26
 _SLAB = 1 << 27  # voxels that are read at once
@@ -56,6 +57,37 @@ def put(array: np.ndarray, space: Space, path: Path, most: int = MOST_VOXELS) ->
     """
     steps = _steps(space, len(array), most)
     return _written(array[_every(steps)], space, path, steps)
+
+
+def thumbnail(image: ImageFile, path: Path, most: int = 64) -> Path:
+    """Write the middle slice of an image as a small PNG, anterior up and the patient's left on the left.
+
+    Args:
+        most: pixels along its longer side, about.
+
+    Raises:
+        FileError: the image can't be read.
+    """
+    space = image.space
+    oriented = space.ndim == 3 and image.has_orientation
+    axes, flips = orientation_steps(space, "SPR") if oriented else (tuple(range(space.ndim)), (False,) * space.ndim)
+    across = axes[0] if space.ndim == 3 else None
+    window = [
+        slice(size // 2, size // 2 + 1) if axis == across else slice(None) for axis, size in enumerate(space.shape)
+    ]
+    plane = image.read(window)[0].transpose(axes)
+    plane = plane[tuple(slice(None, None, -1 if flip else 1) for flip in flips)].reshape(plane.shape[-2:])
+    steps = np.array([space.spacing[axis] for axis in axes[-2:]])
+    pixel = max(steps * plane.shape) / most
+    rows, columns = (
+        np.minimum(np.arange(max(1, round(size * step / pixel))) * pixel / step, size - 1).astype(int)
+        for size, step in zip(plane.shape, steps, strict=True)
+    )
+    small = plane[np.ix_(rows, columns)].astype(np.float64)
+    small[~np.isfinite(small)] = 0
+    low, high = np.percentile(small, (1, 99))
+    grey = np.clip((small - low) / max(high - low, np.finfo(float).tiny), 0, 1)
+    return write_image(path, np.rint(255 * grey).astype(np.uint8)[None], Space.from_spacing(grey.shape))
 
 
 def _written(array: np.ndarray, space: Space, path: Path, steps: Sequence[int]) -> Path:

@@ -141,6 +141,54 @@ class TestShown:
         assert got.space.spacing == pytest.approx((2.0, 1.0, 1.0), rel=1e-5)
         session.close()
 
+    def test_a_thumbnail_is_the_middle_axial_slice_with_anterior_up_and_left_on_the_left(self, tmp_path):
+        """Stored as right to left, superior to inferior, anterior to posterior, with thick slices."""
+        affine = np.array([[-1.0, 0, 0, 30], [0, 0, -1.0, 30], [0, -2.0, 0, 60], [0, 0, 0, 1]])[:, [2, 1, 0, 3]]
+        space = Space((20, 31, 40), affine)
+        array = np.zeros((1, *space.shape), dtype=np.int16)
+        places = space.to_world(
+            np.stack(np.meshgrid(*map(np.arange, space.shape), indexing="ij"), axis=-1).astype(float)
+        )
+        low, high = places.min(axis=(0, 1, 2)), places.max(axis=(0, 1, 2))
+        share = (places - low) / (high - low)
+        array[0][(share[..., 0] < 0.5) & (share[..., 1] > 0.5)] = 1000  # left, anterior
+        session = Session([write_image(tmp_path / "scan.nii.gz", array, space)], None, tmp_path / "out")
+        seen = read_image(session.thumbnail(0)).array[0]
+        session.close()
+        rows, columns = seen.shape
+        assert max(rows, columns) == 64
+        assert seen[: rows // 2 - 2, : columns // 2 - 2].min() == 255
+        assert seen[rows // 2 + 2 :].max() == 0
+        assert seen[:, columns // 2 + 2 :].max() == 0
+
+    def test_a_thumbnail_of_a_picture_keeps_its_shape(self, tmp_path):
+        array = np.full((1, 30, 90), 7, dtype=np.uint8)
+        session = Session([write_image(tmp_path / "x.png", array, Space.from_spacing((30, 90)))], None, tmp_path)
+        client = TestClient(make_app(session, TOKEN, tmp_path), base_url=HOST, cookies={"voxelry": TOKEN})
+        answer = client.get("/api/cases/0/thumbnail.png")
+        assert answer.headers["content-type"] == "image/png"
+        (tmp_path / "got.png").write_bytes(answer.content)
+        assert read_image(tmp_path / "got.png").array.shape == (1, 21, 64)
+        assert client.get("/api/cases/1/thumbnail.png").status_code == 400
+        session.close()
+
+    def test_a_check_tells_of_each_image_what_the_doctor_finds(self, image, page, tmp_path):
+        folder = tmp_path / "data" / "volumes"
+        array = np.random.default_rng(0).random((1, 6, 7, 8)).astype(np.float32)
+        write_image(folder / "good.nii.gz", array, Space.from_spacing((6, 7, 8)))
+        write_image(folder / "constant.nii.gz", np.ones_like(array), Space.from_spacing((6, 7, 8)))
+        (folder / "broken.nii.gz").write_bytes(b"nothing")
+        images = [*sorted(folder.iterdir()), image]
+        session = Session(images, None, tmp_path / "out", folders=[tmp_path / "data"])
+        client = TestClient(make_app(session, TOKEN, page), base_url=HOST, cookies={"voxelry": TOKEN})
+        number = client.post("/api/checks").json()["job"]
+        while (job := client.get(f"/api/checks/{number}").json())["state"] in ("waiting", "running"):
+            time.sleep(0.01)
+        assert job["state"] == "done", job["message"]
+        assert [images[int(case)].name for case in sorted(job["answer"])] == ["broken.nii.gz", "constant.nii.gz"]
+        assert all(line.startswith(("error: ", "warning: ")) for lines in job["answer"].values() for line in lines)
+        session.close()
+
     def test_a_header_says_what_the_file_is(self, client, oblique):
         header = client.get("/api/cases/0").json()
         assert header["shape"] == [1, 8, 12, 16]
