@@ -4,7 +4,6 @@ import csv
 import json
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from starlette.testclient import TestClient
 
 from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.model import load
-from voxelry.core.errors import SettingError
+from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.preprocess import Preprocess
@@ -25,7 +24,7 @@ from voxelry.serve import session as sessions
 from voxelry.serve import training
 from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
-from voxelry.serve.learning import labelled, parts_of, training_settings
+from voxelry.serve.learning import labelled, parts_of, training_settings, verdict
 from voxelry.serve.session import Session
 from voxelry.serve.training import main
 from voxelry.tasks.landmarks import LandmarkTask
@@ -240,24 +239,30 @@ def test_a_new_model_is_shown_only_if_it_is_better(corrected, small, monkeypatch
     assert trained[0].output_dir.endswith("out/training/1")
 
 
-def test_a_training_is_a_process_whose_model_is_measured(corrected):
-    session, client = corrected
-    answer = client.post("/api/train", json={"minutes": 0.02})
-    assert answer.status_code == 202, answer.text
-    job = over(client, answer.json()["job"])
-    assert job["state"] == "done", job["message"]
-    found = job["answer"]
+def test_a_training_goes_on_from_the_model_and_what_it_made_is_measured(corrected, small, phantoms, tmp_path):
+    session, _ = corrected
+    before, kept = load(small), list(session.corrections.images)
+    held_out = labelled(before, [phantoms], kept)
+    settings = training_settings(
+        before, session.corrections.folder, parts_of(kept, hold_out=False), tmp_path / "run", 0.02
+    )
+    assert main(str(settings)) == 0
+    after = load(tmp_path / "run" / "bundle")
+    assert sorted(after.bundle.config["data"]["train"]) == sorted(kept)
+    assert after.bundle.config["training"]["pretrained"] == str(small)
+    found = verdict(before, after, held_out)
     assert found["cases"] == 1
+    assert found["before"] != found["after"]
     assert found["better"] is (found["after"] < found["before"])
-    assert (Path(found["bundle"]) == session.model.bundle.path) is found["better"]
 
 
-def test_settings_that_nothing_can_be_trained_by_are_said_in_a_line(corrected, small, tmp_path, capsys):
+def test_settings_that_nothing_can_be_trained_by_are_said_in_a_line(corrected, small, tmp_path):
     session, _ = corrected
     parts = parts_of(list(session.corrections.images), hold_out=False)
     path = training_settings(load(small), tmp_path / "nowhere", parts, tmp_path / "run", 2.0)
-    assert main(str(path)) == 1
-    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("voxelry: error: ")
+    with pytest.raises(DataError, match=r"^train: .*nowhere.*train\.log") as error:
+        training.run_training(path, 2.0, lambda done, total, doing="": None)
+    assert "\n" not in str(error.value)
 
 
 def test_a_training_that_fails_is_a_line_and_the_model_stays(corrected, monkeypatch):
