@@ -239,6 +239,7 @@ def test_a_new_model_is_shown_only_if_it_is_better(corrected, small, monkeypatch
     assert trained[0].output_dir.endswith("out/training/1")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_goes_on_from_the_model_and_what_it_made_is_measured(corrected, small, phantoms, tmp_path):
     session, _ = corrected
     before, kept = load(small), list(session.corrections.images)
