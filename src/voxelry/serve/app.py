@@ -29,6 +29,75 @@ _MOST = 1 << 20  # bytes of a question
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+class _Handlers:
+    """What answers each address."""
+
+    def __init__(self, session: Session):
+        self.session = session
+
+    async def state(self, request: Request) -> Response:
+        return JSONResponse(self.session.record())
+
+    async def header(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self.session.header, _case(request, self.session)))
+
+    async def volume(self, request: Request) -> Response:
+        return FileResponse(await run_in_threadpool(self.session.volume, _case(request, self.session)))
+
+    async def predict(self, request: Request) -> Response:
+        asked = await _body(request, dict)
+        return JSONResponse(
+            {"job": await run_in_threadpool(self.session.predict, _case(request, self.session), asked)}, 202
+        )
+
+    async def job(self, request: Request) -> Response:
+        return _looked_after(request, self.session.jobs)
+
+    async def training(self, request: Request) -> Response:
+        return _looked_after(request, self.session.trainings)
+
+    async def thumbnail(self, request: Request) -> Response:
+        return FileResponse(await run_in_threadpool(self.session.thumbnail, _case(request, self.session)))
+
+    async def check(self, request: Request) -> Response:
+        return JSONResponse({"job": self.session.check()}, 202)
+
+    async def checked(self, request: Request) -> Response:
+        return _looked_after(request, self.session.checks)
+
+    async def keep(self, request: Request) -> Response:
+        row = await run_in_threadpool(self.session.keep, _case(request, self.session))
+        return JSONResponse({**row, "kept": self.session.kept()})
+
+    async def train(self, request: Request) -> Response:
+        minutes = (await _body(request, dict)).get("minutes")
+        if isinstance(minutes, bool) or not isinstance(minutes, int | float):
+            raise SettingError(f"minutes: expected a number, got {minutes!r}")
+        return JSONResponse({"job": await run_in_threadpool(self.session.train, float(minutes))}, 202)
+
+    async def points(self, request: Request) -> Response:
+        answer = self.session.answer(_case(request, self.session))
+        moved = await _body(request, list)
+        await run_in_threadpool(answer.move, moved)
+        return JSONResponse(answer.points())
+
+    async def instances(self, request: Request) -> Response:
+        answer, asked = self.session.answer(_case(request, self.session)), await _body(request, dict)
+        return JSONResponse(await run_in_threadpool(answer.edit, asked))
+
+    async def overlay(self, request: Request) -> Response:
+        case = _case(request, self.session)
+        return FileResponse(await run_in_threadpool(self.session.overlay, case, request.path_params["name"]))
+
+    async def difference(self, request: Request) -> Response:
+        case = _case(request, self.session)
+        return FileResponse(await run_in_threadpool(self.session.difference, case, request.path_params["name"]))
+
+    async def save(self, request: Request) -> Response:
+        paths = await run_in_threadpool(self.session.save, _case(request, self.session))
+        return JSONResponse({"folder": str(self.session.out), "files": [path.name for path in paths]})
+
+
 def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
     """The server of a session.
 
@@ -37,88 +106,29 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         page: folder of the built page.
     """
 
-    async def state(request: Request) -> Response:
-        return JSONResponse(session.record())
-
-    async def header(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(session.header, _case(request, session)))
-
-    async def volume(request: Request) -> Response:
-        return FileResponse(await run_in_threadpool(session.volume, _case(request, session)))
-
-    async def predict(request: Request) -> Response:
-        asked = await _body(request, dict)
-        return JSONResponse({"job": await run_in_threadpool(session.predict, _case(request, session), asked)}, 202)
-
-    async def job(request: Request) -> Response:
-        return _looked_after(request, session.jobs)
-
-    async def training(request: Request) -> Response:
-        return _looked_after(request, session.trainings)
-
-    async def thumbnail(request: Request) -> Response:
-        return FileResponse(await run_in_threadpool(session.thumbnail, _case(request, session)))
-
-    async def check(request: Request) -> Response:
-        return JSONResponse({"job": session.check()}, 202)
-
-    async def checked(request: Request) -> Response:
-        return _looked_after(request, session.checks)
-
-    async def keep(request: Request) -> Response:
-        row = await run_in_threadpool(session.keep, _case(request, session))
-        return JSONResponse({**row, "kept": session.kept()})
-
-    async def train(request: Request) -> Response:
-        minutes = (await _body(request, dict)).get("minutes")
-        if isinstance(minutes, bool) or not isinstance(minutes, int | float):
-            raise SettingError(f"minutes: expected a number, got {minutes!r}")
-        return JSONResponse({"job": await run_in_threadpool(session.train, float(minutes))}, 202)
-
-    async def points(request: Request) -> Response:
-        answer = session.answer(_case(request, session))
-        moved = await _body(request, list)
-        await run_in_threadpool(answer.move, moved)
-        return JSONResponse(answer.points())
-
-    async def instances(request: Request) -> Response:
-        answer, asked = session.answer(_case(request, session)), await _body(request, dict)
-        return JSONResponse(await run_in_threadpool(answer.edit, asked))
-
-    async def overlay(request: Request) -> Response:
-        case = _case(request, session)
-        return FileResponse(await run_in_threadpool(session.overlay, case, request.path_params["name"]))
-
-    async def difference(request: Request) -> Response:
-        case = _case(request, session)
-        return FileResponse(await run_in_threadpool(session.difference, case, request.path_params["name"]))
-
-    async def save(request: Request) -> Response:
-        paths = await run_in_threadpool(session.save, _case(request, session))
-        return JSONResponse({"folder": str(session.out), "files": [path.name for path in paths]})
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         session.close()
 
+    ask = _Handlers(session)
     routes: list[Any] = [
-        Route("/api/state", state),
-        Route("/api/cases/{case:int}", header),
-        Route("/api/cases/{case:int}/image.nii", volume),
-        Route("/api/cases/{case:int}/predict", predict, methods=["POST"]),
-        Route("/api/cases/{case:int}/points", points, methods=["PUT"]),
-        Route("/api/cases/{case:int}/instances", instances, methods=["POST"]),
-        Route("/api/cases/{case:int}/files/{name}", overlay),
-        Route("/api/cases/{case:int}/files/{name}/difference", difference),
-        Route("/api/cases/{case:int}/save", save, methods=["POST"]),
-        Route("/api/cases/{case:int}/keep", keep, methods=["POST"]),
-        Route("/api/cases/{case:int}/thumbnail.png", thumbnail),
-        Route("/api/checks", check, methods=["POST"]),
-        Route("/api/checks/{job:int}", checked, methods=["GET", "DELETE"]),
-        Route("/api/train", train, methods=["POST"]),
-        Route("/api/jobs/{job:int}", job, methods=["GET", "DELETE"]),
-        Route("/api/trainings/{job:int}", training, methods=["GET", "DELETE"]),
+        Route("/api/state", ask.state),
+        Route("/api/cases/{case:int}", ask.header),
+        Route("/api/cases/{case:int}/image.nii", ask.volume),
+        Route("/api/cases/{case:int}/predict", ask.predict, methods=["POST"]),
+        Route("/api/cases/{case:int}/points", ask.points, methods=["PUT"]),
+        Route("/api/cases/{case:int}/instances", ask.instances, methods=["POST"]),
+        Route("/api/cases/{case:int}/files/{name}", ask.overlay),
+        Route("/api/cases/{case:int}/files/{name}/difference", ask.difference),
+        Route("/api/cases/{case:int}/save", ask.save, methods=["POST"]),
+        Route("/api/cases/{case:int}/keep", ask.keep, methods=["POST"]),
+        Route("/api/cases/{case:int}/thumbnail.png", ask.thumbnail),
+        Route("/api/checks", ask.check, methods=["POST"]),
+        Route("/api/checks/{job:int}", ask.checked, methods=["GET", "DELETE"]),
+        Route("/api/train", ask.train, methods=["POST"]),
+        Route("/api/jobs/{job:int}", ask.job, methods=["GET", "DELETE"]),
+        Route("/api/trainings/{job:int}", ask.training, methods=["GET", "DELETE"]),
         Mount("/", StaticFiles(directory=page, html=True)),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={VoxelryError: _refused})

@@ -28,6 +28,7 @@ from voxelry.serve.answers import POINTS, Answer
 __all__ = ["Corrections"]
 
 COLUMNS = ("file", "what", "who", "when", "model", "image")
+_SUFFIXES = {2: ".tif", 3: ".nii.gz"}
 _ONE_FILE = (".nii", ".nii.gz", ".mha", ".nrrd", ".tif", ".tiff", ".ome.tif", ".png", ".jpg", ".zarr", ".ome.zarr")
 """Formats of images that are a file or a folder of their own and say where they lie."""
 
@@ -95,7 +96,7 @@ class Corrections:
 
     def _put_labels(self, answer: Answer) -> Path:
         """The corrected part of an answer; its file."""
-        name, suffix = answer.case, ".nii.gz" if answer.space.ndim == 3 else ".tif"
+        name, suffix = answer.case, _SUFFIXES[answer.space.ndim]
         if answer.instances is not None:
             kinds = answer.instances.labels(classes=True)
             if kinds.max(initial=0) > 1:

@@ -241,7 +241,7 @@ class EditedInstances:
             points = np.asarray(asked.get("points"), dtype=np.float64)
         except (TypeError, ValueError):
             points = np.empty(0)
-        if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
+        if points.shape[1:] != (3,) or not np.isfinite(points).all():
             raise SettingError("points: expected a list of places of three numbers in mm")
         return np.asarray(self.space.to_index(points), dtype=np.float64)
 

@@ -69,11 +69,11 @@ def thumbnail(image: ImageFile, path: Path, most: int = 64) -> Path:
         FileError: the image can't be read.
     """
     space = image.space
-    oriented = space.ndim == 3 and image.has_orientation
-    axes, flips = orientation_steps(space, "SPR") if oriented else (tuple(range(space.ndim)), (False,) * space.ndim)
-    across = axes[0] if space.ndim == 3 else None
+    # rows go down to inferior or posterior, columns right to posterior or right, whichever axes there are
+    oriented = image.has_orientation
+    axes, flips = orientation_steps(space, "IPR") if oriented else (tuple(range(space.ndim)), (False,) * space.ndim)
     window = [
-        slice(size // 2, size // 2 + 1) if axis == across else slice(None) for axis, size in enumerate(space.shape)
+        slice(size // 2, size // 2 + 1) if axis in axes[:-2] else slice(None) for axis, size in enumerate(space.shape)
     ]
     plane = image.read(window)[0].transpose(axes)
     plane = plane[tuple(slice(None, None, -1 if flip else 1) for flip in flips)].reshape(plane.shape[-2:])
