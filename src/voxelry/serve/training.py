@@ -1,24 +1,21 @@
-"""`voxelry train` as a process of its own, by the settings in a file: `python -m voxelry.serve.training FILE`."""
+"""A training in a process of its own, looked after and ended with its job."""
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from voxelry.core.errors import DataError, VoxelryError
+from voxelry.core.errors import DataError
 from voxelry.serve.jobs import Progress
 
-__all__ = ["run_training"]
+__all__ = ["COMMAND", "FAILED", "run_training"]
 
-COMMAND = (sys.executable, "-m", "voxelry.serve.training")
+COMMAND = (sys.executable, "-m", "voxelry.serve.train_process")
 LOOK = 0.3  # seconds between looks at the process
 PATIENCE = 10.0  # seconds that a process has to end in when it is told to
-_FAILED = "voxelry: error: "
+FAILED = "voxelry: error: "
 
 
 def run_training(settings: Path, minutes: float, progress: Progress) -> Path:
@@ -51,7 +48,7 @@ def run_training(settings: Path, minutes: float, progress: Progress) -> Path:
     bundle = settings.with_name("bundle")
     if process.returncode or not bundle.is_dir():
         lines = words.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it ended without a word"]
-        told = [line.removeprefix(_FAILED) for line in lines if line.startswith(_FAILED)]
+        told = [line.removeprefix(FAILED) for line in lines if line.startswith(FAILED)]
         raise DataError(f"train: {(told or lines)[-1]} (all of it is in {words})")
     return bundle
 
@@ -63,20 +60,3 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
-
-
-def main(settings: str) -> int:
-    """Train by a file of settings; the exit status."""
-    from voxelry.engine.train import train
-
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
-    try:
-        train(OmegaConf.load(settings))
-    except VoxelryError as error:
-        print(f"{_FAILED}{error}")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))

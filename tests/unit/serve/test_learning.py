@@ -26,7 +26,7 @@ from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
 from voxelry.serve.learning import labelled, parts_of, training_settings, verdict
 from voxelry.serve.session import Session
-from voxelry.serve.training import main
+from voxelry.serve.train_process import main
 from voxelry.tasks.landmarks import LandmarkTask
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
