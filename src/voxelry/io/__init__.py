@@ -1,12 +1,12 @@
 """Files in and out: everything that isn't ours becomes ours here, and goes back."""
 
 from voxelry.io.images.image import (
-    IMAGE_FORMATS,
     IMAGE_OPTIONS,
     READERS,
     WRITERS,
     Image,
     ImageFile,
+    image_formats,
     is_image,
     open_image,
     read_image,
@@ -15,7 +15,6 @@ from voxelry.io.images.image import (
 from voxelry.io.points.landmarks import POINT_FORMATS, POINT_OPTIONS, LandmarkSet, read_landmarks, write_landmarks
 
 __all__ = [
-    "IMAGE_FORMATS",
     "IMAGE_OPTIONS",
     "POINT_FORMATS",
     "POINT_OPTIONS",
@@ -24,6 +23,7 @@ __all__ = [
     "Image",
     "ImageFile",
     "LandmarkSet",
+    "image_formats",
     "is_image",
     "open_image",
     "read_image",

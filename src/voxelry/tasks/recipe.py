@@ -25,6 +25,7 @@ from voxelry.data.demands import Demands
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.parts import SampleSource, Splits, named_cases
 from voxelry.data.sample import Batch, Sample
+from voxelry.io import image_formats
 from voxelry.models.networks import input_channels
 from voxelry.models.transfer import TransferReport, best_transfer, transfer
 from voxelry.tasks.base import Task
@@ -52,7 +53,6 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         needs: what a dataset reads beside the images to learn from, see `data.dataset.VolumeDataset`.
         truth: what it reads to measure predictions.
         required: what every case must have to be learned from: `landmarks`, `labels`, `instances` or nothing.
-        formats: suffixes that predictions can be written in, the default first.
         adjustable: settings of a bundle, `task.` or `network.` before their names, that only say how the trained model
             is used, and so can be changed for a prediction, see `bundle.bundle.read_bundle`.
         options: what a prediction may be asked for beside the image, see `core.option`.
@@ -66,7 +66,6 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
     needs: tuple[str, ...] = ()
     truth: tuple[str, ...] = ()
     required: str | None = None
-    formats: tuple[str, ...] = ()
     adjustable: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     needed: str | None = None
@@ -78,6 +77,11 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
     def name(self) -> str:
         """What bundles, checkpoints and the command line call the task."""
         return self.task.name
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Suffixes that predictions can be written in, the default first: those of images, where nothing else is said."""
+        return image_formats()
 
     def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of a prediction: those of the task, and those of the image's reader.

@@ -35,14 +35,13 @@ from voxelry.io.images.image import split_dataset
 
 __all__ = ["take_fingerprint"]
 
-_VERSION = 1  # of the cached record: raise it when the same files give another one
+_VERSION = 2  # of the cached record: raise it when the same files give another one
 _BUDGET = 1 << 30  # bytes to unpack and read, of images and of labels each
 _WINDOW = 1 << 20  # voxels of a sampled window
 _WINDOWS = 3  # of an image whose parts can be read by themselves
 _SLAB = 32 << 20  # bytes of labels in memory at a time
 _LABEL_VOXELS = 1 << 20  # that are looked at, of a case
 _OBJECTS = 500  # whose sizes are kept, of a case
-_COMPRESSED = (".gz", ".mgz", ".bz2", ".zst", ".nrrd", ".mha", ".zraw")
 _PERCENT = (0.0, 0.5, 25.0, 50.0, 75.0, 99.5, 100.0)
 
 
@@ -109,7 +108,7 @@ class _Opened:
     def windows(self) -> list[tuple[slice, ...]]:
         """What is sampled of the image: of a compressed one the middle alone."""
         assert self.file is not None
-        count = 1 if _is_compressed(self.case.image) else _WINDOWS
+        count = _WINDOWS if self.file.in_windows else 1
         return sample_windows(self.file.space.shape, count, _WINDOW)
 
     @property
@@ -118,7 +117,7 @@ class _Opened:
         if self.file is None:
             return 0
         voxel = self.file.channels * self.file.dtype.itemsize
-        if _is_compressed(self.case.image):
+        if not self.file.in_windows:
             return voxel * prod(self.file.space.shape) // 2
         return voxel * sum(prod(part.stop - part.start for part in window) for window in self.windows)
 
@@ -127,10 +126,6 @@ class _Opened:
         if self.file is None or _label_path(self.case, need) is None:
             return 0
         return 2 * prod(self.file.space.shape)
-
-
-def _is_compressed(path: Path) -> bool:
-    return str(split_dataset(path)[0]).lower().endswith(_COMPRESSED)
 
 
 def _affordable(costs: Sequence[int]) -> set[int]:

@@ -8,6 +8,7 @@ A reader is a function `open_file(path, *, dataset, channel_axis, ndim) -> Image
 keywords are those of `open_image`, and what a format has no use for is left alone. It answers:
     `space`: the grid in array order; a file that doesn't say where it lies has `Space.from_spacing(shape, spacing)` and
         `has_orientation=False`. An image one voxel thick is 2-D unless `ndim=3`.
+    `in_windows`: False where any window costs what the whole image does, as where all voxels are one compressed stream.
     `channels`, `dtype`: of what is read.
     `loader`: a function of slices, one per axis of `space`, that opens the file anew and answers `(C, *window)`; make
         it of `functools.partial` and plain values, as it goes to other processes.
@@ -38,12 +39,12 @@ from voxelry.io.images.joined import join_channels, join_masks
 from voxelry.io.images.record import Image, ImageFile, Loader
 
 __all__ = [
-    "IMAGE_FORMATS",
     "IMAGE_OPTIONS",
     "READERS",
     "WRITERS",
     "Image",
     "ImageFile",
+    "image_formats",
     "is_image",
     "open_image",
     "read_image",
@@ -98,9 +99,6 @@ WRITERS: Registry[Callable[..., None]] = Registry(
     ),
 )
 """Writers by suffix."""
-
-IMAGE_FORMATS = tuple("ome.zarr" if suffix == ".zarr" else suffix[1:] for suffix in WRITERS)
-"""What `predict --format` can be told for tasks whose answer is an image."""
 
 _PARTNERS = {".img": ".hdr", ".img.gz": ".hdr", ".brik": ".head", ".brik.gz": ".head", ".rec": ".par"}
 _DICOM = (".dcm", ".dicom")
@@ -232,6 +230,11 @@ def write_image(
     with replacing(path) as place:
         WRITERS[suffix](place, array, space, None if channel_names is None else tuple(channel_names), **chosen)
     return path
+
+
+def image_formats() -> tuple[str, ...]:
+    """What `predict --format` can be told for tasks whose answer is an image, the default first."""
+    return tuple("ome.zarr" if suffix == ".zarr" else suffix[1:] for suffix in WRITERS)
 
 
 def is_image(path: str | Path) -> bool:

@@ -56,6 +56,11 @@ class _Pixels:
     slope: float
     offset: float
 
+    @property
+    def in_windows(self) -> bool:
+        """Whether some of the numbers can be read without the others."""
+        return len(self.files) == 1 and not (self.compressed or self.text)
+
 
 def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim: int | None) -> ImageFile:
     """Header of a MetaImage file; see `open_image` for the keywords.
@@ -80,6 +85,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         has_orientation=_field(fields, "TransformMatrix", "Rotation", "Orientation") is not None,
         metadata=dict(fields.values()),
         spacing_fault=lengths.fault,
+        in_windows=pixels.in_windows,
     )
 
 
@@ -132,7 +138,7 @@ def _numbers(values: np.ndarray) -> str:
 
 def _load(pixels: _Pixels, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:
     index = order.index(window)
-    if len(pixels.files) == 1 and not (pixels.compressed or pixels.text):
+    if pixels.in_windows:
         part = np.array(
             np.memmap(pixels.files[0], pixels.dtype, "r", _start(pixels, pixels.files[0]), pixels.shape)[index]
         )

@@ -47,7 +47,7 @@ def _describe(path: Path, image: Any, channel_axis: int | None, ndim: int | None
     if len(shape) < 2:
         raise FileError(path, f"expected an image of rank 2 or more, got shape {shape}")
     stored = np.dtype(image.get_data_dtype())
-    _check_size(path, image, shape, stored)
+    compressed = _check_size(path, image, shape, stored)
     colours = stored.names or ()
     dtype = check_numeric(path, stored[0] if colours else stored)
     if not colours and image.dataobj[(0,) * len(shape)].dtype.newbyteorder("=") != stored.newbyteorder("="):
@@ -70,6 +70,7 @@ def _describe(path: Path, image: Any, channel_axis: int | None, ndim: int | None
         has_orientation=_has_orientation(image.header),
         metadata=_metadata(image.header),
         spacing_fault=lengths.fault,
+        in_windows=not compressed,
     )
 
 
@@ -142,12 +143,14 @@ def _axes(image: Any, rank: int) -> str:
     return "xyz"[: min(rank, 3)] + "c" * (rank - 3)
 
 
-def _check_size(path: Path, image: Any, shape: tuple[int, ...], stored: np.dtype) -> None:
+def _check_size(path: Path, image: Any, shape: tuple[int, ...], stored: np.dtype) -> bool:
+    """Refuse pixels that can't be all there; whether they are compressed."""
     holder = image.file_map["image"].filename if "image" in image.file_map else None
     data = Path(holder) if holder is not None else path
     compressed = data.suffix.lower() in _COMPRESSED or isinstance(image, nibabel.Minc1Image)
     offset = 0 if compressed else int(getattr(image.dataobj, "offset", 0) or 0)
     check_stored(path, shape, stored.itemsize, data.stat().st_size - offset, compressed=compressed)
+    return compressed
 
 
 def _units(header: Any, lengths: Lengths) -> float:

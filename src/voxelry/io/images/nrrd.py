@@ -95,6 +95,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         has_orientation=oriented,
         metadata=fields,
         spacing_fault=lengths.fault,
+        in_windows=data.encoding == "raw",
     )
 
 

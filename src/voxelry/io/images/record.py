@@ -39,6 +39,8 @@ class ImageFile:
         spacing_fault: why the spacing of `space` can't be relied on (a unit that isn't known, a step that the file
             lacks); `open_image` raises it unless the user says the spacing.
         indices: the stored numbers, of an image whose colours are those of a palette.
+        in_windows: whether a window can be read by itself; otherwise it costs what the whole image does, such as where
+            all pixels are one compressed stream.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class ImageFile:
     order: AxisOrder | None = None
     spacing_fault: FileError | None = None
     indices: ImageFile | None = None
+    in_windows: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:

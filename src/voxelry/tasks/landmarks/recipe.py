@@ -14,7 +14,7 @@ from voxelry.core.errors import ConfigError
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
-from voxelry.io import write_landmarks
+from voxelry.io import POINT_FORMATS, write_landmarks
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.landmarks import report as pages
 from voxelry.tasks.landmarks.demo import DEMO
@@ -34,7 +34,6 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
     truth = ("landmarks",)
     required = "landmarks"
     bordered = True
-    formats = ("mrk.json", "fcsv", "csv", "json", "txt")
     demo = DEMO
     adjustable = (
         "task.decoder",
@@ -47,6 +46,11 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
         "task.ensemble_flips",
         "task.original_metrics",
     )
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Those of points that can be written."""
+        return tuple(name for name, chosen in POINT_FORMATS.items() if chosen.format is not None)
 
     def out_channels(self, sample: Sample, config: DictConfig) -> int:
         """A map per landmark, and the classes of the labels where those are learned, too."""

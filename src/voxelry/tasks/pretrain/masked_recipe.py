@@ -30,7 +30,6 @@ class MaskedPretrainRecipe(Recipe[MaskedPretrainTask, MaskedPrediction]):
     """Images alone, most of each hidden: a network that completes them."""
 
     task = MaskedPretrainTask
-    formats = ("nii.gz",)
 
     def demands(self) -> Demands:
         """Nothing but images; no case is kept for a test."""
@@ -49,7 +48,7 @@ class MaskedPretrainRecipe(Recipe[MaskedPretrainTask, MaskedPrediction]):
         return network, fitting(report, pretrained)
 
     def write(self, prediction: MaskedPrediction, sample: Sample, folder: Path, format: str) -> Path:
-        """The masked and the completed image as NIfTI."""
+        """The masked and the completed image."""
         pairs = {"masked": prediction.masked(), "reconstruction": prediction.reconstruction}
         return write_images(prediction.name, pairs, make_folder(folder), prediction.space, format)[-1]
 

@@ -33,7 +33,6 @@ class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
     """Diffusion: images alone, an estimate of the noise in each, new images."""
 
     task = PretrainTask
-    formats = ("nii.gz",)
     alike = ("translate",)
 
     def demands(self) -> Demands:

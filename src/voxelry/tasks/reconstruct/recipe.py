@@ -25,6 +25,7 @@ from voxelry.data.prepare.template import TEMPLATE
 from voxelry.data.sample import Sample
 from voxelry.data.slices.dataset import SliceDataset
 from voxelry.data.slices.sources import SliceSource, VolumeSlices
+from voxelry.io.meshes import MESH_FORMATS
 from voxelry.models.networks import build_network
 from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.demo import Demo
@@ -57,13 +58,17 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
     needs = ("labels",)
     truth = ("labels",)
     required = "labels"
-    formats = ("ply", "stl", "glb", "obj")
     demo: Demo | None = DEMO
     options: tuple[Option, ...] = OPTIONS
     needed = "click"
     adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")
     adaptable = True
     starts: tuple[str, ...] = ("shape_net",)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Those of meshes."""
+        return tuple(suffix.removeprefix(".") for suffix in MESH_FORMATS)
 
     def demands(self) -> Demands:
         """Cases that show the first organ, which is learned where nothing else is said."""

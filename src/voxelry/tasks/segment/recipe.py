@@ -71,7 +71,6 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
     needs = ("masks", "labels")
     truth = ("masks", "labels")
     required = "instances"
-    formats = ("nii.gz", "ome.zarr", "tif")
     demo = DEMO
     adjustable = (
         "task.tile_size",

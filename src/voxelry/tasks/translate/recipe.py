@@ -25,7 +25,6 @@ from voxelry.data.parts import First, SampleSource, named_cases
 from voxelry.data.preprocess import move
 from voxelry.data.preprocess.normalise import check_values
 from voxelry.data.sample import Sample
-from voxelry.io import IMAGE_FORMATS
 from voxelry.models.memory import check_memory
 from voxelry.models.transfer import TransferReport
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
@@ -48,7 +47,6 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
     """Pairs of images, a network that is given one and the way to the other, translated images."""
 
     task = TranslateTask
-    formats = IMAGE_FORMATS
     demo = DEMO
     alike = ("pretrain",)
     options = OPTIONS
