@@ -20,13 +20,9 @@ def main(bundle: Path, phantoms: Path, picture: Path) -> None:
     scan = voxelry.read_image(case.image)
     truth, _ = read_case_landmarks(case, scan.space)
     found = model.predict(case.image)
-    fig = figures.orthogonal(
-        scan.array,
-        scan.space,
-        truth=truth,
-        predicted=scan.space.to_index(found.world),
-        names=[name.replace("_", " ") for name in found.names],
-    )
+    names = [name.replace("_", " ") for name in found.names]
+    predicted = scan.space.to_index(found.world)
+    fig = figures.orthogonal(scan.array, figures.PointPairs(scan.space, truth=truth, predicted=predicted, names=names))
     picture.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(picture, dpi=100)
 

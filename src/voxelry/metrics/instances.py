@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ __all__ = [
     "RANKED",
     "THRESHOLDS",
     "InstanceRecord",
+    "Scoring",
     "accuracy_by_score",
     "instance_metrics",
     "instance_row",
@@ -100,7 +101,7 @@ def instance_metrics(
         predictions: label volumes `(*spatial)` of ids, or `Instances` with scores and perhaps overlapping masks;
             one, or one per image.
         truths: the same for the annotations.
-        settings: `score_threshold`, `max_detections` of `instance_row`, and `truth_classes` for a single image.
+        settings: those of `Scoring`, and `truth_classes` for a single image.
 
     Raises:
         SettingError: another number of predictions than truths, or shapes that differ.
@@ -112,18 +113,38 @@ def instance_metrics(
     return summarise([instance_row(one, other, **settings) for one, other in zip(predictions, truths, strict=True)])  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How the objects of an image are scored.
+
+    Attributes:
+        score_threshold: detections below count only where detections are ranked.
+        max_detections: per class, for COCO's mAP and FROC; COCO's own limit is 100, None takes all, because a
+            volume may well hold more objects than that.
+        thresholds: IoU of further `ap_...`.
+        ranked: whether detections are ranked by score; masks are compared once more for it.
+        counted: classes whose objects count, predicted and true ones; None: all.
+    """
+
+    score_threshold: float = 0.5
+    max_detections: int | None = None
+    thresholds: Sequence[float] = THRESHOLDS
+    ranked: bool = True
+    counted: Sequence[int] | None = None
+
+    def counts(self, classes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which objects of these classes count."""
+        return np.ones(len(classes), dtype=bool) if self.counted is None else np.isin(classes, self.counted)
+
+
 def instance_row(
     prediction: Source,
     truth: Source,
     *,
     name: str = "",
     truth_classes: Any = None,
-    score_threshold: float = 0.5,
-    max_detections: int | None = None,
-    thresholds: Sequence[float] = THRESHOLDS,
-    ranked: bool = True,
-    counted: Sequence[int] | None = None,
     truth_ids: Sequence[int] | None = None,
+    **settings: Any,
 ) -> Row:
     """The metrics of one image, and in `record` what `summarise` needs of it.
 
@@ -134,58 +155,53 @@ def instance_row(
         prediction: a label volume `(*spatial)` (its objects have score 1 and class 1) or `Instances`.
         truth: the same.
         truth_classes: class of id k + 1 at position k, as in `Sample.classes`; for a label volume only.
-        score_threshold: detections below count only where detections are ranked.
-        max_detections: per class, for COCO's mAP and FROC; COCO's own limit is 100, None takes all, because a
-            volume may well hold more objects than that.
-        thresholds: IoU of further `ap_...`.
-        ranked: whether detections are ranked by score; masks are compared once more for it.
-        counted: classes whose objects count, predicted and true ones; None: all.
         truth_ids: what id k + 1 is called at position k, as in `Sample.ids`; by default by itself. Predicted objects
             are called as in the label volume that is made of those of at least `score_threshold`.
+        settings: those of `Scoring`.
 
     Raises:
         SettingError: shapes that differ, no integers, or fewer classes than ids.
     """
-    boxes, classes, scores, ids = _described(prediction, None, score_threshold)
-    true_boxes, true_classes, _, true_ids = _described(truth, truth_classes)
+    scoring = Scoring(**settings)
+    found, known = _described(prediction, None, scoring.score_threshold), _described(truth, truth_classes)
     if truth_ids is not None:
-        true_ids = np.array(truth_ids, dtype=np.uint64)[true_ids.astype(np.int64) - 1]
-    ours, theirs = (
-        np.ones(len(found), dtype=bool) if counted is None else np.isin(found, counted)
-        for found in (classes, true_classes)
-    )
-    true_classes = true_classes[theirs]
+        known = known._replace(ids=np.array(truth_ids, dtype=np.uint64)[known.ids.astype(np.int64) - 1])
+    ours, theirs = scoring.counts(found.classes), scoring.counts(known.classes)
     detections = None
-    if ranked:
-        overlaps = {"mask": mask_overlaps(prediction, truth), "box": box_overlaps(boxes, true_boxes)}
+    if scoring.ranked:
+        overlaps = {"mask": mask_overlaps(prediction, truth), "box": box_overlaps(found.boxes, known.boxes)}
         detections = Detections.match(
-            {kind: found.keep(predicted=ours, truth=theirs) for kind, found in overlaps.items()},
-            scores[ours],
-            classes[ours],
-            true_classes,
-            max_detections=max_detections,
+            {kind: pairs.keep(predicted=ours, truth=theirs) for kind, pairs in overlaps.items()},
+            found.scores[ours],
+            found.classes[ours],
+            known.classes[theirs],
+            max_detections=scoring.max_detections,
         )
     seen, shown = _shown(prediction, truth)
-    sure = (scores[shown] >= score_threshold) & ours[shown]
-    seen, kinds = seen.keep(predicted=sure, truth=theirs), classes[shown][sure]
-    numbers = sorted({*kinds.tolist(), *true_classes.tolist()})
-    parts = {number: seen.keep(predicted=kinds == number, truth=true_classes == number) for number in numbers}
-    record = InstanceRecord(
-        {number: Sums.of(part, thresholds) for number, part in parts.items()}, Sums.of(seen, thresholds), detections
-    )
-    alone: dict[str, list[int]] = {"missed_ids": [], "extra_ids": []}
-    for number, part in parts.items():
+    sure = (found.scores[shown] >= scoring.score_threshold) & ours[shown]
+    seen, found, known = seen.keep(predicted=sure, truth=theirs), found.take(shown[sure]), known.take(theirs)
+    sums: dict[int, Sums] = {}
+    missed: list[int] = []
+    extra: list[int] = []
+    for number in sorted({*found.classes.tolist(), *known.classes.tolist()}):
+        predicted, true = found.classes == number, known.classes == number
+        part = seen.keep(predicted=predicted, truth=true)
+        sums[number] = Sums.of(part, scoring.thresholds)
         pairs = matched(part, 0.5)
-        for column, known, partners in (
-            ("missed_ids", true_ids[theirs][true_classes == number], part.truth[pairs]),
-            ("extra_ids", ids[shown][sure][kinds == number], part.predicted[pairs]),
-        ):
-            alone[column] += np.delete(known, partners).tolist()
-    scored = {key: value for key, value in _mean_scores([record]).items() if key not in _HIDDEN - _names(thresholds)}
-    counts = {"predicted": float(record.blind.predicted), "truth": float(record.blind.truth)}
-    error = {"count_error": counts["predicted"] - counts["truth"]}
-    told = {column: " ".join(map(str, sorted(found))) for column, found in alone.items()}
-    return {"name": name} | scored | _ranked([record], rates=()) | error | counts | told | {"record": record.to_text()}
+        missed += np.delete(known.ids[true], part.truth[pairs]).tolist()
+        extra += np.delete(found.ids[predicted], part.predicted[pairs]).tolist()
+    record = InstanceRecord(sums, Sums.of(seen, scoring.thresholds), detections)
+    alone = {"missed_ids": " ".join(map(str, sorted(missed))), "extra_ids": " ".join(map(str, sorted(extra)))}
+    return {"name": name} | _figures(record, scoring.thresholds) | alone | {"record": record.to_text()}
+
+
+def _figures(record: InstanceRecord, thresholds: Sequence[float]) -> dict[str, float]:
+    """The metrics of a single image."""
+    hidden = _HIDDEN - _names(thresholds)
+    scores = {name: value for name, value in _mean_scores([record]).items() if name not in hidden}
+    predicted, truth = float(record.blind.predicted), float(record.blind.truth)
+    counts = {"count_error": predicted - truth, "predicted": predicted, "truth": truth}
+    return scores | _ranked([record], rates=()) | counts
 
 
 def accuracy_by_score(
@@ -207,22 +223,22 @@ def accuracy_by_score(
         SettingError: shapes that differ, or no integers.
     """
     hits: dict[int, NDArray[np.float64]] = {}
-    objects: dict[int, NDArray[np.float64]] = {}
+    totals: dict[int, NDArray[np.float64]] = {}
     for place, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
         seen, shown = _shown(prediction, truth)
-        _, classes, scores, _ = _described(prediction, None)
-        _, true_classes, _, _ = _described(truth, None if truth_classes is None else truth_classes[place])
-        classes, scores = classes[shown], scores[shown]
+        objects = _described(prediction, None).take(shown)
+        classes, scores = objects.classes, objects.scores
+        true_classes = _described(truth, None if truth_classes is None else truth_classes[place]).classes
         for number in sorted({*classes.tolist(), *true_classes.tolist()}):
             found = hits.setdefault(number, np.zeros((len(levels), len(thresholds))))
-            total = objects.setdefault(number, np.zeros(len(levels)))
+            total = totals.setdefault(number, np.zeros(len(levels)))
             for row, level in enumerate(levels):
                 kept = seen.keep(predicted=(classes == number) & (scores >= level), truth=true_classes == number)
                 found[row] += [len(matched(kept, threshold)) for threshold in thresholds]
                 total[row] += len(kept.predicted_sizes) + len(kept.truth_sizes)
     table = np.full((len(hits) + 1, len(levels), len(thresholds)), np.nan)
     for place, number in enumerate(hits):
-        missed = objects[number][:, None] - hits[number]
+        missed = totals[number][:, None] - hits[number]
         np.divide(hits[number], missed, out=table[place], where=missed > 0)
     known = np.isfinite(table)
     return np.where(known.any(axis=0), np.nansum(table, axis=0) / np.maximum(known.sum(axis=0), 1), 1.0)
@@ -337,10 +353,21 @@ def _shown(prediction: Source, truth: Source) -> tuple[Overlaps, NDArray[np.int6
     return mask_overlaps(seen.take(visible), truth), visible
 
 
-def _described(
-    source: Source, classes: Any, least: float = 0.0
-) -> tuple[NDArray[np.floating], NDArray[np.int64], NDArray[np.floating], NDArray[np.uint64]]:
-    """Boxes, classes, scores and ids of objects, in the order that `mask_overlaps` numbers them.
+class _Objects(NamedTuple):
+    """Objects in the order that `mask_overlaps` numbers them."""
+
+    boxes: NDArray[np.floating]
+    classes: NDArray[np.int64]
+    scores: NDArray[np.floating]
+    ids: NDArray[np.uint64]
+
+    def take(self, chosen: NDArray[Any]) -> _Objects:
+        """Some of them, by places or by a bool for each."""
+        return _Objects(*(values[chosen] for values in self))
+
+
+def _described(source: Source, classes: Any, least: float = 0.0) -> _Objects:
+    """The objects of an image.
 
     Args:
         classes: see `instance_row`.
@@ -348,7 +375,7 @@ def _described(
     """
     if isinstance(source, Instances):
         numbered = np.cumsum(source.scores >= least).astype(np.uint64)
-        return source.boxes, source.classes, source.scores, numbered
+        return _Objects(source.boxes, source.classes, source.scores, numbered)
     ids, boxes = label_boxes(source)
     numbers = np.ones(len(ids), dtype=np.int64)
     if classes is not None:
@@ -356,4 +383,4 @@ def _described(
         if len(ids) and int(ids[-1]) > len(given):
             raise SettingError(f"truth_classes: expected one per id up to {ids[-1]}, got {len(given)}")
         numbers = given[ids.astype(np.int64) - 1]
-    return boxes, numbers, np.ones(len(ids)), ids
+    return _Objects(boxes, numbers, np.ones(len(ids)), ids)

@@ -252,38 +252,18 @@ def _decay_by_step(
 
 
 def weighted_box_clustering(
-    boxes: Tensor,
-    scores: Tensor,
-    threshold: float,
-    *,
-    weights: Tensor | None = None,
-    expected: Tensor | None = None,
-    sources: Tensor | None = None,
-    use_volume: bool = False,
-    missing_weight: float = 1.0,
-    min_score: float = 0.0,
+    boxes: Tensor, scores: Tensor, threshold: float, *, min_score: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Weighted box clustering (Jaeger et al. 2020, arXiv:1811.08661, section 2.3): one box from all that agree.
 
-    Boxes fall to the best of them as in `cluster`. With the IoU `u_k` of box `k` and the best of its cluster, its
-    weight `v_k = u_k * weights_k` (times its volume with `use_volume`), and its score `s_k`:
-
-        score = sum(v s) / (sum(v) + missing_weight * max(0, n_expected - n_found) * mean(v))
-        box   = sum(v s box) / sum(v s)
-
-    `n_expected` is the mean of `expected` over the cluster, `n_found` the number of its boxes, or of distinct
-    `sources`. So a box that several models or overlapping tiles should have found, and only one did, loses score.
+    Boxes fall to the best of them as in `cluster`. With the IoU `u_k` of box `k` and the best of its cluster as its
+    weight, and its score `s_k`, `score = sum(u s) / sum(u)` and `box = sum(u s box) / sum(u s)`.
 
     Args:
         boxes: `(K, 2 * ndim)`, of one class.
         scores: `(K,)`, not negative.
         threshold: IoU in [0, 1] above which a box joins a cluster.
-        weights: `(K,)` trust in each box, such as its distance from the border of its tile; None for 1.
-        expected: `(K,)` predictions to expect at each box: models times overlapping tiles; None for no loss.
-        sources: `(K,)` integers, the tile or model each box is from; None: each box is from another.
-        use_volume: larger boxes weigh more.
-        missing_weight: what a missing prediction counts, in mean weights.
-        min_score: clusters that aren't above it are left out, and those without weight always.
+        min_score: clusters that aren't above it are left out.
 
     Returns:
         Boxes `(M, 2 * ndim)` and scores `(M,)`, float32 or float64, by falling score.
@@ -292,32 +272,17 @@ def weighted_box_clustering(
         SettingError: shapes that don't fit, or a threshold outside [0, 1].
     """
     owner = cluster(boxes, scores, threshold)
-    columns = {"weights": weights, "expected": expected}
-    for name, column in columns.items():
-        if column is not None and column.shape != scores.shape:
-            raise SettingError(f"{name}: expected {len(scores)} numbers, got {tuple(column.shape)}")
     member = torch.nonzero(owner >= 0)[:, 0]
     heads, of = torch.unique(owner[member], return_inverse=True)
     given, wide = widened(boxes.detach())[member], widened(scores.detach()).to(torch.float64)[member]
     own = member == owner[member]
     weight = torch.where(own, 1.0, paired_iou(given, widened(boxes.detach())[owner[member]])).to(torch.float64)
-    if use_volume:
-        weight = weight * volume(given)
-    if weights is not None:
-        weight = weight * weights[member]
 
     def total(values: Tensor) -> Tensor:
         return values.new_zeros(len(heads), *values.shape[1:]).index_add_(0, of, values)
 
-    count = total(torch.ones_like(weight))
-    found = count
-    if sources is not None:
-        pairs = torch.stack([of, _integers(sources, len(scores), "sources")[member]])
-        found = torch.bincount(torch.unique(pairs, dim=1)[0], minlength=len(heads)).to(torch.float64)
-    wanted = total(expected[member].to(torch.float64)) / count if expected is not None else found
-    mass, scored = total(weight), total(weight * wide)
-    missing = (wanted - found).clamp(min=0) * missing_weight
-    new_scores = scored / (mass + missing * mass / count)
+    scored = total(weight * wide)
+    new_scores = scored / total(weight)
     new_boxes = total((weight * wide)[:, None] * given) / scored[:, None]
     kept = (scored > 0) & (new_scores > min_score)
     new_boxes, new_scores = new_boxes[kept].to(given.dtype), new_scores[kept].to(widened(scores).dtype)

@@ -80,7 +80,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """Suffixes that predictions can be written in, the default first: those of images, where nothing else is said."""
+        """Suffixes that predictions can be written in, the default first; those of images unless told otherwise."""
         return image_formats()
 
     def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,18 +12,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.viz.planes import (
-    Plane,
-    Window,
-    draw,
-    frame,
-    grey_window,
-    lay_out,
-    paper,
-    planes_of,
-    scale_bar,
-    volume_of,
-)
+from voxelry.viz.planes import Plane, PlaneRow, paper
 from voxelry.viz.style import INK, QUIET, as_array, clean, colour, headline, new_figure, row_of_keys
 
 if TYPE_CHECKING:
@@ -46,8 +36,6 @@ def instance_planes(
     matches: Mapping[int, int] | None = None,
     at: Sequence[float] | None = None,
     title: str = "",
-    window: Window | None = None,
-    anatomical: bool | None = None,
 ) -> Figure:
     """Orthogonal planes with the outlines of true objects, and of predicted ones beside or below.
 
@@ -60,8 +48,6 @@ def instance_planes(
         matches: predicted id to true id. None: nothing is known of partners, every object has a colour by its id.
         at: index coordinate that the planes go through; by default the middle of the objects.
         title: one line.
-        window: grey values of black and white; by default the 0.5th and 99.5th percentile of the image.
-        anatomical: see `planes_of`.
 
     Raises:
         SettingError: neither truth nor prediction, or an array of another shape than `space`.
@@ -70,15 +56,11 @@ def instance_planes(
     labels = {name: _ids(values, space, name) for name, values in given.items() if values is not None}
     if not labels:
         raise SettingError("truth, predicted: expected at least one of them")
-    volume = volume_of(image, space)
-    index = tuple(at) if at is not None else _middle(list(labels.values()))
-    grey = window or grey_window(volume)
-    planes = lay_out(planes_of(space, anatomical=anatomical), gap=0.14 * max(space.extent))
-    margin = 0.06 * max(space.extent)
-    width, height = (side + 2 * margin for side in paper(planes))
-    beside = len(planes) == 1  # planes of a volume are a row already: the other side goes below
+    row = PlaneRow.of(image, space, _middle(list(labels.values())) if at is None else at)
+    width, height = (side + 2 * row.margin for side in paper(row.planes))
+    beside = len(row.planes) == 1  # planes of a volume are a row already: the other side goes below
     columns, rows = (len(labels), 1) if beside else (1, len(labels))
-    panel = min(4.6 if beside else 9.6, 3.2 * len(planes))
+    panel = min(4.6 if beside else 9.6, 3.2 * len(row.planes))
     tall = height * panel / width + 0.28
     top = 0.36 if title else 0.05
     fig = new_figure(panel * columns, tall * rows + top + 0.3)
@@ -89,15 +71,10 @@ def instance_planes(
     colours = _colours(labels, matches)
     for place, (name, values) in enumerate(labels.items()):
         axes = fig.add_subplot(grid[place])
-        for plane in planes:
-            draw(axes, plane, volume, index, grey)
-            draw_instances(axes, plane, values, index, colours[name])
-        frame(axes, planes, margin=margin)
-        scale_bar(axes, planes)
-        count = len(np.unique(values[values > 0]))
-        left = ERROR in colours[name].values() if matches is not None else False
-        wrong = sum(shade == ERROR for shade in colours[name].values()) if left else 0
+        row.draw(axes, partial(draw_instances, labels=values, index=row.index, colours=colours[name]))
+        wrong = 0 if matches is None else sum(shade == ERROR for shade in colours[name].values())
         note = f", {wrong} {'missed' if name == 'truth' else 'without a partner'}" if wrong else ""
+        count = len(np.unique(values[values > 0]))
         axes.set_title(f"{name.capitalize()}: {count}{note}", loc="left", fontsize=9.5, color=INK, pad=2)
     if matches is not None:
         _keys(fig, total)

@@ -24,6 +24,8 @@ __all__ = ["surfaces"]
 
 _PANEL = 2.4  # inches, the longer side of a picture
 _PIXELS = 110  # per inch
+_LEFT, _TOP = 0.45, 0.7  # inches around all pictures
+_GAP, _BETWEEN = 0.4, 0.45  # between columns and between rows
 
 
 def surfaces(
@@ -70,43 +72,65 @@ def surfaces(
     if values is not None and not prediction.is_empty:
         scale = _colour_scale(prediction.values[values], limit)
         rows.append((label or values.replace("_", " "), prediction, scale.to_rgba(prediction.values[values])[:, :3]))
-
-    every = np.concatenate([mesh.vertices for mesh in meshes])
-    low, high = every.min(axis=0), every.max(axis=0)
-    centre, room = (low + high) / 2, 1.1 * (high - low) + 1e-6
-    sizes = [np.abs(VIEWS[view].axes[:2]) @ room for view in views]  # mm across and up
-    step = max(size.max() for size in sizes) / (_PANEL * _PIXELS)
-    widths, tallest = [size[0] / step / _PIXELS for size in sizes], max(size[1] for size in sizes) / step / _PIXELS
-    left, right, top, gap, between = 0.45, 0.95 if scale else 0.2, 0.7, 0.4, 0.45
-    width = left + sum(widths) + gap * (len(views) - 1) + right
-    height = top + len(rows) * (tallest + between)
-    fig = new_figure(width, height)
-    for i, (name, mesh, colours) in enumerate(rows):
-        across = left
-        bottom = height - top - (i + 1) * tallest - i * between
-        for j, (view, size) in enumerate(zip(views, sizes, strict=True)):
-            place = (across / width, bottom / height, widths[j] / width, tallest / height)
-            across += widths[j] + gap
-            axes = fig.add_axes(place)
-            pixels = (max(1, round(tallest * _PIXELS)), max(1, round(size[0] / step)))
-            _panel(axes, mesh, view, centre=centre, size=pixels, step=step, colours=colours, planes=planes)
-            if j == 0:
-                axes.text(
-                    -0.3 / widths[j], 0.5, name, transform=axes.transAxes, rotation=90,
-                    ha="center", va="center", fontsize=9, color=INK,
-                )  # fmt: skip
-                if i == 0:
-                    _scale_bar(axes, size[0])
-            if i == 0:
+    grid = _Grid(meshes, views, len(rows), bar=scale is not None)
+    fig = new_figure(grid.width, grid.height)
+    for row, (name, mesh, colours) in enumerate(rows):
+        for column, view in enumerate(views):
+            axes = fig.add_axes(grid.place(row, column))
+            look = {"centre": grid.centre, "size": grid.pixels(column), "step": grid.step}
+            _panel(axes, mesh, view, **look, colours=colours, planes=planes)
+            if row == 0:
                 axes.set_title(view, fontsize=9, color=QUIET, pad=16)
+        _name_row(fig.axes[row * len(views)], name, 0.3 / grid.widths[0])
+    _scale_bar(fig.axes[0], grid.sizes[0][0])
     if scale is not None:
-        place = ((width - right + 0.3) / width, bottom / height, 0.12 / width, tallest / height)
-        bar = fig.colorbar(scale, cax=fig.add_axes(place))
+        bar = fig.colorbar(scale, cax=fig.add_axes(grid.bar))
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, colors=QUIET, labelcolor=INK, length=2)
         bar.ax.set_title("mm" if values and values.endswith("mm") else "", fontsize=8, color=INK, loc="left", pad=5)
     headline(fig, title)
     return fig
+
+
+class _Grid:
+    """A column for each view, a row for each surface: pictures at one scale and around one centre, in inches."""
+
+    def __init__(self, meshes: Sequence[Mesh], views: Sequence[str], rows: int, *, bar: bool):
+        every = np.concatenate([mesh.vertices for mesh in meshes])
+        low, high = every.min(axis=0), every.max(axis=0)
+        self.centre = (low + high) / 2
+        room = 1.1 * (high - low) + 1e-6
+        self.sizes = [np.abs(VIEWS[view].axes[:2]) @ room for view in views]  # mm across and up
+        self.step = max(size.max() for size in self.sizes) / (_PANEL * _PIXELS)  # mm per pixel
+        self.widths = [size[0] / self.step / _PIXELS for size in self.sizes]
+        self.tallest = max(size[1] for size in self.sizes) / self.step / _PIXELS
+        self.right, self.rows = 0.95 if bar else 0.2, rows
+        self.width = _LEFT + sum(self.widths) + _GAP * (len(views) - 1) + self.right
+        self.height = _TOP + rows * (self.tallest + _BETWEEN)
+
+    def pixels(self, column: int) -> tuple[int, int]:
+        """Height and width of a picture."""
+        return max(1, round(self.tallest * _PIXELS)), max(1, round(self.sizes[column][0] / self.step))
+
+    def place(self, row: int, column: int) -> tuple[float, float, float, float]:
+        """Left, bottom, width and height of a picture, as shares of the figure."""
+        left = _LEFT + sum(self.widths[:column]) + _GAP * column
+        return left / self.width, self._bottom(row), self.widths[column] / self.width, self.tallest / self.height
+
+    @property
+    def bar(self) -> tuple[float, float, float, float]:
+        """The place of the scale of colours, beside the last row."""
+        left = (self.width - self.right + 0.3) / self.width
+        return left, self._bottom(self.rows - 1), 0.12 / self.width, self.tallest / self.height
+
+    def _bottom(self, row: int) -> float:
+        return (self.height - _TOP - (row + 1) * self.tallest - row * _BETWEEN) / self.height
+
+
+def _name_row(axes: Axes, name: str, away: float) -> None:
+    """What a row shows, along its left side."""
+    look: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9, "color": INK}
+    axes.text(-away, 0.5, name, transform=axes.transAxes, **look)
 
 
 def _panel(axes: Axes, mesh: Mesh, view: str, *, centre: Any, size: tuple[int, int], step: float, **look: Any) -> None:

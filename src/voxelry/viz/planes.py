@@ -7,10 +7,10 @@ orientation of its own is shown as an image is: rows down, columns to the right,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Plane",
+    "PlaneRow",
     "Window",
     "draw",
     "draw_labels",
@@ -209,6 +210,43 @@ def paper(planes: Sequence[Plane]) -> tuple[float, float]:
     """Width and height in mm of everything that is laid out."""
     left, right, bottom, top = np.asarray([plane.extent for plane in planes]).T
     return float(right.max() - left.min()), float(bottom.max() - top.min())
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneRow:
+    """The planes of an image through one of its places, on one line.
+
+    Attributes:
+        volume: `(*spatial)`.
+        index: the index coordinate that they go through.
+        planes: laid out.
+        margin: mm around them, for the names of their edges.
+    """
+
+    volume: NDArray[np.float64]
+    index: tuple[float, ...]
+    planes: Sequence[Plane]
+    margin: float
+
+    @classmethod
+    def of(cls, image: Any, space: Space, index: Sequence[float]) -> Self:
+        """Of `image` `(C, *spatial)` or `(*spatial)` on the grid of `space`.
+
+        Raises:
+            SettingError: its spatial shape isn't that of `space`.
+        """
+        longest = max(space.extent)
+        planes = lay_out(planes_of(space), gap=0.14 * longest)
+        return cls(volume_of(image, space), tuple(index), planes, 0.06 * longest)
+
+    def draw(self, axes: Axes, overlay: Callable[[Axes, Plane], None]) -> None:
+        """All planes, black at the 0.5th and white at the 99.5th percentile of the image, with what lies over each."""
+        window = grey_window(self.volume)
+        for plane in self.planes:
+            draw(axes, plane, self.volume, self.index, window)
+            overlay(axes, plane)
+        frame(axes, self.planes, margin=self.margin)
+        scale_bar(axes, self.planes)
 
 
 def scale_bar(axes: Axes, planes: Sequence[Plane]) -> None:

@@ -21,9 +21,27 @@ _NEAR = 0.04  # of the image's longest side: within this distance from the plane
 
 
 class PointPairs:
-    """True and predicted points of one image, either of which may be missing."""
+    """True and predicted points of one image, either of which may be missing.
 
-    def __init__(self, space: Space, truth: Any, predicted: Any, names: Sequence[str] | None, uncertainty: Any):
+    Args:
+        space: the image's grid.
+        truth, predicted: `(N, ndim)` index coordinates, NaN for an absent point.
+        names: one per landmark; numbers when left out.
+        uncertainty_mm: `(N,)` radius of a ring around each predicted point.
+
+    Raises:
+        SettingError: an array of another shape; the message names it.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        truth: Any = None,
+        predicted: Any = None,
+        names: Sequence[str] | None = None,
+        uncertainty_mm: Any = None,
+    ):
         given = {
             name: as_array(values, name, ndim=2)
             for name, values in (("truth", truth), ("predicted", predicted))
@@ -38,7 +56,7 @@ class PointPairs:
         self.truth = given.get("truth", absent)
         self.predicted = given.get("predicted", absent)
         self.names = [str(i + 1) for i in range(count)] if names is None else list(names)
-        self.radius = np.full(count, np.nan) if uncertainty is None else as_array(uncertainty, "uncertainty_mm")
+        self.radius = np.full(count, np.nan) if uncertainty_mm is None else as_array(uncertainty_mm, "uncertainty_mm")
         self.numbers = list(range(1, count + 1))
         if len(self.names) != count or len(self.radius) != count:
             raise SettingError(

@@ -20,6 +20,7 @@ Floats = NDArray[np.floating]
 _FINER = 2  # pictures are made this much larger and averaged
 _PAIRS = 1 << 20  # triangle-pixel pairs looked at a time
 _AMBIENT = 0.4
+_LIGHT = np.array([-0.35, 0.5, 1.0])
 _LINE = (0.11, 0.14, 0.19)
 
 
@@ -88,33 +89,39 @@ def render_mesh(
     places = (mesh.vertices - np.asarray(centre, dtype=np.float64)) @ axes.T
     pixels = np.stack([(height - 1) / 2 - places[:, 1] / fine, (width - 1) / 2 + places[:, 0] / fine], axis=1)
     face, weights = _visible(pixels, places[:, 2], mesh.faces, (height, width))
-    seen = face >= 0
-    picture = np.zeros((height, width, 4))
-    corners, shares = mesh.faces[face[seen]], weights[seen]
-
-    def blend(values: Floats) -> Floats:
-        a, b, c = (shares[:, corner, None] * values[corners[:, corner]] for corner in range(3))
-        return a + b + c
-
-    normals = blend(mesh.vertex_normals @ axes.T)
+    shown = face >= 0
+    seen = _Seen(mesh.faces[face[shown]], weights[shown])
+    normals = seen.blend(mesh.vertex_normals @ axes.T)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    light = np.array([-0.35, 0.5, 1.0])
-    lit = np.clip(normals @ (light / np.linalg.norm(light)), 0, 1)[:, None]
-    colour = blend(paint) * (_AMBIENT + (1 - _AMBIENT) * lit) + 0.12 * lit**24
+    lit = np.clip(normals @ (_LIGHT / np.linalg.norm(_LIGHT)), 0, 1)[:, None]
+    colour = seen.blend(paint) * (_AMBIENT + (1 - _AMBIENT) * lit) + 0.12 * lit**24
     for plane in planes:
         normal = np.cross(plane.affine[:3, 0], plane.affine[:3, 1])
         normal = normal / np.linalg.norm(normal)
-        away = np.abs(blend(((mesh.vertices - plane.origin) @ normal)[:, None]))
+        away = np.abs(seen.blend(((mesh.vertices - plane.origin) @ normal)[:, None]))
         # how fast the distance to the plane grows along the picture: the line is as wide on every slope
         across, towards = axes[:2] @ normal, axes[2] @ normal
         growth = np.linalg.norm(across - towards * normals[:, :2] / np.maximum(normals[:, 2:], 0.05), axis=1)
         colour = np.where(away < 0.9 * step * growth[:, None], np.array(_LINE), colour)
-    picture[seen, :3] = np.clip(colour, 0, 1)
-    picture[seen, 3] = 1
+    picture = np.zeros((height, width, 4))
+    picture[shown] = np.column_stack((np.clip(colour, 0, 1), np.ones(len(colour))))
     blocks = picture.reshape(size[0], _FINER, size[1], _FINER, 4).sum(axis=(1, 3))
     blocks[..., :3] /= np.maximum(blocks[..., 3:], 1)
     blocks[..., 3] /= _FINER**2
     return blocks.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen at each of P pixels: three vertices `(P, 3)`, and their shares of it."""
+
+    corners: NDArray[np.int64]
+    shares: Floats
+
+    def blend(self, values: Floats) -> Floats:
+        """Values of vertices `(V, C)` at the pixels, `(P, C)`."""
+        a, b, c = (self.shares[:, corner, None] * values[self.corners[:, corner]] for corner in range(3))
+        return a + b + c
 
 
 def _visible(

@@ -106,7 +106,14 @@ def test_tasks_write_images_in_it(installed, task):
 
 
 def test_tasks_write_points_and_surfaces_in_it(installed):
-    assert recipe_named("landmarks").formats == ("mrk.json", "fcsv", "csv", "json", "txt", "pts")  # toypoints: read only
+    assert recipe_named("landmarks").formats == (
+        "mrk.json",
+        "fcsv",
+        "csv",
+        "json",
+        "txt",
+        "pts",
+    )  # toypoints: read only
     assert recipe_named("reconstruct").formats == ("ply", "stl", "glb", "obj", "toymesh")
 
 

@@ -35,13 +35,8 @@ def test_errors_are_listed_in_world_millimetres(ndim, rng):
     truth = np.array([[3.0, 9.0, 6.0], [4.0, 12.0, 5.0], [2.0, 4.0, 4.0]])[:, :ndim]
     predicted = truth + np.array([[1.0, 0, 0], [0, 3.0, 0], [0, 0, 0]])[:, :ndim]
     predicted[2] = np.nan
-    fig = figures.orthogonal(
-        torch.rand(2, *space.shape),
-        space,
-        truth=torch.tensor(truth),
-        predicted=predicted,
-        names=["apex", "base", "tip"],
-    )
+    points = figures.PointPairs(space, truth=torch.tensor(truth), predicted=predicted, names=["apex", "base", "tip"])
+    fig = figures.orthogonal(torch.rand(2, *space.shape), points)
     render(fig)
     shown = texts(fig)
     assert {"apex", "base", "tip"} <= set(shown)
@@ -57,7 +52,7 @@ def test_points_are_drawn_where_the_planes_project_them(ndim):
 
     space = space_of(ndim)
     truth = np.array([[3.0, 9.0, 6.0][:ndim]])
-    fig = figures.orthogonal(np.zeros(space.shape), space, truth=truth)
+    fig = figures.orthogonal(np.zeros(space.shape), figures.PointPairs(space, truth=truth))
     planes = lay_out(planes_of(space), gap=0.14 * max(space.extent))
     rings = [line.get_xydata()[0] for line in fig.axes[0].lines if line.get_marker() == "o"]
     np.testing.assert_allclose(rings, [plane.project(truth)[0] for plane in planes])
@@ -65,7 +60,7 @@ def test_points_are_drawn_where_the_planes_project_them(ndim):
 
 def test_voxels_keep_their_proportions():
     space = space_of(3)
-    fig = figures.orthogonal(np.zeros(space.shape), space)
+    fig = figures.orthogonal(np.zeros(space.shape), figures.PointPairs(space))
     axes = fig.axes[0]
     assert axes.get_aspect() == 1.0
     axial = axes.images[0]
@@ -80,16 +75,17 @@ def test_labels_and_uncertainty_are_drawn_over_the_image():
     labels = np.zeros(space.shape, dtype=int)
     labels[2:6, 5:15, 3:9] = 1
     point = np.array([[4.0, 10.0, 6.0]])
-    bare = render(figures.orthogonal(image, space, at=point[0]))
-    overlaid = render(figures.orthogonal(image, space, at=point[0], labels=torch.tensor(labels)))
+    nothing = figures.PointPairs(space)
+    bare = render(figures.orthogonal(image, nothing, at=point[0]))
+    overlaid = render(figures.orthogonal(image, nothing, at=point[0], labels=torch.tensor(labels)))
     assert (bare != overlaid).any()
-    fig = figures.orthogonal(image, space, predicted=point, uncertainty_mm=[3.0])
+    fig = figures.orthogonal(image, figures.PointPairs(space, predicted=point, uncertainty_mm=[3.0]))
     assert sorted({patch.get_radius() for patch in fig.axes[0].patches}) == [3.0]
 
 
 def test_points_that_are_all_absent_leave_the_planes():
     space = space_of(3)
-    fig = figures.orthogonal(np.zeros(space.shape), space, truth=np.full((2, 3), np.nan))
+    fig = figures.orthogonal(np.zeros(space.shape), figures.PointPairs(space, truth=np.full((2, 3), np.nan)))
     render(fig)
     assert len(fig.axes[0].images) == 3
 
@@ -100,13 +96,14 @@ def test_points_that_are_all_absent_leave_the_planes():
         ({"truth": np.zeros((2, 2))}, r"truth: expected shape \(2, 3\)"),
         ({"truth": np.zeros((2, 3)), "predicted": np.zeros((3, 3))}, r"predicted: expected shape \(2, 3\)"),
         ({"truth": np.zeros((2, 3)), "names": ["a"]}, "expected 2, one per landmark, got 1"),
-        ({"labels": np.zeros((2, 2, 2))}, "labels: expected spatial shape"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(arguments, fault):
     space = space_of(3)
     with pytest.raises(SettingError, match=fault):
-        figures.orthogonal(np.zeros(space.shape), space, **arguments)
+        figures.PointPairs(space, **arguments)
+    with pytest.raises(SettingError, match="labels: expected spatial shape"):
+        figures.orthogonal(np.zeros(space.shape), figures.PointPairs(space), labels=np.zeros((2, 2, 2)))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -104,11 +104,13 @@ def add_cases(
         report.figure(
             figures.orthogonal(
                 sample.image,
-                sample.space,
-                truth=sample.landmarks,
-                predicted=prediction.index,
-                names=task.names,
-                uncertainty_mm=prediction.uncertainty_mm,
+                figures.PointPairs(
+                    sample.space,
+                    truth=sample.landmarks,
+                    predicted=prediction.index,
+                    names=task.names,
+                    uncertainty_mm=prediction.uncertainty_mm,
+                ),
                 title=f"{title}: {sample.name}",
             ),
             f"{title} case, {sample.name}: mean radial error {_mm(float(rows[index]['mre_mm']))} mm",
