@@ -159,16 +159,11 @@ class ResNet(Backbone):
             for index in range(own.layers[stage]):
                 first = index == 0
                 made = make_block(
-                    own.block,
+                    own,
                     channels,
                     own.width << stage,
-                    ndim=own.ndim,
                     stride=step if first and not own.dilated[stage] else (1,) * own.ndim,
                     dilations=(before if first else dilation, dilation),
-                    norm=own.norm,
-                    eps=own.norm_eps,
-                    groups=own.groups,
-                    group_width=own.group_width,
                 )
                 channels = made.layers[-1].conv.out_channels  # type: ignore[union-attr, assignment]
                 blocks.append(made)
@@ -200,43 +195,40 @@ class ResNet(Backbone):
 
 
 def make_block(
-    block: str,
+    own: ResNetSettings,
     in_channels: int,
     width: int,
     *,
-    ndim: int,
     stride: Sequence[int],
     dilations: tuple[Sequence[int], Sequence[int]],
-    norm: str,
-    eps: float,
-    groups: int,
-    group_width: int,
 ) -> Residual:
-    """A residual block by name; with a stride or other channels the input is projected to the sum.
+    """A residual block of `own.block`; with a stride or other channels the input is projected to the sum.
 
     `dilations` are those of the first 3-wide convolution, which may have had a stride, and of what follows it.
 
     Raises:
         SettingError: an unknown name, or groups in a basic block.
     """
-    conv = partial(ConvNorm, ndim=ndim, norm=norm, eps=eps)
-    if block == "basic":
-        if groups != 1 or group_width != 64:
-            raise SettingError(f"groups, group_width: a basic block has 1 and 64, got {groups} and {group_width}")
+    conv = partial(ConvNorm, ndim=own.ndim, norm=own.norm, eps=own.norm_eps)
+    if own.block == "basic":
+        if own.groups != 1 or own.group_width != 64:
+            raise SettingError(
+                f"groups, group_width: a basic block has 1 and 64, got {own.groups} and {own.group_width}"
+            )
         out = width
         layers = [
             conv(in_channels, width, 3, stride=stride, dilation=dilations[0]),
             conv(width, width, 3, dilation=dilations[1]),
         ]
-    elif block == "bottleneck":
-        inner, out = int(width * (group_width / 64)) * groups, 4 * width
+    elif own.block == "bottleneck":
+        inner, out = int(width * (own.group_width / 64)) * own.groups, 4 * width
         layers = [
             conv(in_channels, inner, 1),
-            conv(inner, inner, 3, stride=stride, dilation=dilations[0], groups=groups),
+            conv(inner, inner, 3, stride=stride, dilation=dilations[0], groups=own.groups),
             conv(inner, out, 1),
         ]
     else:
-        raise SettingError(f"block: expected basic or bottleneck, got {block!r}")
+        raise SettingError(f"block: expected basic or bottleneck, got {own.block!r}")
     same = in_channels == out and max(stride) == 1
     return Residual(layers, nn.Identity() if same else conv(in_channels, out, 1, stride=stride))
 

@@ -74,6 +74,11 @@ class Splits:
     unaltered: Callable[[int], Sample]
     template: Template | None = None
 
+    @property
+    def held_out(self) -> tuple[str, Any]:
+        """What a trained model is measured on, `test` or, where there is none, `validation`, and its samples."""
+        return ("test", self.test) if len(self.test) else ("validation", self.validation)
+
 
 def named_cases(found: Sequence[CaseType], file: Path | None) -> list[CaseType]:
     """The cases of a list of names; of a split file its test cases, or all where there are none.

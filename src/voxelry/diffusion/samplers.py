@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from voxelry.diffusion.schedules import Schedule
 __all__ = [
     "SAMPLERS",
     "Callback",
+    "Estimator",
     "Predict",
     "Step",
     "ddim",
@@ -68,29 +70,49 @@ _Advance = Callable[[Tensor, Tensor, int, int], Tensor]
 """`(x_t, x0 estimate, t, next t) -> x at the next t`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """The clean images as a network sees them: what all samplers ask for.
+
+    Attributes:
+        predict, schedule, self_condition: as above.
+        objective: what `predict` returns: `epsilon`, `x0` or `v`.
+        clip: range that the estimate of x0 is kept in at every step; None leaves it.
+    """
+
+    predict: Predict
+    schedule: Schedule
+    objective: str = "epsilon"
+    clip: tuple[float, float] | None = None
+    self_condition: bool = False
+
+    def __call__(self, x: Tensor, t: int, before: Tensor | None) -> Tensor:
+        """The estimate in `x` at `t`; `before` is the one that was made last."""
+        output = self.predict(x, t, before) if self.self_condition else self.predict(x, t)
+        estimate = convert(output.to(x.dtype), x, t, self.schedule, self.objective, "x0")
+        return estimate if self.clip is None else estimate.clamp(*self.clip)
+
+
 def ddpm(
     predict: Predict,
     x: Tensor,
     schedule: Schedule,
     steps: Sequence[int],
     *,
-    objective: str = "epsilon",
     variance: str = "small",
-    clip: tuple[float, float] | None = None,
-    self_condition: bool = False,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, eqs. 6 and 7), over all steps or any list of them.
 
     Args:
-        predict, x, schedule, steps, self_condition: as above.
-        objective: what `predict` returns: `epsilon`, `x0` or `v`.
+        predict, x, schedule, steps: as above.
         variance: of the noise added at each step: `small`, that of the posterior, or `large`, the step's beta
             (the two ends of Ho et al. 2020, section 3.2).
-        clip: range the estimate of x0 is kept in at every step; None leaves it.
         generator: of the noise; torch's own when None.
         callback: called after each step.
+        settings: of the `Estimator`.
 
     Raises:
         SettingError: an unknown variance.
@@ -107,7 +129,7 @@ def ddpm(
         spread = beta if variance == "large" else beta * (1 - alpha_next) / (1 - alpha)
         return mean + math.sqrt(spread) * noise_like(x, generator)
 
-    return _walk(predict, x, schedule, steps, advance, objective, clip, self_condition, callback)
+    return _walk(Estimator(predict=predict, schedule=schedule, **settings), x, steps, advance, callback)
 
 
 def ddim(
@@ -116,23 +138,19 @@ def ddim(
     schedule: Schedule,
     steps: Sequence[int],
     *,
-    objective: str = "epsilon",
     eta: float = 0.0,
-    clip: tuple[float, float] | None = None,
-    self_condition: bool = False,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Implicit sampling (Song et al. 2021, arXiv:2010.02502, eq. 12): a result in few steps, the same every time.
 
     Args:
-        predict, x, schedule, steps, self_condition: as above.
-        objective: what `predict` returns: `epsilon`, `x0` or `v`.
+        predict, x, schedule, steps: as above.
         eta: share of random noise, 0 for none, 1 for as much as DDPM adds.
-        clip: range the estimate of x0 is kept in at every step; the noise is then derived from the clipped
-            estimate, so that both still make up `x_t`. None leaves it.
         generator: of the noise, where eta > 0; torch's own when None.
         callback: called after each step.
+        settings: of the `Estimator`; the noise is derived from a clipped estimate, so that both still make up `x_t`.
     """
 
     def advance(x: Tensor, estimate: Tensor, t: int, t_next: int) -> Tensor:
@@ -142,7 +160,7 @@ def ddim(
         moved = math.sqrt(alpha_next) * estimate + math.sqrt(max(1 - alpha_next - spread**2, 0.0)) * noise
         return moved + spread * noise_like(x, generator) if spread > 0 else moved
 
-    return _walk(predict, x, schedule, steps, advance, objective, clip, self_condition, callback)
+    return _walk(Estimator(predict=predict, schedule=schedule, **settings), x, steps, advance, callback)
 
 
 def dpm_solver(
@@ -151,10 +169,8 @@ def dpm_solver(
     schedule: Schedule,
     steps: Sequence[int],
     *,
-    objective: str = "epsilon",
-    clip: tuple[float, float] | None = None,
-    self_condition: bool = False,
     callback: Callback | None = None,
+    **settings: Any,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2): second order, deterministic.
 
@@ -162,10 +178,9 @@ def dpm_solver(
     order.
 
     Args:
-        predict, x, schedule, steps, self_condition: as above.
-        objective: what `predict` returns: `epsilon`, `x0` or `v`.
-        clip: range the estimate of x0 is kept in at every step; None leaves it.
+        predict, x, schedule, steps: as above.
         callback: called after each step.
+        settings: of the `Estimator`.
     """
     before: tuple[Tensor, float] | None = None  # the previous estimate, and the half log SNR where it was made
 
@@ -183,7 +198,7 @@ def dpm_solver(
         noise, noise_next = (math.sqrt(1 - schedule.alpha_bar(step)) for step in (t, t_next))
         return noise_next / noise * x - math.sqrt(schedule.alpha_bar(t_next)) * math.expm1(now - then) * combined
 
-    return _walk(predict, x, schedule, steps, advance, objective, clip, self_condition, callback)
+    return _walk(Estimator(predict=predict, schedule=schedule, **settings), x, steps, advance, callback)
 
 
 def heun(
@@ -192,10 +207,8 @@ def heun(
     schedule: Schedule,
     steps: Sequence[int],
     *,
-    objective: str = "epsilon",
-    clip: tuple[float, float] | None = None,
-    self_condition: bool = False,
     callback: Callback | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Second order by a look ahead, deterministic: two calls a step, one for the last, `2 * len(steps) - 1` in all.
 
@@ -205,11 +218,12 @@ def heun(
     this stays bounded where a schedule ends in almost pure noise: sigma is 20,000 at the end of the cosine one.
 
     Args:
-        predict, x, schedule, steps, self_condition: as above.
-        objective: what `predict` returns: `epsilon`, `x0` or `v`.
-        clip: range the estimates of x0 are kept in; None leaves them.
+        predict, x, schedule, steps: as above.
         callback: called after each step, with the estimate at its beginning.
+        settings: of the `Estimator`.
     """
+
+    estimator = Estimator(predict=predict, schedule=schedule, **settings)
 
     def advance(x: Tensor, estimate: Tensor, t: int, t_next: int) -> Tensor:
         if t_next < 0:
@@ -219,10 +233,10 @@ def heun(
         kept = math.sqrt((1 - alpha_next) / (1 - schedule.alpha_bar(t)))
         gained = -math.expm1(-length)
         tried = kept * x + math.sqrt(alpha_next) * gained * estimate
-        ahead = _estimate(predict, tried, t_next, schedule, objective, clip, self_condition, estimate)
+        ahead = estimator(tried, t_next, estimate)
         return tried + math.sqrt(alpha_next) * (1 - gained / length) * (ahead - estimate)
 
-    return _walk(predict, x, schedule, steps, advance, objective, clip, self_condition, callback)
+    return _walk(estimator, x, steps, advance, callback)
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}
@@ -287,44 +301,20 @@ def start_from(
 
 
 def _walk(
-    predict: Predict,
-    x: Tensor,
-    schedule: Schedule,
-    steps: Sequence[int],
-    advance: _Advance,
-    objective: str,
-    clip: tuple[float, float] | None,
-    self_condition: bool,
-    callback: Callback | None,
+    estimator: Estimator, x: Tensor, steps: Sequence[int], advance: _Advance, callback: Callback | None
 ) -> Tensor:
     """The loop that all samplers share: ask, estimate x0, advance."""
-    order = list(steps)
-    if not order or order != sorted(set(order)) or order[0] < 0 or order[-1] >= schedule.steps:
-        raise SettingError(f"timesteps: expected ascending steps from 0 to {schedule.steps - 1}, got {order}")
+    order, count = list(steps), estimator.schedule.steps
+    if not order or order != sorted(set(order)) or order[0] < 0 or order[-1] >= count:
+        raise SettingError(f"timesteps: expected ascending steps from 0 to {count - 1}, got {order}")
     estimate: Tensor | None = None
     for index, t in enumerate(reversed(order)):
         t_next = order[-index - 2] if index + 1 < len(order) else -1
-        estimate = _estimate(predict, x, t, schedule, objective, clip, self_condition, estimate)
+        estimate = estimator(x, t, estimate)
         x = advance(x, estimate, t, t_next)
         if callback is not None:
             callback(Step(index, len(order), t, t_next, x, estimate))
     return x
-
-
-def _estimate(
-    predict: Predict,
-    x: Tensor,
-    t: int,
-    schedule: Schedule,
-    objective: str,
-    clip: tuple[float, float] | None,
-    self_condition: bool,
-    before: Tensor | None,
-) -> Tensor:
-    """The clean images as the network sees them in `x` at `t`; `before` is the estimate it made last."""
-    output = predict(x, t, before) if self_condition else predict(x, t)
-    estimate = convert(output.to(x.dtype), x, t, schedule, objective, "x0")
-    return estimate if clip is None else estimate.clamp(*clip)
 
 
 def _half_log_snr(schedule: Schedule, t: int) -> float:

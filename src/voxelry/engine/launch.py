@@ -85,22 +85,8 @@ def launch(arguments: list[str], *, debug: bool = False) -> None:
             ours.append(error)
             raise
 
-    try:
-        with _errors_let_through():
-            hydra.main(version_base="1.3", config_path=f"pkg://{OWN}", config_name="train")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if debug or error in ours:
-            raise
-        raise ConfigError(in_one_line(error)) from error
-    except OSError as error:  # the run's folder, which Hydra makes
-        if debug or error in ours:
-            raise
-        raise FileError(error.filename or "output_dir", f"no folder for a run: {error.strerror or error}") from error
-    except ValueError as error:
-        # flags that exclude each other
-        if debug or error in ours or isinstance(error, VoxelryError):
-            raise
-        raise SettingError(str(error)) from error
+    with _errors_of_hydra(ours, debug=debug):
+        hydra.main(version_base="1.3", config_path=f"pkg://{OWN}", config_name="train")(job)()
     if failed:
         raise SystemExit(1)
 
@@ -119,12 +105,26 @@ def _sweep_folder(arguments: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def _errors_let_through() -> Iterator[None]:
-    """Have Hydra raise what goes wrong, which it would print over several lines."""
+def _errors_of_hydra(ours: Sequence[Exception], *, debug: bool) -> Iterator[None]:
+    """Raise what Hydra would print over several lines, in one line of ours.
+
+    Args:
+        ours: what no argument is to blame for; stays what it is.
+        debug: everything stays what it is.
+    """
     before = os.environ.get(_FULL_ERROR)
     os.environ[_FULL_ERROR] = "1"
     try:
         yield
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        if debug or error in ours or isinstance(error, VoxelryError):
+            raise
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            raise ConfigError(in_one_line(error)) from error
+        if isinstance(error, OSError):  # the run's folder, which Hydra makes
+            fault = f"no folder for a run: {error.strerror or error}"
+            raise FileError(error.filename or "output_dir", fault) from error
+        raise SettingError(str(error)) from error  # flags that exclude each other
     finally:
         if before is None:
             del os.environ[_FULL_ERROR]
@@ -182,8 +182,6 @@ def _measure(overrides: list[str], part: str, model: Path | None) -> None:
     Raises:
         ConfigError: an override that names nothing.
     """
-    from hydra.errors import HydraException
-
     try:
         config = compose_training(overrides)
     except HydraException as error:

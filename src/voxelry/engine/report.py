@@ -15,8 +15,10 @@ from voxelry.bundle.model import Model
 from voxelry.bundle.registry import recipe_of
 from voxelry.bundle.seen import SEEN_WORDS, case_digests, describe_seen, seen_as, seen_cases
 from voxelry.core.remote import as_path
-from voxelry.data.parts import SampleSource
-from voxelry.engine.report_plan import Planned, add_plan
+from voxelry.data.parts import SampleSource, Splits
+from voxelry.engine.plan_file import Decision
+from voxelry.engine.report_plan import add_plan
+from voxelry.models.transfer import TransferReport
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.viz import figures
@@ -27,44 +29,42 @@ __all__ = ["PAGE", "add_results", "add_training", "evaluate_folder", "evaluation
 log = logging.getLogger("voxelry")
 
 PAGE = "report.html"
+LOGS = Path("logs", "metrics.csv")  # in a run's folder
 
 
 def write_report(
-    path: Path,
+    output: Path,
     task: Task,
     evaluation: Evaluation,
     *,
-    held_out: SampleSource,
-    part: str,
+    splits: Splits,
     history: Sequence[Mapping[str, float]],
-    logs: Path,
-    transfer: str | None,
+    transfer: TransferReport | None,
     times: Sequence[Mapping[str, str]],
-    planned: Planned | None = None,
+    plan: Sequence[Decision] = (),
 ) -> Path:
-    """The report of a training.
+    """The report of a training, `report.html` in its folder.
 
     Args:
-        path: the page to write.
+        output: the run's folder, with the CSV logger's file for the training curve.
         task: the trained task.
         evaluation: of the held-out cases.
-        held_out: those cases.
-        part: what they are called, `test` or `validation`.
+        splits: the data.
         history: the validation summaries, each with its `step`.
-        logs: the CSV logger's file, for the training curve.
         transfer: what was taken over from pretrained weights.
         times: rows of where the run's time went, see `TimeShares`.
-        planned: the plan that the training followed, and its data; None without one.
+        plan: that the training followed.
     """
+    part, held_out = splits.held_out
     report = Report(f"Training of {type(task).__name__}", subtitle=f"{len(held_out)} {part} cases were held out")
-    if planned is not None:
-        add_plan(report, planned)
+    if plan:
+        add_plan(report, plan, splits)
     add_results(report, task, evaluation, held_out, history)
-    add_curves(report, task, history, logs)
+    add_curves(report, task, history, output / LOGS)
     if transfer is not None:
-        report.section("Pretrained weights", transfer)
+        report.section("Pretrained weights", str(transfer))
     report.section("Time", "Where the time of this session of the run went.").table(times)
-    return report.save(path)
+    return report.save(output / PAGE)
 
 
 def add_results(
@@ -186,7 +186,7 @@ def evaluation_dataset(
 
 def add_training(report: Report, run: Path, heading: str) -> None:
     """The loss of a run's logged batches."""
-    steps, losses = _logged(run / "logs" / "metrics.csv", "train/loss")
+    steps, losses = _logged(run / LOGS, "train/loss")
     report.section(f"{heading}: loss")
     report.figure(
         figures.curves({"training loss": (steps, losses)}, xlabel="optimizer step", ylabel="loss"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
 
@@ -20,32 +19,24 @@ from voxelry.engine.plan_file import Decision
 from voxelry.viz import charts, montage
 from voxelry.viz.report import Report
 
-__all__ = ["Planned", "add_plan"]
+__all__ = ["add_plan"]
 
 _SHOWN = 8  # cases of the contact sheet
 _VOXELS = 1 << 20  # of one of its images
 _SMALL = 0.1  # mm, below which spacings are told in µm
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A plan and the data of its training.
+def add_plan(report: Report, plan: Sequence[Decision], splits: Splits) -> None:
+    """The section "Plan and data": table, contact sheet, spacings and sizes.
 
-    Attributes:
-        decisions: with the values that the training had.
+    Args:
+        plan: with the values that the training had.
         splits: its data.
     """
-
-    decisions: Sequence[Decision]
-    splits: Splits
-
-
-def add_plan(report: Report, planned: Planned) -> None:
-    """The section "Plan and data": table, contact sheet, spacings and sizes."""
     report.section("Plan and data")
-    report.table([{"setting": one.setting, "value": str(one.value), "why": one.why} for one in planned.decisions])
-    _add_sheet(report, planned.splits)
-    _add_sizes(report, _headers(planned.splits))
+    report.table([{"setting": one.setting, "value": str(one.value), "why": one.why} for one in plan])
+    _add_sheet(report, splits)
+    _add_sizes(report, _headers(splits))
 
 
 def _add_sheet(report: Report, splits: Splits) -> None:

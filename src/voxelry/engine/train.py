@@ -38,7 +38,6 @@ from voxelry.engine.placement import Placement
 from voxelry.engine.plan_file import Decision, decisions_of, in_use, write_plan
 from voxelry.engine.precision import resolve_precision
 from voxelry.engine.report import write_report
-from voxelry.engine.report_plan import Planned
 from voxelry.engine.resume import check_same_run, describe_run
 from voxelry.engine.run_folder import begin_clean, checkpoint_to_resume
 from voxelry.engine.time_shares import TimeShares
@@ -346,6 +345,17 @@ def _load_best(task: Task, path: Path) -> None:
     task.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
 
 
+def _calibrate(begun: _Begun) -> None:
+    """Fit a task's baseline to the training cases, and what it says of itself to the validation cases."""
+    task, splits = begun.task.eval(), begun.splits
+    task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
+    if len(splits.validation) and type(task).calibrate is not Task.calibrate:
+        told = EvaluationLines("calibration", len(splits.validation)) if begun.config.trainer.progress else None
+        validated = evaluate_task(task, splits.validation, progress=told)
+        cases = [begun.recipe.truth_of(splits.validation, index) for index in range(len(splits.validation))]
+        task.calibrate(validated.predictions, cases)
+
+
 def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) -> tuple[Path, dict[str, float]]:
     """Calibrate, measure on held-out cases, write the bundle and the report; the bundle and the summary.
 
@@ -354,13 +364,7 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
         kept: which weights the task has.
     """
     config, task, splits, output = begun.config, begun.task, begun.splits, begun.output
-    task.eval()
-    task.fit_baseline(splits.unaltered(index) for index in range(len(splits.train)))
-    if len(splits.validation) and type(task).calibrate is not Task.calibrate:
-        told = EvaluationLines("calibration", len(splits.validation)) if config.trainer.progress else None
-        validated = evaluate_task(task, splits.validation, progress=told)
-        cases = [begun.recipe.truth_of(splits.validation, index) for index in range(len(splits.validation))]
-        task.calibrate(validated.predictions, cases)
+    _calibrate(begun)
     data = {
         "root": str(config.data.get("index") or config.data.root),
         **splits.names,
@@ -368,7 +372,7 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
         "earlier": begun.description["earlier"],
     }
     begun.recipe.finish(task, splits, output, data)  # with what the calibration found
-    held_out, part = (splits.test, "test") if len(splits.test) else (splits.validation, "validation")
+    part, held_out = splits.held_out
     evaluation: Evaluation[Any] = Evaluation.empty()
     if len(held_out):
         told = EvaluationLines(part, len(held_out)) if config.trainer.progress else None
@@ -389,16 +393,14 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
     evaluation.write(output / "metrics")
     begun.clock.lap("evaluating")
     write_report(
-        output / "report.html",
+        output,
         task,
         evaluation,
-        held_out=held_out,
-        part=part,
+        splits=splits,
         history=history,
-        logs=output / "logs" / "metrics.csv",
-        transfer=None if begun.transferred is None else str(begun.transferred),
+        transfer=begun.transferred,
         times=begun.clock.rows(),
-        planned=Planned(begun.plan, splits) if begun.plan else None,
+        plan=begun.plan,
     )
     summary = {
         "seed": config.seed,

@@ -66,8 +66,7 @@ def reconstruction_metrics(
     prediction_mesh: Mesh | None = None,
     truth_mesh: Mesh | None = None,
     surfaces: bool = True,
-    samples: int = 5000,
-    seed: int = 0,
+    **sampling: int,
 ) -> dict[str, float]:
     """All of the above, and with `planes` how well the prompt slices are met and what happens away from them.
 
@@ -80,8 +79,7 @@ def reconstruction_metrics(
         prediction_mesh, truth_mesh: surfaces to use instead of those of the arrays, such as one made on a finer
             grid than the labels have.
         surfaces: whether `chamfer_mm` and `normal_consistency` are among them, which take the most time.
-        samples: points on each mesh.
-        seed: of those points.
+        sampling: `samples` and `seed` of `mesh_metrics`.
 
     Returns:
         plain numbers by name: those of `voxel_metrics` and `mesh_metrics` first.
@@ -95,7 +93,7 @@ def reconstruction_metrics(
     if surfaces:
         ours = _surface(prediction, fields[0], space) if prediction_mesh is None else prediction_mesh
         theirs = _surface(truth, fields[1], space) if truth_mesh is None else truth_mesh
-        result |= mesh_metrics(ours, theirs, penalty=_diagonal(space), samples=samples, seed=seed)
+        result |= mesh_metrics(ours, theirs, penalty=_diagonal(space), **sampling)
     if planes:
         result |= on_slice_metrics(fields[0], fields[1], space, planes)
         result |= dice_by_distance(masks[0], masks[1], space, planes)

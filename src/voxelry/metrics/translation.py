@@ -82,14 +82,18 @@ def translate_metrics(
     for axis, errors in zip(_AXES[-space.ndim :], gradients.T, strict=True):
         scores[f"gradient_error_{axis}"] = errors
     if mask is not None:
-        inside = mask.bool().expand(len(truth), *mask.shape)
-        scores |= {
-            "psnr_inside": psnr(ours, theirs, mask=inside, **unit),
-            "ssim_inside": ssim(ours, theirs, mask=inside, **unit),
-            "mae_inside": width * mae(ours, theirs, mask=inside),
-            "mae_outside": width * mae(ours, theirs, mask=~inside),
-        }
+        scores |= _inside(ours, theirs, width, mask.bool().expand(len(truth), *mask.shape))
     return {name: float(value.mean()) for name, value in scores.items()}
+
+
+def _inside(ours: Tensor, theirs: Tensor, width: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What is measured of the voxels of a mask `(C, *spatial)`, and of the others."""
+    return {
+        "psnr_inside": psnr(ours, theirs, mask=mask, data_range=1.0),
+        "ssim_inside": ssim(ours, theirs, mask=mask, data_range=1.0),
+        "mae_inside": width * mae(ours, theirs, mask=mask),
+        "mae_outside": width * mae(ours, theirs, mask=~mask),
+    }
 
 
 def figure_names(ndim: int) -> list[str]:

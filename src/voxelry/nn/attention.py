@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import per_axis
 from voxelry.nn import nd
-from voxelry.nn.lean.linear_attention import linear_attention
+from voxelry.nn.lean.linear_attention import Weights, linear_attention
 from voxelry.nn.lean.rows import in_rows
 from voxelry.nn.norm import GroupNorm
 from voxelry.nn.windows import merge_windows, split_windows
@@ -52,12 +52,8 @@ class NoAttention(nn.Identity):
         return x
 
 
-class FullAttention(nn.Module):
-    """Every voxel attends to every other, added to the input, `(B, C, *S) -> (B, C, *S)`.
-
-    Group normalisation, then scaled dot-product attention (Vaswani et al. 2017, eq. 1) with 1×1
-    projections. Cost grows with the square of the number of voxels: for the coarsest levels.
-    """
+class _Attention(nn.Module):
+    """Attention of `heads` between a group normalisation and a projection back, both 1×1."""
 
     def __init__(
         self,
@@ -82,6 +78,17 @@ class FullAttention(nn.Module):
         if recompute and torch.is_grad_enabled():
             return checkpoint(self._plain, x, use_reentrant=False)
         return self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class FullAttention(_Attention):
+    """Every voxel attends to every other, added to the input, `(B, C, *S) -> (B, C, *S)`.
+
+    Group normalisation, then scaled dot-product attention (Vaswani et al. 2017, eq. 1) with 1×1
+    projections. Cost grows with the square of the number of voxels: for the coarsest levels.
+    """
 
     def _plain(self, x: Tensor) -> Tensor:
         q, k, v = by_head(self.qkv(self.norm(x)), self.heads)
@@ -130,7 +137,7 @@ class WindowAttention(FullAttention):
         return inside.flatten(1).repeat(len(x), 1)[:, None, None]
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(_Attention):
     """Attention whose cost is linear in the voxels, added to the input, `(B, C, *S) -> (B, C, *S)`.
 
     Queries are a softmax over their channels, keys a softmax over the voxels; keys and values are
@@ -138,30 +145,14 @@ class LinearAttention(nn.Module):
     arXiv:1812.01243, section 3.2). Normalised before and after.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        ndim: int,
-        heads: int = 4,
-        head_dim: int | None = 32,
-        bias: bool = False,
-        groups: int = 1,
-        eps: float = 1e-5,
-    ):
-        super().__init__()
-        self.heads, self.head_dim = head_count(channels, heads, head_dim)
-        inner = self.heads * self.head_dim
-        self.norm = GroupNorm(groups, channels, eps=eps)
-        self.qkv = nd.conv(ndim)(channels, 3 * inner, 1, bias=bias)
-        self.out = nd.conv(ndim)(inner, channels, 1)
+    def __init__(self, channels: int, *, ndim: int, groups: int = 1, eps: float = 1e-5, **settings: Any):
+        super().__init__(channels, ndim=ndim, groups=groups, eps=eps, **settings)
         self.out_norm = GroupNorm(groups, channels, eps=eps)
 
     def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
         """Attend and add; with `recompute` only `x` is kept for the backward pass."""
         if recompute and in_rows(x):
-            return linear_attention(
-                x,
+            weights = Weights(
                 self.norm.weight,
                 self.norm.bias,
                 self.qkv.weight.flatten(1),
@@ -170,13 +161,9 @@ class LinearAttention(nn.Module):
                 self.out.bias,
                 self.out_norm.weight,
                 self.out_norm.bias,
-                heads=self.heads,
-                groups=self.norm.num_groups,
-                eps=self.norm.eps,
             )
-        if recompute and torch.is_grad_enabled():
-            return checkpoint(self._plain, x, use_reentrant=False)
-        return self._plain(x)
+            return linear_attention(x, weights, heads=self.heads, groups=self.norm.num_groups, eps=self.norm.eps)
+        return super().forward(x, recompute=recompute)
 
     def _plain(self, x: Tensor) -> Tensor:
         q, k, v = by_head(self.qkv(self.norm(x)), self.heads)

@@ -62,12 +62,11 @@ def match(
         raise SettingError(f"chunk: expected 1 pair at least, got {chunk}")
     ndim = boxes_ndim(truths)
     truths = widened(truths.detach())
-    parts = [anchors] if isinstance(anchors, Tensor) else anchors
     none = torch.zeros(0, dtype=torch.int64, device=truths.device)
     result, choices, offered = [none], [none], 0
     record = truths.new_zeros(len(truths))  # the best IoU of each truth so far
     candidates: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # anchor, its own choice, truth, IoU
-    for part in parts:
+    for part in [anchors] if isinstance(anchors, Tensor) else anchors:
         if part.ndim != 2 or boxes_ndim(part) != ndim:
             raise SettingError(f"anchors: expected (A, {2 * ndim}), got {tuple(part.shape)}")
         for block in part.detach().split(max(1, chunk // max(1, len(truths)))):
@@ -80,11 +79,9 @@ def match(
                 record = torch.maximum(record, peak)
                 candidates.append((offered + anchor, choice[anchor], truth, peak[truth]))
             offered += len(block)
-    matches = torch.cat(result)
-    if not low_quality or not len(truths):
-        return matches
-    if allow_disjoint and bool((record == 0).any()):
+    if low_quality and allow_disjoint and bool((record == 0).any()):
         return torch.cat(choices)  # all overlap that truth as little as any anchor does
+    matches = torch.cat(result)
     for anchor, choice, truth, quality in candidates:
         final = quality == record[truth]
         matches[anchor[final]] = choice[final]

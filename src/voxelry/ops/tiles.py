@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,12 +110,8 @@ def predict_tiles(
     image: Tensor,
     network: Callable[[Tensor], Tensor],
     *,
-    tile_size: int | Sequence[int],
-    overlap: float = 0.5,
-    blend: str = "gaussian",
-    align: int = 1,
-    batch_size: int = 1,
     device: torch.device | str | None = None,
+    **tiling: Any,
 ) -> Tensor:
     """The network's answer for a whole image, tile by tile, `(B, C, *spatial) -> (B, C', *spatial)`.
 
@@ -124,10 +121,8 @@ def predict_tiles(
     Args:
         image: may lie on another device than the network; tiles are moved one batch at a time.
         network: keeps the spatial shape.
-        tile_size: voxels per axis; an axis shorter than its tile is taken whole.
-        overlap: fraction of a tile shared with its neighbour, in [0, 1).
-        batch_size: tiles per call of the network.
         device: where the network works; by default that of the image.
+        tiling: `tile_size` and what else `blend_tiles` takes.
 
     Raises:
         SettingError: sizes, overlap or blend make no sense, or the network changes the shape.
@@ -137,17 +132,7 @@ def predict_tiles(
     def answer(jobs: Sequence[Job]) -> Tensor:
         return network(torch.stack([cut(image[sample], window) for sample, window in jobs]).to(device))
 
-    return blend_tiles(
-        answer,
-        len(image),
-        image.shape[2:],
-        tile_size=tile_size,
-        overlap=overlap,
-        blend=blend,
-        align=align,
-        batch_size=batch_size,
-        device=image.device,
-    )
+    return blend_tiles(answer, len(image), image.shape[2:], device=image.device, **tiling)
 
 
 def blend_tiles(
@@ -170,7 +155,11 @@ def blend_tiles(
         answer: `[(image, window), ...] -> (len, C', *window)`, `batch_size` of them at a time.
         count: images.
         shape: of each of them.
-        tile_size, overlap, blend, align: as `predict_tiles`.
+        tile_size: voxels per axis; an axis shorter than its tile is taken whole.
+        overlap: fraction of a tile shared with its neighbour, in [0, 1).
+        blend: one of `BLENDS`.
+        align: tiles begin at multiples of it.
+        batch_size: tiles per call of `answer`.
         device: where the sums are.
 
     Raises:

@@ -1,5 +1,5 @@
 """Invented anatomy and cells, to try everything without anybody's data."""
 
-from voxelry.phantoms.phantoms import KINDS, LABEL_NAMES, LANDMARK_NAMES, make_phantom, write_phantoms
+from voxelry.phantoms.phantoms import LABEL_NAMES, LANDMARK_NAMES, make_phantom, write_phantoms
 
-__all__ = ["KINDS", "LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]
+__all__ = ["LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]

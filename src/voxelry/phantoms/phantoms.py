@@ -8,7 +8,7 @@ partial volume, a bias field and noise, and looks at it on an anisotropic, obliq
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,7 @@ from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.phantoms.organ import make_organ
 from voxelry.phantoms.shapes import Ovoid, smooth_noise
 
-__all__ = ["KINDS", "LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]
-
-KINDS = ("torso", "nuclei", "organ")
+__all__ = ["LABEL_NAMES", "LANDMARK_NAMES", "make_phantom", "write_phantoms"]
 
 _SHAPE = (48, 56, 64)
 _SPACING = (3.0, 2.2, 2.0)
@@ -70,32 +68,28 @@ def make_phantom(
     """
     check_ndim(ndim)
     size = grid_shape(shape, _SHAPE, ndim, 8)
-    unknown = sorted(set(organs or ()) - set(LABEL_NAMES[2:]))
-    if unknown:
+    if unknown := sorted(set(organs or ()) - set(LABEL_NAMES[2:])):
         raise SettingError(f"organs: no {', '.join(unknown)}; expected some of {', '.join(LABEL_NAMES[2:])}")
     generator = np.random.default_rng([int(seed), ndim])
     steps = grid_steps(spacing, (generator.uniform(0.92, 1.08, ndim) * _SPACING[-ndim:]).tolist(), ndim)
     space = draw_space(size, steps, generator, oblique)
     half = np.asarray(space.extent) / 2
     frame = draw_frame(space, generator, largest=0.1 * half)
-    points = frame.points()
-
     torso = [organ for organ in draw_organs(ndim, half, generator) if organs is None or organ.name in organs]
     nodules = draw_nodules(torso, ndim, half, steps, generator) if organs is None or "nodule" in organs else []
-    image, labels, masks = _render(points, torso, nodules, half, steps, generator)
+    image, labels, masks = _render(frame.points(), torso, nodules, half, steps, generator)
     image = scan(image, noise, generator)
 
     found = np.unique(masks[masks > 0])  # a nodule may be hidden by another
     ids = torch.from_numpy(np.searchsorted(np.concatenate([[0], found]), masks).astype(np.int64))
-    body_points = {name: point for organ in torso for name, point in organ.landmarks.items()}
-    names = tuple(name for name in LANDMARK_NAMES if name in body_points)
-    body = torch.tensor(np.array([body_points[name] for name in names]).reshape(-1, ndim))
-    landmarks = frame.find(body)
+    points_of = {name: point for organ in torso for name, point in organ.landmarks.items()}
+    names = tuple(name for name in LANDMARK_NAMES if name in points_of)
+    body = torch.tensor(np.array([points_of[name] for name in names]).reshape(-1, ndim))
     return Sample(
         image=torch.from_numpy(image[None]),
         space=space,
         name=f"phantom_{seed:03d}",
-        landmarks=landmarks.float(),
+        landmarks=frame.find(body).float(),
         landmark_names=names,
         labels=torch.from_numpy(labels.astype(np.int64)),
         boxes=mask_boxes(ids, len(found)),
@@ -103,19 +97,18 @@ def make_phantom(
     )
 
 
+_MAKERS: dict[str, Callable[..., Sample]] = {"torso": make_phantom, "nuclei": make_nuclei, "organ": make_organ}
+
+
 def write_phantoms(
     root: str | Path,
     count: int,
     *,
     seed: int = 0,
-    ndim: int = 3,
-    shape: Sequence[int] | None = None,
-    spacing: float | Sequence[float] | None = None,
-    oblique: bool | None = None,
     format: str = ".nii.gz",
-    layout: str = "volumes",
     landmark_format: str = "txt",
     kind: str = "torso",
+    **settings: Any,
 ) -> Path:
     """Write phantoms of seeds `seed` to `seed + count - 1` in the original's folder layout and return the folder.
 
@@ -125,50 +118,45 @@ def write_phantoms(
     Args:
         root: folder to write to; made if it isn't there.
         count: number of cases.
-        seed, ndim, shape, spacing: as for `make_phantom`.
-        oblique: as for `make_phantom`; if not given, only in formats that keep an affine.
         format: suffix of the images. Formats of 8 bits (`.png`) get 0 to 255.
-        layout: only `"volumes"`.
         landmark_format: suffix of the landmark files, such as `txt`, `csv`, `fcsv` or `mrk.json`.
-        kind: `torso` (`make_phantom`), `nuclei` (`make_nuclei`, never oblique) or `organ` (`make_organ`).
+        kind: `torso` (`make_phantom`), `nuclei` (`make_nuclei`) or `organ` (`make_organ`).
+        settings: of that function, such as `ndim`, `shape` and `spacing`. `oblique` is, if not given, true in formats
+            that keep an affine alone, and never of nuclei.
 
     Raises:
-        SettingError: an unknown layout or kind, a count below 1, or settings that `make_phantom` can't take.
+        SettingError: an unknown kind, a count below 1, or settings that `make_phantom` can't take.
     """
-    if layout != "volumes":
-        raise SettingError(f'layout: expected "volumes", got {layout!r}')
-    check_choice("kind", kind, KINDS)
+    check_choice("kind", kind, _MAKERS)
     if count < 1:
         raise SettingError(f"count: expected at least 1, got {count!r}")
     suffix = "." + format.lstrip(".")
-    tilted = suffix in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd") if oblique is None else oblique
+    tilted = settings.pop("oblique", None)
+    if kind != "nuclei":
+        settings["oblique"] = suffix in (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd") if tilted is None else tilted
     folder = Path(root)
     for number in range(count):
-        settings: dict[str, Any] = {"ndim": ndim, "shape": shape, "spacing": spacing}
-        if kind == "nuclei":
-            sample = make_nuclei(seed + number, **settings)
-        elif kind == "organ":
-            sample = make_organ(seed + number, oblique=tilted, **settings)
-        else:
-            sample = make_phantom(seed + number, oblique=tilted, **settings)
-        name = f"case_{number:03d}"
-        image = sample.image.numpy()
-        if suffix == ".png":
-            image = np.round(image * 255).astype(np.uint8)
-        write_image(folder / "volumes" / (name + suffix), image, sample.space)
-        for part, values in (("labels", sample.labels), ("instances", sample.masks)):
-            if values is not None:
-                few = int(values.max()) < 256
-                stored = values[None].numpy().astype(np.uint8 if few else np.uint16)
-                write_image(folder / part / (name + suffix), stored, sample.space)
-        if sample.landmarks is not None:
-            world = np.asarray(sample.space.to_world(sample.landmarks.double().numpy()), dtype=np.float64)
-            write_landmarks(
-                folder / "landmarks" / f"{name}.{landmark_format.lstrip('.')}",
-                LandmarkSet(sample.landmark_names, world, {}),
-                space=sample.space,
-            )
+        _write(
+            folder, f"case_{number:03d}", _MAKERS[kind](seed + number, **settings), suffix, landmark_format.lstrip(".")
+        )
     return folder
+
+
+def _write(folder: Path, name: str, sample: Sample, suffix: str, landmark_suffix: str) -> None:
+    """The files of one case."""
+    image = sample.image.numpy()
+    if suffix == ".png":
+        image = np.round(image * 255).astype(np.uint8)
+    write_image(folder / "volumes" / (name + suffix), image, sample.space)
+    for part, values in (("labels", sample.labels), ("instances", sample.masks)):
+        if values is not None:
+            few = int(values.max()) < 256
+            stored = values[None].numpy().astype(np.uint8 if few else np.uint16)
+            write_image(folder / part / (name + suffix), stored, sample.space)
+    if sample.landmarks is not None:
+        world = np.asarray(sample.space.to_world(sample.landmarks.double().numpy()), dtype=np.float64)
+        points = LandmarkSet(sample.landmark_names, world, {})
+        write_landmarks(folder / "landmarks" / f"{name}.{landmark_suffix}", points, space=sample.space)
 
 
 def _render(

@@ -84,10 +84,7 @@ def surfaces(
         _name_row(fig.axes[row * len(views)], name, 0.3 / grid.widths[0])
     _scale_bar(fig.axes[0], grid.sizes[0][0])
     if scale is not None:
-        bar = fig.colorbar(scale, cax=fig.add_axes(grid.bar))
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, colors=QUIET, labelcolor=INK, length=2)
-        bar.ax.set_title("mm" if values and values.endswith("mm") else "", fontsize=8, color=INK, loc="left", pad=5)
+        _colour_bar(fig.colorbar(scale, cax=fig.add_axes(grid.bar)), "mm" if values and values.endswith("mm") else "")
     headline(fig, title)
     return fig
 
@@ -125,6 +122,12 @@ class _Grid:
 
     def _bottom(self, row: int) -> float:
         return (self.height - _TOP - (row + 1) * self.tallest - row * _BETWEEN) / self.height
+
+
+def _colour_bar(bar: Any, unit: str) -> None:
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, colors=QUIET, labelcolor=INK, length=2)
+    bar.ax.set_title(unit, fontsize=8, color=INK, loc="left", pad=5)
 
 
 def _name_row(axes: Axes, name: str, away: float) -> None:

@@ -173,9 +173,9 @@ def test_the_seeds_text_format_has_x_along_the_last_axis(tmp_path):
     np.testing.assert_allclose(values, sample.landmarks.numpy()[:, ::-1] / np.array(SMALL[3])[::-1], atol=1e-5)
 
 
-def test_layouts_and_counts_are_checked(tmp_path):
-    with pytest.raises(SettingError, match="layout: expected"):
-        write_phantoms(tmp_path, 1, layout="chest")
+def test_kinds_and_counts_are_checked(tmp_path):
+    with pytest.raises(SettingError, match="kind: expected"):
+        write_phantoms(tmp_path, 1, kind="chest")
     with pytest.raises(SettingError, match="count: expected"):
         write_phantoms(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []

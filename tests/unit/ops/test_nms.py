@@ -217,7 +217,6 @@ def test_clusters_of_low_score_are_left_out(version):
         (lambda b, s: batched_nms(b, s, s.long(), 0.5, separate="no"), "separate: expected"),
         (lambda b, s: soft_nms(b, s, method="hard"), "method: expected"),
         (lambda b, s: soft_nms(b, s, sigma=0), "sigma: expected"),
-        (lambda b, s: weighted_box_clustering(b, s[:1], 0.5), "scores"),
     ],
 )
 def test_what_cannot_be_is_named(call, message):

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, FileError, SettingError
 from voxelry.core.rank import per_axis
+from voxelry.core.settings import Configured, settle
 from voxelry.core.space import Space
 from voxelry.data.crops.index import CropIndex, CropRecord, IndexedFile
 from voxelry.data.crops.reader import CropReader, UnopenedError
@@ -41,15 +43,11 @@ log = logging.getLogger(__name__)
 ON_ERROR = ("skip", "raise")
 
 
-class CropDataset(torch.utils.data.Dataset[Sample]):
-    """Crops of an index, 2-D or 3-D.
+@dataclass(frozen=True, kw_only=True)
+class CropReading:
+    """What is read of a crop, and how.
 
-    Args:
-        index: a `CropIndex`, or its path.
-        split: only crops of images of this split; None for all.
-        names: only crops of images with these names.
-        where: only crops of images that meet these criteria on the source's columns (see `parse_selection`).
-        augment: called as `augment(sample, generator)` on the crop and its margin.
+    Attributes:
         margin: voxels read around each crop for the augmentation, which are then cut off; one number or one per
             axis. Beyond the image it is filled as `fill` says.
         fill: `edge` or `zero`; crops larger than their image are filled as the index says (`pad`).
@@ -63,9 +61,44 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
 
     Raises:
         SettingError: a setting out of range.
+    """
+
+    margin: int | Sequence[int] = 0
+    fill: str = "edge"
+    normalise: str | None = "percentile"
+    window: Sequence[float] | None = None
+    percentiles: Sequence[float] = (0.5, 99.5)
+    clip: float = 3.0
+    boxes: str = "masks"
+    on_error: str = "skip"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("fill", self.fill, ("edge", "zero"))
+        check_choice("boxes", self.boxes, ("masks", "index"))
+        check_choice("on_error", self.on_error, ON_ERROR)
+        check_normalise(self.normalise, window=self.window, percentiles=self.percentiles, clip=self.clip)
+
+
+class CropDataset(Configured, torch.utils.data.Dataset[Sample]):
+    """Crops of an index, 2-D or 3-D.
+
+    Args:
+        index: a `CropIndex`, or its path.
+        split: only crops of images of this split; None for all.
+        names: only crops of images with these names.
+        where: only crops of images that meet these criteria on the source's columns (see `parse_selection`).
+        augment: called as `augment(sample, generator)` on the crop and its margin.
+        settings: of `CropReading`.
+
+    Raises:
+        SettingError: a setting that there isn't, or out of range.
         DataError: no crop is left, or the index has no statistics for this normalisation.
         FileError: the index can't be read.
     """
+
+    Settings = CropReading
+    _settings: CropReading
 
     def __init__(
         self,
@@ -75,37 +108,20 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         names: Sequence[str] | None = None,
         where: Mapping[str, Any] | Sequence[str] | None = None,
         augment: Callable[[Sample, np.random.Generator], Sample] | None = None,
-        margin: int | Sequence[int] = 0,
-        fill: str = "edge",
-        normalise: str | None = "percentile",
-        window: Sequence[float] | None = None,
-        percentiles: Sequence[float] = (0.5, 99.5),
-        clip: float = 3.0,
-        boxes: str = "masks",
-        on_error: str = "skip",
-        seed: int = 0,
+        **settings: Any,
     ):
-        for name, value, choices in (
-            ("fill", fill, ("edge", "zero")),
-            ("boxes", boxes, ("masks", "index")),
-            ("on_error", on_error, ON_ERROR),
-        ):
-            check_choice(name, value, choices)
-        check_normalise(normalise, window=window, percentiles=percentiles, clip=clip)
+        self._settings = settle(CropReading, settings)
         self.index = index if isinstance(index, CropIndex) else CropIndex(index)
-        self.augment, self.margin, self.fill = augment, margin, fill
-        self.normalise, self.window = normalise, window
-        self.percentiles, self.clip = percentiles, clip
-        self.boxes, self.on_error, self.seed = boxes, on_error, seed
+        self.augment = augment
         self.files = _chosen(self.index, split, names, where)
         self._ends = np.cumsum([file.crops for file in self.files])
         if not len(self):
             raise DataError(f"{self.index.path}: no crop of split {split!r} and the other criteria")
-        if normalise not in (None, "window"):
+        if (method := self._settings.normalise) not in (None, "window"):
             without = next((file for file in self.files if file.statistics is None), None)
             if without is not None:
                 raise DataError(
-                    f"{self.index.path}: has no statistics of {without.name}, which normalise={normalise} needs "
+                    f"{self.index.path}: has no statistics of {without.name}, which normalise={method} needs "
                     "(build it with statistics, or give normalise=window)"
                 )
         self.reader = CropReader()
@@ -170,14 +186,14 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
             try:
                 sample = self._read(record)
             except (FileError, DataError) as error:
-                if self.on_error == "raise":
+                if self._settings.on_error == "raise":
                     raise
                 self.reports.add(str(error))
                 # A chunk costs the crops that need it, a file that can't be opened all of its crops.
                 step += self._to_next_file(place) if isinstance(error, UnopenedError) else 1
                 continue
             if self.augment is not None:
-                sample = self.augment(sample, np.random.default_rng([self.seed, epoch, index]))
+                sample = self.augment(sample, np.random.default_rng([self._settings.seed, epoch, index]))
             return self._trimmed(sample)
         raise DataError(f"{self.index.path}: none of its {len(self)} crops can be read ({self.faults[0]})")
 
@@ -188,7 +204,7 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         """A crop with its margin."""
         file, ndim = record.file, record.file.space.ndim
         size = self.index.shape(file)
-        margin = per_axis(self.margin, ndim, "margin") if self.augment is not None else (0,) * ndim
+        margin = per_axis(self._settings.margin, ndim, "margin") if self.augment is not None else (0,) * ndim
         wide = [start - border for start, border in zip(record.start, margin, strict=True)]
         length = [voxels + 2 * border for voxels, border in zip(size, margin, strict=True)]
         window = tuple(
@@ -217,7 +233,7 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
         if list(image.shape[1:]) == length:
             return sample
         pad = self.index.settings["pad"]
-        fill = self.fill if pad == "error" else pad
+        fill = self._settings.fill if pad == "error" else pad
         start = [low - corner for low, corner in zip(wide, inside, strict=True)]
         return crop(sample, start, length, fill="edge" if fill == "edge" else "zero")
 
@@ -234,7 +250,7 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
             kept[places[found]] = True
             numbers[found] = np.cumsum(kept)[places[found]]
         masks, seen = torch.from_numpy(numbers), known[kept]
-        if self.boxes == "masks":
+        if self._settings.boxes == "masks":
             boxes = mask_boxes(masks, len(seen))
         else:
             boxes = self._indexed_boxes(record, inside)[torch.from_numpy(kept)]
@@ -247,8 +263,10 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
 
     def _scaled(self, pixels: NDArray[Any], file: IndexedFile, channels: slice) -> Tensor:
         image = torch.from_numpy(pixels.astype(np.float32, copy=False))
-        if self.normalise is None or (self.normalise == "window" and self.window is not None):
-            return normalise(image, self.normalise, window=self.window)
+        if self._settings.normalise is None or (
+            self._settings.normalise == "window" and self._settings.window is not None
+        ):
+            return normalise(image, self._settings.normalise, window=self._settings.window)
         assert file.statistics is not None  # checked at the start
         levels = [self._range(known) for known in file.statistics[channels]]
         return scale(finite(image), torch.tensor(levels, dtype=torch.float64))
@@ -256,15 +274,15 @@ class CropDataset(torch.utils.data.Dataset[Sample]):
     def _range(self, known: Mapping[str, Any]) -> tuple[float, float]:
         """What becomes 0 and 1, from the statistics of a channel."""
         quantiles = known["quantiles"]
-        if self.normalise == "percentile":
-            low, high = np.interp(self.percentiles, QUANTILES, quantiles)
+        if self._settings.normalise == "percentile":
+            low, high = np.interp(self._settings.percentiles, QUANTILES, quantiles)
             return float(low), float(high)
-        if self.normalise == "zscore":
-            return zscore_levels(known["mean"], known["deviation"], self.clip)
+        if self._settings.normalise == "zscore":
+            return zscore_levels(known["mean"], known["deviation"], self._settings.clip)
         return quantiles[0], quantiles[-1]
 
     def _trimmed(self, sample: Sample) -> Sample:
-        margin = per_axis(self.margin, sample.ndim, "margin")
+        margin = per_axis(self._settings.margin, sample.ndim, "margin")
         if self.augment is None or not any(margin):
             return sample
         size = [voxels - 2 * border for voxels, border in zip(sample.space.shape, margin, strict=True)]

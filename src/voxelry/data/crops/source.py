@@ -137,13 +137,8 @@ def open_table(
             known = ", ".join(sorted(names)[:10]) or "none"
             raise DataError(f"{title}: no table {table!r} (tables: {known})")
         images = sql.Table(table, sql.MetaData(), autoload_with=engine)
-        if "file_path" not in images.c:
-            raise DataError(f"{title}: table {table} has no column file_path")
+        _check_columns(images, criteria, title)
         query = sql.select(images).order_by(images.c.file_path)
-        for criterion in criteria:
-            if criterion.key not in images.c:
-                known = ", ".join(column.name for column in images.c)
-                raise SettingError(f"selection: {title} has no column {criterion.key!r} (columns: {known})")
         with engine.connect() as connection:
             rows = [dict(row) for row in connection.execute(query).mappings()]
             found = [row for row in rows if all(one.holds(_plain(row[one.key])) for one in criteria)]
@@ -164,6 +159,16 @@ def open_table(
         raise MissingDependencyError(f"{title}: the driver {error.name} is not installed") from None
     finally:
         engine.dispose()
+
+
+def _check_columns(images: Any, criteria: Sequence[Criterion], title: str) -> None:
+    """Refuse a table without paths, and criteria on columns that it lacks."""
+    if "file_path" not in images.c:
+        raise DataError(f"{title}: table {images.name} has no column file_path")
+    for criterion in criteria:
+        if criterion.key not in images.c:
+            known = ", ".join(column.name for column in images.c)
+            raise SettingError(f"selection: {title} has no column {criterion.key!r} (columns: {known})")
 
 
 def _engine(source: str | Path) -> tuple[Any, str]:

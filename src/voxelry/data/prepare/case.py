@@ -142,9 +142,7 @@ def _read(case: Case, settings: PrepareSettings) -> Sample:
     return sample.replace(image=sample.image[settings.channel : settings.channel + 1])
 
 
-def prepare_case(
-    case: Case, root: Path, settings: PrepareSettings, names: dict[int, str] | None = None
-) -> dict[str, Any]:
+def prepare_case(case: Case, root: Path, settings: PrepareSettings, names: dict[int, str]) -> dict[str, Any]:
     """Make and write everything of one case under `root`, its record `cases/NAME.json` last.
 
     Args:
@@ -171,7 +169,7 @@ def prepare_case(
     }
     found = CaseLabels(labels, sample.space, target, settings.classes or int(labels.max()))
     if not found.present:
-        raise DataError(f"{case.labels}: {found.faults(names or {})[0]}")
+        raise DataError(f"{case.labels}: {found.faults(names)[0]}")
     write_image(root / files["volume"], image.numpy(), target, description=standard.note)
     write_image(root / files["labels"], found.map[None], target)
     if home is not None:
@@ -196,7 +194,7 @@ def prepare_case(
         "volumes_ml": _volumes(found.written_ml),
         "drawn_volumes_ml": _volumes(found.drawn_ml),
         "absent": absent,
-        "warnings": [f"{case.name}: {line}" for line in found.faults(names or {}) + found.thin(enclosed, names or {})],
+        "warnings": [f"{case.name}: {line}" for line in found.faults(names) + found.thin(enclosed, names)],
         "slices": slices,
         "identity": identity(case, settings),
         "written": {name: [(root / name).stat().st_size, bytes_digest(root / name)] for name in written},

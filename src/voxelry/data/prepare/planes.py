@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
+from voxelry.core.settings import settle
 from voxelry.core.space import Space
 from voxelry.data.dataset import one_line_errors
 from voxelry.data.prepare.files import nifti_affine, pointmap_range, read_class_map, read_full_sdf, read_slice_file
 from voxelry.data.prepare.source import PreparedSlices
 from voxelry.data.preprocess.frame import index_map
 from voxelry.data.preprocess.modality import to_unit
-from voxelry.data.slices.choice import Choice, Cut, choose_cuts, method_name
+from voxelry.data.slices.choice import Choice, Cut, choose_cuts
 from voxelry.data.slices.cut import SliceSample, draw_click, regrid, take_labels, view_plane
 from voxelry.data.slices.pointmaps import masked_pointmap
 from voxelry.io import read_image
@@ -46,14 +47,14 @@ class PreparedPlanes(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         root: the folder.
         classes: class numbers that `masks` and `mask_sdf` are of, by default all of the folder.
-        method: `random_axis`, one slice of each class and case in an epoch, drawn anew in each; `oblique`, likewise;
-            `uniform`, `central` and `all`, one item for each slice. See `slice_choice.choose_cuts`.
-        axes, count, oblique, min_pixels: see there.
         cache_slices: take the slices on disk; else cut them from the folder's volumes.
         image_size: pixels of a square around the slice that it is brought to; None leaves it as it is.
         distances: whether `mask_sdf` is read.
         names, split: of the cases, see `PreparedSlices`.
         seed: of slices and clicks.
+        choice: of a `data.slices.choice.Choice`: `method`, `axes`, `count`, `oblique` and `min_pixels`. `random_axis`
+            and `oblique` are one slice of each class and case in an epoch, drawn anew in each; `uniform`, `central`
+            and `all` one item for each slice.
 
     Raises:
         FileError: no manifest, or a damaged file.
@@ -66,26 +67,20 @@ class PreparedPlanes(torch.utils.data.Dataset[dict[str, Any]]):
         root: str | Path,
         *,
         classes: Sequence[int] | None = None,
-        method: str = "random_axis",
-        axes: Sequence[int] = (0, 1, 2),
-        count: int = 1,
-        oblique: float = 0.0,
-        min_pixels: int = 1,
         cache_slices: bool = True,
         image_size: int | None = None,
         distances: bool = False,
         names: Sequence[str] | None = None,
         split: str | None = None,
         seed: int = 0,
+        **choice: Any,
     ):
         self.source = PreparedSlices(root, names=names, split=split)
         known = [int(label) for label in self.source.manifest["classes"]]
         self.classes = known if classes is None else [int(label) for label in classes]
         if strange := [label for label in self.classes if label not in known]:
             raise SettingError(f"classes: expected some of {known}, got {strange[0]}")
-        self.choice = Choice(
-            method=method_name(method), axes=tuple(axes), count=count, oblique=oblique, min_pixels=min_pixels
-        )
+        self.choice = settle(Choice, {"min_pixels": 1, **choice})
         self.cache_slices, self.image_size, self.distances, self.seed = cache_slices, image_size, distances, seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self.items = [

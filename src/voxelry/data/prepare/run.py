@@ -85,12 +85,7 @@ def prepare_all(
     for case in cases:
         if fault := lacking(case, "labels"):
             raise DataError(f"{case.image}: {fault}")
-    names = segment_names(cases)
-    if settings.merge is not None:  # classes of one's own, that nobody has named
-        names = {}
-        settings = replace(settings, classes=settings.classes or len(settings.merge))
-    elif settings.classes is None and names:
-        settings = replace(settings, classes=max(names))
+    names, settings = _classes(cases, settings)
     count = min(len(cases), (os.cpu_count() or 1) if workers is None else workers)
     report = PrepareReport(root)
     found: dict[str, dict[str, Any]] = {}
@@ -117,6 +112,14 @@ def prepare_all(
     if not found:
         raise DataError(f"{root}: none of {total} cases could be prepared; the first: {report.faults[0]}")
     return report
+
+
+def _classes(cases: Sequence[Case], settings: PrepareSettings) -> tuple[dict[int, str], PrepareSettings]:
+    """Names of the classes, and the settings with their number where that follows from the names or from `merge`."""
+    if settings.merge is not None:  # classes of one's own, that nobody has named
+        return {}, replace(settings, classes=settings.classes or len(settings.merge))
+    names = segment_names(cases)
+    return names, replace(settings, classes=max(names)) if settings.classes is None and names else settings
 
 
 def _outcomes(

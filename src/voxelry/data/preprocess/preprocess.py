@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ _FLOATS = 3  # copies of an image that resampling and scaling hold at a time
 _METHOD = ("normalise", "window", "percentiles", "clip")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Preprocess:
     """Brings a sample to the orientation, grid and intensities of the training data.
 
@@ -74,91 +76,63 @@ class Preprocess:
         SettingError: settings that contradict each other; one line naming the setting.
     """
 
-    def __init__(
-        self,
-        *,
-        orientation: str | None = "canonical",
-        align: str = "nearest",
-        trim: bool = False,
-        image_size: int | Sequence[int] | None = None,
-        spacing: float | Sequence[float] | None = None,
-        normalise: str | None = "minmax",
-        window: Sequence[float] | None = None,
-        percentiles: Sequence[float] = (0.5, 99.5),
-        clip: float = 3.0,
-        per_channel: bool = True,
-        channels: int | None = None,
-        intensity: Literal["own", "shared"] | Mapping[str, Any] = "own",
-        outside: Literal["clip", "keep", "error"] = "clip",
-        despeckle: bool = False,
-        keep_range: bool = False,
-    ):
-        if orientation is not None:
-            orientation = _code(orientation)
-        check_choice("align", align, ("nearest", "world", "auto"))
-        if align != "nearest" and orientation is None:
+    orientation: str | None = "canonical"
+    align: str = "nearest"
+    trim: bool = False
+    image_size: int | Sequence[int] | None = None
+    spacing: float | Sequence[float] | None = None
+    normalise: str | None = "minmax"
+    window: Sequence[float] | None = None
+    percentiles: Sequence[float] = (0.5, 99.5)
+    clip: float = 3.0
+    per_channel: bool = True
+    channels: int | None = None
+    intensity: Literal["own", "shared"] | Mapping[str, Any] = "own"
+    outside: Literal["clip", "keep", "error"] = "clip"
+    despeckle: bool = False
+    keep_range: bool = False
+
+    def __post_init__(self) -> None:
+        if self.orientation is not None:
+            object.__setattr__(self, "orientation", _code(self.orientation))
+        check_choice("align", self.align, ("nearest", "world", "auto"))
+        if self.align != "nearest" and self.orientation is None:
             raise SettingError(
-                f"align: {align!r} needs an orientation, but orientation is None; expected nearest with it, "
+                f"align: {self.align!r} needs an orientation, but orientation is None; expected nearest with it, "
                 "data.preprocess.align=nearest"
             )
-        if not isinstance(trim, bool):
-            raise SettingError(f"trim: expected true or false, got {trim!r}")
-        if image_size is not None and spacing is not None:
+        if not isinstance(self.trim, bool):
+            raise SettingError(f"trim: expected true or false, got {self.trim!r}")
+        if self.image_size is not None and self.spacing is not None:
             raise SettingError("image_size: expected None when spacing is given; set one of the two")
-        for size in _each(image_size, "image_size"):
+        for size in _each(self.image_size, "image_size"):
             if isinstance(size, bool) or int(size) != size or size < 1:
-                raise SettingError(f"image_size: expected positive whole numbers, got {image_size}")
-        for step in _each(spacing, "spacing"):
+                raise SettingError(f"image_size: expected positive whole numbers, got {self.image_size}")
+        for step in _each(self.spacing, "spacing"):
             if not 0 < step < float("inf"):
-                raise SettingError(f"spacing: expected positive millimetres, got {spacing}")
-        if channels is not None and (isinstance(channels, bool) or channels < 1):
-            raise SettingError(f"channels: expected a positive number or None, got {channels}")
-        if isinstance(intensity, Mapping):
-            unknown = [name for name in intensity if name not in _METHOD]
+                raise SettingError(f"spacing: expected positive millimetres, got {self.spacing}")
+        if self.channels is not None and (isinstance(self.channels, bool) or self.channels < 1):
+            raise SettingError(f"channels: expected a positive number or None, got {self.channels}")
+        self._check_intensities()
+
+    def _check_intensities(self) -> None:
+        if isinstance(self.intensity, Mapping):
+            unknown = [name for name in self.intensity if name not in _METHOD]
             if unknown:
                 raise SettingError(f"intensity: expected keys of {', '.join(_METHOD)}, got {unknown[0]!r}")
-        elif intensity not in ("own", "shared"):
-            raise SettingError(f"intensity: expected own, shared or a mapping, got {intensity!r}")
-        check_choice("outside", outside, ("clip", "keep", "error"))
-        self.orientation = orientation
-        self.align = align
-        self.trim = trim
-        self.image_size = image_size
-        self.spacing = spacing
-        self.normalise = normalise
-        self.window = window
-        self.percentiles = percentiles
-        self.clip = clip
-        self.per_channel = per_channel
-        self.channels = channels
-        self.intensity = intensity
-        self.outside = outside
-        self.despeckle = despeckle
-        self.keep_range = keep_range
+        elif self.intensity not in ("own", "shared"):
+            raise SettingError(f"intensity: expected own, shared or a mapping, got {self.intensity!r}")
+        check_choice("outside", self.outside, ("clip", "keep", "error"))
         for settings in (self._method(), self._method(of_target=True)):
             check_normalise(**settings)
-            if outside == "error" and settings["method"] != "window":
+            if self.outside == "error" and settings["method"] != "window":
                 raise SettingError("outside: 'error' needs normalise: window, whose range is declared")
 
     def settings(self) -> dict[str, Any]:
         """Plain values that can go to JSON; `Preprocess(**settings)` does the same again."""
-        return {
-            "orientation": self.orientation,
-            "align": self.align,
-            "trim": self.trim,
-            "image_size": _plain(self.image_size, int),
-            "spacing": _plain(self.spacing, float),
-            "normalise": self.normalise,
-            "window": _plain(self.window, float),
-            "percentiles": _plain(self.percentiles, float),
-            "clip": float(self.clip),
-            "per_channel": bool(self.per_channel),
-            "channels": self.channels,
-            "intensity": plain(self.intensity),
-            "outside": self.outside,
-            "despeckle": bool(self.despeckle),
-            "keep_range": bool(self.keep_range),
-        }
+        numbers = {"image_size": int, "spacing": float, "window": float, "percentiles": float, "clip": float}
+        converted = {name: _plain(getattr(self, name), convert) for name, convert in numbers.items()}
+        return {**plain({field.name: getattr(self, field.name) for field in fields(self)}), **converted}
 
     def __call__(self, sample: Sample) -> Sample:
         """The sample on its new grid: image and target float32, in [0, 1] unless `normalise` is None or they keep more.

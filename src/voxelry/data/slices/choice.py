@@ -59,6 +59,9 @@ class Choice:
         oblique: chance that a plane of `random_axis` is oblique.
         min_pixels: planes that show less of the organ are passed over, unless all do.
         reach: half the side of oblique planes in mm; None: they span the volume.
+
+    Raises:
+        SettingError: an unknown method.
     """
 
     method: str = "random_axis"
@@ -67,6 +70,10 @@ class Choice:
     oblique: float = 0.0
     min_pixels: int = 9
     reach: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", method_name(self.method))
+        object.__setattr__(self, "axes", tuple(self.axes))
 
 
 def choose_cuts(
@@ -85,7 +92,7 @@ def choose_cuts(
         DataError: an empty mask.
         SettingError: an unknown method or axis, a count below 1.
     """
-    method, axes, reach = method_name(choice.method), choice.axes, choice.reach
+    method, axes, reach = choice.method, choice.axes, choice.reach
     count = choice.count if count is None else count
     if count < 1 or not axes:
         raise SettingError(f"count, axes: expected at least one slice and one axis, got {count} and {list(axes)}")

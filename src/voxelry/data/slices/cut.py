@@ -194,7 +194,7 @@ def take_slice(
     plane: Space | None = None,
     label: int | Sequence[int] = 1,
     name: str = "",
-    source: str = "",
+    **about: Any,
 ) -> SliceSample:
     """Cut one plane: `axis` and `index` for one of voxels, or any `plane`.
 
@@ -206,7 +206,8 @@ def take_slice(
         plane: rank 2; the image is interpolated linearly, the labels take the nearest voxel. Outside of the
             volume are the image's smallest value and no label.
         label: the class, or several that count as one organ (the first is the sample's `label`).
-        name, source: of the sample.
+        name: of the sample.
+        about: its `source`.
 
     Raises:
         SettingError: neither or both of `index` and `plane`, or a slice outside of the volume.
@@ -229,12 +230,12 @@ def take_slice(
         image=cut.to(torch.float32),
         space=grid,
         name=name,
-        source=source,
         label=classes[0],
         mask=mask,
         axis=None if along is None else along[0],
         slice_idx=None if along is None else along[1],
         volume_space=space,
+        **about,
     )
 
 

@@ -23,7 +23,7 @@ from voxelry.core.settings import Configured, own_fields, settle
 from voxelry.data.dataset import one_line_errors
 from voxelry.data.slices.augment import SliceAugment, SliceMovement
 from voxelry.data.slices.case import SliceCase, ViewSettings, build_case, collate_slices, frame_of
-from voxelry.data.slices.choice import Choice, Cut, method_name
+from voxelry.data.slices.choice import Choice, Cut
 from voxelry.data.slices.cut import SliceSample, draw_click
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.sources import SliceSource
@@ -119,7 +119,7 @@ class SliceDataset(Configured, torch.utils.data.Dataset[SliceCase]):
         self.source, self.augment, self.truth, self.seed = source, augment, truth, seed
         self.organs = [(organ,) if isinstance(organ, int) else tuple(organ) for organ in own.organs]
         self.slices = own.least_and_most
-        self.choice = Choice(**own_fields(own, Choice) | {"method": method_name(own.method), "axes": tuple(own.axes)})
+        self.choice = Choice(**own_fields(own, Choice))
         self.views = ViewSettings(**own_fields(own, ViewSettings))
         first = [organ[0] for organ in self.organs]
         edge = own.edge

@@ -203,17 +203,18 @@ def settings(case: Mapping[str, Any], *, rank: int, ndim: int, pyramid: bool) ->
         "partial": "drop",
         "pretrain_size": whole(sizes("pretrain_img_size", patch[0])) if case["use_abs_pos"] else None,
     }
-    if not pyramid:
-        return found
+    return found | _pyramid_settings(case["pyramid"]) if pyramid else found
+
+
+def _pyramid_settings(levels: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the feature pyramid."""
     extras = {"LastLevelMaxPool": "maxpool", None: None}
-    levels = case["pyramid"]
     if levels.get("norm") not in ("LN", "", None) or levels.get("top_block") not in extras:
         raise CheckpointError(
             f"{NAME}: pyramid: expected norm LN or none and top_block LastLevelMaxPool or none, "
             f"got {levels.get('norm')!r} and {levels.get('top_block')!r}"
         )
     return {
-        **found,
         "scale_factors": [float(scale) for scale in levels["scale_factors"]],
         "out_channels": levels["out_channels"],
         "norm": levels.get("norm") == "LN",

@@ -78,41 +78,24 @@ def write_labels(
     inside = path.parent.name == "labels"
     if image is None and inside:
         image = path.parent.parent
-    written_version = "0.5"
-    if image is None:
-        axes, levels = _own_geometry(space)
-    else:
-        axes, levels, version = _read_geometry(as_path(image))
-        if inside and version >= "0.6":
-            written_version = "0.6"
-        if levels[0].shape != space.shape:
-            raise FileError(image, f"its finest level has shape {levels[0].shape}, the labels {space.shape}")
-        if inside and version < "0.5":
-            raise FileError(
-                image, "labels inside it would have to be OME-Zarr 0.4", "write them to a folder of their own"
-            )
-    written = [(level.path, level.scale, level.shift) for level in levels]
-    document = image_document(written_version, path.stem, axes, written)
+    axes, levels, version = _own_geometry(space) if image is None else _geometry_of(as_path(image), space, inside=inside)
+    document = image_document(version, path.stem, axes, [(level.path, level.scale, level.shift) for level in levels])
     document["image-label"] = {
-        "version": written_version,
+        "version": version,
         **_described(properties),
         **({} if image is None else {"source": {"image": f"{Path(os.path.relpath(image, path)).as_posix()}/"}}),
     }
     attributes = {"ome": document, "voxelry": {"affine": space.affine.tolist()}}
     with replacing(path) as place:
         names = [str(axis["name"]) for axis in axes]
-        finer = None
-        for level in levels:
-            store = _create(place / level.path, level.shape, kind, names)
-            if finer is None:
-                for window, ids in _as_blocks(blocks, space.shape):
-                    store[window].write(np.ascontiguousarray(ids, dtype=kind)).result()
-            else:
-                _downsample(finer[0], finer[1], store, level)
-            finer = store, level
+        stores = [_create(place / level.path, level.shape, kind, names) for level in levels]
+        for window, ids in _as_blocks(blocks, space.shape):
+            stores[0][window].write(np.ascontiguousarray(ids, dtype=kind)).result()
+        for number in range(1, len(levels)):
+            _downsample(stores[number - 1], levels[number - 1], stores[number], levels[number])
         _write_group(place, attributes)
     if inside:
-        _list_label(path.parent, path.name, written_version)
+        _list_label(path.parent, path.name, version)
     return path
 
 
@@ -133,11 +116,21 @@ def _described(properties: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _own_geometry(space: Space) -> tuple[list[dict[str, Any]], list[_Level]]:
+def _own_geometry(space: Space) -> tuple[list[dict[str, Any]], list[_Level], str]:
     letters = "zyx"[-space.ndim :]
     origin = dict(zip("xyz", space.origin.tolist(), strict=True))
     axes = [{"name": letter, "type": "space", "unit": "millimeter"} for letter in letters]
-    return axes, [_Level("0", space.shape, space.spacing, tuple(origin[letter] for letter in letters))]
+    return axes, [_Level("0", space.shape, space.spacing, tuple(origin[letter] for letter in letters))], "0.5"
+
+
+def _geometry_of(image: Path, space: Space, *, inside: bool) -> tuple[list[dict[str, Any]], list[_Level], str]:
+    """Axes and levels of labels on the grids of an image, and the version that they are written in."""
+    axes, levels, version = _read_geometry(image)
+    if levels[0].shape != space.shape:
+        raise FileError(image, f"its finest level has shape {levels[0].shape}, the labels {space.shape}")
+    if inside and version < "0.5":
+        raise FileError(image, "labels inside it would have to be OME-Zarr 0.4", "write them to a folder of their own")
+    return axes, levels, "0.6" if inside and version >= "0.6" else "0.5"
 
 
 def _read_geometry(image: Path) -> tuple[list[dict[str, Any]], list[_Level], str]:

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from voxelry.nn.lean import rows
-from voxelry.nn.lean.folded import fold_norm, norm_gradients
+from voxelry.nn.lean.folded import Fold, fold_norm, norm_gradients
 from voxelry.nn.recipes import recipe_of
 
-__all__ = ["linear_attention"]
+__all__ = ["Weights", "linear_attention"]
 
 
 class Head(NamedTuple):
@@ -88,133 +88,171 @@ def reading(table: Tensor, out: Tensor) -> Tensor:
     return (table @ per_head).flatten(0, 1) * size**-0.5
 
 
+class Weights(NamedTuple):
+    """Of linear attention between two group normalisations."""
+
+    gamma: Tensor  # scale of the first normalisation, (C,)
+    beta: Tensor  # its shift
+    qkv: Tensor  # projection to queries, keys and values, (3 * inner, C), heads outermost in each third
+    bias: Tensor | None  # its bias
+    out: Tensor  # projection back, (C, inner)
+    out_bias: Tensor  # its bias
+    out_gamma: Tensor  # scale of the last normalisation, (C,)
+    out_beta: Tensor  # its shift
+
+
 class _LinearAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, qkv: Tensor, bias: Any, out: Tensor, out_bias: Tensor,
-        out_gamma: Tensor, out_beta: Tensor, heads: int, groups: int, eps: float,
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, x: Tensor, heads: int, groups: int, eps: float, *weights: Tensor | None) -> Tensor:
         recipe = recipe_of(x)
         x = rows.dense(x)
-        factor, offset, centre, rstd = fold_norm(x, gamma, beta, None, None, groups, eps)
+        w = Weights(*weights)  # type: ignore[arg-type]
+        before = fold_norm(x, w.gamma, w.beta, groups, eps)
         result = rows.empty_like_rows(x)
         tables = []
-        for source, target, *fold in zip(rows.as_rows(x), rows.as_rows(result), factor, offset, strict=True):
-            head = make_head(qkv, bias, heads, *fold)
+        for source, target, *fold in zip(rows.as_rows(x), rows.as_rows(result), *before[:2], strict=True):
+            head = make_head(w.qkv, w.bias, heads, *fold)
             highest, total, table = summarise(head, source)
-            read = reading(table, out)
+            read = reading(table, w.out)
             for chunk in rows.row_chunks(source.shape[0], head.inner):
-                torch.addmm(out_bias, head.queries(source[chunk]), read, out=target[chunk])
+                torch.addmm(w.out_bias, head.queries(source[chunk]), read, out=target[chunk])
             tables.append((highest, total, table))
-        after = fold_norm(result, out_gamma, out_beta, None, None, groups, eps)
+        after = fold_norm(result, w.out_gamma, w.out_beta, groups, eps)
         for source, target, scale, shift in zip(rows.as_rows(x), rows.as_rows(result), *after[:2], strict=True):
             for chunk in rows.row_chunks(*source.shape):
                 target[chunk].mul_(scale).add_(shift).add_(source[chunk])
-        ctx.how = heads
+        ctx.heads = heads
         ctx.make = recipe.make
-        ctx.save_for_backward(
-            gamma, beta, qkv, bias, out, out_bias, out_gamma, out_beta, factor, offset, centre, rstd, *after,
-            *(torch.stack(values) for values in zip(*tables, strict=True)), *recipe.parts,
-        )  # fmt: skip
+        columns = (torch.stack(values) for values in zip(*tables, strict=True))
+        ctx.save_for_backward(*weights, *before, *after, *columns, *recipe.parts)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (gamma, beta, qkv, bias, out, out_bias, out_gamma, out_beta, factor, offset, centre, rstd,
-         out_factor, _, out_centre, out_rstd, highest, total, table, *parts) = ctx.saved_tensors  # fmt: skip
-        x = rows.dense(ctx.make(parts))
-        heads, inner, voxels = ctx.how, out.shape[1], x[0, 0].numel()
-        grad = rows.dense(grad)
-        folded = [make_head(qkv, bias, heads, *fold) for fold in zip(factor, offset, strict=True)]
-        reads = [reading(each, out) for each in table]
-
-        # 1. sums for the normalisation at the end, from its input made again
-        plain, weighted = (torch.zeros(x.shape[:2], dtype=torch.float64) for _ in range(2))
-        for sample, (source, given) in enumerate(zip(rows.as_rows(x), rows.as_rows(grad), strict=True)):
-            for chunk in rows.row_chunks(voxels, inner):
-                mixed = torch.addmm(out_bias, folded[sample].queries(source[chunk]), reads[sample])
-                plain[sample] += given[chunk].sum(dim=0)
-                weighted[sample] += mixed.mul_(given[chunk]).sum(dim=0)
-        slope, constant, (d_out_gamma, d_out_beta, _, _) = norm_gradients(
-            plain, weighted, voxels, out_gamma, out_beta, None, None, out_centre, out_rstd
+        saved = ctx.saved_tensors
+        w, before, after = Weights(*saved[:8]), Fold(*saved[8:12]), Fold(*saved[12:16])
+        highest, total, table, *parts = saved[16:]
+        x, grad = rows.dense(ctx.make(parts)), rows.dense(grad)
+        voxels, d_x = x[0, 0].numel(), rows.empty_like_rows(x)
+        samples = [
+            _Back(make_head(w.qkv, w.bias, ctx.heads, *fold), reading(each, w.out), *matrices)
+            for *fold, each, matrices in zip(
+                *before[:2], table, zip(*map(rows.as_rows, (x, grad, d_x)), strict=True), strict=True
+            )
+        ]
+        plain, weighted = (torch.stack(sums) for sums in zip(*(one.sums(w.out_bias) for one in samples), strict=True))
+        slope, constant, d_out_gamma, d_out_beta = norm_gradients(
+            plain, weighted, voxels, w.out_gamma, after.centre, after.rstd
         )
-
-        d_x = rows.empty_like_rows(x)
-        d_qkv, d_out = torch.zeros_like(qkv), torch.zeros_like(out)
-        d_bias, d_out_bias = qkv.new_zeros(3 * inner), torch.zeros_like(out_bias)
-        sums = torch.zeros(2, *x.shape[:2], dtype=torch.float64)
-        for sample, (source, given, target) in enumerate(
-            zip(rows.as_rows(x), rows.as_rows(grad), rows.as_rows(d_x), strict=True)
-        ):
-            head, read = folded[sample], reads[sample]
-            # gradients of the folded weights; unfolded at the end of the sample
-            d_weight, d_shift = torch.zeros_like(qkv), qkv.new_zeros(3 * inner)
-            d_read = torch.zeros_like(read)
-            # 2. back through the output projection and the queries
-            for chunk in rows.row_chunks(voxels, inner):
-                block = source[chunk]
-                query = head.queries(block)
-                d_mixed = torch.addmm(out_bias, query, read).mul_(slope[sample]).add_(constant[sample])
-                d_mixed.addcmul_(given[chunk], out_factor[sample])
-                d_out_bias += d_mixed.sum(dim=0)
-                d_read.addmm_(query.t(), d_mixed)
-                d_query = (d_mixed @ read.t()).unflatten(1, (heads, -1))
-                split = query.unflatten(1, (heads, -1))
-                d_query = (d_query - (d_query * split).sum(dim=2, keepdim=True)).mul_(split).flatten(1)
-                d_weight[:inner].addmm_(d_query.t(), block)
-                d_shift[:inner] += d_query.sum(dim=0)
-                torch.mm(d_query, qkv[:inner], out=target[chunk])
-            size = head.head_dim
-            d_read = d_read.view(heads, size, -1) * size**-0.5
-            d_table = d_read @ out.t().reshape(heads, size, -1).transpose(1, 2)
-            d_out += (table[sample].transpose(1, 2) @ d_read).flatten(0, 1).t()
-            # 3. back through keys and values; the softmax's own term has a closed form
-            own = (table[sample] * d_table).sum(dim=2).flatten()
-            for chunk in rows.row_chunks(voxels, 2 * inner):
-                block = source[chunk]
-                keys, values = head.keys_values(block)
-                keys = (keys - highest[sample]).exp_().div_(total[sample])
-                d_keys = (head.by_head(values) @ d_table.transpose(1, 2)).transpose(0, 1).flatten(1)
-                d_keys = (d_keys - own).mul_(keys)
-                d_values = (head.by_head(keys) @ d_table).transpose(0, 1).flatten(1)
-                both = torch.cat((d_keys, d_values), dim=1)
-                d_weight[inner:].addmm_(both.t(), block)
-                d_shift[inner:] += both.sum(dim=0)
-                result = target[chunk].addmm_(both, qkv[inner:])
-                sums[0, sample] += result.sum(dim=0)
-                sums[1, sample] += (result * block).sum(dim=0)
-            d_qkv += d_weight * factor[sample] + d_shift[:, None] * offset[sample]
-            d_bias += d_shift
-
-        # 4. back through the normalisation at the start, and the residual
-        slope, constant, (d_gamma, d_beta, _, _) = norm_gradients(
-            sums[0], sums[1], voxels, gamma, beta, None, None, centre, rstd
-        )
-        d_x = rows.affine_backward(d_x, x, factor, slope, constant)
+        d_qkv, d_out, d_out_bias = (torch.zeros_like(each) for each in (w.qkv, w.out, w.out_bias))
+        d_bias = w.qkv.new_zeros(len(w.qkv))
+        sums = []
+        for sample, one in enumerate(samples):
+            affine = slope[sample], constant[sample], after.factor[sample]
+            one.through_queries(w, affine, d_out_bias)
+            d_table, through_out = one.through_reading(table[sample], w.out)
+            d_out += through_out
+            sums.append(one.through_values(w, d_table, table[sample], highest[sample], total[sample]))
+            d_qkv += one.d_weight * before.factor[sample] + one.d_shift[:, None] * before.offset[sample]
+            d_bias += one.d_shift
+        # back through the normalisation at the start, and the residual
+        plain, weighted = (torch.stack(each) for each in zip(*sums, strict=True))
+        slope, constant, d_gamma, d_beta = norm_gradients(plain, weighted, voxels, w.gamma, before.centre, before.rstd)
+        d_x = rows.affine_backward(d_x, x, before.factor, slope, constant)
         d_x += grad
-        d_bias = d_bias if bias is not None else None
-        return d_x, d_gamma, d_beta, d_qkv, d_bias, d_out, d_out_bias, d_out_gamma, d_out_beta, None, None, None
+        gradients = Weights(
+            d_gamma, d_beta, d_qkv, None if w.bias is None else d_bias, d_out, d_out_bias, d_out_gamma, d_out_beta
+        )
+        return d_x, None, None, None, *gradients
 
 
-def linear_attention(
-    x: Tensor, gamma: Tensor, beta: Tensor, qkv: Tensor, bias: Tensor | None, out: Tensor, out_bias: Tensor,
-    out_gamma: Tensor, out_beta: Tensor, *, heads: int, groups: int, eps: float,
-) -> Tensor:  # fmt: skip
+class _Back:
+    """The passes back through one sample; gradients of its folded weights add up in `d_weight` and `d_shift`.
+
+    Args:
+        head, read: of the sample.
+        source, given, target: its input, the gradient of its result, and where that of its input goes, all
+            `(voxels, C)`.
+    """
+
+    def __init__(self, head: Head, read: Tensor, source: Tensor, given: Tensor, target: Tensor):
+        self.head, self.read = head, read
+        self.source, self.given, self.target = source, given, target
+        self.d_weight = source.new_zeros(3 * head.inner, source.shape[1])
+        self.d_shift = source.new_zeros(3 * head.inner)
+        self.d_read = torch.zeros_like(read)
+
+    def sums(self, out_bias: Tensor) -> tuple[Tensor, Tensor]:
+        """For the normalisation at the end: sums over the voxels of the gradient, and of it times that one's input."""
+        plain, weighted = (torch.zeros(self.source.shape[1], dtype=torch.float64) for _ in range(2))
+        for chunk in rows.row_chunks(len(self.source), self.head.inner):
+            mixed = torch.addmm(out_bias, self.head.queries(self.source[chunk]), self.read)
+            plain += self.given[chunk].sum(dim=0)
+            weighted += mixed.mul_(self.given[chunk]).sum(dim=0)
+        return plain, weighted
+
+    def through_queries(self, w: Weights, affine: tuple[Tensor, Tensor, Tensor], d_out_bias: Tensor) -> None:
+        """Back through the output projection and the queries.
+
+        Args:
+            affine: the last normalisation's slope, constant and factor, `(C,)` each.
+            d_out_bias: what the gradient of the projection's bias is added to.
+        """
+        slope, constant, factor = affine
+        head, inner = self.head, self.head.inner
+        for chunk in rows.row_chunks(len(self.source), inner):
+            block = self.source[chunk]
+            query = head.queries(block)
+            d_mixed = torch.addmm(w.out_bias, query, self.read).mul_(slope).add_(constant)
+            d_mixed.addcmul_(self.given[chunk], factor)
+            d_out_bias += d_mixed.sum(dim=0)
+            self.d_read.addmm_(query.t(), d_mixed)
+            d_query = (d_mixed @ self.read.t()).unflatten(1, (head.heads, -1))
+            split = query.unflatten(1, (head.heads, -1))
+            d_query = (d_query - (d_query * split).sum(dim=2, keepdim=True)).mul_(split).flatten(1)
+            self.d_weight[:inner].addmm_(d_query.t(), block)
+            self.d_shift[:inner] += d_query.sum(dim=0)
+            torch.mm(d_query, w.qkv[:inner], out=self.target[chunk])
+
+    def through_reading(self, table: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the table and of the output projection, once all queries are through."""
+        heads, size = self.head.heads, self.head.head_dim
+        d_read = self.d_read.view(heads, size, -1) * size**-0.5
+        d_table = d_read @ out.t().reshape(heads, size, -1).transpose(1, 2)
+        return d_table, (table.transpose(1, 2) @ d_read).flatten(0, 1).t()
+
+    def through_values(
+        self, w: Weights, d_table: Tensor, table: Tensor, highest: Tensor, total: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Back through keys and values; for the normalisation at the start, the sums as `sums` has them."""
+        head, inner = self.head, self.head.inner
+        plain, weighted = (torch.zeros(self.source.shape[1], dtype=torch.float64) for _ in range(2))
+        own = (table * d_table).sum(dim=2).flatten()  # the softmax's own term has a closed form
+        for chunk in rows.row_chunks(len(self.source), 2 * inner):
+            block = self.source[chunk]
+            keys, values = head.keys_values(block)
+            keys = (keys - highest).exp_().div_(total)
+            d_keys = (head.by_head(values) @ d_table.transpose(1, 2)).transpose(0, 1).flatten(1)
+            d_keys = (d_keys - own).mul_(keys)
+            d_values = (head.by_head(keys) @ d_table).transpose(0, 1).flatten(1)
+            both = torch.cat((d_keys, d_values), dim=1)
+            self.d_weight[inner:].addmm_(both.t(), block)
+            self.d_shift[inner:] += both.sum(dim=0)
+            result = self.target[chunk].addmm_(both, w.qkv[inner:])
+            plain += result.sum(dim=0)
+            weighted += (result * block).sum(dim=0)
+        return plain, weighted
+
+
+def linear_attention(x: Tensor, weights: Weights, *, heads: int, groups: int, eps: float) -> Tensor:
     """`x + norm(out(attention(norm(x))))`, `(B, C, *S) -> (B, C, *S)`, on the CPU in float32 or float64.
 
     Args:
         x: feature map.
-        gamma: scale of the first normalisation, `(C,)`.
-        beta: its shift.
-        qkv: projection to queries, keys and values, `(3 * inner, C)`, heads outermost in each third.
-        bias: its bias, or None.
-        out: projection back, `(C, inner)`.
-        out_bias: its bias.
-        out_gamma: scale of the last normalisation, `(C,)`.
-        out_beta: its shift.
+        weights: of the projections and normalisations.
         heads: number of heads, which divides `inner`.
         groups: groups of both normalisations.
         eps: constant of both.
     """
-    return _LinearAttention.apply(x, gamma, beta, qkv, bias, out, out_bias, out_gamma, out_beta, heads, groups, eps)
+    return _LinearAttention.apply(x, heads, groups, eps, *weights)

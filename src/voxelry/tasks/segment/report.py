@@ -24,6 +24,17 @@ __all__ = ["add_cases", "add_results", "add_scores", "add_sizes"]
 
 _MOST_IDS = 10  # in a caption; all of them are in the table of cases
 _BLIND = "_class_blind"
+_FACTS = {
+    "ap_50": "AP at IoU 0.5",
+    "ap_mean": "AP, 0.5 to 0.95",
+    "pq": "PQ",
+    "seg": "SEG",
+    "det": "DET",
+    "coco_map_mask": "COCO mask mAP",
+    "coco_map_box": "COCO box mAP",
+    "froc_mean": "FROC",
+    "count_error": "mean error of the count",
+}
 _BASELINE = "watershed_record"  # the row's column that the task fills with the baseline's sums
 
 
@@ -48,7 +59,6 @@ def add_results(
 
 def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
     """Summary, accuracy at every IoU threshold, precision and recall, FROC; the baseline's beside ours."""
-    records = records_of(rows)
     summary = task.summary(rows)
     sides = {"ours": summary}
     blind = {name.removesuffix(_BLIND): value for name, value in summary.items() if name.endswith(_BLIND)}
@@ -64,19 +74,7 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
         "detections by their scores. PQ is panoptic quality, SEG and DET are those of the Cell Tracking Challenge. Of "
         "several classes all are means over the classes.",
     )
-    report.facts(
-        {
-            "AP at IoU 0.5": summary["ap_50"],
-            "AP, 0.5 to 0.95": summary["ap_mean"],
-            "PQ": summary["pq"],
-            "SEG": summary["seg"],
-            "DET": summary["det"],
-            "COCO mask mAP": summary["coco_map_mask"],
-            "COCO box mAP": summary["coco_map_box"],
-            "FROC": summary["froc_mean"],
-            "mean error of the count": summary["count_error"],
-        }
-    )
+    report.facts({shown: summary[name] for name, shown in _FACTS.items()})
     _add_classes(report, summary)
     names = {"precision_50": "precision", "recall_50": "recall", "f1_50": "F1", "mean_iou_50": "mean IoU of pairs"}
     report.table(
@@ -99,6 +97,11 @@ def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:
         ),
         "Accuracy as pairs must agree better and better",
     )
+    return _add_curves(report, records_of(rows))
+
+
+def _add_curves(report: Report, records: Sequence[InstanceRecord]) -> Report:
+    """What ranks detections by their scores: precision and recall, FROC."""
     detections = [record.detections for record in records if record.detections is not None]
     kinds = {"masks": "mask", "boxes": "box"}
     report.figure(
