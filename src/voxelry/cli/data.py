@@ -10,8 +10,11 @@ from typing import Annotated
 import typer
 
 from voxelry.cli.terminal import (
-    LABEL_OPTION_HELP,
-    POINT_OPTION_HELP,
+    LabelOptions,
+    Layout,
+    PointOptions,
+    Rank,
+    Spacing,
     app,
     progress,
     read_file_options,
@@ -48,10 +51,10 @@ def doctor(
     task: Annotated[
         str | None, typer.Option(help="Look for what keeps it from being trained: landmarks, segment, reconstruct, ...")
     ] = None,
-    layout: Annotated[str, typer.Option(help="auto, volumes, nnunet, ab and others, see docs/data.md.")] = "auto",
+    layout: Layout = "auto",
     target: Annotated[str | None, typer.Option(help="Of pairs: the folder that the others are to become.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
-    point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
+    option: LabelOptions = None,
+    point_option: PointOptions = None,
 ) -> None:
     """Show what is in a dataset and what is wrong with it; exit status 1 when something is."""
     from rich.console import Console
@@ -108,7 +111,7 @@ def plan(
 def phantoms(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     count: Annotated[int, typer.Option(min=1, help="How many cases.")] = 20,
-    ndim: Annotated[int, typer.Option(min=2, max=3, help="Rank of the images.")] = 3,
+    ndim: Rank = 3,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cases.")] = 0,
     size: Annotated[int, typer.Option(min=16, help="Voxels along the longest axis.")] = 64,
     format: Annotated[str, typer.Option(help="Suffix of the images, such as .nii.gz, .mha, .npy, .png.")] = ".nii.gz",
@@ -141,7 +144,7 @@ def index(
     out: Annotated[Path, typer.Option(help="The index to build or to bring up to date.")],
     crop_size: Annotated[str, typer.Option(help="Voxels, one number or one per axis: 64 or 32,64,64.")] = "64",
     overlap: Annotated[str, typer.Option(help="Voxels that neighbouring crops share.")] = "0",
-    layout: Annotated[str, typer.Option(help="auto, volumes, hdf5 and others, see docs/data.md.")] = "auto",
+    layout: Layout = "auto",
     where: Annotated[list[str] | None, typer.Option(help="Only images that meet this, such as volume>=8000.")] = None,
     channels: Annotated[int | None, typer.Option(min=1, help="Channels per crop; by default all.")] = None,
     pad: Annotated[str, typer.Option(help="What crops larger than their image are filled with.")] = "error",
@@ -158,10 +161,8 @@ def index(
     root: Annotated[Path | None, typer.Option(help="Folder that relative paths of the database are in.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Which array of HDF5 or zarr files is the image.")] = None,
     label_dataset: Annotated[str | None, typer.Option(help="Which array of HDF5 files holds the ids.")] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="mm per voxel instead of the files' own: 0.8, or per axis.")
-    ] = None,
-    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
+    spacing: Spacing = None,
+    option: LabelOptions = None,
     digest: Annotated[str, typer.Option(help="Changed files are told by sampled blocks, or by the whole.")] = "sampled",
     on_error: Annotated[str, typer.Option(help="raise, or skip images that can't be read.")] = "raise",
 ) -> None:
@@ -216,9 +217,7 @@ def prepare(
         Path, typer.Option("--source", "--original_nifti_dir", help="Volumes and labels in a known layout.")
     ],
     out: Annotated[Path, typer.Option("--out", "--out_dir", help="Folder to fill; goes on where it stopped.")],
-    layout: Annotated[
-        str, typer.Option(help="auto, volumes, nnunet, totalsegmentator and others, see docs/data.md.")
-    ] = ("auto"),
+    layout: Layout = "auto",
     organs: Annotated[
         str | None, typer.Option(help="Of masks or segments with names: those to take, liver,spleen.")
     ] = None,
@@ -247,7 +246,7 @@ def prepare(
     transform: Annotated[str, typer.Option(help="How it is brought there: rigid or affine.")] = "rigid",
     meshes: Annotated[bool, typer.Option(help="Write surfaces as PLY.")] = True,
     smooth: Annotated[int, typer.Option(min=0, help="Rounds of smoothing of the surfaces.")] = 10,
-    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
+    option: LabelOptions = None,
     seed: Annotated[int, typer.Option(help="Of random slices and clicks.")] = 0,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; by default one per core.")] = None,
     on_error: Annotated[str, typer.Option(help="raise, or skip cases that can't be prepared.")] = "raise",

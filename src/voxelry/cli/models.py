@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +12,16 @@ import typer
 
 from voxelry.cli.asked import flagged, read_asked, with_options
 from voxelry.cli.terminal import (
-    LABEL_OPTION_HELP,
-    OPTION_HELP,
-    POINT_OPTION_HELP,
+    Adapter,
+    Bundle,
+    Device,
+    ImageOptions,
+    LabelOptions,
+    Layout,
+    PointOptions,
+    Rank,
+    Settings,
+    Spacing,
     app,
     progress,
     read_changes,
@@ -24,14 +33,13 @@ from voxelry.core.errors import ConfigError, SettingError
 from voxelry.core.remote import as_path
 
 if TYPE_CHECKING:
+    from voxelry.engine.outcome import Outcome
     from voxelry.engine.predict import Pool
 
 __all__ = ["demo", "evaluate", "import_weights", "predict", "train"]
 
-ADAPTER_HELP = "An adapter of that bundle, where its task has them, or the folder of the run that trained it."
 LAUNCHER_HELP = "A setting of ray such as cpus_per_worker=4, see docs/scaling.md; as often as needed."
 JOB_REPORT_HELP = "A table of what became of each file: .csv, .json or .html."
-SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
 
 
 @app.command(
@@ -62,7 +70,7 @@ def train(context: typer.Context) -> None:
 
 
 def predict(
-    model: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="A bundle, or the folder of a run.")],
+    model: Bundle,
     out: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="Folder for the predictions.")],
     inputs: Annotated[
         list[Path] | None,
@@ -73,19 +81,17 @@ def predict(
     format: Annotated[
         str | None, typer.Option(help="Suffix of what is written, of those that the task has; by default its first.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
+    device: Device = None,
     dataset: Annotated[
         str | None, typer.Option(help="Which array of an HDF5 or zarr file, or which DICOM series.")
     ] = None,
     channel: Annotated[
         int | None, typer.Option(help="Which channel or time point, from 0, of an image with several.")
     ] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="mm per voxel of a file that doesn't say or is wrong: 0.8, or one per axis.")
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=ADAPTER_HELP)] = None,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
-    set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
+    spacing: Spacing = None,
+    adapter: Adapter = None,
+    option: ImageOptions = None,
+    set: Settings = None,
     launcher: Annotated[str, typer.Option(help="local: this process; ray: several, here or on a cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of --launcher ray; by default 2.")] = None,
     launcher_option: Annotated[list[str] | None, typer.Option(help=LAUNCHER_HELP)] = None,
@@ -109,7 +115,17 @@ def predict(
     reader = {"dataset": dataset, "channel": channel, "spacing": None if spacing is None else read_spacing(spacing)}
     reading = read_changes(option, "--option", "channel_axis=0", IMAGE_OPTIONS)
     options = own | reading | {name: value for name, value in reader.items() if value is not None}
-    with flagged(), progress("predicting", len(paths)) as (bar, job):
+    with flagged(), _file_by_file(len(paths)) as watched:
+        outcome = predict_files(loaded, paths, out, format=format, options=options, pool=pool, **watched)
+    if job_report is not None:
+        write_job_report(job_report, outcome.rows)
+    _tell(outcome, out)
+
+
+@contextmanager
+def _file_by_file(count: int) -> Iterator[dict[str, Callable[..., None]]]:
+    """A progress bar for files, and one for the tiles of a large one: what `predict_files` calls."""
+    with progress("predicting", count) as (bar, job):
         within = bar.add_task("tiles", total=None, visible=False)
 
         def done(path: Path) -> None:
@@ -121,10 +137,11 @@ def predict(
                 bar.reset(within, total=total, description=f"tiles of {path.name}", visible=True)
             bar.update(within, completed=count)
 
-        more: dict[str, Any] = {"format": format, "options": options, "progress": done, "tiles": tile, "pool": pool}
-        outcome = predict_files(loaded, paths, out, **more)
-    if job_report is not None:
-        write_job_report(job_report, outcome.rows)
+        yield {"progress": done, "tiles": tile}
+
+
+def _tell(outcome: Outcome, out: Path) -> None:
+    """What became of the files; exit status 1 where one failed."""
     for _, reason in outcome.failed:
         print(f"voxelry: error: {reason}", file=sys.stderr)
     for note in outcome.notes:
@@ -161,20 +178,20 @@ def evaluate(
     data: Annotated[
         Path, typer.Argument(parser=as_path, help="Folder with volumes/ and landmarks/, or another layout.")
     ],
-    model: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="A bundle, or the folder of a run.")],
+    model: Bundle,
     out: Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="Folder for metrics and report.")] = Path(
         "evaluation"
     ),
-    layout: Annotated[str, typer.Option(help="auto, volumes, nnunet, prepared and others, see docs/data.md.")] = "auto",
+    layout: Layout = "auto",
     cases: Annotated[
         Path | None,
         typer.Option(parser=as_path, metavar="<path>", help="A list of case names; else all of them."),
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=ADAPTER_HELP)] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help=LABEL_OPTION_HELP)] = None,
-    point_option: Annotated[list[str] | None, typer.Option(help=POINT_OPTION_HELP)] = None,
-    set: Annotated[list[str] | None, typer.Option(help=SET_HELP)] = None,
+    adapter: Adapter = None,
+    device: Device = None,
+    option: LabelOptions = None,
+    point_option: PointOptions = None,
+    set: Settings = None,
 ) -> None:
     """Measure a model on labelled data: metrics per case, a summary and a report."""
     from voxelry.bundle.model import load
@@ -196,7 +213,7 @@ def evaluate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    ndim: Annotated[int, typer.Option(min=2, max=3, help="Rank of the images.")] = 3,
+    ndim: Rank = 3,
     task: Annotated[
         str, typer.Option(help="What is learned: landmarks, segment, reconstruct, translate or another package's task.")
     ] = "landmarks",

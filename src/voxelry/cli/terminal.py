@@ -6,20 +6,29 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
+from voxelry.core.remote import as_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 __all__ = [
-    "LABEL_OPTION_HELP",
-    "OPTION_HELP",
-    "POINT_OPTION_HELP",
+    "Adapter",
+    "Bundle",
+    "Device",
+    "ImageOptions",
+    "LabelOptions",
+    "Layout",
+    "PointOptions",
+    "Rank",
+    "Settings",
+    "Spacing",
     "app",
     "progress",
     "read_changes",
@@ -28,11 +37,28 @@ __all__ = [
     "read_spacing",
 ]
 
-OPTION_HELP = (
+_OPTION_HELP = (
     "What the images don't say: NAME=VALUE of dataset, spacing, channel, channel_axis, ndim, stack; repeatable."
 )
-LABEL_OPTION_HELP = f"{OPTION_HELP} label_dataset=NAME is for labels."
-POINT_OPTION_HELP = "What the landmark files don't say: axis_order=zyx or coordinate_system=LPS."
+_ADAPTER_HELP = "An adapter of that bundle, where its task has them, or the folder of the run that trained it."
+_DEVICE_HELP = "cpu, cuda, cuda:1; by default a GPU when there is one."
+_LABEL_HELP = f"{_OPTION_HELP} label_dataset=NAME is for labels."
+_LAYOUT_HELP = "auto, volumes, nnunet, totalsegmentator, hdf5, prepared and others, see docs/data.md."
+_POINT_HELP = "What the landmark files don't say: axis_order=zyx or coordinate_system=LPS."
+_SET_HELP = "A setting of use, such as task.tile_size=[96,192,192] or task.score_threshold=0.3; as often as needed."
+_SPACING_HELP = "mm per voxel of a file that doesn't say or is wrong: 0.8, or one per axis."
+
+# Options of several commands.
+Adapter = Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=_ADAPTER_HELP)]
+Bundle = Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="A bundle, or the folder of a run.")]
+Device = Annotated[str | None, typer.Option(help=_DEVICE_HELP)]
+ImageOptions = Annotated[list[str] | None, typer.Option(help=_OPTION_HELP)]
+LabelOptions = Annotated[list[str] | None, typer.Option(help=_LABEL_HELP)]
+Layout = Annotated[str, typer.Option(help=_LAYOUT_HELP)]
+PointOptions = Annotated[list[str] | None, typer.Option(help=_POINT_HELP)]
+Rank = Annotated[int, typer.Option(min=2, max=3, help="Rank of the images.")]
+Settings = Annotated[list[str] | None, typer.Option(help=_SET_HELP)]
+Spacing = Annotated[str | None, typer.Option(help=_SPACING_HELP)]
 
 app = typer.Typer(
     name="voxelry",

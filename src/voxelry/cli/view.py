@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from voxelry.cli.terminal import OPTION_HELP, app, read_options
+from voxelry.cli.terminal import Device, ImageOptions, app, read_options
 
 __all__ = ["view"]
 
@@ -18,9 +18,9 @@ def view(
     model: Annotated[Path | None, typer.Option(help="A bundle, or the folder of a run, to predict with.")] = None,
     out: Annotated[Path, typer.Option(help="Folder that answers are saved in.")] = Path("answers"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU when there is one.")] = None,
+    device: Device = None,
     open: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
-    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    option: ImageOptions = None,
 ) -> None:
     """Look at images in a browser, click, correct what a model answers, save it. Nothing leaves this machine."""
     from voxelry.bundle.model import load
