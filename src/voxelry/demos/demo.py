@@ -96,6 +96,6 @@ def _page(out: Path, demo: Demo, model: Model) -> Report:
         evaluation = evaluate_task(one.task, dataset).chosen(one.task)
         if one is model:
             evaluation.write(out / "evaluation")
-        add_results(report, one.task, evaluation, dataset)
+        add_results(report, one.task, evaluation)
         add_training(report, out / training.folder, training.heading)
     return report

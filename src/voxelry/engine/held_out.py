@@ -54,7 +54,7 @@ def measure_held_out(config: DictConfig, part: str, model: Path | None = None) -
     folder = output / f"inference_{part}"
     evaluation.write(folder)
     report = Report(f"Evaluation of {recipe.name}", subtitle=f"{len(held_out)} {part} cases of {config.data.root}")
-    add_results(report, task, evaluation, held_out)
+    add_results(report, task, evaluation)
     return report.save(folder / "report.html")
 
 

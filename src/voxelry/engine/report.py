@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from voxelry.bundle.model import Model
 from voxelry.bundle.registry import recipe_of
 from voxelry.bundle.seen import SEEN_WORDS, case_digests, describe_seen, seen_as, seen_cases
 from voxelry.core.remote import as_path
-from voxelry.data.parts import SampleSource, Splits
+from voxelry.data.parts import Splits
 from voxelry.engine.plan_file import Decision
 from voxelry.engine.report_plan import add_plan
 from voxelry.models.transfer import TransferReport
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
+from voxelry.tasks.recipe import History
 from voxelry.viz import figures
 from voxelry.viz.report import Report
 
@@ -38,7 +40,7 @@ def write_report(
     evaluation: Evaluation,
     *,
     splits: Splits,
-    history: Sequence[Mapping[str, float]],
+    history: History,
     transfer: TransferReport | None,
     times: Sequence[Mapping[str, str]],
     plan: Sequence[Decision] = (),
@@ -50,7 +52,7 @@ def write_report(
         task: the trained task.
         evaluation: of the held-out cases.
         splits: the data.
-        history: the validation summaries, each with its `step`.
+        history: of the validations.
         transfer: what was taken over from pretrained weights.
         times: rows of where the run's time went, see `TimeShares`.
         plan: that the training followed.
@@ -59,7 +61,7 @@ def write_report(
     report = Report(f"Training of {type(task).__name__}", subtitle=f"{len(held_out)} {part} cases were held out")
     if plan:
         add_plan(report, plan, splits)
-    add_results(report, task, evaluation, held_out, history)
+    add_results(report, task, evaluation, history)
     add_curves(report, task, history, output / LOGS)
     if transfer is not None:
         report.section("Pretrained weights", str(transfer))
@@ -67,21 +69,15 @@ def write_report(
     return report.save(output / PAGE)
 
 
-def add_results(
-    report: Report,
-    task: Task,
-    evaluation: Evaluation,
-    held_out: SampleSource,
-    history: Sequence[Mapping[str, float]] = (),
-) -> None:
+def add_results(report: Report, task: Task, evaluation: Evaluation, history: History = ()) -> None:
     """What the task itself has to show."""
     if not evaluation.rows:
         report.section("Results", "No cases were held out, so nothing was measured.")
     else:
-        recipe_of(task).add_results(report, task, evaluation, held_out, history)
+        recipe_of(task).add_results(report, task, evaluation, history)
 
 
-def add_curves(report: Report, task: Task, history: Sequence[Mapping[str, float]], logs: Path) -> None:
+def add_curves(report: Report, task: Task, history: History, logs: Path) -> None:
     """Training loss and the monitored metric against the optimizer step."""
     report.section("Training")
     steps, losses = _logged(logs, "train/loss")
@@ -116,8 +112,7 @@ def evaluate_folder(
     layout: str = "auto",
     cases: Path | None = None,
     progress: Callable[[int], None] | None = None,
-    options: Mapping[str, Any] | None = None,
-    point_options: Mapping[str, Any] | None = None,
+    **reading: Any,
 ) -> Evaluation:
     """Measure a model on the cases of a folder, and write `report.html`, `cases.csv` and `summary.json`.
 
@@ -125,7 +120,7 @@ def evaluate_folder(
         layout: of the folder, see `data.layouts.find`.
         cases: a split file; only its test cases (or all it names) are measured.
         progress: called with the number of cases after each.
-        options, point_options: for the readers of images and of points, see `find_cases`.
+        reading: `options` and `point_options`, for the readers of images and of points, see `find_cases`.
 
     Returns:
         What was measured. Where the model, or what it was begun with, was trained or validated on some of the cases,
@@ -135,7 +130,7 @@ def evaluate_folder(
     Raises:
         VoxelryError: whatever is wrong with the data or the folder for the results.
     """
-    dataset = evaluation_dataset(model, root, layout, cases, options=options, point_options=point_options)
+    dataset = evaluation_dataset(model, root, layout, cases, **reading)
     count = len(dataset)
     seen = seen_cases(model.bundle.config, case_digests(dataset))
     evaluation = evaluate_task(
@@ -149,7 +144,7 @@ def evaluate_folder(
         log.warning("%s", line)
     if lines:
         report.section("Cases that the model was made with", "; ".join(lines))
-    add_results(report, model.task, evaluation, dataset)
+    add_results(report, model.task, evaluation)
     report.save(out / PAGE)
     return evaluation
 
@@ -158,22 +153,16 @@ def _told_apart(task: Task, evaluation: Evaluation, seen: Mapping[str, str]) -> 
     """An evaluation that says of each case whether the model has seen it, and sums up the others apart."""
     how = [seen_as(str(row.get("name", "")), seen) for row in evaluation.rows]
     fresh = [row for row, word in zip(evaluation.rows, how, strict=True) if word not in SEEN_WORDS]
-    others: Evaluation[Any] = Evaluation(fresh, task.summary(fresh) if fresh else {}).chosen(task)
+    others = Evaluation[Any](fresh, task.summary(fresh) if fresh else {}).chosen(task)
     rows: list[Row] = [
         {"name": row.get("name", ""), "seen": word, **row} for row, word in zip(evaluation.rows, how, strict=True)
     ]
     unseen = {f"unseen.{name}": value for name, value in others.summary.items()}
-    return Evaluation(rows, evaluation.chosen(task).summary | unseen, evaluation.predictions)
+    return replace(evaluation, rows=rows, summary=evaluation.chosen(task).summary | unseen)
 
 
 def evaluation_dataset(
-    model: Model,
-    root: Path,
-    layout: str = "auto",
-    cases: Path | None = None,
-    *,
-    options: Mapping[str, Any] | None = None,
-    point_options: Mapping[str, Any] | None = None,
+    model: Model, root: Path, layout: str = "auto", cases: Path | None = None, **reading: Any
 ) -> Any:
     """The cases of a folder, prepared as the model wants them.
 
@@ -181,7 +170,7 @@ def evaluation_dataset(
         DataError: no case, or points that are not the model's.
     """
     recipe = recipe_of(model.task)
-    return recipe.cases(model, as_path(root), layout, cases, options=options, point_options=point_options)
+    return recipe.cases(model, as_path(root), layout, cases, **reading)
 
 
 def add_training(report: Report, run: Path, heading: str) -> None:

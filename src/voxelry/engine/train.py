@@ -373,7 +373,7 @@ def _finish(begun: _Begun, history: Sequence[Mapping[str, float]], kept: str) ->
     }
     begun.recipe.finish(task, splits, output, data)  # with what the calibration found
     part, held_out = splits.held_out
-    evaluation: Evaluation[Any] = Evaluation.empty()
+    evaluation: Evaluation[Any] = Evaluation()
     if len(held_out):
         told = EvaluationLines(part, len(held_out)) if config.trainer.progress else None
         evaluation = evaluate_task(task, held_out, progress=told).chosen(task)

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from voxelry.core.errors import SettingError
 
-__all__ = ["MetricChoice", "Wanted"]
+__all__ = ["ALL", "MetricChoice", "Wanted"]
 
 Value = TypeVar("Value")
 
@@ -35,6 +35,10 @@ class Wanted:
     def of(self, metrics: Mapping[str, Value]) -> dict[str, Value]:
         """Those of the metrics that are wanted, in their order."""
         return {name: value for name, value in metrics.items() if self(name)}
+
+
+ALL = Wanted()
+"""Every name."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voxelry.bundle.task import StoredTask
 from voxelry.data.sample import Sample
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 
 __all__ = ["SHARE", "STEP_COST", "Row", "Task"]
 
@@ -63,7 +63,7 @@ class Task(StoredTask, Generic[BatchT, PredictionT]):
         return self.predict(batch)
 
     @abstractmethod
-    def metrics(self, predictions: Sequence[PredictionT], batch: BatchT, wanted: Wanted = Wanted()) -> list[Row]:  # noqa: B008 it is frozen
+    def metrics(self, predictions: Sequence[PredictionT], batch: BatchT, wanted: Wanted = ALL) -> list[Row]:
         """One row per sample: `name` and plain numbers, NaN where undefined.
 
         Args:

@@ -16,7 +16,7 @@ from voxelry.bundle.registry import recipe_of
 from voxelry.core.atomic import replacing
 from voxelry.data.loader import Loading, evaluation_loader
 from voxelry.data.parts import SampleSource
-from voxelry.metrics.choice import Wanted
+from voxelry.metrics.choice import ALL
 from voxelry.tasks.base import Row, Task
 
 __all__ = ["Evaluation", "evaluate_task", "write_summary"]
@@ -33,16 +33,13 @@ class Evaluation(Generic[PredictionT]):
         rows: one per case, `name` first.
         summary: all cases in a few numbers.
         predictions: the task's own records, in the order of the dataset.
+        cases: the dataset.
     """
 
     rows: list[Row] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
     predictions: list[PredictionT] = field(default_factory=list)
-
-    @classmethod
-    def empty(cls) -> Self:
-        """Nothing held out, nothing measured."""
-        return cls()
+    cases: Any = ()
 
     def chosen(self, task: Task[Any, Any]) -> Self:
         """The same with those metrics alone in the summary that the task is to tell."""
@@ -81,14 +78,14 @@ def evaluate_task(
     """
     task.eval()
     device = next(task.parameters()).device
-    evaluation: Evaluation[PredictionT] = Evaluation()
-    wanted, recipe = Wanted(), recipe_of(task)
+    evaluation: Evaluation[PredictionT] = Evaluation(cases=dataset)
+    recipe = recipe_of(task)
     for index, loaded in enumerate(evaluation_loader(dataset, Loading(num_workers=0))):
         batch = loaded.to(device)
         with torch.inference_mode():
-            predictions = task.predict_to_measure(batch, wanted)
+            predictions = task.predict_to_measure(batch, ALL)
         predictions, batch = recipe.compared(predictions, batch, dataset, index)
-        evaluation.rows += task.metrics(predictions, batch, wanted)
+        evaluation.rows += task.metrics(predictions, batch, ALL)
         evaluation.predictions += predictions
         if progress is not None:
             progress(batch.names)

@@ -23,7 +23,7 @@ from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.demands import Demands
 from voxelry.data.layouts.find import find_cases
-from voxelry.data.parts import SampleSource, Splits, named_cases
+from voxelry.data.parts import Splits, named_cases
 from voxelry.data.sample import Batch, Sample
 from voxelry.io import image_formats
 from voxelry.models.networks import input_channels
@@ -38,11 +38,14 @@ from voxelry.viz.report import Report
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-__all__ = ["DenseRecipe", "Recipe", "fitting", "make_folder"]
+__all__ = ["DenseRecipe", "History", "Recipe", "fitting", "make_folder"]
 
 
 TaskT = TypeVar("TaskT", bound=Task[Any, Any])
 PredictionT = TypeVar("PredictionT")
+
+History = Sequence[Mapping[str, float]]
+"""The summaries of the validations of a training, each with its `step`."""
 
 
 class Recipe(ABC, Generic[TaskT, PredictionT]):
@@ -211,19 +214,9 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         """
         raise SettingError(f"image: {self.name} takes one file for an image, got a mapping of {', '.join(files)}")
 
-    def cases(
-        self,
-        model: Model[TaskT],
-        root: Path,
-        layout: str,
-        file: Path | None,
-        *,
-        options: Mapping[str, Any] | None = None,
-        point_options: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def cases(self, model: Model[TaskT], root: Path, layout: str, file: Path | None, **reading: Any) -> Any:
         """The cases of a folder as a trained model is measured on them; see `engine.report.evaluate_folder`."""
-        needed = self.required == "landmarks"
-        found = find_cases(root, layout, need_landmarks=needed, options=options, point_options=point_options)
+        found = find_cases(root, layout, need_landmarks=self.required == "landmarks", **reading)
         found = named_cases(found, file)
         names = self.landmark_names(model.task)
         dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth, landmark_names=names)
@@ -304,20 +297,12 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         """
 
     @abstractmethod
-    def add_results(
-        self,
-        report: Report,
-        task: TaskT,
-        evaluation: Evaluation[PredictionT],
-        held_out: SampleSource,
-        history: Sequence[Mapping[str, float]],
-    ) -> None:
+    def add_results(self, report: Report, task: TaskT, evaluation: Evaluation[PredictionT], history: History) -> None:
         """What the task has to show of held-out cases.
 
         Args:
             evaluation: not empty.
-            held_out: its cases.
-            history: the summaries of the validations, each with its `step`.
+            history: of its training; empty where that isn't known.
         """
 
 

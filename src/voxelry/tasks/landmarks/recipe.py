@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from voxelry.bundle.backbone import pretraining_of
 from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError
 from voxelry.data.dataset import VolumeDataset
-from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.io import POINT_FORMATS, write_landmarks
 from voxelry.tasks.evaluate import Evaluation
@@ -20,7 +19,7 @@ from voxelry.tasks.landmarks import report as pages
 from voxelry.tasks.landmarks.demo import DEMO
 from voxelry.tasks.landmarks.predict import LandmarkPrediction, to_landmark_set
 from voxelry.tasks.landmarks.task import LandmarkTask
-from voxelry.tasks.recipe import DenseRecipe, make_folder
+from voxelry.tasks.recipe import DenseRecipe, History, make_folder
 from voxelry.viz.report import Report
 
 __all__ = ["LandmarkRecipe"]
@@ -102,13 +101,8 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
         return write_landmarks(path, to_landmark_set(prediction), space=sample.space, format=format)
 
     def add_results(
-        self,
-        report: Report,
-        task: LandmarkTask,
-        evaluation: Evaluation[LandmarkPrediction],
-        held_out: SampleSource,
-        history: Sequence[Mapping[str, float]],
+        self, report: Report, task: LandmarkTask, evaluation: Evaluation[LandmarkPrediction], history: History
     ) -> None:
         """Errors, uncertainty and the cases to look at."""
-        samples = [held_out[index] for index in range(len(held_out))]
+        samples = [evaluation.cases[index] for index in range(len(evaluation.cases))]
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)

@@ -18,7 +18,7 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import check_fraction, check_range, settle
 from voxelry.data.sample import Batch, Sample
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.metrics.landmarks import MeanPosition, radial_errors
 from voxelry.ops import peaks
 from voxelry.ops.heatmaps import covariance, expectation
@@ -285,12 +285,7 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
         mean = MeanPosition.fit([points for points, _ in known], [space for _, space in known])
         self.mean_fractions.copy_(torch.from_numpy(mean.fractions))
 
-    def metrics(
-        self,
-        predictions: Sequence[LandmarkPrediction],
-        batch: Batch,
-        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
-    ) -> list[Row]:
+    def metrics(self, predictions: Sequence[LandmarkPrediction], batch: Batch, wanted: Wanted = ALL) -> list[Row]:
         """One row per sample (`metrics.landmarks.case_row`), against the batch's points.
 
         The points were moved with the image without rounding, so these are the original ones. Means of a row are over

@@ -16,7 +16,7 @@ from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch
 from voxelry.metrics import images as image_metrics
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.models.mae import MaskedAutoencoder, PatchTargets, unpatchify
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.pretrain.targets import Range
@@ -137,12 +137,7 @@ class MaskedPretrainTask(Task[Batch, MaskedPrediction]):
             for index, name in enumerate(batch.names)
         ]
 
-    def metrics(
-        self,
-        predictions: Sequence[MaskedPrediction],
-        batch: Batch,
-        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
-    ) -> list[Row]:
+    def metrics(self, predictions: Sequence[MaskedPrediction], batch: Batch, wanted: Wanted = ALL) -> list[Row]:
         """Held-out loss; PSNR (dB), MSE and MAE of the hidden voxels, SSIM around them, and the share hidden."""
         span = self.data_range[1] - self.data_range[0]
         rows: list[Row] = []

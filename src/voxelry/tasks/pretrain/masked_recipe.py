@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import nn
 
 from voxelry.bundle.pretrained import Pretrained
 from voxelry.data.demands import Demands
-from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.evaluate import Evaluation
@@ -20,7 +18,7 @@ from voxelry.tasks.pretrain.masked import MaskedPrediction, MaskedPretrainTask
 from voxelry.tasks.pretrain.masked_report import add_masked_reconstructions
 from voxelry.tasks.pretrain.predict import write_images
 from voxelry.tasks.pretrain.recipe import FRACTIONS
-from voxelry.tasks.recipe import Recipe, fitting, make_folder
+from voxelry.tasks.recipe import History, Recipe, fitting, make_folder
 from voxelry.viz.report import Report
 
 __all__ = ["MaskedPretrainRecipe"]
@@ -53,12 +51,7 @@ class MaskedPretrainRecipe(Recipe[MaskedPretrainTask, MaskedPrediction]):
         return write_images(prediction.name, pairs, make_folder(folder), prediction.space, format)[-1]
 
     def add_results(
-        self,
-        report: Report,
-        task: MaskedPretrainTask,
-        evaluation: Evaluation[MaskedPrediction],
-        held_out: SampleSource,
-        history: Sequence[Mapping[str, float]],
+        self, report: Report, task: MaskedPretrainTask, evaluation: Evaluation[MaskedPrediction], history: History
     ) -> None:
         """What was hidden of each image and what the network made of it."""
         add_masked_reconstructions(report, task, evaluation.predictions, evaluation.rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,14 +9,13 @@ import torch
 from omegaconf import DictConfig
 
 from voxelry.data.demands import Demands
-from voxelry.data.parts import SampleSource
 from voxelry.data.sample import Sample
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.pretrain import report as pages
 from voxelry.tasks.pretrain.predict import PretrainPrediction, write_images
 from voxelry.tasks.pretrain.samples import PeriodicSamples
 from voxelry.tasks.pretrain.task import PretrainTask
-from voxelry.tasks.recipe import DenseRecipe, make_folder
+from voxelry.tasks.recipe import DenseRecipe, History, make_folder
 from voxelry.viz.report import Report
 
 if TYPE_CHECKING:
@@ -53,12 +51,7 @@ class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
         return write_images(prediction.name, pairs, make_folder(folder), prediction.space, format)[-1]
 
     def add_results(
-        self,
-        report: Report,
-        task: PretrainTask,
-        evaluation: Evaluation[PretrainPrediction],
-        held_out: SampleSource,
-        history: Sequence[Mapping[str, float]],
+        self, report: Report, task: PretrainTask, evaluation: Evaluation[PretrainPrediction], history: History
     ) -> None:
         """Reconstructions, losses by time step, and new images."""
         pages.add_reconstructions(report, task, evaluation.predictions, evaluation.rows)

@@ -21,7 +21,7 @@ from voxelry.diffusion.objectives import Objective, convert, noise_like, q_sampl
 from voxelry.diffusion.plan import ScheduleSettings
 from voxelry.diffusion.schedules import timesteps
 from voxelry.metrics import images as image_metrics
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.metrics.distribution import sliced_wasserstein
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.pretrain.predict import PretrainPrediction
@@ -168,12 +168,7 @@ class PretrainTask(Task[Batch, PretrainPrediction]):
             for index, name in enumerate(batch.names)
         ]
 
-    def metrics(
-        self,
-        predictions: Sequence[PretrainPrediction],
-        batch: Batch,
-        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
-    ) -> list[Row]:
+    def metrics(self, predictions: Sequence[PretrainPrediction], batch: Batch, wanted: Wanted = ALL) -> list[Row]:
         """Held-out loss, whole and per band, and SSIM, PSNR (dB), MSE and MAE of the reconstruction, per case."""
         low, high = self.rescale.data
         rows: list[Row] = []

@@ -23,7 +23,7 @@ from voxelry.diffusion.flow import (
     interpolate,
     velocity,
 )
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.models.shape import Prompt, ShapeFlow, ShapeNet, ShapeOutput
 from voxelry.tasks.base import Row
 from voxelry.tasks.reconstruct.baselines import dice_of
@@ -292,10 +292,7 @@ class ReconstructFlowTask(ReconstructTask):
         self.calibration.fit(predictions, truths)
 
     def metrics(
-        self,
-        predictions: Sequence[ReconstructPrediction],
-        batch: SliceBatch,
-        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+        self, predictions: Sequence[ReconstructPrediction], batch: SliceBatch, wanted: Wanted = ALL
     ) -> list[Row]:
         """As `ReconstructTask.metrics`, `spread.spread_metrics`, and the Dice of the answer `without_flow`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from voxelry.core.settings import keywords
 from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.demands import Demands
-from voxelry.data.parts import SampleSource, Splits
+from voxelry.data.parts import Splits
 from voxelry.data.prepare.source import check_template
 from voxelry.data.prepare.template import TEMPLATE
 from voxelry.data.sample import Sample
@@ -30,7 +30,7 @@ from voxelry.models.networks import build_network
 from voxelry.models.transfer import TransferReport, transfer
 from voxelry.tasks.demo import Demo
 from voxelry.tasks.evaluate import Evaluation
-from voxelry.tasks.recipe import Recipe, fitting
+from voxelry.tasks.recipe import History, Recipe, fitting
 from voxelry.tasks.reconstruct import report as pages
 from voxelry.tasks.reconstruct.demo import DEMO
 from voxelry.tasks.reconstruct.options import OPTIONS
@@ -145,16 +145,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
             task.adapters.save(output / "adapter", record=record, beside=beside)
             task.merge_adapter()
 
-    def cases(
-        self,
-        model: Model[ReconstructTask],
-        root: Path,
-        layout: str,
-        file: Path | None,
-        *,
-        options: Mapping[str, Any] | None = None,
-        point_options: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def cases(self, model: Model[ReconstructTask], root: Path, layout: str, file: Path | None, **reading: Any) -> Any:
         """As `Recipe.cases`; of a prepared folder the slices that it holds, which need no options.
 
         Raises:
@@ -163,8 +154,8 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         """
         check_template(root, model.bundle.template)
         if not reads_prepared(root, layout):
-            return super().cases(model, root, layout, file, options=options, point_options=point_options)
-        if options or point_options:
+            return super().cases(model, root, layout, file, **reading)
+        if any(reading.values()):
             raise SettingError(f"--option: {root} was prepared by voxelry; its files say everything themselves")
         task = model.task
         source = prepared_source(root, task.organs, file)
@@ -208,8 +199,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         *,
         format: str,
         options: Mapping[str, Any],
-        parts: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        **by_parts: Any,
     ) -> Path:
         """Reconstruct the organ that is clicked on in one file; see `tasks.reconstruct.prompt.reconstruct`."""
         return write_reconstruction(self.predict(model, path, None, options), folder, format)
@@ -219,16 +209,11 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         return write_reconstruction(prediction, folder, format)
 
     def add_results(
-        self,
-        report: Report,
-        task: ReconstructTask,
-        evaluation: Evaluation[ReconstructPrediction],
-        held_out: SampleSource,
-        history: Sequence[Mapping[str, float]],
+        self, report: Report, task: ReconstructTask, evaluation: Evaluation[ReconstructPrediction], history: History
     ) -> None:
         """Scores beside the baselines', and the cases to look at."""
-        cases: Any = held_out  # only those that are shown are read again
-        pages.add_results(report, task, evaluation.predictions, cases, evaluation.rows)
+        # only those that are shown are read again
+        pages.add_results(report, task, evaluation.predictions, evaluation.cases, evaluation.rows)
 
 
 def _set_mean_shapes(network: Any, dataset: SliceDataset) -> None:

@@ -15,7 +15,7 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.settings import settle
 from voxelry.core.space import Space
 from voxelry.data.slices.case import SliceBatch, SliceCase
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.metrics.slices import mask_metrics
 from voxelry.metrics.surfaces import METRICS, SURFACE_METRICS, reconstruction_metrics
 from voxelry.models.adapters.adapters import Adapters, AdapterSettings
@@ -343,10 +343,7 @@ class ReconstructTask(Task[SliceBatch, ReconstructPrediction]):
         self.baselines.fit(cases, self.organs, self.edges)
 
     def metrics(
-        self,
-        predictions: Sequence[ReconstructPrediction],
-        batch: SliceBatch,
-        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+        self, predictions: Sequence[ReconstructPrediction], batch: SliceBatch, wanted: Wanted = ALL
     ) -> list[Row]:
         """One row per prompt: `metrics.surfaces`, the 2-D masks, and the baselines' Dice.
 

@@ -40,7 +40,7 @@ from voxelry.models.mask_rcnn.settings import TransformSettings
 from voxelry.models.mask_rcnn.transform import Transform, resize_boxes
 from voxelry.models.transfer import TransferReport, best_transfer
 from voxelry.tasks.evaluate import Evaluation
-from voxelry.tasks.recipe import Recipe, fitting, make_folder
+from voxelry.tasks.recipe import History, Recipe, fitting, make_folder
 from voxelry.tasks.segment import report as pages
 from voxelry.tasks.segment.demo import DEMO
 from voxelry.tasks.segment.outputs import write_instances
@@ -252,15 +252,10 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         return write_instances(prediction, folder, format=format, space=space, image=image)[0]
 
     def add_results(
-        self,
-        report: Report,
-        task: SegmentTask,
-        evaluation: Evaluation[InstancePrediction],
-        held_out: SampleSource,
-        history: Sequence[Mapping[str, float]],
+        self, report: Report, task: SegmentTask, evaluation: Evaluation[InstancePrediction], history: History
     ) -> None:
         """Scores, curves, and the cases to look at."""
-        samples = [self.truth_of(held_out, index) for index in range(len(held_out))]
+        samples = [self.truth_of(evaluation.cases, index) for index in range(len(evaluation.cases))]
         pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
 
 

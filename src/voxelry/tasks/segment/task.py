@@ -18,7 +18,7 @@ from voxelry.core.rank import per_axis
 from voxelry.core.settings import check_fraction, check_range, settle
 from voxelry.core.space import Space
 from voxelry.data.sample import Batch, Sample
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.metrics.instances import (
     RANKED,
     THRESHOLDS,
@@ -334,12 +334,7 @@ class SegmentTask(Task[Batch, InstancePrediction]):
             tuned = Watershed.tuned(known)
             self.watershed.copy_(torch.tensor([tuned.smoothing, tuned.distance]))
 
-    def metrics(
-        self,
-        predictions: Sequence[InstancePrediction],
-        batch: Batch,
-        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
-    ) -> list[Row]:
+    def metrics(self, predictions: Sequence[InstancePrediction], batch: Batch, wanted: Wanted = ALL) -> list[Row]:
         """One row per sample (`metrics.instances.instance_row`), and after `fit_baseline` the baseline's sums.
 
         Whatever isn't ranked by score is measured on the label volume, as it is written. Objects of classes that don't

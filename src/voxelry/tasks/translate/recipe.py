@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from voxelry.data.sample import Sample
 from voxelry.models.memory import check_memory
 from voxelry.models.transfer import TransferReport
 from voxelry.tasks.evaluate import Evaluation, evaluate_task
-from voxelry.tasks.recipe import DenseRecipe, make_folder
+from voxelry.tasks.recipe import DenseRecipe, History, make_folder
 from voxelry.tasks.translate import report as pages
 from voxelry.tasks.translate.demo import DEMO
 from voxelry.tasks.translate.options import OPTIONS
@@ -123,16 +123,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         """The conditions."""
         return int(task.conditions)
 
-    def cases(
-        self,
-        model: Model[TranslateTask],
-        root: Path,
-        layout: str,
-        file: Path | None,
-        *,
-        options: Mapping[str, Any] | None = None,
-        point_options: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def cases(self, model: Model[TranslateTask], root: Path, layout: str, file: Path | None, **reading: Any) -> Any:
         """The pairs of a folder, or its volumes degraded as in the training.
 
         Raises:
@@ -145,7 +136,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
             "need": self.truth,
             "seed": int(record.get("seed", 0)),
         }
-        options = options or data.get("options")
+        options = reading.get("options") or data.get("options")
         if data.get("degrade"):
             found = named_cases(find_cases(root, layout, options=options), file)
             return DegradedDataset(found, degrade=Degrade(**data["degrade"]), **common)
@@ -191,8 +182,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         *,
         format: str,
         options: Mapping[str, Any],
-        parts: Path | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        **by_parts: Any,
     ) -> Path:
         """Translate one file, or the files of `options["contrast"]`, name to path, of which `path` is one."""
         own, reader = self.split(options)
@@ -205,15 +195,12 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         return write_translation(prediction, make_folder(folder), suffix=f".{format}", space=sample.space)[0]
 
     def add_results(
-        self,
-        report: Report,
-        task: TranslateTask,
-        evaluation: Evaluation[TranslatePrediction],
-        held_out: SampleSource,
-        history: Sequence[Mapping[str, float]],
+        self, report: Report, task: TranslateTask, evaluation: Evaluation[TranslatePrediction], history: History
     ) -> None:
         """Figures beside regression's, what more calls buy, the spread's promise, and the cases to look at."""
-        pages.add_results(report, task, evaluation.predictions, evaluation.rows, calls=over_calls(task, held_out))
+        pages.add_results(
+            report, task, evaluation.predictions, evaluation.rows, calls=over_calls(task, evaluation.cases)
+        )
 
 
 def over_calls(task: TranslateTask, held_out: SampleSource, *, cases: int = _CURVE_CASES) -> list[dict[str, Any]]:

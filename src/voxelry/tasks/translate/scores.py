@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from voxelry.metrics.choice import Wanted
+from voxelry.metrics.choice import ALL, Wanted
 from voxelry.metrics.intervals import LEVELS
 from voxelry.metrics.translation import figure_names, translate_metrics
 from voxelry.ops.bootstrap import bootstrap_interval
@@ -32,7 +32,7 @@ def score(
     *,
     data_range: Sequence[float] | None = None,
     mask: Tensor | None = None,
-    wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
+    wanted: Wanted = ALL,
 ) -> Row:
     """One row of figures, see `metrics.translation.translate_metrics`.
 

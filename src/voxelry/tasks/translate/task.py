@@ -22,7 +22,7 @@ from voxelry.diffusion.flow import GOLDEN_RATIO
 from voxelry.diffusion.inputs import Range, fixed_noise
 from voxelry.diffusion.objectives import LOSSES, mean_errors, noise_like
 from voxelry.diffusion.plan import ScheduleSettings
-from voxelry.metrics.choice import MetricChoice, Wanted
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.metrics.translation import summarise
 from voxelry.models.networks import image_rank
 from voxelry.tasks.base import Row, Task
@@ -241,12 +241,7 @@ class TranslateTask(Task[Batch, TranslatePrediction]):
             for index, name in enumerate(batch.names)
         ]
 
-    def metrics(
-        self,
-        predictions: Sequence[TranslatePrediction],
-        batch: Batch,
-        wanted: Wanted = Wanted(),  # noqa: B008 it is frozen
-    ) -> list[Row]:
+    def metrics(self, predictions: Sequence[TranslatePrediction], batch: Batch, wanted: Wanted = ALL) -> list[Row]:
         """See `scores.score`; only names, calls and seconds where no truth is known."""
         return [
             {"name": case.name, "calls": case.calls, "seconds": case.seconds}

@@ -32,6 +32,6 @@ class VolumetryRecipe(DenseRecipe):
             place.write_text(json.dumps(asdict(prediction)), encoding="utf-8")
         return path
 
-    def add_results(self, report: Report, task: Any, evaluation: Any, held_out: Any, history: Any) -> None:
+    def add_results(self, report: Report, task: Any, evaluation: Any, history: Any) -> None:
         report.section("Volumes", f"Of {len(evaluation.rows)} held-out cases.")
         report.table(evaluation.rows, caption="Each case")
