@@ -21,7 +21,7 @@ from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.modality import preprocess_like, to_unit
 from voxelry.data.slices.augment import move_slice
-from voxelry.data.slices.choice import Choice, Cut, spread_out
+from voxelry.data.slices.choice import Choice, Cut, Draw, spread_out
 from voxelry.data.slices.cut import SliceSample, array_axis
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.upright import upright
@@ -163,24 +163,17 @@ class PreparedSlices:
         middle = float(np.asarray(space.to_index(shape.centroid))[array_axis(space, entries[0]["axis"])])
         return [min(entries, key=lambda entry: abs(int(entry["index"]) - middle))]
 
-    def slices(
-        self,
-        case: int,
-        organ: tuple[int, ...],
-        first: Cut | str | None,
-        count: int,
-        choice: Choice,
-        generator: np.random.Generator,
-    ) -> list[SliceSample]:
-        """`count` slices, each once where there are enough of them.
+    def slices(self, draw: Draw, generator: np.random.Generator) -> list[SliceSample]:
+        """See `SliceSource`; each slice once where there are enough of them.
 
         Raises:
             FileError: a damaged file.
         """
-        files = self.listed(case, organ, choice)
-        chosen = [] if first is None else [first]
-        rest = [file for file in files if file != first] or files
-        missing = count - len(chosen)
+        case = draw.case
+        files = self.listed(case, draw.organ, draw.choice)
+        chosen = [] if draw.first is None else [draw.first]
+        rest = [file for file in files if file != draw.first] or files
+        missing = draw.count - len(chosen)
         if missing:
             places = generator.choice(len(rest), missing, replace=missing > len(rest))
             chosen += [rest[int(place)] for place in places]

@@ -15,7 +15,7 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.slices.cut import SliceSample, array_axis, oblique_plane, take_slice
 
-__all__ = ["METHODS", "Choice", "Cut", "choose_cuts", "method_name", "spread_out"]
+__all__ = ["METHODS", "Choice", "Cut", "Draw", "choose_cuts", "method_name", "spread_out"]
 
 METHODS = ("random_axis", "uniform", "central", "all", "oblique")
 
@@ -74,6 +74,25 @@ class Choice:
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_name(self.method))
         object.__setattr__(self, "axes", tuple(self.axes))
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Which slices of an organ are drawn.
+
+    Attributes:
+        case: its number.
+        organ: label values that count as one.
+        first: one that is among them in any case; None: any.
+        count: how many in all.
+        choice: of the others.
+    """
+
+    case: int
+    organ: tuple[int, ...]
+    first: Cut | str | None
+    count: int
+    choice: Choice
 
 
 def choose_cuts(

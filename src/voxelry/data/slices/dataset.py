@@ -23,7 +23,7 @@ from voxelry.core.settings import Configured, own_fields, settle
 from voxelry.data.dataset import one_line_errors
 from voxelry.data.slices.augment import SliceAugment, SliceMovement
 from voxelry.data.slices.case import SliceCase, ViewSettings, build_case, collate_slices, frame_of
-from voxelry.data.slices.choice import Choice, Cut
+from voxelry.data.slices.choice import Choice, Cut, Draw
 from voxelry.data.slices.cut import SliceSample, draw_click
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.sources import SliceSource
@@ -194,7 +194,8 @@ class SliceDataset(Configured, torch.utils.data.Dataset[SliceCase]):
         low, high = self.slices
         count = int(generator.integers(low, high + 1))
         reach = 0.75 * edge * float(own.view) if own.reach is None else own.reach
-        slices = self._slices((epoch, prompt), case, organ, first, count, replace(self.choice, reach=reach), generator)
+        draw = Draw(case, organ, first, count, replace(self.choice, reach=reach))
+        slices = self._slices((epoch, prompt), draw, generator)
         if own.clicks > 1:
             generator = np.random.default_rng([self.seed, epoch, prompt, 1 + clicked])
         samples = [sample.replace(click=draw_click(_mask(sample), generator)) for sample in slices]
@@ -223,27 +224,19 @@ class SliceDataset(Configured, torch.utils.data.Dataset[SliceCase]):
         )
         return drawn.padded(high).replace(truth=self.source.truth(case, organ) if self.truth else None)
 
-    def _slices(
-        self,
-        asked: tuple[int, int],
-        case: int,
-        organ: tuple[int, ...],
-        first: Cut | str | None,
-        count: int,
-        choice: Choice,
-        generator: np.random.Generator,
-    ) -> list[SliceSample]:
+    def _slices(self, asked: tuple[int, int], draw: Draw, generator: np.random.Generator) -> list[SliceSample]:
         """The slices of a prompt; with `every_organ` those that the organ's other prompts don't have.
 
         Args:
             asked: epoch and number of the prompt.
         """
-        if not self._settings.every_organ or first is not None:
-            return self.source.slices(case, organ, first, count, choice, generator)
+        if not self._settings.every_organ or draw.first is not None:
+            return self.source.slices(draw, generator)
         epoch, prompt = asked
         turn = prompt % self.repeats
         shared = np.random.default_rng([self.seed, epoch, prompt - turn])
-        return self.source.slices(case, organ, None, count * self.repeats, choice, shared)[turn * count :][:count]
+        whole = replace(draw, count=draw.count * self.repeats)
+        return self.source.slices(whole, shared)[turn * draw.count :][: draw.count]
 
 
 def usual_edges(

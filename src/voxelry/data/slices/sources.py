@@ -18,7 +18,7 @@ from voxelry.data.demands import no_foreground
 from voxelry.data.sample import Sample
 from voxelry.data.segment_names import segment_names
 from voxelry.data.slices.augment import move_space
-from voxelry.data.slices.choice import Choice, Cut, choose_cuts
+from voxelry.data.slices.choice import Choice, Cut, Draw, choose_cuts
 from voxelry.data.slices.cut import SliceSample
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.upright import upright
@@ -48,16 +48,8 @@ class SliceSource(Protocol):
     def listed(self, case: int, organ: tuple[int, ...], choice: Choice) -> list[Cut | str]:
         """The slices that there are, where they aren't drawn at random."""
 
-    def slices(
-        self,
-        case: int,
-        organ: tuple[int, ...],
-        first: Cut | str | None,
-        count: int,
-        choice: Choice,
-        generator: np.random.Generator,
-    ) -> list[SliceSample]:
-        """`count` slices, without clicks; `first` is one of `listed`, or None for any."""
+    def slices(self, draw: Draw, generator: np.random.Generator) -> list[SliceSample]:
+        """Slices without clicks; `draw.first` is one of `listed`."""
 
     def shape(self, case: int, organ: tuple[int, ...], truncation: float) -> OrganShape:
         """The true shape."""
@@ -120,26 +112,15 @@ class VolumeSlices:
         sample = self._sample(case)
         return [*self._cuts(sample, organ, choice, choice.count, np.random.default_rng(0))]
 
-    def slices(
-        self,
-        case: int,
-        organ: tuple[int, ...],
-        first: Cut | str | None,
-        count: int,
-        choice: Choice,
-        generator: np.random.Generator,
-    ) -> list[SliceSample]:
+    def slices(self, draw: Draw, generator: np.random.Generator) -> list[SliceSample]:
         """See `SliceSource`."""
-        sample = self._sample(case)
-        cuts = [first] if isinstance(first, Cut) else []
-        method = "oblique" if choice.method == "oblique" else "random_axis"
-        drawn = replace(choice, method=method)
-        if count > len(cuts):
-            cuts += self._cuts(sample, organ, drawn, count - len(cuts), generator)
-        return [
-            cut.take(sample.image, sample.labels, sample.space, label=organ, name=sample.name, source=sample.source)
-            for cut in cuts
-        ]
+        sample = self._sample(draw.case)
+        cuts = [draw.first] if isinstance(draw.first, Cut) else []
+        choice = replace(draw.choice, method="oblique" if draw.choice.method == "oblique" else "random_axis")
+        if draw.count > len(cuts):
+            cuts += self._cuts(sample, draw.organ, choice, draw.count - len(cuts), generator)
+        about = {"label": draw.organ, "name": sample.name, "source": sample.source}
+        return [cut.take(sample.image, sample.labels, sample.space, **about) for cut in cuts]
 
     def shape(self, case: int, organ: tuple[int, ...], truncation: float) -> OrganShape:
         """See `SliceSource`."""
