@@ -41,6 +41,7 @@ __all__ = [
     "midpoint",
     "runge_kutta",
     "velocity",
+    "velocity_by",
     "velocity_from_x0",
 ]
 
@@ -100,6 +101,22 @@ def estimate_x0(velocity: Tensor, x_t: Tensor, t: Time) -> Tensor:
 def velocity_from_x0(x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
     """The velocity at `x_t` that leads to `x0`: `(x_t - x0) / t`, for `t` in (0, 1]; `estimate_x0` undoes it."""
     return (x_t - x0) / _spread(t, x_t)
+
+
+def velocity_by(network: Callable[[Tensor, Tensor], Tensor], objective: str, ticks: float = 1.0) -> FlowPredict:
+    """The velocity as a network has it.
+
+    Args:
+        network: `(x_t, times (B,))` to the velocity or the data end.
+        objective: what it answers: `v` or `x0`.
+        ticks: of the time from data to noise, in which it counts.
+    """
+
+    def predict(x_t: Tensor, t: float) -> Tensor:
+        answer = network(x_t, torch.full((len(x_t),), t, device=x_t.device) * ticks).to(x_t.dtype)
+        return answer if objective == "v" else velocity_from_x0(answer, x_t, t)
+
+    return predict
 
 
 def expected_velocity(x_t: Tensor, t: Tensor, estimate: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,7 @@ __all__ = [
     "network_calls",
     "sample",
     "start_from",
+    "told_steps",
 ]
 
 Predict = Callable[..., Tensor]
@@ -237,6 +238,15 @@ def heun(
         return tried + math.sqrt(alpha_next) * (1 - gained / length) * (ahead - estimate)
 
     return _walk(estimator, x, steps, advance, callback)
+
+
+def told_steps(network: Callable[[Tensor, Tensor], Tensor]) -> Predict:
+    """A network that is told the time step of each image, `(B,)`, as samplers ask it."""
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        return network(x, torch.full((len(x),), t, device=x.device))
+
+    return predict
 
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}

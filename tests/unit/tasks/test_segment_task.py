@@ -228,8 +228,8 @@ def test_min_volume_is_physical():
     task = SegmentTask(detector(), min_volume=10.0)
     task.network.detect = lambda image: [found((1.5, 1.5, 5.5, 5.5), scores=(0.9,))]  # 16 voxels
     image = torch.zeros(1, 20, 20)
-    assert len(task.detect(image, Space.from_spacing((20, 20), (1.0, 1.0)))) == 1
-    assert len(task.detect(image, Space.from_spacing((20, 20), (0.5, 1.0)))) == 0
+    assert len(task.detector(Space.from_spacing((20, 20), (1.0, 1.0)))(image)) == 1
+    assert len(task.detector(Space.from_spacing((20, 20), (0.5, 1.0)))(image)) == 0
 
 
 def test_the_threshold_that_is_best_on_validation_cases_is_remembered():

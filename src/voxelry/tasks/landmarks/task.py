@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,9 +22,9 @@ from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.metrics.landmarks import MeanPosition, radial_errors
 from voxelry.ops import peaks
 from voxelry.ops.heatmaps import covariance, expectation
-from voxelry.ops.tiles import predict_tiles
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.landmarks import losses
+from voxelry.tasks.landmarks.asked import AskedNetwork
 from voxelry.tasks.landmarks.calibration import LEVELS, Calibration
 from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
 from voxelry.tasks.landmarks.inputs import mirrored, network_input
@@ -190,7 +190,7 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
             target=self.target,
             unit=self.sigma_unit,
         )
-        maps = self._maps(network_input(batch, self.input_range, self.borders))
+        maps = self._asked.maps(network_input(batch, self.input_range, self.borders))
         logits = maps[:, : self.num_landmarks]
         # An empty map is a target only where absence is a statement and the loss can express it.
         counted = torch.ones_like(targets.present) if self.presence and self.loss != "ce" else targets.present
@@ -326,33 +326,14 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
     def _counted(self) -> list[str]:
         return [name for name in self.names if self.chosen.counts(name)]
 
-    def _logits(self, image: Tensor) -> Tensor:
-        return self._maps(image)[:, : self.num_landmarks]
-
-    def _maps(self, image: Tensor) -> Tensor:
-        """What the network answers to `_seen`: the landmarks' logits, then those of the label classes."""
-        if self.time_step is None:
-            maps: Tensor = self.network(image)
-        else:
-            maps = self.network(image, torch.full((len(image),), self.time_step, device=image.device))
-        expected = (self.num_landmarks + self.label_classes, *image.shape[2:])
-        if tuple(maps.shape[1:]) != expected:
-            raise SettingError(
-                f"network: expected {expected[0]} maps of {expected[1:]}, "
-                f"got {maps.shape[1]} of {tuple(maps.shape[2:])}"
-            )
-        return maps
+    @property
+    def _asked(self) -> AskedNetwork:
+        return AskedNetwork(self.network, self.num_landmarks, self.label_classes, self.time_step)
 
     def _whole_logits(self, batch: Batch) -> Tensor:
         """Logits of images of any size: in tiles if they are larger than one, averaged over the views."""
         image = network_input(batch, self.input_range, self.borders)
-        network: Callable[[Tensor], Tensor] = self._logits
-        tile = self.tile_size
-        if tile is not None and any(size > part for size, part in zip(image.shape[2:], tile, strict=True)):
-
-            def network(whole: Tensor) -> Tensor:
-                return predict_tiles(whole, self._logits, tile_size=tile, overlap=self.tile_overlap)
-
+        network = self._asked.in_tiles(image.shape[2:], self.tile_size, self.tile_overlap)
         mirror = partial(mirrored, borders=self.borders)
         return average_views(image, network, self.views, self.order, mirror).float()
 
@@ -391,10 +372,9 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
         starts = crop_starts(points, batch.image.shape[2:], size)
         for landmark in range(self.num_landmarks):
             crops = crop_batch(batch, range(len(batch)), starts[:, landmark], size)
-            logits = average_views(network_input(crops, self.input_range, None), self._logits, self.views, self.order)[
-                :, landmark, None
-            ]
-            found, width = self._read(logits, crops.spacing)
+            image = network_input(crops, self.input_range, None)
+            logits = average_views(image, self._asked, self.views, self.order)
+            found, width = self._read(logits[:, landmark, None], crops.spacing)
             found = found[:, 0] + starts[:, landmark]
             better = found.isfinite().all(dim=-1) & points[:, landmark].isfinite().all(dim=-1)
             points[:, landmark] = torch.where(better[:, None], found, points[:, landmark])

@@ -15,12 +15,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxelry.core.space import Space
 from voxelry.metrics.intervals import LEVELS, calibration_factor, interval_coverage, standardised_errors
 from voxelry.ops.sdf import signed_distance
 from voxelry.ops.surface import Mesh, distance_to_surface, extract_surface
+from voxelry.tasks.calibration import SpreadFactor
 from voxelry.tasks.reconstruct.baselines import dice_of
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 
@@ -35,21 +36,8 @@ _VERTICES = 2000  # of a case, so that large organs don't count more than small 
 _PASSES = 2  # a surface doesn't move quite in proportion
 
 
-class HypothesisCalibration(nn.Module):
-    """A factor by which hypotheses differ more, or less, from their mean; kept as a buffer.
-
-    Attributes:
-        factor: 1 before `fit`.
-        cases: how many it comes from, 0 before `fit`.
-    """
-
-    factor: Tensor
-    cases: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("factor", torch.ones(()))
-        self.register_buffer("cases", torch.zeros((), dtype=torch.int64))
+class HypothesisCalibration(SpreadFactor):
+    """A factor by which hypotheses differ more, or less, from their mean; kept as a buffer."""
 
     def forward(self, shapes: Tensor, mean: Tensor) -> Tensor:
         """Hypotheses `(K, *S)` and their mean `(*S)`, signed distances; the hypotheses as they are told."""

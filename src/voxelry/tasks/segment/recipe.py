@@ -202,7 +202,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         elif task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
             log.warning("%s: %s", path, told)
         if task.fits_a_tile(space):
-            found = task.detect(torch.as_tensor(read(tuple(slice(0, size) for size in space.shape))), space)
+            found = task.detector(space)(read(tuple(slice(0, size) for size in space.shape)))
         else:
             tiles = task.tiles(read, space, state=parts, key=_key(file, model, options))
             found = task.tiled(tiles, least_score=task.operating_threshold, progress=progress)

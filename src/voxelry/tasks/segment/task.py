@@ -31,9 +31,9 @@ from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.ops.instances import Instances, LabelVolume
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.segment.baseline import Watershed
-from voxelry.tasks.segment.decode import decode
+from voxelry.tasks.segment.detect import Detector
 from voxelry.tasks.segment.predict import InstancePrediction
-from voxelry.tasks.segment.rescale import at_learned_size, boxes_on, learned_grid, size_for_objects
+from voxelry.tasks.segment.rescale import learned_grid, size_for_objects
 from voxelry.tasks.segment.targets import classes_of, make_targets
 from voxelry.tasks.segment.tiled import Tiles, predict_tiled
 
@@ -242,7 +242,7 @@ class SegmentTask(Task[Batch, InstancePrediction]):
     def instances(self, image: Tensor, space: Space) -> Instances:
         """Everything found in an image `(C, *spatial)`, however unsure, in tiles if it is larger than one."""
         if self.fits_a_tile(space):
-            return self.detect(image, space)
+            return self.detector(space)(image)
         return self.tiled(self.tiles(lambda window: image[(slice(None), *window)], space))
 
     def tiled(self, tiles: Tiles, **options: Any) -> Instances:
@@ -266,39 +266,22 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         return Tiles(
             read_window,
             space.shape,
-            lambda pixels: self.detect(torch.as_tensor(pixels), space),
+            self.detector(space),
             tile_size=tile,
             overlap=self.tile_overlap,
             align=self.tile_step if tile == self.tile_size else 1,
             **options,
         )
 
-    @torch.no_grad()
-    def detect(self, image: Tensor, space: Space) -> Instances:
-        """Everything found in an image `(C, *spatial)` that the network sees at once.
-
-        Args:
-            image: of that grid, or a part of it.
-            space: the grid, for the size of its voxels.
-        """
-        device = next(self.parameters()).device
-        shape = tuple(image.shape[1:])
-        learned, part = self.seen_grid(space), space.crop((0,) * self.ndim, shape)
-        shown = part if learned is space else part.respace(learned.spacing)
-        if shown is not part:
-            image = at_learned_size(image, part, shown)
-        (found,) = self.network.detect(self._scaled(image[None].to(device, torch.float32)))
-        if shown is not part:
-            found = found.replace(boxes=boxes_on(found.boxes, shown, part))
-        voxel = math.prod(space.spacing)
-        return decode(
-            found,
-            shape,
-            score_threshold=min(_FLOOR, self.operating_threshold),
-            mask_threshold=self.mask_threshold,
-            min_voxels=max(self.min_voxels, math.ceil(self.min_volume / voxel)),
-            min_visible=self.min_visible,
-        )
+    def detector(self, space: Space) -> Detector:
+        """What finds everything in an image on that grid, or in a part of it, that the network sees at once."""
+        decoding = {
+            "score_threshold": min(_FLOOR, self.operating_threshold),
+            "mask_threshold": self.mask_threshold,
+            "min_voxels": max(self.min_voxels, math.ceil(self.min_volume / math.prod(space.spacing))),
+            "min_visible": self.min_visible,
+        }
+        return Detector(self.network, space, self.seen_grid(space), self.input_range, decoding)
 
     def calibrate(self, predictions: Sequence[InstancePrediction], samples: Sequence[Sample]) -> None:
         """Find the score threshold that is best on held-out cases; it is a buffer and is saved with the weights.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from voxelry.metrics.intervals import LEVELS, calibration_factor, interval_coverage, standardised_errors
+from voxelry.tasks.calibration import SpreadFactor
 from voxelry.tasks.translate.predict import TranslatePrediction
 
 __all__ = ["LEVEL", "SpreadCalibration"]
@@ -17,24 +17,12 @@ _VOXELS = 1 << 18  # of a case that are looked at
 _LEAST = 1e-3  # of the range: voxels that all samples agree on, such as those at a clamp, are no surer than that
 
 
-class SpreadCalibration(nn.Module):
+class SpreadCalibration(SpreadFactor):
     """A factor, kept as a buffer, and the promise that it keeps.
 
     Multiplied by it, the spread of samples is the standard deviation of a normal distribution whose 90 % interval
     around the translation holds the truth in 90 % of the validation voxels.
-
-    Attributes:
-        factor: 1 before `fit`.
-        cases: how many it comes from, 0 before `fit`.
     """
-
-    factor: Tensor
-    cases: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("factor", torch.ones(()))
-        self.register_buffer("cases", torch.zeros((), dtype=torch.int64))
 
     def forward(self, spread: Tensor) -> Tensor:
         """The spread of samples, made to keep its promise."""

@@ -24,6 +24,7 @@ from voxelry.diffusion import flow
 from voxelry.diffusion.inputs import Range
 from voxelry.diffusion.objectives import convert, q_sample
 from voxelry.diffusion.plan import TRAIN_STEPS, Plan, PlanSettings
+from voxelry.diffusion.samplers import told_steps
 
 __all__ = ["MODES", "DiffusionPath", "FlowPath", "Path", "make_path"]
 
@@ -147,11 +148,7 @@ class DiffusionPath(Path):
 
     def walk(self, predict: Predict, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """See `Plan.sample`."""
-
-        def ask(x_t: Tensor, t: int) -> Tensor:
-            return predict(x_t, torch.full((len(x_t),), t, device=x_t.device))
-
-        return self.plan.sample(ask, x, generator=generator)
+        return self.plan.sample(told_steps(predict), x, generator=generator)
 
     def request(self, steps: int | None = None, sampler: str | None = None, eta: float | None = None) -> Self:
         """See `Plan.request`."""
@@ -258,11 +255,7 @@ class FlowPath(Path):
 
     def walk(self, predict: Predict, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Follow the velocity; `generator` is of no use, as nothing is drawn on the way."""
-
-        def slope(x_t: Tensor, t: float) -> Tensor:
-            answer = predict(x_t, self.clock(torch.full((len(x_t),), t, device=x_t.device))).to(x_t.dtype)
-            return answer if self.objective == "v" else flow.velocity_from_x0(answer, x_t, t)
-
+        slope = flow.velocity_by(predict, self.objective, _CLOCK)
         return flow.FLOW_SAMPLERS[self.sampler](slope, x, flow.flow_times(self.steps), clip=self.clip)
 
     def request(self, steps: int | None = None, sampler: str | None = None, eta: float | None = None) -> Self:

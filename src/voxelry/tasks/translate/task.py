@@ -308,11 +308,13 @@ class TranslateTask(Task[Batch, TranslatePrediction]):
 
     def _asked(self, network: nn.Module, path: Path, known: Given, *, tiled: bool = False) -> Predict:
         """A network as the path asks it."""
-        tile_size = self.tile_size if tiled else None
-        ask = whole_or_tiled(network, known, tile_size=tile_size, overlap=self.tile_overlap)
-        if not self.residual or path.objective != "x0":
-            return ask
-        return lambda x_t, clock: known.start + ask(x_t, clock)
+        return whole_or_tiled(
+            network,
+            known,
+            tile_size=self.tile_size if tiled else None,
+            overlap=self.tile_overlap,
+            residual=self.residual and path.objective == "x0",
+        )
 
     def _beginning(self, known: Given) -> Tensor:
         """The baseline's time, that at which a bridge begins."""

@@ -25,7 +25,7 @@ def whole_or_tiled(
     *,
     tile_size: int | Sequence[int] | None = None,
     overlap: float = 0.5,
-    batch_size: int = 1,
+    residual: bool = False,
 ) -> Network:
     """The network as a function `(x_t, clock (B,))` of whole images, `(B, C_t, *spatial) -> ` the same shape.
 
@@ -34,24 +34,19 @@ def whole_or_tiled(
         given: what it is shown beside `x_t`.
         tile_size: voxels per axis; None takes images whole. An axis that is shorter is taken whole.
         overlap: fraction of a tile shared with its neighbour, in [0, 1).
-        batch_size: tiles per call.
+        residual: the network answers what is to be added to the condition's guess of the target.
     """
 
     def ask(x_t: Tensor, clock: Tensor) -> Tensor:
         def answer(jobs: Sequence[Job]) -> Tensor:
             return network(given.stacked(x_t, jobs), clock[[sample for sample, _ in jobs]])
 
+        count, shape = len(x_t), x_t.shape[2:]
         if tile_size is None:
-            whole = tuple(slice(0, size) for size in x_t.shape[2:])
-            return answer([(sample, whole) for sample in range(len(x_t))])
-        return blend_tiles(
-            answer,
-            len(x_t),
-            x_t.shape[2:],
-            tile_size=tile_size,
-            overlap=overlap,
-            batch_size=batch_size,
-            device=x_t.device,
-        )
+            whole = tuple(slice(0, size) for size in shape)
+            found = answer([(sample, whole) for sample in range(count)])
+        else:
+            found = blend_tiles(answer, count, shape, tile_size=tile_size, overlap=overlap, device=x_t.device)
+        return given.start + found if residual else found
 
     return ask
