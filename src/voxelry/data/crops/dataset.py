@@ -263,22 +263,21 @@ class CropDataset(Configured, torch.utils.data.Dataset[Sample]):
 
     def _scaled(self, pixels: NDArray[Any], file: IndexedFile, channels: slice) -> Tensor:
         image = torch.from_numpy(pixels.astype(np.float32, copy=False))
-        if self._settings.normalise is None or (
-            self._settings.normalise == "window" and self._settings.window is not None
-        ):
-            return normalise(image, self._settings.normalise, window=self._settings.window)
+        own = self._settings
+        if own.normalise is None or (own.normalise == "window" and own.window is not None):
+            return normalise(image, own.normalise, window=own.window)
         assert file.statistics is not None  # checked at the start
         levels = [self._range(known) for known in file.statistics[channels]]
         return scale(finite(image), torch.tensor(levels, dtype=torch.float64))
 
     def _range(self, known: Mapping[str, Any]) -> tuple[float, float]:
         """What becomes 0 and 1, from the statistics of a channel."""
-        quantiles = known["quantiles"]
-        if self._settings.normalise == "percentile":
-            low, high = np.interp(self._settings.percentiles, QUANTILES, quantiles)
+        own, quantiles = self._settings, known["quantiles"]
+        if own.normalise == "percentile":
+            low, high = np.interp(own.percentiles, QUANTILES, quantiles)
             return float(low), float(high)
-        if self._settings.normalise == "zscore":
-            return zscore_levels(known["mean"], known["deviation"], self._settings.clip)
+        if own.normalise == "zscore":
+            return zscore_levels(known["mean"], known["deviation"], own.clip)
         return quantiles[0], quantiles[-1]
 
     def _trimmed(self, sample: Sample) -> Sample:
