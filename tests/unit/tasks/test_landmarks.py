@@ -18,6 +18,7 @@ from voxelry.data.sample import Batch, Sample
 from voxelry.models.unet import UNet
 from voxelry.nn import nd
 from voxelry.ops.heatmaps import gaussian_heatmaps
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.landmarks import LandmarkTask, losses, report, to_landmark_set
 from voxelry.tasks.landmarks.calibration import LEVELS, Calibration, conformal_quantile
 from voxelry.tasks.landmarks.ensemble import average_views, make_views, swap_order
@@ -433,7 +434,7 @@ def test_the_report_holds_every_section(ndim, tmp_path):
     task = make_task(ndim, presence=True)
     predictions = task.predict(batch)
     rows = task.metrics(predictions, batch)
-    page = report.add_results(Report("points"), task, predictions, samples, rows)
+    page = report.add_results(Report("points"), task, Evaluation(rows, {}, predictions, samples))
     report.add_few_shot(page, [5, 10], {"scratch": [[2.0, 1.5], [2.2, NAN]]}, baseline={"mean position": 2.5})
     html = page.save(tmp_path / "report.html").read_text(encoding="utf-8")
     for text in ("Errors", "Uncertainty", "Best case, ", "Worst case, ", "Few labels", "2.10 ± 0.10", "left", "right"):
@@ -450,7 +451,10 @@ def test_the_report_of_cases_without_points_does_not_fail():
     samples = [
         Sample(image, space, name) for image, space, name in zip(batch.image, batch.spaces, batch.names, strict=True)
     ]
-    assert "Every held-out case" in report.add_results(Report("points"), task, predictions, samples, rows).html()
+    assert (
+        "Every held-out case"
+        in report.add_results(Report("points"), task, Evaluation(rows, {}, predictions, samples)).html()
+    )
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -8,6 +8,7 @@ from voxelry.core.space import Space
 from voxelry.data.sample import Sample
 from voxelry.metrics.instances import instance_row, summarise
 from voxelry.ops.instances import from_labels
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.segment.predict import InstancePrediction
 from voxelry.tasks.segment.report import add_results, match_ids
 from voxelry.viz.report import Report
@@ -43,7 +44,7 @@ def cases(shape, spacing):
 @pytest.mark.parametrize(("shape", "spacing", "unit"), [((8, 9, 16), 2.0, "mm³"), ((9, 16), 0.001, "µm²")])
 def test_the_report_begins_with_the_worst_case(shape, spacing, unit):
     predictions, samples, rows = cases(shape, spacing)
-    page = add_results(Report("Segmentation"), Scores(), predictions, samples, rows).html()
+    page = add_results(Report("Segmentation"), Scores(), Evaluation(rows, {}, predictions, samples)).html()
     headings = ("Instances", "Errors by size", "Cases")
     assert all(heading in page for heading in headings)
     assert f"size ({unit})" in page
@@ -56,13 +57,13 @@ def test_the_report_begins_with_the_worst_case(shape, spacing, unit):
 def test_the_baseline_stands_beside():
     predictions, samples, rows = cases((8, 9, 16), 1.0)
     rows = [row | {"watershed_record": rows[1]["record"]} for row in rows]
-    page = add_results(Report("Segmentation"), Scores(), predictions, samples, rows).html()
+    page = add_results(Report("Segmentation"), Scores(), Evaluation(rows, {}, predictions, samples)).html()
     assert "watershed" in page
 
 
 def test_a_report_of_one_blank_image_is_a_report():
     predictions, samples, rows = (part[2:] for part in cases((9, 16), 1.0))
-    page = add_results(Report("Segmentation"), Scores(), predictions, samples, rows).html()
+    page = add_results(Report("Segmentation"), Scores(), Evaluation(rows, {}, predictions, samples)).html()
     assert "Worst case, blank" in page
     assert "Errors by size" not in page
     assert not re.search(r"\bnan\b", re.sub(r"base64,[^\"]*", "", page), re.IGNORECASE)
@@ -96,7 +97,7 @@ def test_several_classes_have_a_row_each():
         def summary(self, rows):
             return summarise(rows, class_names={1: "round", 2: "square"})
 
-    page = add_results(Report("Segmentation"), Two(), predictions, samples, rows).html()
+    page = add_results(Report("Segmentation"), Two(), Evaluation(rows, {}, predictions, samples)).html()
     assert "Each class by itself" in page
     assert "round" in page
     assert "classes not told apart" in page

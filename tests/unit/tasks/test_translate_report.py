@@ -6,6 +6,7 @@ import torch
 
 from voxelry.core.space import Space
 from voxelry.metrics.translation import summarise, translate_metrics
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.translate.predict import TranslatePrediction
 from voxelry.tasks.translate.report import add_calls, add_results, case_figure
 from voxelry.tasks.translate.scores import duel, score, untranslated
@@ -55,7 +56,7 @@ def spaces():
 def test_the_report_says_who_wins_and_begins_with_the_worst(rng, space):
     predictions, rows = cases(rng, space=space)
     calls = [summarise(rows) | {"sampler": "euler", "calls": count, "seconds": 0.3 * count} for count in (4, 1, 2)]
-    page = add_results(Report("Translation"), Scores(), predictions, rows, calls=calls).html()
+    page = add_results(Report("Translation"), Scores(), Evaluation(rows, {}, predictions), calls=calls).html()
     text = re.sub(r"base64,[^\"]*", "", page)
     for heading in ("Translated images", "Against regression", "Over the number of calls", "Spread", "Cases"):
         assert heading in text
@@ -69,7 +70,7 @@ def test_the_report_says_who_wins_and_begins_with_the_worst(rng, space):
 
 def test_without_baseline_and_spread_there_is_nothing_to_compare(rng):
     predictions, rows = cases(rng, space=Space.from_spacing((12, 14)), spread=False, baseline=False)
-    page = add_results(Report("Translation"), Scores(), predictions, rows).html()
+    page = add_results(Report("Translation"), Scores(), Evaluation(rows, {}, predictions)).html()
     assert "Translated images" in page
     for heading in ("Against regression", "Over the number of calls", "Spread"):
         assert heading not in page

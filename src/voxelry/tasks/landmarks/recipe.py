@@ -104,5 +104,4 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
         self, report: Report, task: LandmarkTask, evaluation: Evaluation[LandmarkPrediction], history: History
     ) -> None:
         """Errors, uncertainty and the cases to look at."""
-        samples = [evaluation.cases[index] for index in range(len(evaluation.cases))]
-        pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
+        pages.add_results(report, task, evaluation)

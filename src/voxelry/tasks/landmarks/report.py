@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from voxelry.data.sample import Sample
 from voxelry.metrics.landmarks import SDR_THRESHOLDS_MM
 from voxelry.tasks.base import Row
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.landmarks.calibration import LEVELS
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 from voxelry.tasks.landmarks.scores import ORIGINAL
@@ -22,21 +23,11 @@ from voxelry.viz.report import Report
 __all__ = ["add_cases", "add_errors", "add_few_shot", "add_results", "add_uncertainty"]
 
 
-def add_results(
-    report: Report,
-    task: LandmarkTask,
-    predictions: Sequence[LandmarkPrediction],
-    samples: Sequence[Sample],
-    rows: Sequence[Row],
-) -> Report:
-    """Everything below, in the order a reader asks for it.
-
-    Args:
-        predictions, samples, rows: of the same held-out cases, in one order; rows as `task.metrics` gives them.
-    """
-    add_errors(report, task, rows)
-    add_uncertainty(report, task, rows)
-    return add_cases(report, task, predictions, samples, rows)
+def add_results(report: Report, task: LandmarkTask, found: Evaluation[LandmarkPrediction]) -> Report:
+    """Everything below, in the order a reader asks for it; the cases are samples with their points."""
+    add_errors(report, task, found.rows)
+    add_uncertainty(report, task, found.rows)
+    return add_cases(report, task, found.predictions, found.cases, found.rows)
 
 
 def add_errors(report: Report, task: LandmarkTask, rows: Sequence[Row]) -> Report:

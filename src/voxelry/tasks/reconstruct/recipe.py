@@ -212,8 +212,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         self, report: Report, task: ReconstructTask, evaluation: Evaluation[ReconstructPrediction], history: History
     ) -> None:
         """Scores beside the baselines', and the cases to look at."""
-        # only those that are shown are read again
-        pages.add_results(report, task, evaluation.predictions, evaluation.cases, evaluation.rows)
+        pages.add_results(report, task, evaluation)
 
 
 def _set_mean_shapes(network: Any, dataset: SliceDataset) -> None:

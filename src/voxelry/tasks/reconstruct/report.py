@@ -15,6 +15,7 @@ from voxelry.metrics.surfaces import signed_error
 from voxelry.ops.sdf import signed_distance
 from voxelry.ops.surface import extract_surface
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
 from voxelry.viz.charts import calibration
 from voxelry.viz.meshes import surfaces
@@ -40,22 +41,12 @@ _HYPOTHESES = {
 _SHOWN = 3
 
 
-def add_results(
-    report: Report,
-    task: Task,
-    predictions: Sequence[ReconstructPrediction],
-    cases: Sequence[SliceCase],
-    rows: Sequence[Row],
-) -> Report:
-    """Everything below, in the order a reader asks for it.
-
-    Args:
-        predictions, cases, rows: of the same held-out prompts, in one order; rows as `task.metrics` gives them.
-    """
-    add_scores(report, task, rows)
-    if any("hypothesis_dice" in row for row in rows):
-        add_hypotheses(report, task, rows)
-    return add_cases(report, predictions, cases, rows)
+def add_results(report: Report, task: Task, found: Evaluation[ReconstructPrediction]) -> Report:
+    """Everything below, in the order a reader asks for it; of the cases only those that are shown are read."""
+    add_scores(report, task, found.rows)
+    if any("hypothesis_dice" in row for row in found.rows):
+        add_hypotheses(report, task, found.rows)
+    return add_cases(report, found.predictions, found.cases, found.rows)
 
 
 def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
     ) -> None:
         """Scores, curves, and the cases to look at."""
         samples = [self.truth_of(evaluation.cases, index) for index in range(len(evaluation.cases))]
-        pages.add_results(report, task, evaluation.predictions, samples, evaluation.rows)
+        pages.add_results(report, task, replace(evaluation, cases=samples))
 
 
 def _in_pieces(file: ImageFile, model: Model[SegmentTask]) -> bool:

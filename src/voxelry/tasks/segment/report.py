@@ -15,6 +15,7 @@ from voxelry.metrics.instances import THRESHOLDS, InstanceRecord, records_of, su
 from voxelry.metrics.matching import matched
 from voxelry.metrics.overlap import mask_overlaps
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.segment.predict import MICROSCOPIC_MM, InstancePrediction
 from voxelry.viz import figures
 from voxelry.viz import instances as pictures
@@ -38,23 +39,12 @@ _FACTS = {
 _BASELINE = "watershed_record"  # the row's column that the task fills with the baseline's sums
 
 
-def add_results(
-    report: Report,
-    task: Task,
-    predictions: Sequence[InstancePrediction],
-    samples: Sequence[Sample],
-    rows: Sequence[Row],
-) -> Report:
-    """Everything below, in the order a reader asks for it.
-
-    Args:
-        predictions, samples, rows: of the same held-out cases, in one order and on one grid each; rows as
-            `task.metrics` gives them.
-    """
-    add_scores(report, task, rows)
-    add_sizes(report, samples, rows)
+def add_results(report: Report, task: Task, found: Evaluation[InstancePrediction]) -> Report:
+    """Everything below, in the order a reader asks for it; the cases are samples on the grids of the predictions."""
+    add_scores(report, task, found.rows)
+    add_sizes(report, found.cases, found.rows)
     several = len(getattr(task, "class_names", ())) > 1
-    return add_cases(report, predictions, samples, rows, several=several)
+    return add_cases(report, found.predictions, found.cases, found.rows, several=several)
 
 
 def add_scores(report: Report, task: Task, rows: Sequence[Row]) -> Report:

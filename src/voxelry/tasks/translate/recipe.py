@@ -198,9 +198,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         self, report: Report, task: TranslateTask, evaluation: Evaluation[TranslatePrediction], history: History
     ) -> None:
         """Figures beside regression's, what more calls buy, the spread's promise, and the cases to look at."""
-        pages.add_results(
-            report, task, evaluation.predictions, evaluation.rows, calls=over_calls(task, evaluation.cases)
-        )
+        pages.add_results(report, task, evaluation, calls=over_calls(task, evaluation.cases))
 
 
 def over_calls(task: TranslateTask, held_out: SampleSource, *, cases: int = _CURVE_CASES) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from voxelry.metrics.intervals import LEVELS
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.translate.predict import TranslatePrediction
 from voxelry.tasks.translate.scores import BETTER, METHODS, duel
 from voxelry.viz.charts import calibration, small_multiples
@@ -35,27 +36,16 @@ _SHOWN = 3
 
 
 def add_results(
-    report: Report,
-    task: Task,
-    predictions: Sequence[TranslatePrediction],
-    rows: Sequence[Row],
-    *,
-    calls: Sequence[Mapping[str, Any]] = (),
+    report: Report, task: Task, found: Evaluation[TranslatePrediction], *, calls: Sequence[Mapping[str, Any]] = ()
 ) -> Report:
-    """Everything below, in the order a reader asks for it.
-
-    Args:
-        report: added to.
-        task: whose `summary` makes means of the rows.
-        predictions, rows: of the same held-out cases, in one order; rows as `task.metrics` gives them.
-        calls: see `add_calls`; left out when empty.
-    """
+    """Everything below, in the order a reader asks for it; `calls` of `add_calls` are left out when empty."""
+    rows = found.rows
     add_scores(report, task.summary(rows), rows)
     if calls:
         add_calls(report, calls)
     if any(_coverage_name(LEVELS[0]) in row for row in rows):
         add_coverage(report, rows)
-    return add_cases(report, predictions, rows)
+    return add_cases(report, found.predictions, rows)
 
 
 def add_scores(report: Report, summary: Mapping[str, float], rows: Sequence[Row]) -> Report:
