@@ -23,6 +23,7 @@ from voxelry.io import read_image, write_image
 from voxelry.models.mask_rcnn import MaskRCNN
 from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.tasks.segment import SegmentTask, recipe
+from voxelry.tasks.segment.detect import Detector
 
 OUTPUTS = ("big.nii.gz", "big.instances.csv", "big.instances.json")
 
@@ -152,8 +153,8 @@ def test_tiles_of_a_large_image_are_shared_out_and_end_the_same(bundle, tmp_path
     ]
     model = load(bundle, "cpu")
     expected = predict_files(model, images, tmp_path / "whole").written
-    detected, detect = [], SegmentTask.detect
-    monkeypatch.setattr(SegmentTask, "detect", lambda *given: detected.append(1) or detect(*given))
+    detected, detect = [], Detector.__call__
+    monkeypatch.setattr(Detector, "__call__", lambda *given: detected.append(1) or detect(*given))
     monkeypatch.setattr(recipe, "_WHOLE_VOXELS", 0)
     monkeypatch.setattr(ray_pool, "require", lambda *_: None)
     monkeypatch.setattr(ray_pool, "cluster", lambda *_, **more: contextlib.nullcontext())

@@ -348,23 +348,23 @@ def test_data_sets_or_loaders_are_handed_out(flat):
 def test_a_large_image_is_predicted_piece_by_piece_and_goes_on_where_it_was_stopped(
     flat, nuclei, tmp_path, monkeypatch
 ):
-    from voxelry.tasks.segment import SegmentTask
     from voxelry.tasks.segment import recipe as segment
+    from voxelry.tasks.segment.detect import Detector
 
     run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25", "trainer.max_steps=1"))
     model = voxelry.load(run.bundle, "cpu")
     image = nuclei / "volumes" / "case_000.ome.tif"
     (whole,) = predict_files(model, [image], tmp_path / "whole").written
     monkeypatch.setattr(segment, "_WHOLE_VOXELS", 0)
-    seen, original = [], SegmentTask.detect
+    seen, original = [], Detector.__call__
 
-    def stopping(self, pixels, space):
+    def stopping(self, pixels):
         seen.append(pixels.shape)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return original(self, pixels, space)
+        return original(self, pixels)
 
-    monkeypatch.setattr(SegmentTask, "detect", stopping)
+    monkeypatch.setattr(Detector, "__call__", stopping)
     with pytest.raises(KeyboardInterrupt):
         predict_files(model, [image], tmp_path / "pieces")
     (pieces,) = predict_files(model, [image], tmp_path / "pieces").written

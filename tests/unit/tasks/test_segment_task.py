@@ -20,6 +20,7 @@ from voxelry.ops.instances import Instances, from_labels
 from voxelry.ops.masks import mask_boxes
 from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.tasks.segment import SegmentTask
+from voxelry.tasks.segment.detect import Detector
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
 from voxelry.tasks.segment.outputs import write_instances
@@ -197,13 +198,13 @@ def test_settings_make_the_same_task_again():
 def test_an_image_larger_than_a_tile_is_predicted_by_tiles(monkeypatch):
     task = SegmentTask(detector(), tile_size=32, tile_overlap=0.5).eval()
     seen = []
-    original = SegmentTask.detect
+    original = Detector.__call__
 
-    def spied(self, image, space):
+    def spied(self, image):
         seen.append(tuple(image.shape))
-        return original(self, image, space)
+        return original(self, image)
 
-    monkeypatch.setattr(SegmentTask, "detect", spied)
+    monkeypatch.setattr(Detector, "__call__", spied)
     (prediction,) = task.predict(collate([discs()]))
     assert seen == [(1, 32, 32)] * 9
     assert prediction.label_volume.shape == (64, 64)
