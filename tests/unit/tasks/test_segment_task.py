@@ -20,9 +20,9 @@ from voxelry.ops.instances import Instances, from_labels
 from voxelry.ops.masks import mask_boxes
 from voxelry.phantoms.nuclei import make_nuclei
 from voxelry.tasks.segment import SegmentTask
-from voxelry.tasks.segment.detect import Detector
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.decode import decode
+from voxelry.tasks.segment.detect import Detector
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.targets import anchors_for, make_targets
 
