@@ -78,7 +78,9 @@ def write_labels(
     inside = path.parent.name == "labels"
     if image is None and inside:
         image = path.parent.parent
-    axes, levels, version = _own_geometry(space) if image is None else _geometry_of(as_path(image), space, inside=inside)
+    axes, levels, version = (
+        _own_geometry(space) if image is None else _geometry_of(as_path(image), space, inside=inside)
+    )
     document = image_document(version, path.stem, axes, [(level.path, level.scale, level.shift) for level in levels])
     document["image-label"] = {
         "version": version,
