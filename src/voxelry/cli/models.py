@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from voxelry.engine.outcome import Outcome
     from voxelry.engine.predict import Pool
 
-__all__ = ["demo", "evaluate", "import_weights", "predict", "train"]
+__all__ = ["demo", "evaluate", "import_weights", "predict", "rerun", "train"]
 
 LAUNCHER_HELP = "A setting of ray such as cpus_per_worker=4, see docs/scaling.md; as often as needed."
 JOB_REPORT_HELP = "A table of what became of each file: .csv, .json or .html."
@@ -208,6 +208,22 @@ def evaluate(
     for name, value in found.summary.items():
         print(f"{name:32} {value:.4g}")
     print(f"report: {out / PAGE}")
+
+
+@app.command()
+def rerun(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the second run; by default beside it.")] = None,
+) -> None:
+    """Do a run again from its manifest and compare; exit status 1 where the weights differ."""
+    from voxelry.engine.rerun import rerun as again
+
+    found = again(run, out)
+    for line in found.lines:
+        print(line)
+    print(f"{found.folder}: {'the same weights, bit for bit' if found.same else 'other weights'}")
+    if not found.same:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -29,6 +29,7 @@ _WRITTEN = (
     "logs/events.out.tfevents.*",
     "report.html",
     "plan.yaml",
+    "manifest.json",
     "summary.json",
 )
 

@@ -33,6 +33,7 @@ from voxelry.engine.data import build_data
 from voxelry.engine.devices import check_devices
 from voxelry.engine.lightning import TaskModule
 from voxelry.engine.logs import EvaluationLines, make_logger, progress_callback
+from voxelry.engine.manifest import given_settings, write_manifest
 from voxelry.engine.pace import EPOCH, Pace, pace
 from voxelry.engine.placement import Placement
 from voxelry.engine.plan_file import Decision, decisions_of, in_use, write_plan
@@ -73,7 +74,8 @@ class Run:
 def train(config: DictConfig) -> Run:
     """Train what `configs/train.yaml` and its overrides describe, by the means of `config.launcher`.
 
-    Writes into `config.output_dir`: `checkpoints/`, `bundle/`, `report.html`, `metrics/`, `summary.json`.
+    Writes into `config.output_dir`: `checkpoints/`, `bundle/`, `report.html`, `metrics/`, `summary.json`,
+    and, when it begins, `manifest.json`.
 
     Raises:
         VoxelryError: whatever a user can cause: data that don't fit, unknown names, a full disk.
@@ -129,7 +131,7 @@ def train_process(config: DictConfig, placement: Placement = Placement()) -> Run
 
 
 def _begin(config: DictConfig, placement: Placement) -> _Begun:
-    clock = TimeShares()
+    clock, settings = TimeShares(), given_settings(config)
     for line in drop_defaults(config):
         log.info("%s", line)
     check_settings(config)
@@ -158,6 +160,7 @@ def _begin(config: DictConfig, placement: Placement) -> _Begun:
         if config.resume:
             log.info("%s: no run to go on with, a new one begins", output)
         begin_clean(output)
+        write_manifest(output, settings, digests)
     if plan:
         write_plan(output / "plan.yaml", plan, "what this training was planned to be")
     return _Begun(
