@@ -29,6 +29,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.core.fetch import fetch, named_as
+from voxelry.core.plain_yaml import parse_yaml
 from voxelry.core.remote import Remote, as_path
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
@@ -194,7 +195,7 @@ def read_bundle(folder: str | PathLike[str], changes: Mapping[str, Any] | None =
     if expected != _digest(text):
         raise CheckpointError(f"{config_path}: changed since the bundle was written, or not this bundle's own")
     try:
-        config = yaml.safe_load(text)
+        config = parse_yaml(text)
     except yaml.YAMLError as error:
         raise CheckpointError(f"{config_path}: not plain YAML") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:

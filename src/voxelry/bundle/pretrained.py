@@ -17,6 +17,7 @@ from voxelry.bundle.bundle import read_bundle
 from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.bundle.earlier import network_of_today
 from voxelry.bundle.seen import cases_of_parts, lineage
+from voxelry.core.plain_yaml import parse_yaml
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.rank import per_axis
 from voxelry.interop.weights.reference import SOURCES, from_reference, load_reference_file, source_of
@@ -161,7 +162,7 @@ def _record_of(folder: Path) -> dict[str, Any]:
     """
     place = folder / "bundle" if (folder / "bundle").is_dir() else folder
     try:
-        content = yaml.safe_load((place / "config.yaml").read_bytes())
+        content = parse_yaml((place / "config.yaml").read_bytes())
     except (OSError, yaml.YAMLError) as error:
         raise CheckpointError(f"{folder}: not a bundle, config.yaml is missing or not plain YAML") from error
     return dict(content)

@@ -89,7 +89,7 @@ def read_changes(
         name, equals, value = text.partition("=")
         try:
             changes[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             equals = ""
         if not equals or not value.strip():
             raise SettingError(f"{flag}: expected NAME=VALUE such as {example}, got {text!r}")

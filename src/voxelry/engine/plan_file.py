@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import ConfigError, FileError
+from voxelry.core.plain_yaml import parse_yaml
 from voxelry.engine.configs import groups
 
 __all__ = [
@@ -152,7 +153,7 @@ def read_plan(path: Path) -> list[Decision]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        content = parse_yaml(text)
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"the plan can't be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, FileError
+from voxelry.core.plain_yaml import parse_yaml
 from voxelry.interop.weights.reference import load_reference_file
 from voxelry.interop.weights.sam3d import latent_flow, mesh_decoder, structure_flow, structure_vae
 from voxelry.interop.weights.sam3d.kernels import in_layout, layout_of
@@ -188,7 +189,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileError(path, "no such file", "expected a checkpoint folder of SAM 3D Objects with pipeline.yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FileError(path, "not YAML that can be read without running code") from error
     if not isinstance(content, dict):

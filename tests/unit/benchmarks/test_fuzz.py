@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tifffile
 
-from voxelry.core.errors import FileError
+from voxelry.bundle.checkpoint import read_checkpoint
+from voxelry.core.errors import CheckpointError, FileError
+from voxelry.engine.plan_file import read_plan
 from voxelry.io import open_image, read_image
 
 ROOT = Path(__file__).parents[3]
@@ -88,3 +92,42 @@ def test_a_name_can_t_steer_the_terminal(tmp_path, name):
         open_image(path)
     assert str(caught.value).isprintable()
     assert caught.value.path == str(path)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_pages_that_begin_again_are_refused(tmp_path, big):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((3, 8, 8), np.uint8), bigtiff=big, photometric="minisblack", metadata=None)
+    assert open_image(path).shape == (1, 3, 8, 8)
+    with tifffile.TiffFile(path) as file:
+        pages, form = [page.offset for page in file.pages], file.tiff
+        count = len(file.pages[2].tags)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(form.offsetformat, content, pages[2] + form.tagnosize + count * form.tagsize, pages[1])
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="its pages begin again after 3 of them"):
+        open_image(path)
+
+
+def test_chunks_that_were_never_written_are_the_fill_value(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("raw", (300, 300, 300), np.int16, chunks=(1, 1, 1), fillvalue=7)
+    window = (slice(0, 200), slice(5, 9), slice(0, 300))
+    found = open_image(tmp_path / "a.h5").read(window)
+    assert (found.shape, found.min(), found.max()) == ((1, 200, 4, 300), 7, 7)
+
+
+@pytest.mark.parametrize(
+    "text", ["- " * 3000, "a: " + "9" * 5000, "a: 2001-99-99", "!!python/object/apply:os.mkdir [x]"]
+)
+def test_yaml_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(FileError, match=r"plan.yaml: the plan can't be read: "):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_a_checkpoint_that_is_none_is_one_line(tmp_path):
+    for content in (b"", b"0", b"\x80\x02.", b"PK", b"format: 1"):
+        (tmp_path / "last.ckpt").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"last.ckpt: not a checkpoint"):
+            read_checkpoint(tmp_path / "last.ckpt")

@@ -10,6 +10,7 @@ from typing import Any
 
 from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import ConfigError, FileError
+from voxelry.core.plain_yaml import parse_yaml
 
 __all__ = ["OPTIMIZERS", "Translation", "count", "read", "read_settings", "text", "truth", "whole", "wholes"]
 
@@ -98,9 +99,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise FileError(path, f"can't be read: {getattr(error, 'strerror', None) or 'not text'}") from error
     try:
         if path.suffix in (".yml", ".yaml"):
-            import yaml
-
-            content = yaml.safe_load(text)
+            content = parse_yaml(text)
         else:
             content = json.loads(text)
     except json.JSONDecodeError as error:

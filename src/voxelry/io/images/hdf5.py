@@ -219,4 +219,8 @@ def _dataset(path: Path, file: h5py.File, dataset: str | None) -> tuple[h5py.Dat
 
 def _load(path: Path, name: str, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:
     with h5py.File(path, "r") as file:
-        return order.arrange(file[name][order.index(window)])
+        stored, index = file[name], order.index(window)
+        if stored.chunks is not None and not stored.id.get_storage_size():  # nothing was ever written
+            shape = [len(range(size)[part]) for size, part in zip(stored.shape, index, strict=True)]
+            return order.arrange(np.full(shape, stored.fillvalue, stored.dtype))
+        return order.arrange(stored[index])

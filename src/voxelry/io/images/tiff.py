@@ -27,6 +27,7 @@ from voxelry.io.images.axes import AxisOrder, name_axes, order_axes
 from voxelry.io.images.displayed import ORIENTATION_TAG, as_shown
 from voxelry.io.images.record import ImageFile
 from voxelry.io.images.tiff_calibration import NOTE, read_calibration
+from voxelry.io.images.tiff_pages import check_pages
 from voxelry.io.units import Lengths
 
 __all__ = ["open_file", "write_file"]
@@ -53,6 +54,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         FileError: no pages, a size that the bytes can't hold, missing pages of a multi-file OME-TIFF.
     """
     with _complaints() as complaints, tifffile.TiffFile(path) as file:
+        check_pages(path, file)
         number = _number(path, file, dataset)
         series = file.series[number].levels[0]
         lost = next((text for text in complaints if "invalid value offset" in text), None)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, FileError
+from voxelry.core.plain_yaml import parse_yaml
 
 __all__ = ["read_adapter", "write_adapter"]
 
@@ -75,7 +76,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if expected != hashlib.sha256(text).hexdigest():
         raise CheckpointError(f"{folder / CONFIG}: changed since the adapter was written, or not this adapter's own")
     try:
-        record = yaml.safe_load(text)
+        record = parse_yaml(text)
     except yaml.YAMLError as error:
         raise CheckpointError(f"{folder / CONFIG}: not plain YAML") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("settings"), dict):
