@@ -98,10 +98,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"can't be read: {getattr(error, 'strerror', None) or 'not text'}") from error
     try:
-        if path.suffix in (".yml", ".yaml"):
-            content = parse_yaml(text)
-        else:
-            content = json.loads(text)
+        content = parse_yaml(text) if path.suffix in (".yml", ".yaml") else json.loads(text)
     except json.JSONDecodeError as error:
         raise FileError(path, f"line {error.lineno}: not JSON ({error.msg})") from error
     except ValueError as error:
