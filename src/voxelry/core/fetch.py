@@ -38,6 +38,7 @@ class _Copies:
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self._lock = FileLock(f"{self.folder}.lock")
         self._lock.acquire()
+        self.folder.mkdir(exist_ok=True)  # another process may have swept it before it was locked
         self._sizes: dict[Path, int] = {}  # the least recently used first
         self._busy = threading.RLock()
         atexit.register(self.clear)
