@@ -17,8 +17,8 @@ from voxelry.bundle.bundle import read_bundle
 from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.bundle.earlier import network_of_today
 from voxelry.bundle.seen import cases_of_parts, lineage
-from voxelry.core.plain_yaml import parse_yaml
 from voxelry.core.errors import CheckpointError, SettingError
+from voxelry.core.plain_yaml import parse_yaml
 from voxelry.core.rank import per_axis
 from voxelry.interop.weights.reference import SOURCES, from_reference, load_reference_file, source_of
 from voxelry.models.networks import NETWORKS, build_network
