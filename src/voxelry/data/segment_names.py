@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from voxelry.core.errors import DataError
+from voxelry.core.errors import DataError, FileError
 from voxelry.data.layouts.case import Case
 from voxelry.io import open_image
 from voxelry.io.advice import way_to_say
@@ -15,19 +15,28 @@ from voxelry.io.meshes import is_mesh
 __all__ = ["class_list", "segment_names"]
 
 
-def segment_names(cases: Sequence[Case]) -> dict[int, str]:
+def segment_names(cases: Sequence[Case], *, skip_broken: bool = False) -> dict[int, str]:
     """The name of each label value, as the folder or files of segments give them; empty where none does.
+
+    Args:
+        cases: with labels or without.
+        skip_broken: pass over files whose header can't be read; whoever reads them whole says so.
 
     Raises:
         DataError: a name that has other numbers in other cases, a number with other names, or a name that was asked
             for and that no case has; one line naming the file and the way out.
-        FileError: the header of a file can't be read.
+        FileError: the header of a file can't be read (`skip_broken` is false).
     """
     names: dict[int, str] = {}
     owners: dict[str, tuple[int, Path]] = {}
     known: set[str] = set()
     for case in cases:
-        held = _held(case)
+        try:
+            held = _held(case)
+        except FileError:
+            if not skip_broken:
+                raise
+            continue
         known.update(held.get("segment_names", ()))
         for name, number in held.get("segments", {}).items():
             assert case.labels is not None

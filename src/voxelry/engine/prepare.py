@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
+from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.layouts.prepared import read_manifest
 from voxelry.data.prepare.case import PrepareSettings
@@ -19,6 +20,7 @@ from voxelry.data.prepare.files import read_slice_file
 from voxelry.data.prepare.run import PrepareReport, prepare_all
 from voxelry.data.preprocess.modality import to_unit
 from voxelry.data.slices.cut import SliceSample
+from voxelry.engine.outcome import FileRow, write_job_report
 from voxelry.viz.planes import planes_of
 from voxelry.viz.style import INK, PREDICTED, TRUTH, headline, new_figure
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["PrepareSummary", "contact_sheet", "prepare"]
 
 _SHEET = "contact_sheet.png"
+_JOBS = "jobs.csv"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class PrepareSummary:
         classes: name, number of cases that have it, and mean volume in ml, of each class.
         modalities: each that images were read as, and the number of cases.
         sheet: the contact sheet.
+        rows: what became of each case, by its image.
     """
 
     root: Path
@@ -54,6 +58,7 @@ class PrepareSummary:
     classes: tuple[tuple[str, int, float], ...]
     modalities: tuple[tuple[str, int], ...]
     sheet: Path | None = field(default=None)
+    rows: tuple[FileRow, ...] = ()
 
     def render(self) -> str:
         """Text for the terminal."""
@@ -85,7 +90,8 @@ def prepare(
 
     Args:
         source: the folder, in any layout whose cases have labels.
-        out: where to write `volumes/`, `labels/`, `sdf/`, `meshes/`, `slices/`, `manifest.json` and the sheet.
+        out: where to write `volumes/`, `labels/`, `sdf/`, `meshes/`, `slices/`, `manifest.json`,
+            `jobs.csv`, a table of what became of each case, and the sheet.
         layout: see `find_cases`.
         organs: those of the labels that are taken, by name, in the order of their new numbers; by default all.
         workers: processes; None takes one per core, 0 does it in this one.
@@ -104,7 +110,17 @@ def prepare(
     chosen = PrepareSettings(**settings)
     cases = find_cases(source, layout, options=chosen.options)
     report = prepare_all(cases, Path(out), chosen, workers=workers, on_error=on_error, progress=progress)
-    return _summary(report, contact_sheet(report.root) if sheet else None)
+    summary = _summary(report, contact_sheet(report.root) if sheet else None)
+    rows = tuple(_row(case, report) for case in cases)
+    write_job_report(report.root / _JOBS, rows)
+    return replace(summary, rows=rows)
+
+
+def _row(case: Case, report: PrepareReport) -> FileRow:
+    if case.name in report.faults:
+        return FileRow(case.image, "failed", note=report.faults[case.name])
+    volume = report.root / "volumes" / f"{case.name}.nii.gz"
+    return FileRow(case.image, "kept" if case.name in report.kept else "done", volume)
 
 
 def _summary(report: PrepareReport, sheet: Path | None) -> PrepareSummary:
@@ -126,7 +142,7 @@ def _summary(report: PrepareReport, sheet: Path | None) -> PrepareSummary:
         root=report.root,
         made=len(report.made),
         kept=len(report.kept),
-        faults=tuple(report.faults),
+        faults=tuple(report.faults.values()),
         warnings=tuple(warnings),
         slices=sum(len(record["slices"]) for record in report.records),
         classes=tuple(classes),

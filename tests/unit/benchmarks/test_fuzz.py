@@ -109,6 +109,26 @@ def test_pages_that_begin_again_are_refused(tmp_path, big):
         open_image(path)
 
 
+def test_pixels_in_the_header_of_a_tiff_are_refused(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((3, 8, 8), np.uint16), imagej=True, metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(path) as file:
+        place = file.pages[0].tags["StripOffsets"].valueoffset
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">I" if content[:2] == b"MM" else "<I", content, place, 0)
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="inside of the file's own header"):
+        open_image(path)
+
+
+def test_lines_that_aren_t_there_can_t_be_skipped(tmp_path):
+    path = tmp_path / "a.nrrd"
+    header = f"NRRD0005\ntype: uchar\ndimension: 2\nsizes: 5 4\nencoding: raw\nline skip: {'9' * 50}\n\n"
+    path.write_bytes(header.encode() + bytes(20))
+    with pytest.raises(FileError, match="has fewer lines than the 9"):
+        read_image(path)
+
+
 def test_chunks_that_were_never_written_are_the_fill_value(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("raw", (300, 300, 300), np.int16, chunks=(1, 1, 1), fillvalue=7)

@@ -28,6 +28,16 @@ def test_a_folder_is_prepared_summarised_and_drawn(tmp_path):
     assert colourful.sum() > 100  # contours and clicks
     again = prepare(source, out, sheet=False, **settings)
     assert (again.made, again.kept, again.sheet) == (0, 2, None)
+    images = sorted((source / "volumes").iterdir())
+    assert [(row.input, row.state) for row in summary.rows] == [(image, "done") for image in images]
+    assert [(row.input, row.state) for row in again.rows] == [(image, "kept") for image in images]
+    assert all(row.output.is_file() for row in again.rows)
+    (source / "labels" / images[1].name).write_bytes(b"no labels")
+    kept, failed = prepare(source, out, sheet=False, on_error="skip", **settings).rows
+    assert (kept.state, failed.state, failed.output) == ("kept", "failed", None)
+    assert str(source / "labels" / images[1].name) in failed.note
+    lines = (out / "jobs.csv").read_text().splitlines()
+    assert (len(lines), lines[2].startswith(f"{images[1]},failed,,")) == (3, True)
 
 
 def test_labels_beyond_the_classes_stop_it(tmp_path):

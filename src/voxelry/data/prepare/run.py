@@ -45,14 +45,14 @@ class PrepareReport:
         root: the folder that was written.
         records: of the cases that are there, by name.
         made, kept: names of cases made now, and found whole.
-        faults: one line for each case that couldn't be made.
+        faults: by name, one line for each case that couldn't be made.
     """
 
     root: Path
     records: list[dict[str, Any]] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 def prepare_all(
@@ -85,7 +85,7 @@ def prepare_all(
     for case in cases:
         if fault := lacking(case, "labels"):
             raise DataError(f"{case.image}: {fault}")
-    names, settings = _classes(cases, settings)
+    names, settings = _classes(cases, settings, skip_broken=on_error == "skip")
     count = min(len(cases), (os.cpu_count() or 1) if workers is None else workers)
     report = PrepareReport(root)
     found: dict[str, dict[str, Any]] = {}
@@ -99,7 +99,7 @@ def prepare_all(
                     if isinstance(outcome, VoxelryError):
                         if on_error == "raise":
                             raise outcome
-                        report.faults.append(str(outcome))
+                        report.faults[name] = str(outcome)
                     else:
                         found[name] = outcome
                         (report.made if made else report.kept).append(name)
@@ -110,15 +110,18 @@ def prepare_all(
             if found:
                 _write_manifest(report, cases[0].layout, settings, names, complete=len(found) == total)
     if not found:
-        raise DataError(f"{root}: none of {total} cases could be prepared; the first: {report.faults[0]}")
+        first = next(iter(report.faults.values()))
+        raise DataError(f"{root}: none of {total} cases could be prepared; the first: {first}")
     return report
 
 
-def _classes(cases: Sequence[Case], settings: PrepareSettings) -> tuple[dict[int, str], PrepareSettings]:
+def _classes(
+    cases: Sequence[Case], settings: PrepareSettings, *, skip_broken: bool
+) -> tuple[dict[int, str], PrepareSettings]:
     """Names of the classes, and the settings with their number where that follows from the names or from `merge`."""
     if settings.merge is not None:  # classes of one's own, that nobody has named
         return {}, replace(settings, classes=settings.classes or len(settings.merge))
-    names = segment_names(cases)
+    names = segment_names(cases, skip_broken=skip_broken)
     return names, replace(settings, classes=max(names)) if settings.classes is None and names else settings
 
 
@@ -213,7 +216,7 @@ def _write_manifest(
         "settings": settings.plain(),
         "classes": {str(number): names.get(number, f"class {number}") for number in numbers},
         "cases": [{key: value for key, value in record.items() if key not in hidden} for record in report.records],
-        "faults": report.faults,
+        "faults": list(report.faults.values()),
     }
     with replacing(report.root / MANIFEST) as place:
         place.write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -220,7 +220,8 @@ def _load(data: _Data, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarra
     with data.file.open("rb") as file:
         file.seek(data.start)
         for _ in range(data.line_skip):
-            file.readline(_LONGEST_HEADER)
+            if not file.readline(_LONGEST_HEADER):
+                raise FileError(data.file, f"has fewer lines than the {data.line_skip} that are to be skipped")
         if data.encoding == "text":
             numbers = np.array(file.read().split()[:count], dtype=data.dtype)
             return order.arrange(numbers.reshape(data.shape)[index])

@@ -34,6 +34,7 @@ __all__ = ["open_file", "write_file"]
 
 _SIGNED = (-32768.0, 1.0)  # how ImageJ calibrates signed 16-bit pixels, which it stores as unsigned ones
 _EXACT = 2**53  # the largest whole number up to which float64 holds all of them
+_HEADER = 8  # bytes at least, before anything else (TIFF 6.0, section 2)
 _SLIDES = (
     "svs",
     "ndpi",
@@ -226,6 +227,8 @@ def _check_size(path: Path, file: tifffile.TiffFile, series: tifffile.TiffPageSe
     compressed = page.compression != 1 or page.bitspersample != itemsize * 8  # packed bits become whole bytes
     check_stored(path, page.shape, itemsize, size, compressed=compressed)
     if series.dataoffset is not None:
+        if series.dataoffset < _HEADER:
+            raise FileError(path, "its pixels would begin inside of the file's own header")
         check_stored(path, series.shape, itemsize, size - series.dataoffset)
     if len(page.dataoffsets) == 0:
         raise FileError(path, "its first page has no pixels")
