@@ -88,6 +88,8 @@ def work(families: list[str], first: int, root: Path) -> None:
     """A worker: one line before each input and one after it, until it is ended."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     seed = first
+    for family in families:  # what the first file of a family takes is the import of its reader
+        try_one(family, -1, root)
     while True:
         for family in families:
             print(json.dumps([family, seed]), flush=True)
