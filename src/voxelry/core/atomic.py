@@ -7,14 +7,16 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from voxelry.core.fetch import put
 from voxelry.core.guard import guarded
 from voxelry.core.remote import Remote, as_path
 
-__all__ = ["move", "replacing"]
+__all__ = ["final_place", "move", "replacing", "staged"]
 
+_STAGED: ContextVar[tuple[Path, Path] | None] = ContextVar("staged", default=None)
 _OWNER_ALONE = 0o600  # as tempfile and safetensors make files
 
 
@@ -47,6 +49,22 @@ def replacing(path: str | Path, action: str = "can't be written") -> Iterator[Pa
                 _give_place(written, path.parent / written.name, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def staged(folder: Path, final: Path) -> Iterator[None]:
+    """Say that what is written into a folder will be moved into another one; `final_place` answers for it."""
+    before = _STAGED.set((folder, final))
+    try:
+        yield
+    finally:
+        _STAGED.reset(before)
+
+
+def final_place(path: Path) -> Path:
+    """Where a file will lie once it is complete, for what it says of where others lie."""
+    now = _STAGED.get()
+    return now[1] / path.relative_to(now[0]) if now is not None and path.is_relative_to(now[0]) else path
 
 
 def _give_place(written: Path, target: Path, aside: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import voxelry
 from voxelry.bundle.model import Model
+from voxelry.core.atomic import staged
 from voxelry.core.errors import FileError, VoxelryError
 from voxelry.data.cache import content_hash, stamps
 from voxelry.data.layouts.files import visible
@@ -63,9 +64,10 @@ def run_job(model: Model[Any], job: FileJob, progress: Callable[[int, int], None
     outputs: dict[str, str] = {}
     try:
         folder = _attempt(job)
-        main = model.recipe.predict_file(
-            model, job.path, folder, format=job.format, options=job.options, parts=job.parts, progress=progress
-        ).name
+        with staged(folder, job.out):
+            main = model.recipe.predict_file(
+                model, job.path, folder, format=job.format, options=job.options, parts=job.parts, progress=progress
+            ).name
         outputs = {entry.name: content_hash(entry) for entry in visible(folder)}
     except VoxelryError as fault:
         error = str(fault).replace(str(folder), str(job.out))

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from voxelry.core.atomic import staged
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.io import open_image, read_image, write_image
@@ -144,6 +145,16 @@ def test_coarser_levels_ask_the_nearest_voxel_of_the_finer_one(tmp_path, transla
         np.testing.assert_array_equal(coarser, finer[np.ix_(*chosen)])
     source = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["image-label"]["source"]
     assert source == {"image": "../image.zarr/"}
+
+
+def test_the_source_is_where_it_will_be_seen_from(tmp_path):
+    image = pyramid(tmp_path / "images" / "image.zarr", (10, 12, 14), translate=True)
+    ids = np.ones((10, 12, 14), np.uint16)
+    with staged(tmp_path / "out" / ".aside" / "0", tmp_path / "out"):
+        path = write_labels(tmp_path / "out" / ".aside" / "0" / "ids.zarr", ids, open_image(image).space, image=image)
+    source = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["image-label"]["source"]["image"]
+    assert source == "../../images/image.zarr/"
+    assert (tmp_path / "out" / "ids.zarr" / source).resolve() == image.resolve()
 
 
 def test_an_old_image_gets_its_labels_beside_it(tmp_path):

@@ -20,9 +20,9 @@ import numpy as np
 import tensorstore
 from numpy.typing import NDArray
 
-from voxelry.core.atomic import replacing
+from voxelry.core.atomic import final_place, replacing
 from voxelry.core.errors import FileError, SettingError
-from voxelry.core.remote import as_path
+from voxelry.core.remote import Remote, as_path
 from voxelry.core.space import Space
 from voxelry.io.images.zarr_geometry import coordinate_system, image_document
 
@@ -85,7 +85,7 @@ def write_labels(
     document["image-label"] = {
         "version": version,
         **_described(properties),
-        **({} if image is None else {"source": {"image": f"{Path(os.path.relpath(image, path)).as_posix()}/"}}),
+        **({} if image is None else {"source": {"image": f"{_way(as_path(image), final_place(path))}/"}}),
     }
     attributes = {"ome": document, "voxelry": {"affine": space.affine.tolist()}}
     with replacing(path) as place:
@@ -99,6 +99,13 @@ def write_labels(
     if inside:
         _list_label(path.parent, path.name, version)
     return path
+
+
+def _way(image: Path, label: Path) -> str:
+    """The way from a label image to its image; where one of them is an address, the image's own place."""
+    if isinstance(image, Remote) or isinstance(label, Remote):
+        return str(image if isinstance(image, Remote) else image.absolute())
+    return Path(os.path.relpath(image, label)).as_posix()
 
 
 def colour_of(number: int) -> list[int]:
