@@ -47,8 +47,8 @@ def make_phantoms(folder: Path, count: int, *, seed: int, shape: Sequence[int], 
 
 
 def run_training(overrides: Sequence[str]) -> None:
-    """`voxelry train`."""
-    print("$ voxelry train " + " ".join(overrides))
+    """`voxelry train`, with the settings of the demo alone."""
+    print("$ voxelry train " + " ".join([*overrides, "plan=null"]))
     train(compose_training(list(overrides)))
 
 
