@@ -85,7 +85,7 @@ def test_a_folder_that_tells_the_runs_apart_is_summarised_as_one_sweep(tmp_path,
     monkeypatch.setattr("voxelry.engine.launch._run", run)
     monkeypatch.setattr("sys.argv", ["voxelry"])
     told = f"output_dir='{tmp_path}/study/samples${{data.training_samples}}/scratch'"
-    launch(["--multirun", "experiment=landmarks_2d", "data.root=x", told, "data.training_samples=5,10"])
+    launch(["--multirun", "experiment=landmarks_2d", "data.root=x", "plan=null", told, "data.training_samples=5,10"])
     with (tmp_path / "study" / "sweep.csv").open(newline="") as file:
         found = [(line["run"], line["training_samples"]) for line in csv.DictReader(file)]
     assert found == [("samples10/scratch/1", "10"), ("samples5/scratch/0", "5")]
