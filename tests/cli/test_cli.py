@@ -317,8 +317,9 @@ def test_prepare_refuses_labels_beyond_the_classes(run, data, tmp_path):
 
 def test_a_format_of_another_task_is_refused(run, bundle, data, tmp_path):
     result = run("predict", "--model", bundle, data, "--out", tmp_path / "out", "--format", "ome.zarr")
-    assert "format: landmarks is written as one of mrk.json, fcsv, csv, json, txt, pts, got 'ome.zarr'" in one_line_error(
-        result
+    assert (
+        "format: landmarks is written as one of mrk.json, fcsv, csv, json, txt, pts, got 'ome.zarr'"
+        in one_line_error(result)
     )
     assert not (tmp_path / "out").exists()
 
