@@ -15,6 +15,7 @@ from voxelry.data.collate import collate
 from voxelry.data.fingerprint.record import CaseFacts
 from voxelry.data.fingerprint.take import take_fingerprint
 from voxelry.data.parts import Splits
+from voxelry.data.sample import Sample
 from voxelry.engine.plan_file import Decision
 from voxelry.viz import charts, montage
 from voxelry.viz.report import Report
@@ -44,8 +45,8 @@ def _add_sheet(report: Report, splits: Splits) -> None:
     count = len(splits.train)
     places = sorted({int(step) for step in np.linspace(0, count - 1, min(count, _SHOWN))})
     samples = [splits.unaltered(place) for place in places]
-    if any(sample.image.ndim != sample.ndim + 1 for sample in samples):
-        return  # prompts of several slices have pictures of their own
+    if not all(isinstance(sample, Sample) for sample in samples):
+        return  # what isn't learned from as images, such as prompts of several slices, has pictures of its own
     batch = collate([sample.replace(landmarks=None, boxes=None, masks=None, labels=None) for sample in samples])
     images, steps = _thinned(batch.image)
     spacing = np.array(samples[0].space.spacing) * steps
