@@ -212,13 +212,13 @@ def quick(quick_training) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(phantoms, tmp_path_factory, quick):
     output = tmp_path_factory.mktemp("trained") / "run"
-    config = compose_training([*quick, f"data.root={phantoms}", f"output_dir={output}"])
-    return output, train(config)
+    return output, voxelry.train(*quick, {"data.root": str(phantoms), "output_dir": str(output)})
 
 
 def test_a_training_leaves_a_bundle(trained):
-    _, run = trained
+    output, run = trained
     assert 0 <= run.summary["dice"] <= 1
+    assert "Plan and data" in (output / "report.html").read_text(), "it was planned"
     assert {"mean_shape_dice", "ellipsoid_dice", "nearest_shape_dice"} <= set(run.summary)
     model = voxelry.load(run.bundle)
     assert model.task.organs == [(LIVER,)]
