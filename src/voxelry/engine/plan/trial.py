@@ -15,7 +15,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from voxelry.bundle.registry import recipe_of_config
-from voxelry.core.errors import VoxelryError
 from voxelry.core.settings import plain
 from voxelry.data.collate import collate
 from voxelry.engine.data import build_data
@@ -71,7 +70,7 @@ def _step(text: str) -> Step | None:
             task, _ = build_task(config, recipe, splits)
             batch = getattr(splits.train, "collate", collate)([splits.train[0]])
             peak = footprint.peak_of(task, lambda: task.training_loss(batch)["loss"])
-        except VoxelryError:  # the training will say it
+        except Exception:  # whatever it is, the training says it of the data, or does well without having been tried
             return None
     weights = 4 * sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
     return Step(weights, max(0, peak - weights))
