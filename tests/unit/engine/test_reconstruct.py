@@ -235,6 +235,8 @@ def test_a_bundle_is_measured_on_a_folder(trained, phantoms, tmp_path):
 def test_an_adapter_is_trained_on_a_bundle_and_merged(trained, phantoms, tmp_path, quick):
     overrides = [*quick, f"data.root={phantoms}", f"output_dir={tmp_path / 'run'}"]
     overrides.append("adapter={name: liver, rank: 2, targets: convolutions, head_rate: 1e-4}")
+    with pytest.raises(ConfigError, match=r"model\.grid: expected 16, as .* has it, got 24"):
+        train(compose_training([*overrides, f"pretrained={trained[0]}", "model.grid=24"]))
     with pytest.raises(ConfigError, match="adapter: expected pretrained=BUNDLE"):
         train(compose_training(overrides))
     run = train(compose_training([*overrides, f"pretrained={trained[0]}"]))

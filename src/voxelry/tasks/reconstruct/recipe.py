@@ -83,7 +83,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
 
         Raises:
             CheckpointError: pretrained weights of another kind of network.
-            ConfigError: an adapter without weights to adapt.
+            ConfigError: an adapter without weights to adapt, or for a grid of another size.
         """
         adapted = config.get("adapter") is not None
         network: Any
@@ -94,6 +94,9 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
             wanted = " or ".join(self.starts)
             raise CheckpointError(f"{pretrained.source}: holds a {pretrained.kind}; expected a {wanted}")
         if pretrained is not None and adapted:
+            grid = pretrained.settings.get("grid", config.model.get("grid"))
+            if config.model.get("grid") not in (None, grid):
+                raise ConfigError(f"model.grid: expected {grid}, as {pretrained.source} has it, got {config.model.grid}")
             network = build_network(pretrained.kind, pretrained.settings)
             if len(dataset.organs) > network.classes:
                 raise ConfigError(
