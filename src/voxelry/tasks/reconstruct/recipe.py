@@ -96,7 +96,9 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         if pretrained is not None and adapted:
             grid = pretrained.settings.get("grid", config.model.get("grid"))
             if config.model.get("grid") not in (None, grid):
-                raise ConfigError(f"model.grid: expected {grid}, as {pretrained.source} has it, got {config.model.grid}")
+                raise ConfigError(
+                    f"model.grid: expected {grid}, as {pretrained.source} has it, got {config.model.grid}"
+                )
             network = build_network(pretrained.kind, pretrained.settings)
             if len(dataset.organs) > network.classes:
                 raise ConfigError(
