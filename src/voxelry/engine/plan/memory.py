@@ -27,7 +27,7 @@ from voxelry.core.space import Space
 from voxelry.data.context import border_distances
 from voxelry.data.sample import Sample
 from voxelry.engine.plan.situation import Situation, seen_at_once
-from voxelry.engine.plan.trial import tried
+from voxelry.engine.plan.trial import Step, tried
 from voxelry.engine.precision import resolve_precision
 from voxelry.models import footprint
 from voxelry.models.unet import UNet
@@ -109,18 +109,19 @@ class Measured:
 
     Attributes:
         situation: that it was tried in.
+        step: what was found there.
         backbone: the part of it that predictions are told by; None where there is none.
         held: bytes of images that stay in memory.
     """
 
     situation: Situation
+    step: Step
     backbone: Modelled | None
     held: int
 
     def training(self, shape: Sequence[int], batch: int) -> int:
-        """Bytes of a training on windows of that shape, at its peak."""
-        step = tried(self.situation, tuple(shape))
-        assert step is not None, "it was tried before"
+        """Bytes of a training on windows of that shape, at its peak; as of `step` where that shape can't be tried."""
+        step = tried(self.situation, tuple(shape)) or self.step
         tensors = (_KEPT + 1) * step.weights + batch * step.computed
         return _in_all(tensors, _LEARNING + self.held, not self.situation.machine.gpu)
 
@@ -188,9 +189,8 @@ def modelled(situation: Situation) -> Modelled | Measured | None:
             on_processor=not situation.machine.gpu,
             held=held,
         )
-    if dense or tried(situation, seen_at_once(situation)) is None:
-        return found
-    return Measured(situation, found, held)
+    step = None if dense else tried(situation, seen_at_once(situation))
+    return found if step is None else Measured(situation, step, found, held)
 
 
 def _described(config: DictConfig) -> str:

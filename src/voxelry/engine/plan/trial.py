@@ -47,7 +47,7 @@ def tried(situation: Situation, shape: tuple[int, ...]) -> Step | None:
     Args:
         shape: of windows, where the training sees windows.
     """
-    if prod(situation.grids[0].shape) > _LARGEST:
+    if max(prod(case.shape) for case in situation.cases) > _LARGEST:  # any of them may be the first to be learned from
         return None
     config = situation.config
     parts: dict[str, Any] = {name: plain(config.get(name)) for name in _DECIDING}
