@@ -16,8 +16,8 @@ def dice(prediction: Any, truth: Any) -> dict[int, float]:
     """Dice of every class above 0 that occurs in either map, `2 |A and B| / (|A| + |B|)` (Dice 1945).
 
     Args:
-        prediction, truth: `(*spatial)` integers or booleans, 0 for background. To judge a translated image, give what
-            one segmentation method makes of it and of the real image.
+        prediction, truth: `(*spatial)` integers or booleans, 0 and below for background. To judge a translated image,
+            give what one segmentation method makes of it and of the real image.
 
     Returns:
         Class to a number in [0, 1]; empty where both maps are.
@@ -30,7 +30,7 @@ def dice(prediction: Any, truth: Any) -> dict[int, float]:
         raise SettingError(f"prediction: expected shape {second.shape} like the truth, got {first.shape}")
     scores = {}
     for value in np.union1d(first, second):
-        if value != 0:
+        if value > 0:
             a, b = first == value, second == value
             scores[int(value)] = float(2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)))
     return scores

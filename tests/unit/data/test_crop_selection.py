@@ -24,7 +24,17 @@ from voxelry.data.crops.selection import parse_selection
         ("grade=null", None, True),
         ("grade=null", 1, False),
         ("grade>1", None, False),
-        ("tile=007", "007", False),
+        ("tile=007", "007", True),
+        ("tile!=007", "007", False),
+        ("tile=007", "7", False),
+        ("tile=007", 7, True),
+        ("version=1.10", "1.10", True),
+        ("version=1.10", "1.1", False),
+        ("run=1_2", "1_2", True),
+        ("run=1e3", "1e3", True),
+        ("checked=true", True, True),
+        ("checked!=True", True, False),
+        ("checked=false", False, True),
         ("tile='007'", "007", True),
         ("tile=7", "7", True),
     ],
@@ -38,6 +48,14 @@ def test_a_mapping_says_the_same():
     criteria = parse_selection({"split": "train", "quality": ">=3", "roi": [1, 2], "volume": 8000})
     assert [str(one) for one in criteria] == ["split=train", "quality>=3", "roi=1,2", "volume>=8000"]
     assert [one.about_objects for one in criteria] == [False, False, False, True]
+
+
+def test_a_criterion_is_told_as_it_was_typed():
+    assert [str(one) for one in parse_selection(["tile=007", "tile='7'", "grade=null"])] == [
+        "tile=007",
+        "tile=7",
+        "grade=null",
+    ]
 
 
 def test_of_arrays_element_by_element():

@@ -283,6 +283,8 @@ def test_what_is_not_known_is_told(read):
         (changed("model", type="bayesian"), r"model.type: expected sg \(one condition\) or sr \(two\), got 'bayesian'"),
         (changed("data", dataset="CIFAR10"), "data.dataset: expected one of BRATS, LDFDCT, PMUB, got 'CIFAR10'"),
         (changed("diffusion", beta_schedule="const"), "diffusion.beta_schedule: expected one of linear, quad"),
+        ({**PUBLISHED, "optim": [1]}, "optim: expected keys with values below it"),
+        (changed("optim", lr=True), "optim.lr: expected a number, got True"),
         (changed("model", ch="wide"), "model.ch: expected a whole number from 1 on, got 'wide'"),
         (changed("model", ch_mult="1,2"), "model.ch_mult: expected a list of whole numbers"),
         (changed("model", ema="on"), "model.ema: expected true or false, got 'on'"),
@@ -295,3 +297,8 @@ def test_what_there_is_not_is_an_error(read, content, fault):
     given = () if content["data"]["dataset"] == "CIFAR10" else LDFDCT
     with pytest.raises(ConfigError, match=f"fast_ddpm.yml: {fault}"):
         read(content, *given)
+
+
+def test_a_part_that_is_none_is_an_error(read):
+    with pytest.raises(ConfigError, match="data: expected keys with values below it, got None"):
+        read({**PUBLISHED, "data": None})

@@ -389,6 +389,9 @@ def test_another_dataset_than_the_named_one_is_not_taken(write, tmp_path):
         (changed(DOWNSTREAM, model={"name": "mocov3"}), ConfigError, "expected ddpm, got 'mocov3'"),
         (changed(DOWNSTREAM, model={"optimizer": "lion"}), ConfigError, "model.optimizer: expected one of adamw"),
         (changed(DOWNSTREAM, model={"lr": "fast"}), ConfigError, "model.lr: expected a number, got 'fast'"),
+        (changed(DOWNSTREAM, model={"lr": True}), ConfigError, "model.lr: expected a number, got True"),
+        (changed(DOWNSTREAM, model={"lr": "nan"}), ConfigError, "model.lr: expected a number, got 'nan'"),
+        (changed(DOWNSTREAM, dataset={"sigma": True}), ConfigError, "dataset.sigma: expected a number, got True"),
         (changed(DOWNSTREAM, model={"unet": [1, 2]}), ConfigError, "model.unet: expected an object"),
         ({**DOWNSTREAM, "training_protocol": True}, ConfigError, "training_protocol.scratch: expected an object"),
         (
@@ -425,6 +428,12 @@ def test_a_file_that_can_t_be_used_is_named(write, content, error, fault):
     with pytest.raises(error, match=fault) as caught:
         translate(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["007", "1e3", "null", "True", "nan", "it's", "a=b,c", "weights_2"])
+def test_a_name_stays_a_name(write, name):
+    content = changed(PRETRAINING, dataset={"path": name})
+    assert compose_training(translate(write(content))[0].overrides).data.root == name
 
 
 def test_yaml_is_read_without_its_tags(write, tmp_path):

@@ -16,6 +16,7 @@ def test_a_map_with_itself_is_perfect_and_two_empty_ones_have_no_class():
     assert dice(labels, labels) == {1: 1.0, 2: 1.0, 3: 1.0}
     assert dice(labels > 9, labels > 9) == {}
     assert dice(labels > 1, labels > 1) == {1: 1.0}
+    assert dice(labels - 1, labels - 1) == {1: 1.0, 2: 1.0}  # -1 is background
 
 
 def test_grey_values_are_refused():

@@ -27,14 +27,22 @@ _PATTERN = re.compile(r"\s*([^\s<>=!]+)\s*(>=|<=|!=|==|=|>|<)\s*(.*?)\s*")
 
 @dataclass(frozen=True)
 class Criterion:
-    """One condition: `key operator value`; of several values any will do (`=`) or none may hold (`!=`)."""
+    """One condition: `key operator value`; of several values any will do (`=`) or none may hold (`!=`).
+
+    Attributes:
+        key: a column, or what is known of objects.
+        sign: the operator.
+        values: numbers where they can be read as numbers.
+        texts: each of them as it was typed: `007` is the text 007 and the number 7.
+    """
 
     key: str
     sign: str
     values: tuple[str | float | None, ...]
+    texts: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.key}{self.sign}{','.join('null' if value is None else str(value) for value in self.values)}"
+        return f"{self.key}{self.sign}{','.join(self.texts)}"
 
     @property
     def about_objects(self) -> bool:
@@ -44,8 +52,8 @@ class Criterion:
     def holds(self, value: Any) -> Any:
         """Whether a value, or each of an array, meets the condition, as Python compares them.
 
-        A number and its text are the same, as folders and databases differ in types. An absent value equals `null`
-        alone, and is neither more nor less than anything.
+        A number and its text are the same, as folders and databases differ in types; a text equals what was typed,
+        letter by letter. An absent value equals `null` alone, and is neither more nor less than anything.
 
         Raises:
             SettingError: text where a number is compared.
@@ -56,7 +64,8 @@ class Criterion:
 
     def _holds(self, value: Any) -> bool:
         if self.sign in ("=", "==", "!="):
-            return any(_equal(value, wanted) for wanted in self.values) != (self.sign == "!=")
+            found = any(_equal(value, *wanted) for wanted in zip(self.values, self.texts, strict=True))
+            return found != (self.sign == "!=")
         if value is None:
             return False
         wanted = self.values[0]
@@ -101,7 +110,7 @@ def parse_selection(selection: Mapping[str, Any] | Sequence[str] | None) -> tupl
             raise SettingError(f"selection: {key}{sign} expects one value, got {', '.join(map(str, values))}")
         if key in OBJECT_KEYS and any(isinstance(value, str | None) for value in plain):
             raise SettingError(f"selection: {key} expects numbers, got {', '.join(map(str, values))}")
-        criteria.append(Criterion(key, sign, plain))
+        criteria.append(Criterion(key, sign, plain, tuple(_text(value) for value in values)))
     return tuple(criteria)
 
 
@@ -120,7 +129,17 @@ def _value(value: Any) -> str | float | None:
     return int(value) if isinstance(value, bool) else value
 
 
-def _equal(value: Any, wanted: Any) -> bool:
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip().strip("'\"")
+    return "null" if value is None else str(_value(value))
+
+
+def _equal(value: Any, wanted: str | float | None, text: str) -> bool:
     if value is None or wanted is None:
         return value is wanted
-    return bool(value == wanted if isinstance(value, str) == isinstance(wanted, str) else str(value) == str(wanted))
+    if isinstance(value, bool) and text.lower() in ("true", "false"):
+        return str(value).lower() == text.lower()
+    if isinstance(value, str) or isinstance(wanted, str):
+        return str(value) == text
+    return bool(value == wanted)

@@ -9,7 +9,7 @@ from typing import Any
 
 from voxelry.core.errors import ConfigError
 from voxelry.data.layouts.files import split_folders
-from voxelry.interop.legacy.overrides import Translation, count, read, text, truth, whole, wholes
+from voxelry.interop.legacy.overrides import Translation, count, number, read, text, truth, whole, wholes
 
 __all__ = [
     "add_augmentation",
@@ -202,7 +202,7 @@ def add_network(result: Translation, content: Mapping[str, Any], unet: dict[str,
 def add_optimizer(result: Translation, path: Path, model: dict[str, Any]) -> None:
     """The optimizer and its learning rate."""
     result.optimizer(path, model.pop("optimizer"), "model.optimizer")
-    result.set("optimizer.lr", result.read("model.lr", model.pop("lr"), float), "model.lr")
+    result.set("optimizer.lr", result.read("model.lr", model.pop("lr"), number), "model.lr")
 
 
 def add_rest(result: Translation, path: Path, content: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, VoxelryError
 from voxelry.data.layouts.find import find_pairs, recognise
 from voxelry.interop.legacy.fast_ddpm_options import Options
-from voxelry.interop.legacy.overrides import Translation, count, read, truth, whole, wholes
+from voxelry.interop.legacy.overrides import Translation, count, number, read, truth, whole, wholes
 from voxelry.io import open_image
 
 __all__ = ["DataSet", "data_set", "is_theirs", "translate"]
@@ -35,6 +35,7 @@ _SCHEDULES = {
     "alpha_sigmoid": "alpha_sigmoid",
     "alpha_linear": "alpha_linear",
 }
+_PARTS = ("data", "model", "diffusion", "training", "optim")
 _ROOTS = ("train_dataroot", "val_dataroot", "sample_dataroot")
 _NEVER = 10**6  # a validation every so many steps is none
 
@@ -70,6 +71,9 @@ def translate(path: Path, content: Mapping[str, Any], options: Options = Options
     Raises:
         ConfigError: it asks for something voxelry doesn't have; names the key.
     """
+    for name in _PARTS:
+        if name in content and not isinstance(content[name], Mapping):
+            raise ConfigError(f"{path}: {name}: expected keys with values below it, got {content[name]!r}")
     parts = {name: dict(value) for name, value in content.items() if isinstance(value, Mapping)}
     data, model = parts.pop("data"), {**_MODEL, **parts.pop("model")}
     result = Translation(source=str(path))
@@ -120,7 +124,7 @@ def _network(result: Translation, model: dict[str, Any], *, size: int) -> None:
     kinds = ["full" if size >> level in wanted else "none" for level in range(len(multipliers))]
     result.set("model.attention", kinds, "model.attn_resolutions", f"by level, for images {size} wide")
     if "dropout" in model:
-        result.set("model.dropout", result.read("model.dropout", model.pop("dropout"), float), "model.dropout")
+        result.set("model.dropout", result.read("model.dropout", model.pop("dropout"), number), "model.dropout")
     if not result.flag(model, "model", "resamp_with_conv", usual=True):
         result.set("model.down", "average", "model.resamp_with_conv")
         result.set("model.up", "nearest")
@@ -137,8 +141,8 @@ def _diffusion(path: Path, result: Translation, diffusion: dict[str, Any]) -> No
         diffusion,
         "diffusion",
         {
-            "beta_start": ("task.linear_start", float),
-            "beta_end": ("task.linear_end", float),
+            "beta_start": ("task.linear_start", number),
+            "beta_end": ("task.linear_end", number),
             "num_diffusion_timesteps": ("task.n_timestep", count),
         },
     )
@@ -307,17 +311,17 @@ def _training(
         result.ignore("training.validation_freq", "the original never validates; trainer.validate_every decides")
     result.set("learning_rate", "constant")
     result.leftovers(training, "training")
-    rate = result.read("model.ema_rate", model.pop("ema_rate", 0.999), float)
+    rate = result.read("model.ema_rate", model.pop("ema_rate", 0.999), number)
     result.set("trainer.ema", rate if result.flag(model, "model", "ema", usual=True) else None, "model.ema")
     result.optimizer(path, optim.pop("optimizer", "Adam"), "optim.optimizer")
-    result.take(optim, "optim", {"lr": ("optimizer.lr", float)})
-    result.take(optim, "optim", {"grad_clip": ("trainer.gradient_clip_val", float)})
+    result.take(optim, "optim", {"lr": ("optimizer.lr", number)})
+    result.take(optim, "optim", {"grad_clip": ("trainer.gradient_clip_val", number)})
     # the optimizer's own keywords, of which our configurations leave PyTorch's values
-    for key, usual, convert in (("weight_decay", 0.0, float), ("eps", 1e-8, float), ("amsgrad", False, truth)):
+    for key, usual, convert in (("weight_decay", 0.0, number), ("eps", 1e-8, number), ("amsgrad", False, truth)):
         value = result.read(f"optim.{key}", optim.pop(key, usual), convert)
         if value != usual:
             result.set(f"++optimizer.{key}", value, f"optim.{key}")
-    beta = result.read("optim.beta1", optim.pop("beta1", 0.9), float)
+    beta = result.read("optim.beta1", optim.pop("beta1", 0.9), number)
     if beta != 0.9:
         result.set("++optimizer.betas", [beta, 0.999], "optim.beta1")
     result.leftovers(optim, "optim")

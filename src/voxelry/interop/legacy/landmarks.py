@@ -22,7 +22,7 @@ from voxelry.interop.legacy.data import (
     size_name,
 )
 from voxelry.interop.legacy.options import OriginalOptions
-from voxelry.interop.legacy.overrides import Translation, count, read, text, truth
+from voxelry.interop.legacy.overrides import Translation, count, number, read, text, truth
 
 __all__ = ["landmark_runs"]
 
@@ -147,7 +147,7 @@ def _training(path: Path, content: Mapping[str, Any], run: _Run, measured: bool)
             unet.pop("self_condition")
             result.ignore("model.unet.self_condition", "a map of landmarks is no estimate of the image")
         result.leftovers(unet, "model.unet")
-        model["lr"] = result.read("model.lr", model["lr"], float) * 10
+        model["lr"] = result.read("model.lr", model["lr"], number) * 10
         result.notes.append("model.lr times 10, as the original did from scratch")
     if "resume" in settings:
         origin = f"training_protocol.{run.kind}"
@@ -229,7 +229,7 @@ def _samples(path: Path, samples: Any) -> int | str:
 def _targets(result: Translation, path: Path, dataset: dict[str, Any]) -> None:
     """The landmarks' heatmaps, and how many cases are learned from."""
     sigma = dataset.pop("sigma")
-    widths = [result.read("dataset.sigma", width, float) for width in (sigma if isinstance(sigma, list) else [sigma])]
+    widths = [result.read("dataset.sigma", width, number) for width in (sigma if isinstance(sigma, list) else [sigma])]
     result.set("task.sigma", widths if isinstance(sigma, list) else widths[0], "dataset.sigma")
     result.set("task.sigma_unit", "voxel", "dataset.sigma", "it was in voxels of the resized image")
     samples = _samples(path, dataset.pop("training_samples", "all"))

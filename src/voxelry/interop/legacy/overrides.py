@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import ConfigError, FileError
 from voxelry.core.plain_yaml import parse_yaml
 
-__all__ = ["OPTIMIZERS", "Translation", "count", "read", "read_settings", "text", "truth", "whole", "wholes"]
+__all__ = ["OPTIMIZERS", "Translation", "count", "number", "read", "read_settings", "text", "truth", "whole", "wholes"]
 
 OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
 
@@ -125,16 +127,28 @@ def read(source: str | Path, origin: str, value: Any, convert: Callable[[Any], A
         ) from error
 
 
+def number(value: Any) -> float:
+    """A finite number, from text as well; true is none, though Python takes it for 1.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    said = float(value)
+    if isinstance(value, bool) or not math.isfinite(said):
+        raise ValueError(value)
+    return said
+
+
 def whole(value: Any) -> int:
     """A whole number, from text as well.
 
     Raises:
         ValueError, TypeError, OverflowError: it is none.
     """
-    number = float(value)
-    if isinstance(value, bool) or number != int(number):
+    said = number(value)
+    if said != int(said):
         raise ValueError(value)
-    return int(number)
+    return int(said)
 
 
 def count(value: Any) -> int:
@@ -143,10 +157,10 @@ def count(value: Any) -> int:
     Raises:
         ValueError, TypeError, OverflowError: it is none.
     """
-    number = whole(value)
-    if number < 1:
+    said = whole(value)
+    if said < 1:
         raise ValueError(value)
-    return number
+    return said
 
 
 def wholes(value: Any) -> list[int]:
@@ -186,7 +200,7 @@ def truth(value: Any) -> bool:
 
 
 _WANTED: dict[Callable[[Any], Any], str] = {
-    float: "a number",
+    number: "a number",
     whole: "a whole number",
     count: "a whole number from 1 on",
     wholes: "a list of whole numbers from 1 on",
@@ -196,6 +210,9 @@ _WANTED: dict[Callable[[Any], Any], str] = {
 }
 
 
+_WORD = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z]\w*", re.ASCII | re.IGNORECASE)  # not read as anything else
+
+
 def _hydra(value: Any) -> str:
     if value is None:
         return "null"
@@ -203,7 +220,7 @@ def _hydra(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(_hydra(item) for item in value) + "]"
-    if isinstance(value, str) and not value.replace("_", "").replace(".", "").isalnum():
+    if isinstance(value, str) and not _WORD.fullmatch(value):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"
     return str(value)

@@ -17,7 +17,7 @@ from voxelry.interop.legacy.data import (
     rank,
     size_name,
 )
-from voxelry.interop.legacy.overrides import Translation, count, read, truth
+from voxelry.interop.legacy.overrides import Translation, count, number, read, truth
 
 __all__ = ["pretraining"]
 
@@ -35,8 +35,8 @@ _USUAL: dict[str, dict[str, Any]] = {
 _STEPS = (  # of the schedule: key, its usual value, how it is read
     ("schedule", "linear", str.lower),
     ("n_timestep", 500, count),
-    ("linear_start", 1e-4, float),
-    ("linear_end", 0.02, float),
+    ("linear_start", 1e-4, number),
+    ("linear_end", 0.02, number),
 )
 
 
