@@ -1,4 +1,4 @@
-"""The SLURM script against stand-ins for SLURM and Ray, and Hydra's SLURM launcher."""
+"""The SLURM scripts against stand-ins for SLURM and Ray, and Hydra's SLURM launcher."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from voxelry.phantoms import write_phantoms
 
 FOLDER = Path(__file__).parents[3] / "scripts" / "slurm"
-SCRIPT, EVALUATION = FOLDER / "train_ray.sbatch", FOLDER / "evaluate.sbatch"
+SCRIPT, PREDICTION, EVALUATION = (FOLDER / f"{name}.sbatch" for name in ("train_ray", "predict_ray", "evaluate"))
 STANDINS = {
     "scontrol": 'printf "node1\\nnode2\\nnode3\\n"',
     "hostname": 'echo "10.0.0.7 192.168.0.7"',
@@ -50,6 +50,7 @@ def submit(tmp_path):
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "RECORD": str(record),
             "SLURM_JOB_ID": "4711",
+            "SLURM_SUBMIT_DIR": str(FOLDER.parents[1]),
             "SLURM_JOB_NODELIST": "node[1-3]",
             "SLURM_JOB_NUM_NODES": "3",
             "SLURM_CPUS_PER_TASK": "16",
@@ -64,7 +65,7 @@ def submit(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("script", [SCRIPT, EVALUATION], ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", [SCRIPT, PREDICTION, EVALUATION], ids=lambda path: path.stem)
 def test_a_script_is_valid_shell(script):
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
     assert os.access(script, os.X_OK)
@@ -101,6 +102,24 @@ def test_ray_starts_on_every_node_and_the_training_on_one(submit):
         "launcher.num_workers=12 launcher.cpus_per_worker=4 launcher.gpus_per_worker=1"
     )
     assert started[-1].startswith("at 10.0.0.7:24711, token secret,")
+
+
+def test_a_prediction_has_the_model_on_every_gpu_of_the_job(submit):
+    done, started = submit("--model", "/runs/nuclei", "/my scans", "--out", "/out", script=PREDICTION)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("ray start") for line in started) == 2
+    assert started[-2] == (
+        "voxelry predict --model /runs/nuclei /my scans --out /out --launcher ray --workers 12 "
+        "--launcher-option cpus_per_worker=4 --launcher-option gpus_per_worker=1"
+    )
+    assert submit(script=PREDICTION, VOXELRY_FAILS="1")[0].returncode == 1
+
+
+def test_a_job_submitted_elsewhere_is_told_where_the_scripts_lie(submit, tmp_path):
+    done, started = submit(SLURM_SUBMIT_DIR=str(tmp_path))
+    assert (done.returncode, started) == (1, [])
+    assert "VOXELRY_SCRIPTS" in done.stderr
+    assert submit(SLURM_SUBMIT_DIR=str(tmp_path), VOXELRY_SCRIPTS=str(FOLDER))[0].returncode == 0
 
 
 def test_nodes_without_gpus_run_as_many_workers_as_asked_for(submit):
