@@ -19,6 +19,8 @@ from voxelry.core.errors import CheckpointError, ConfigError, DataError, Setting
 from voxelry.core.space import Space
 from voxelry.data.layouts.files import case_name
 from voxelry.data.preprocess import Preprocess
+from voxelry.data.slices.cut import oblique_plane
+from voxelry.data.slices.pointmaps import masked_pointmap
 from voxelry.engine.compose import compose_training
 from voxelry.engine.predict import predict_files
 from voxelry.engine.report import evaluate_folder
@@ -165,6 +167,31 @@ def test_a_single_image_is_enough(model, scan, tmp_path):
     assert not outcome.failed
     assert (tmp_path / "out" / "slice.ply").is_file()
     assert not (tmp_path / "out" / "slice.nii.gz").exists()
+
+
+def test_a_pointmap_says_where_a_single_image_lies(model, scan, tmp_path):
+    plane = oblique_plane((6, 46, 22), (0.3, -0.5, 1.0), spacing=(1.5, 2.0), shape=(24, 20))
+    grey = np.random.default_rng(0).integers(90, 255, plane.shape, dtype=np.uint8)
+    path = write_image(tmp_path / "slice.png", grey[None], Space.from_spacing(plane.shape))
+    region = torch.zeros(plane.shape, dtype=torch.bool)
+    region[4:15, 3:9] = True  # as prepared slices have it: known on the organ alone
+    points = masked_pointmap(plane, region).numpy()
+    np.save(tmp_path / "first.npy", points)
+    np.save(tmp_path / "last.npy", np.moveaxis(points, 0, 2))
+    np.savez(tmp_path / "prepared.npz", image=grey[None], pointmap=points)
+    for given in (points, tmp_path / "first.npy", tmp_path / "last.npy", f"{tmp_path}/prepared.npz::pointmap"):
+        found = model.reconstruct(path, click=(9, 13), slice=True, pointmap=given)
+        np.testing.assert_allclose(found.clicks[0], plane.to_world(np.array([13.0, 9.0])), atol=1e-3)
+        normal = np.cross(*plane.directions.T)
+        assert np.abs(found.views[0].directions.T @ normal).max() < 1e-5
+    for pointmap, fault in ((np.full_like(points, np.nan), "got NaN only"), (points[:, 1:], r"expected shape \(3, 24")):
+        np.save(tmp_path / "bad.npy", pointmap)
+        with pytest.raises(DataError, match=f"bad.npy: .*{fault}"):
+            model.reconstruct(path, click=(9, 13), slice=True, pointmap=tmp_path / "bad.npy")
+    with pytest.raises(SettingError, match="expected none with a pointmap"):
+        model.reconstruct(path, click=(9, 13), slice=True, pointmap=points, spacing=1.0)
+    with pytest.raises(SettingError, match="expected with slice"):
+        model.reconstruct(scan, click=CLICK, pointmap=points)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 
-__all__ = ["PointmapNormaliser", "masked_pointmap", "pointmap"]
+__all__ = ["PointmapNormaliser", "masked_pointmap", "pointmap", "pointmap_plane"]
+
+_FLAT = 0.05  # of a pixel: how far the points of a plane may lie from it, as stored numbers are rounded
 
 
 def pointmap(space: Space) -> NDArray[np.float64]:
@@ -37,6 +39,38 @@ def masked_pointmap(space: Space, region: Tensor) -> Tensor:
         raise SettingError(f"region: expected shape {space.shape}, got {tuple(region.shape)}")
     points = torch.from_numpy(pointmap(space)).movedim(-1, 0).to(torch.float32)
     return torch.where(region.to(torch.bool), points, torch.nan)
+
+
+def pointmap_plane(points: ArrayLike) -> Space:
+    """The grid of rank 2 whose pixels lie where a pointmap says: the inverse of `pointmap`, by least squares.
+
+    Args:
+        points: `(3, H, W)` world x, y, z in mm, NaN where unknown.
+
+    Raises:
+        DataError: no point is known, too few for a plane, or points that aren't those of evenly spaced pixels.
+    """
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim != 3 or len(array) != 3:
+        raise DataError(f"pointmap: expected x, y and z of every pixel, (3, H, W), got shape {array.shape}")
+    known = np.isfinite(array).all(axis=0)
+    if not known.any():
+        raise DataError("pointmap: expected at least one known point, got NaN only")
+    index = np.column_stack([*np.nonzero(known), np.ones(int(known.sum()))])
+    world = array[:, known].T
+    fitted, _, rank, _ = np.linalg.lstsq(index, world, rcond=None)
+    steps = np.linalg.norm(fitted[:2], axis=1)
+    if rank < 3 or not np.linalg.norm(np.cross(*fitted[:2])) > 1e-3 * np.prod(steps):
+        raise DataError("pointmap: its known points lie on a line; expected points of at least two rows and columns")
+    away = float(np.linalg.norm(world - index @ fitted, axis=1).max())
+    if away > _FLAT * steps.min():
+        raise DataError(
+            f"pointmap: points lie up to {away:.3g} mm from a plane of evenly spaced pixels of "
+            f"{steps[0]:.3g} x {steps[1]:.3g} mm; expected mm along x, y, z, and none else than NaN where unknown"
+        )
+    affine = np.zeros((4, 3))
+    affine[:3], affine[3, 2] = fitted.T, 1.0
+    return Space(known.shape, affine)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     if stored.hasobject:
         raise FileError(path, "holds pickled Python objects, which are never loaded", "save a numeric array")
     dtype = check_numeric(path, stored)
-    axes = name_axes(path, len(shape), ndim=ndim, channel_axis=channel_axis)
+    axes = name_axes(path, shape, ndim=ndim, channel_axis=channel_axis)
     order = order_axes(path, shape, axes, ndim=ndim)
     return ImageFile(
         path=path,

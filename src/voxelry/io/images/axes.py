@@ -32,6 +32,7 @@ _NAMES = {
 }
 _LETTERS = {name: letter for letter, names in _NAMES.items() for name in names}
 _UNNAMED = re.compile(r"|(phony_)?dim_?\d+|axis_?\d+")  # what libraries call an axis that has no name
+_FEW_CHANNELS = 4  # colours with transparency: a first axis that short, before a longer last one, is likelier channels
 
 
 @dataclass(frozen=True)
@@ -95,28 +96,35 @@ class AxisOrder:
         )
 
 
-def name_axes(path: str | Path, rank: int, *, ndim: int | None, channel_axis: int | None) -> str:
+def name_axes(path: str | Path, shape: Sequence[int], *, ndim: int | None, channel_axis: int | None) -> str:
     """Letters for an array that doesn't say what its axes are.
 
     Without further word 2-D is `yx`, 3-D is `zyx` and 4-D is `zyxc`. `ndim=2` makes a 3-D array `yxc`;
     `channel_axis` (negative counts from the end) takes that axis as channel, the rest are spatial in order.
 
     Raises:
-        FileError: another number of axes, or a `channel_axis` that isn't there.
+        FileError: another number of axes, a `channel_axis` that isn't there, or channels that seem to come first.
     """
+    rank = len(shape)
     if channel_axis is not None:
         axis = _channel(path, rank, channel_axis)
         letters = list(_spatial(path, rank, rank - 1))
         letters.insert(axis, "c")
         return "".join(letters)
-    if rank == 3 and ndim == 2:
-        return "yxc"
-    if rank == 4:
-        return "zyxc"
-    return _spatial(path, rank, rank)
+    if rank != 4 and not (rank == 3 and ndim == 2):
+        return _spatial(path, rank, rank)
+    if shape[0] <= _FEW_CHANNELS < shape[-1]:
+        raise FileError(
+            path,
+            f"shape {tuple(shape)} looks like channels first, where they are expected last",
+            f"say where they are: {way_to_say(channel_axis=0)}, or -1 for last",
+        )
+    return "zyxc"[4 - rank :]
 
 
-def named_axes(path: str | Path, names: Sequence[object], *, ndim: int | None, channel_axis: int | None) -> str:
+def named_axes(
+    path: str | Path, names: Sequence[object], shape: Sequence[int], *, ndim: int | None, channel_axis: int | None
+) -> str:
     """Letters for an array whose axes have names, such as `z` or `height`; without any as `name_axes`.
 
     Raises:
@@ -124,7 +132,7 @@ def named_axes(path: str | Path, names: Sequence[object], *, ndim: int | None, c
     """
     words = ["" if name is None else str(name).strip().lower() for name in names]
     if all(_UNNAMED.fullmatch(word) for word in words):
-        return name_axes(path, len(words), ndim=ndim, channel_axis=channel_axis)
+        return name_axes(path, shape, ndim=ndim, channel_axis=channel_axis)
     letters = [_LETTERS.get(word, "") for word in words]
     if channel_axis is not None:
         letters[_channel(path, len(words), channel_axis)] = "c"
@@ -132,7 +140,7 @@ def named_axes(path: str | Path, names: Sequence[object], *, ndim: int | None, c
     if all(letters) and len(spatial) == len(set(spatial)) >= 2:
         return "".join(letters)
     if ndim is not None or channel_axis is not None:
-        return name_axes(path, len(words), ndim=ndim, channel_axis=channel_axis)
+        return name_axes(path, shape, ndim=ndim, channel_axis=channel_axis)
     raise FileError(
         path,
         f"its axes are called {', '.join(word or 'nothing' for word in words)}, of which not all can be placed",

@@ -49,7 +49,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         present = stored.id.get_storage_size() > 0
         check_stored(path, shape, stored.dtype.itemsize if contiguous and present else 0, path.stat().st_size)
         said = {name: stored.attrs[name] for name in stored.attrs if name not in _OTHER_NOTES}
-        axes = named_axes(path, _axis_names(path, stored), ndim=ndim, channel_axis=channel_axis)
+        axes = named_axes(path, _axis_names(path, stored), shape, ndim=ndim, channel_axis=channel_axis)
         lengths = Lengths(path)
         places = _coordinates(stored, axes, lengths)
     order = order_axes(path, shape, axes, ndim=ndim)

@@ -213,7 +213,7 @@ def _axes(path: Path, axes: str, shape: tuple[int, ...], ndim: int | None, chann
     """Name the pages that the file doesn't name: planes if the file has none, channels beyond that."""
     unnamed = [index for index, letter in enumerate(axes) if letter in "iq"]
     if "y" not in axes or "x" not in axes:
-        return name_axes(path, len(shape), ndim=ndim, channel_axis=channel_axis)
+        return name_axes(path, shape, ndim=ndim, channel_axis=channel_axis)
     if not unnamed or "z" in axes or ndim == 2 or channel_axis in unnamed[-1:]:
         return axes
     return axes[: unnamed[-1]] + "z" + axes[unnamed[-1] + 1 :]

@@ -65,7 +65,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
     dtype = check_numeric(path, stored)
     check_stored(path, shape, 0, 0)  # chunks may be absent and are then the fill value: any size is possible
     lengths = Lengths(path)
-    place = _geometry(path, node, len(shape), lengths, ndim=ndim, channel_axis=channel_axis)
+    place = _geometry(path, node, shape, lengths, ndim=ndim, channel_axis=channel_axis)
     order = order_axes(path, shape, place.letters, ndim=ndim, channel_axis=channel_axis)
     affine = _own_affine(path, node, place, order, lengths)
     stack = np.array([0.0, 0.0, 1.0])  # of channels read as a volume
@@ -284,12 +284,12 @@ def _are_plain(codecs: Sequence[Any]) -> bool:
 
 
 def _geometry(
-    path: Path, node: _Node, rank: int, lengths: Lengths, *, ndim: int | None, channel_axis: int | None
+    path: Path, node: _Node, shape: tuple[int, ...], lengths: Lengths, *, ndim: int | None, channel_axis: int | None
 ) -> Geometry:
     if node.multiscale is not None:
-        return _geometry_of(path, node, _level(node), rank, lengths)
-    names = node.names if len(node.names) == rank else [None] * rank
-    letters = named_axes(path, names, ndim=ndim, channel_axis=channel_axis)
+        return _geometry_of(path, node, _level(node), len(shape), lengths)
+    names = node.names if len(node.names) == len(shape) else [None] * len(shape)
+    letters = named_axes(path, names, shape, ndim=ndim, channel_axis=channel_axis)
     spatial = [axis for axis, letter in enumerate(letters) if letter in "zyx"]
     size = node.attributes.get("element_size_um")
     steps = np.ones(len(spatial))

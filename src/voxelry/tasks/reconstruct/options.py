@@ -44,6 +44,7 @@ OPTIONS = (
     Option("plane", str, "axial, coronal, sagittal, or a normal x,y,z; once, or once per click", True, read=_planes),
     Option("mask", Path, "the organ in the clicked slice, as an image"),
     Option("slice", Path, "a single slice, without a volume", files=_alone),
+    Option("pointmap", Path, "x, y, z in RAS mm of each pixel of --slice, (3, H, W), NaN where unknown"),
     Option("label", int, "which organ, where a model knows several"),
 )
 

@@ -39,8 +39,9 @@ from voxelry.data.slices.cut import (
     regrid,
     take_slice,
 )
+from voxelry.data.slices.pointmaps import pointmap_plane
 from voxelry.data.slices.upright import upright
-from voxelry.io import write_image
+from voxelry.io import open_image, write_image
 from voxelry.io.meshes import write_mesh
 from voxelry.ops.surface import extract_surface, volume_mismatch
 from voxelry.tasks.recipe import make_folder
@@ -68,6 +69,8 @@ class Asked:
             where it is a file), or an image of the slice's size with `slice`; what isn't 0 (or -1) is organ.
         slice: there is one image of rank 2 and no volume; true, or that image's file once more.
         spacing: mm per pixel of a single image, or of the voxels, instead of the file's own.
+        pointmap: where the pixels of a single image lie, instead of what its file says: world x, y, z in mm (RAS) of
+            each, `(3, H, W)` or `(H, W, 3)`, NaN where unknown; an array or a file of one.
         label: the organ, one of the model's; may be left out where it has only one.
     """
 
@@ -76,6 +79,7 @@ class Asked:
     mask: str | PathLike[str] | NDArray[Any] | None = None
     slice: bool | str | PathLike[str] = False
     spacing: float | Sequence[float] | None = None
+    pointmap: str | PathLike[str] | NDArray[Any] | None = None
     label: int | None = None
 
 
@@ -114,6 +118,8 @@ def reconstruct(
     turned, placed = np.eye(4), None
     if asked.slice:
         slices = [_lone(model, image, points, asked, organ)]
+    elif asked.pointmap is not None:
+        raise SettingError("pointmap: expected with slice; a volume says itself where its voxels lie")
     else:
         placed = _placed(model, image, points, asked, space, options)
         slices, turned = _cuts(placed, points, "axial" if asked.plane is None else asked.plane, organ)
@@ -145,7 +151,7 @@ def _lone(
             f"{image}: a single image can't be registered to the template that the model was trained with; give "
             "the volume that it is a slice of, without --slice"
         )
-    return _single(model, as_path(image), points, asked.mask, asked.spacing, organ[0])
+    return _single(model, as_path(image), points, asked, organ[0])
 
 
 def _placed(
@@ -328,16 +334,22 @@ def _mask_on(mask: Any, space: Space, image: Reference) -> torch.Tensor:
 
 
 def _single(
-    model: Model[ReconstructTask], path: Path, points: NDArray[np.float64], mask: Any, spacing: Any, label: int
+    model: Model[ReconstructTask], path: Path, points: NDArray[np.float64], asked: Asked, label: int
 ) -> SliceSample:
     """The slice of an image that has no volume."""
     if len(points) != 1:
         raise SettingError(f"click: expected one on a single image, got {len(points)}")
-    read = read_slice(path, spacing=spacing, label=label)
+    if asked.pointmap is None:
+        read = read_slice(path, spacing=asked.spacing, label=label)
+    elif asked.spacing is not None:
+        raise SettingError("spacing: expected none with a pointmap, which tells it")
+    else:
+        read = read_slice(path, spacing=1.0, label=label)
+        read = read.replace(space=_where(asked.pointmap, read))
     point = points[0]
     world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
     check_click(read.image, read.space, world, source=str(path))
-    labels = None if mask is None else _mask_on(mask, read.space, Reference(path, read.space, oriented=False))
+    labels = None if asked.mask is None else _mask_on(asked.mask, read.space, Reference(path, read.space, oriented=False))
     sample = Sample(read.image, read.space, case_name(path), str(path))
     prepared = model.bundle.preprocess(sample)
     outlined = read.replace(mask=None if labels is None else labels > 0)
@@ -351,3 +363,29 @@ def _single(
         mask=regrid(outlined, prepared.space)[0].mask,
         click=at,
     )
+
+
+def _where(pointmap: Any, image: SliceSample) -> Space:
+    """The grid of a single image by the positions of its pixels.
+
+    Raises:
+        DataError: positions of another number of pixels, or none that lie evenly on a plane.
+    """
+    name, array = "pointmap", pointmap
+    if isinstance(pointmap, str | PathLike):
+        name, array = str(pointmap), _points_of(as_path(pointmap))
+    array = np.asarray(array)
+    if array.ndim == 3 and array.shape[0] != 3 and array.shape[2] == 3:
+        array = np.moveaxis(array, 2, 0)
+    if array.shape != (3, *image.space.shape):
+        raise DataError(f"{name}: expected shape {(3, *image.space.shape)} for {image.source}, got {array.shape}")
+    try:
+        return pointmap_plane(array)
+    except DataError as error:
+        raise DataError(str(error) if name == "pointmap" else f"{name}: {error}") from error
+
+
+def _points_of(path: Path) -> NDArray[Any]:
+    """The array of a pointmap's file, `(3, H, W)`, whichever of its axes is x, y, z."""
+    first, last = (open_image(path, ndim=2, channel_axis=axis) for axis in (0, -1))
+    return (first if first.channels == 3 else last).read()

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import tensorstore
 import tifffile
+import zarr
 from PIL import Image as Pillow
 from yaozarrs import validate_ome_json
 
@@ -29,7 +30,7 @@ class TestNpy:
         [
             ((4, 5), {}, 1, (4, 5)),
             ((3, 4, 5), {}, 1, (3, 4, 5)),
-            ((3, 4, 5), {"ndim": 2}, 5, (3, 4)),
+            ((5, 4, 3), {"ndim": 2}, 3, (5, 4)),
             ((3, 4, 5), {"channel_axis": 0}, 3, (4, 5)),
             ((3, 4, 5), {"channel_axis": -2}, 4, (3, 5)),
             ((3, 4, 5, 2), {}, 2, (3, 4, 5)),
@@ -521,6 +522,24 @@ class TestHdf5:
         assert image.space.spacing == pytest.approx(spacing)
         np.testing.assert_array_equal(image.read(), expected)
 
+    @pytest.mark.parametrize("suffix", ["npy", "h5", "zarr"])
+    @pytest.mark.parametrize("shape", [(3, 20, 24), (2, 9, 20, 24)])
+    def test_channels_that_seem_to_come_first_are_asked_about(self, suffix, shape, tmp_path):
+        array, path = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape), tmp_path / f"a.{suffix}"
+        if suffix == "npy":
+            np.save(path, array)
+        elif suffix == "h5":
+            with h5py.File(path, "w") as file:
+                file["raw"] = array
+        else:
+            zarr.save_array(path, array)
+        rank = len(shape) - 1
+        np.testing.assert_array_equal(read_image(path, ndim=rank, channel_axis=0).array, array)
+        last = read_image(path, ndim=rank, channel_axis=-1).array
+        np.testing.assert_array_equal(last, np.moveaxis(array, -1, 0))
+        with pytest.raises(FileError, match="looks like channels first.*channel_axis=0"):
+            open_image(path, ndim=rank)
+
     def test_axes_that_cannot_be_placed(self, tmp_path):
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["raw"] = COLOURED
@@ -565,7 +584,7 @@ class TestZarr:
         save_zarr(tmp_path / "a.zarr", VOLUME, version=version)
         image = open_image(tmp_path / "a.zarr")
         np.testing.assert_array_equal(image.read((slice(1, 3), slice(0, 2), slice(4, 5)))[0], VOLUME[1:3, 0:2, 4:5])
-        assert open_image(tmp_path / "a.zarr", ndim=2).shape == (5, 3, 4)
+        assert open_image(tmp_path / "a.zarr", ndim=2, channel_axis=-1).shape == (5, 3, 4)
 
     def test_dimension_names(self, tmp_path):
         save_zarr(tmp_path / "a.zarr", COLOURED, version=3, dimension_names=["z", "y", "x", "c"])
