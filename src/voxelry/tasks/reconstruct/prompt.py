@@ -349,7 +349,9 @@ def _single(
     point = points[0]
     world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
     check_click(read.image, read.space, world, source=str(path))
-    labels = None if asked.mask is None else _mask_on(asked.mask, read.space, Reference(path, read.space, oriented=False))
+    labels = (
+        None if asked.mask is None else _mask_on(asked.mask, read.space, Reference(path, read.space, oriented=False))
+    )
     sample = Sample(read.image, read.space, case_name(path), str(path))
     prepared = model.bundle.preprocess(sample)
     outlined = read.replace(mask=None if labels is None else labels > 0)

@@ -537,7 +537,7 @@ class TestHdf5:
         np.testing.assert_array_equal(read_image(path, ndim=rank, channel_axis=0).array, array)
         last = read_image(path, ndim=rank, channel_axis=-1).array
         np.testing.assert_array_equal(last, np.moveaxis(array, -1, 0))
-        with pytest.raises(FileError, match="looks like channels first.*channel_axis=0"):
+        with pytest.raises(FileError, match=r"looks like channels first.*channel_axis=0"):
             open_image(path, ndim=rank)
 
     def test_axes_that_cannot_be_placed(self, tmp_path):
