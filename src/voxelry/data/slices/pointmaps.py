@@ -58,9 +58,9 @@ def pointmap_plane(points: ArrayLike) -> Space:
         raise DataError("pointmap: expected at least one known point, got NaN only")
     index = np.column_stack([*np.nonzero(known), np.ones(int(known.sum()))])
     world = array[:, known].T
-    fitted, _, rank, _ = np.linalg.lstsq(index, world, rcond=None)
+    fitted, _, independent, _ = np.linalg.lstsq(index, world, rcond=None)
     steps = np.linalg.norm(fitted[:2], axis=1)
-    if rank < 3 or not np.linalg.norm(np.cross(*fitted[:2])) > 1e-3 * np.prod(steps):
+    if independent < 3 or not np.linalg.norm(np.cross(*fitted[:2])) > 1e-3 * np.prod(steps):
         raise DataError("pointmap: its known points lie on a line; expected points of at least two rows and columns")
     away = float(np.linalg.norm(world - index @ fitted, axis=1).max())
     if away > _FLAT * steps.min():
