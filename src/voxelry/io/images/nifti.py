@@ -7,6 +7,8 @@ brought to millimetres where the header says metres or micrometres.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +29,8 @@ from voxelry.io.units import Lengths
 __all__ = ["open_file", "write_file"]
 
 _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # code in xyzt_units: not told, metre, millimetre, micrometre
+_GZIP = b"\x1f\x8b"
+_HEADER = 1024  # bytes of a header, and more
 _COMPRESSED = (".gz", ".mgz", ".bz2", ".zst")
 
 
@@ -57,6 +61,7 @@ def _describe(path: Path, image: Any, channel_axis: int | None, ndim: int | None
     affine = np.asarray(image.affine, dtype=np.float64)
     lengths = Lengths(path)
     units = _units(image.header, lengths)
+    _check_distances(image, shape, lengths)
     affine = np.diag([units, units, units, 1.0]) @ affine
     first = axes.index(axes.strip("c")[0])
     steps = {first + column: affine[:3, column] for column in range(min(3, len(shape) - first))}
@@ -119,6 +124,7 @@ def volume_affine(space: Space) -> np.ndarray:
 @contextmanager
 def _loaded(path: Path) -> Iterator[Any]:
     """nibabel's image; the file that its PAR/REC reader leaves open is closed afterwards."""
+    _check_compression(path)
     image = nibabel.load(path)
     try:
         yield image
@@ -126,6 +132,25 @@ def _loaded(path: Path) -> Iterator[Any]:
         left_open = getattr(getattr(image, "dataobj", None), "file_like", None)
         if left_open is not None and hasattr(left_open, "close"):
             left_open.close()
+
+
+def _check_compression(path: Path) -> None:
+    """Tell apart what nibabel calls a file type that it can't work out."""
+    named = path.suffix.lower() == ".gz"
+    with path.open("rb") as file:
+        packed = file.read(len(_GZIP)) == _GZIP
+    if named and not packed:
+        raise FileError(path, "isn't compressed, as its name says", f"rename it to {path.name[:-3]}")
+    if packed and path.suffix.lower() == ".nii":
+        raise FileError(path, "is compressed, which its name doesn't say", f"rename it to {path.name}.gz")
+    if named:
+        try:
+            with gzip.open(path) as stream:
+                stream.read(_HEADER)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FileError(
+                path, f"its compression is damaged: {error}", "copy it again from where it is whole"
+            ) from error
 
 
 def _load(path: Path, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:
@@ -160,6 +185,19 @@ def _units(header: Any, lengths: Lengths) -> float:
     if code not in _MILLIMETRES:
         lengths.lack(f"xyzt_units: {code} is no unit of length; expected 1 (m), 2 (mm) or 3 (µm)")
     return _MILLIMETRES.get(code, 1.0)
+
+
+def _check_distances(image: Any, shape: tuple[int, ...], lengths: Lengths) -> None:
+    """`pixdim` of some axes only is a fault where the affine comes from it: nibabel takes 1 for the 0 of others."""
+    header = image.header
+    told = isinstance(header, nibabel.Nifti1Header) and header["sform_code"] > 0
+    if told or not isinstance(header, nibabel.AnalyzeHeader):
+        return
+    with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as stream:
+        stored = type(header).from_fileobj(stream, check=False)["pixdim"][1:4]
+    steps = [float(step) for step, size in zip(stored, shape, strict=False) if size > 1]
+    if any(steps) and not all(steps):
+        lengths.lack(f"says how far apart voxels are along some axes only: pixdim {', '.join(map(str, steps))}")
 
 
 def _has_orientation(header: Any) -> bool:

@@ -204,14 +204,28 @@ def _geometry(
         if "spacings" not in fields and {"axis mins", "axismins", "axis maxs", "axismaxs"} & set(fields):
             lengths.lack("says the ends of its axes (axis mins, axis maxs), not how far apart voxels are")
         for world, axis in enumerate(spatial):
-            step = abs(spacings[axis]) if np.isfinite(spacings[axis]) and spacings[axis] else 1.0
+            step = spacings[axis] if np.isfinite(spacings[axis]) and spacings[axis] else 1.0
             length = (lengths.factor(units[axis], "units") if axis < len(units) else None) or 1.0
             steps[axis] = signs * np.eye(3)[world] * step * length
+            origin += signs * np.eye(3)[world] * _first_centre(fields, axis, step) * length
     if len(steps) not in (2, 3):
         raise FileError(path, f"expected 2 or 3 spatial axes, got {len(steps)}")
     if np.linalg.matrix_rank(np.stack(list(steps.values()))) < len(steps):
         raise FileError(path, "its space directions flatten an axis")
     return steps, origin, "space directions" in fields
+
+
+def _first_centre(fields: dict[str, Any], axis: int, step: float) -> float:
+    """Where `axis mins` puts the middle of an axis' first voxel: a cell, as most are, begins there; 0 if it isn't told.
+
+    Formula: nrrdAxisInfoPos of teem, whose default is the cell, too.
+    """
+    mins = [float(start) for start in (fields.get("axis mins") or fields.get("axismins") or "").split()]
+    if axis >= len(mins) or not np.isfinite(mins[axis]):
+        return 0.0
+    centres = (fields.get("centerings") or fields.get("centers") or "").lower().split()
+    node = axis < len(centres) and centres[axis] == "node"
+    return mins[axis] + (0.0 if node else step / 2)
 
 
 def _load(data: _Data, order: AxisOrder, window: tuple[slice, ...]) -> np.ndarray:

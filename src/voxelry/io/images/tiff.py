@@ -32,6 +32,7 @@ from voxelry.io.units import Lengths
 
 __all__ = ["open_file", "write_file"]
 
+_WHITE_IS_ZERO = (1.0, -1.0)  # 1 - pixel
 _SIGNED = (-32768.0, 1.0)  # how ImageJ calibrates signed 16-bit pixels, which it stores as unsigned ones
 _EXACT = 2**53  # the largest whole number up to which float64 holds all of them
 _HEADER = 8  # bytes at least, before anything else (TIFF 6.0, section 2)
@@ -70,8 +71,11 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         lengths = Lengths(path)
         found = read_calibration(file, number, lengths)
         orientation = series.keyframe.tags.valueof(ORIENTATION_TAG)
-    if found.values:
-        dtype = np.dtype(np.int16 if stored == np.uint16 and found.values == _SIGNED else np.float32)
+        values = found.values
+    if values:
+        dtype = np.dtype(np.int16 if stored == np.uint16 and values == _SIGNED else np.float32)
+    elif stored.kind == "b" and series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        values = _WHITE_IS_ZERO  # as fax compression stores masks: what is white is 1, as in any other file
     worlds = {axis: "xyz"[world] for world, axis in enumerate(reversed(order.spatial))}
     untold = [letter for axis, letter in worlds.items() if letter not in found.spacing and shape[axis] > 1]
     if found.spacing and untold:
@@ -91,10 +95,10 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         channels=order.channels,
         dtype=dtype,
         format={"ome": "OME-TIFF", "imagej": "ImageJ TIFF"}.get(series.kind, "TIFF"),
-        loader=partial(_load, path, number, order, found.values, dtype),
+        loader=partial(_load, path, number, order, values, dtype),
         has_orientation=affine is not None,
         metadata=found.metadata,
-        order=None if found.values or number else order,  # others read the first series as it is stored
+        order=None if values or number else order,  # others read the first series as it is stored
         spacing_fault=None if affine is not None else lengths.fault,
     )
     return as_shown(image, orientation)

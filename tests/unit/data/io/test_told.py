@@ -1,11 +1,14 @@
 """What files say of their spacing and values in words that aren't ours: taken, or refused; never passed over."""
 
+import gzip
 import struct
 import zlib
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import tensorstore
 import tifffile
 from PIL import Image as Pillow
@@ -115,3 +118,64 @@ def test_an_animation_is_no_image(tmp_path):
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
     with pytest.raises(FileError, match="an animation of 3 frames"):
         open_image(tmp_path / "a.png")
+
+
+def nrrd(path, lines):
+    head = f"NRRD0004\ntype: uint16\ndimension: 3\nsizes: 6 5 4\nendian: little\nencoding: raw\n{lines}\n\n"
+    path.write_bytes(head.encode() + VOLUME.tobytes())
+    return path
+
+
+@pytest.mark.parametrize("lines", ["", "centerings: cell cell cell\n", "centers: node node node\n"])
+def test_a_nrrd_without_directions_lies_where_itk_puts_it(lines, tmp_path):
+    path = nrrd(tmp_path / "a.nrrd", f"{lines}spacings: 2 -3 4\naxis mins: 10 20 30")
+    image = SimpleITK.ReadImage(str(path))
+    expected = np.array(image.TransformIndexToPhysicalPoint((5, 4, 3))) * [-1, -1, 1]
+    if "node" in lines:
+        expected = np.array([-20.0, -8.0, 42.0])
+    np.testing.assert_allclose(open_image(path).space.to_world(np.array([3, 4, 5])), expected)
+
+
+def test_nifti_with_a_distance_along_some_axes_only(tmp_path):
+    def save(name, steps, code):
+        image = nibabel.Nifti1Image(VOLUME, None)
+        image.header["qform_code"] = code
+        nibabel.save(image, tmp_path / name)
+        content = bytearray((tmp_path / name).read_bytes())
+        struct.pack_into("<3f", content, 80, *steps)
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    for code in (0, 1):
+        path = save("a.nii", (2.0, 3.0, 0.0), code)
+        with pytest.raises(FileError, match=r"some axes only: pixdim 2.0, 3.0, 0.0"):
+            open_image(path)
+        assert open_image(path, spacing=[5, 3, 2]).space.spacing == (5, 3, 2)
+    assert open_image(save("b.nii", (0.0, 0.0, 0.0), 0)).space.spacing == (1, 1, 1)
+
+
+def test_nifti_whose_name_and_compression_differ(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(VOLUME, np.eye(4)), tmp_path / "a.nii")
+    plain = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "plain.nii.gz").write_bytes(plain)
+    (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
+    (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(plain)[:-20])
+    for name, reason in {
+        "plain.nii.gz": r"isn't compressed.*rename it to plain\.nii\)",
+        "packed.nii": r"is compressed.*rename it to packed\.nii\.gz",
+        "cut.nii.gz": "compression is damaged",
+    }.items():
+        with pytest.raises(FileError, match=reason):
+            open_image(tmp_path / name)
+
+
+def test_a_fax_compressed_mask_has_its_objects_as_ones(tmp_path):
+    mask = np.zeros((16, 16), bool)
+    mask[3:7, 4:9] = True
+    Pillow.fromarray(mask).save(tmp_path / "a.tif", compression="group4")
+    tifffile.imwrite(tmp_path / "b.tif", ~mask, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "c.tif", mask, photometric="minisblack")
+    for name in ("a.tif", "b.tif", "c.tif"):
+        image = read_image(tmp_path / name)
+        assert image.array.dtype == np.uint8
+        np.testing.assert_array_equal(image.array[0], mask)
