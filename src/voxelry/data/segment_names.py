@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from voxelry.io import open_image
 from voxelry.io.advice import way_to_say
 from voxelry.io.meshes import is_mesh
 
-__all__ = ["class_list", "segment_names"]
+__all__ = ["check_numbers", "class_list", "segment_names"]
+
+log = logging.getLogger("voxelry")
 
 
 def segment_names(cases: Sequence[Case], *, skip_broken: bool = False) -> dict[int, str]:
@@ -51,6 +54,32 @@ def segment_names(cases: Sequence[Case], *, skip_broken: bool = False) -> dict[i
                 raise _contradicts(case.labels, fault, known)
     _check_asked(cases, set(owners), known)
     return names
+
+
+def check_numbers(cases: Sequence[Case], model: Mapping[int, str]) -> None:
+    """Refuse labels that give a class another number than a model does, and log names that it doesn't know.
+
+    Args:
+        cases: with labels or without.
+        model: the name of each number that it knows.
+
+    Raises:
+        DataError: a class of the model has another number here; names the file.
+        FileError: the header of a file can't be read.
+    """
+    numbers = {name.casefold(): number for number, name in model.items()}
+    names = segment_names(cases)
+    for number, name in names.items():
+        if numbers.get(name.casefold(), number) != number:
+            file = next(case.labels for case in cases if case.labels is not None)
+            expected = ", ".join(f"{number} {name}" for number, name in model.items())
+            raise DataError(
+                f"{file}: {name} is class {number} here, but {numbers[name.casefold()]} for the model; expected labels "
+                f"that are numbered as the model's: {expected}"
+            )
+    for number in sorted(names.keys() & model.keys()):
+        if names[number].casefold() != model[number].casefold():
+            log.warning("class %d is %s here, and %s for the model", number, names[number], model[number])
 
 
 def _held(case: Case) -> Mapping[str, Any]:

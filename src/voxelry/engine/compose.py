@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError
 from voxelry.core.home import at_home
+from voxelry.core.hydra_text import quoted
 from voxelry.engine.configs import OWN, groups
 from voxelry.engine.plan_file import AUTO, read_plan, remaining
 
@@ -93,17 +94,12 @@ def _written(value: Any, name: str) -> str:
     if isinstance(value, Integral | Real):
         return repr(int(value) if isinstance(value, Integral) else float(value))
     if isinstance(value, str | Path):
-        return _quoted(str(value))
+        return quoted(str(value))
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_written(one, name)}" for key, one in value.items()) + "}"
     if isinstance(value, Sequence):
         return "[" + ",".join(_written(one, name) for one in value) + "]"
     raise ConfigError(f"{name}: expected a number, a word, a list or a mapping, got {type(value).__name__}")
-
-
-def _quoted(text: str) -> str:
-    """A text in quotes; Hydra takes a backslash for itself, but before a quote."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
 def in_one_line(error: Exception) -> str:
@@ -213,10 +209,10 @@ def _override(text: str, elsewhere: bool) -> str:
         return text
     if "/" in bare or "@" in bare or bare.startswith("hydra."):
         return text
-    quoted = _quoted(value)
-    readings = [value, _QUOTED_KEY.sub(r"\2:", value), *([] if value[:1] in "[{'\"" else [quoted])]
+    as_text = quoted(value)
+    readings = [value, _QUOTED_KEY.sub(r"\2:", value), *([] if value[:1] in "[{'\"" else [as_text])]
     if bare in _TEXTS and _LIKE_A_NUMBER.fullmatch(value):  # a folder called 2024
-        readings = [quoted]
+        readings = [as_text]
     for reading in readings:
         try:
             OverridesParser.create().parse_override(f"++{bare}={reading}")

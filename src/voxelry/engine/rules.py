@@ -52,6 +52,7 @@ _POSITIVE = frozenset(
         "organs",
         "out_channels",
         "flow_width",
+        "multipliers",
     ]
 )
 

@@ -65,14 +65,15 @@ class Plateau(LearningRate):
     """Multiply by `reduce` whenever validation has not improved for `patience` validations.
 
     Args:
-        reduce: the factor.
+        reduce: the factor, below 1.
         patience: validations without an improvement that are let pass.
         minimum: the factor is never below this.
         threshold: what counts as an improvement, as a fraction of the best value so far.
     """
 
     def __init__(self, reduce: float = 0.5, patience: int = 10, minimum: float = 1e-3, threshold: float = 0.0):
-        self.reduce, self.patience, self.minimum = reduce, patience, minimum
+        self.reduce, self.minimum = _fraction(reduce, "reduce"), _fraction(minimum, "minimum")
+        self.patience = patience
         self.threshold = _fraction(threshold, "threshold")
         self.current, self.best, self.waited = 1.0, math.inf, 0
 
@@ -81,9 +82,10 @@ class Plateau(LearningRate):
         return self.current
 
     def observe(self, metric: float, higher_is_better: bool) -> None:
-        """Count a validation."""
+        """Count a validation; one whose metric is no number is no improvement."""
         metric = -metric if higher_is_better else metric
-        if math.isinf(self.best) or metric < self.best - self.threshold * abs(self.best):
+        better = math.isinf(self.best) or metric < self.best - self.threshold * abs(self.best)
+        if better and not math.isnan(metric):
             self.best, self.waited = metric, 0
             return
         self.waited += 1

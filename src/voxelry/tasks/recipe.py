@@ -25,7 +25,7 @@ from voxelry.data.demands import Demands
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.parts import Splits, named_cases
 from voxelry.data.sample import Batch, Sample
-from voxelry.io import image_formats
+from voxelry.io import image_formats, open_image
 from voxelry.models.networks import input_channels
 from voxelry.models.transfer import TransferReport, best_transfer, transfer
 from voxelry.tasks.base import Task
@@ -218,6 +218,9 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         """The cases of a folder as a trained model is measured on them; see `engine.report.evaluate_folder`."""
         found = find_cases(root, layout, need_landmarks=self.required == "landmarks", **reading)
         found = named_cases(found, file)
+        for case in found:
+            header = open_image(case.image, **case.options)
+            model.check_image(str(case.image), header.space.ndim, header.channels)
         names = self.landmark_names(model.task)
         dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth, landmark_names=names)
         self.check(model.task, dataset)

@@ -296,5 +296,14 @@ def test_images_that_are_folders_are_no_contrasts(tmp_path, write_series, kind):
 def test_images_in_deeper_folders_are_named(tmp_path):
     for name in ("one", "two"):
         volume(tmp_path / name / "scan.nii.gz", (4, 5, 6))
-    with pytest.raises(DataError, match=r"there are images in its folders one, two: expected them in one folder"):
+    with pytest.raises(
+        DataError, match=r"folders one, two: expected them in one folder, .*instances \(an id per voxel"
+    ):
+        find_cases(tmp_path)
+
+
+def test_pairs_are_told_where_images_alone_are_looked_for(tmp_path):
+    for name in ("A", "B"):
+        volume(tmp_path / name / "scan.nii.gz", (4, 5, 6))
+    with pytest.raises(DataError, match="A and B are pairs of images, for task=translate with data=pairs"):
         find_cases(tmp_path)

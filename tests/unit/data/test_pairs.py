@@ -79,6 +79,14 @@ def test_unpaired_files_are_named(tmp_path, oblique, lonely):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_per_case_is_told_from_one_per_contrast(tmp_path, oblique):
+    for case in ("p1", "p2", "p3"):
+        for name in ("t1", "t2"):
+            write(tmp_path / case / f"{name}.nii.gz", oblique)
+    with pytest.raises(SettingError, match=r"a folder for each contrast, such as t1/p1\.\*"):
+        find_pairs(tmp_path)
+
+
 def test_a_folder_per_contrast(contrasts):
     with pytest.raises(SettingError, match="target: expected one of the folders flair, t1, t2"):
         find_pairs(contrasts)

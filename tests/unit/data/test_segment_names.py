@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from voxelry.bundle.registry import recipe_named
 from voxelry.core.errors import DataError
 from voxelry.core.space import Space
 from voxelry.data.doctor.inspect import inspect
+from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.run import prepare_all
-from voxelry.data.segment_names import class_list, segment_names
+from voxelry.data.segment_names import check_numbers, class_list, segment_names
 from voxelry.io import write_image
 
 SHAPE = (4, 5, 6)
@@ -80,3 +84,32 @@ def test_a_misspelt_name_is_refused(tmp_path):
     cases = find_cases(tmp_path, options={"label_dataset": ["liver", "spline"]})
     with pytest.raises(DataError, match="no case has a segment 'spline'; there are liver, spleen"):
         segment_names(cases)
+
+
+def named(**numbers: int) -> list[Case]:
+    return [
+        Case("a", Path("a.nii"), labels=Path("a_seg.nii"), classes={number: name for name, number in numbers.items()})
+    ]
+
+
+def test_a_class_of_a_model_has_one_number(caplog):
+    check_numbers(named(organ=1, Lesion=2), {1: "organ", 2: "lesion"})
+    check_numbers(named(organ=1), {1: "organ", 2: "lesion"})
+    assert not caplog.text
+    with pytest.raises(
+        DataError, match=r"a_seg.nii: lesion is class 1 here, but 2 for the model; .*: 1 organ, 2 lesion"
+    ):
+        check_numbers(named(lesion=1, organ=2), {1: "organ", 2: "lesion"})
+    check_numbers(named(tumour=1), {1: "organ", 2: "lesion"})
+    assert "class 1 is tumour here, and organ for the model" in caplog.text
+
+
+def test_a_trained_task_is_not_measured_on_classes_in_another_order():
+    cases = SimpleNamespace(
+        cases=[replace(named(lesion=1, organ=2)[0], instances=Path("a_seg.nii"))], reads_own=lambda: False
+    )
+    segment = SimpleNamespace(class_names=["organ", "lesion"])
+    reconstruct = SimpleNamespace(organs=[(1,), (2,), (3, 4)], names=["organ", "lesion", "3+4"])
+    for recipe, task in (("segment", segment), ("reconstruct", reconstruct), ("reconstruct_flow", reconstruct)):
+        with pytest.raises(DataError, match="lesion is class 1 here, but 2 for the model"):
+            recipe_named(recipe).check(task, cases)

@@ -69,6 +69,7 @@ def changed(config, name, value):
         ("landmarks_3d", "launcher.foo", 1, "no such setting"),
         ("reconstruct_3d", "adapter", {"ranks": 2}, "no such setting; the nearest is adapter.rank"),
         ("segment_3d", "model.anchors.sizes", [8, 16], "expected a list of lists or null"),
+        ("landmarks_3d", "model.multipliers", [1, 0], "expected a number above 0"),
         ("segment_3d", "task.class_names", [1, 2], "expected a list of words or null"),
         ("translate_3d", "task.spacing", [-1, 10], "expected a word, or a list of time steps from 0"),
         ("landmarks_3d", "data.split.seed", -1, "expected a whole number from 0, or null"),

@@ -1,6 +1,7 @@
 """The commands in Python: the same settings, the same files, the same refusals."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,12 @@ def test_train_predict_and_evaluate(phantoms, quick_training, tmp_path):
     assert len(found.rows) == len(found.predictions) == 4
     assert found.summary["mre_mm"] > 0
     assert (tmp_path / "evaluation" / "report.html").is_file()
+
+    read, two = voxelry.read_image(scan), tmp_path / "two"
+    voxelry.write_image(two / "volumes" / scan.name, np.concatenate([read.array, read.array]), read.space)
+    shutil.copytree(phantoms / "landmarks", two / "landmarks")
+    with pytest.raises(DataError, match=r"two/volumes/case_000.nii.gz: 2 channels, but the model takes 1"):
+        voxelry.evaluate(model, two, tmp_path / "no")
 
     with pytest.raises(DataError, match="inputs: expected at least one image or folder"):
         voxelry.predict(model, [], tmp_path)

@@ -50,3 +50,18 @@ def test_plateau_wants_more_than_the_threshold():
     for metric, factor in ((10.0, 1.0), (9.5, 0.5), (8.9, 0.5), (8.9, 0.25)):
         schedule.observe(metric, False)
         assert schedule.factor(0.0) == factor
+
+
+def test_a_validation_that_is_no_number_hides_no_improvement():
+    schedule = Plateau(patience=1)
+    for metric in (float("nan"), 3.0, float("nan"), 2.0, float("nan"), 1.0):
+        schedule.observe(metric, higher_is_better=False)
+    assert schedule.factor(0.0) == 1.0
+    assert schedule.best == 1.0
+
+
+def test_a_plateau_makes_the_rate_smaller():
+    with pytest.raises(SettingError, match="reduce"):
+        Plateau(reduce=2.0)
+    with pytest.raises(SettingError, match="minimum"):
+        Plateau(minimum=5.0)

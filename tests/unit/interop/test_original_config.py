@@ -430,7 +430,9 @@ def test_a_file_that_can_t_be_used_is_named(write, content, error, fault):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["007", "1e3", "null", "True", "nan", "it's", "a=b,c", "weights_2"])
+@pytest.mark.parametrize(
+    "name", ["007", "1e3", "null", "True", "nan", "it's", "a=b,c", "weights_2", "data\\win", "end\\"]
+)
 def test_a_name_stays_a_name(write, name):
     content = changed(PRETRAINING, dataset={"path": name})
     assert compose_training(translate(write(content))[0].overrides).data.root == name

@@ -96,7 +96,12 @@ def _deeper(folder: Path) -> str:
     if not places:
         return ""
     names = ", ".join(place.name for place in places[:3]) + ", ..." * (len(places) > 3)
-    return f"; there are images in its folders {names}: expected them in one folder, or in a layout of docs/data.md"
+    if [place.name for place in places] == ["A", "B"]:
+        return "; A and B are pairs of images, for task=translate with data=pairs"
+    return (
+        f"; there are images in its folders {names}: expected them in one folder, or in a layout of docs/data.md: "
+        "volumes with labels (a class per voxel), instances (an id per voxel) or landmarks, or a list, cases.csv"
+    )
 
 
 def find_pairs(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -140,6 +140,7 @@ class _Content:
         target: channels of what is to be answered; None without such images.
         borders: whether it is told how far the borders are.
         spacing: of voxels, in units of the shortest.
+        source: an image of the data, for messages.
     """
 
     channels: int
@@ -147,6 +148,7 @@ class _Content:
     target: int | None
     borders: bool
     spacing: tuple[float, ...]
+    source: str = field(compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,6 +162,7 @@ class _Content:
             torch.zeros(self.channels, *self.shape),
             space,
             "a small image",
+            self.source,
             landmarks=torch.zeros(len(self.names), space.ndim) if self.names else None,
             landmark_names=self.names,
             target=None if self.target is None else torch.zeros(self.target, *self.shape),
@@ -210,6 +213,7 @@ def _content(situation: Situation) -> _Content:
         target=facts.channels if restored else None,
         borders=config.data.get("borders") is not None,
         spacing=tuple(float(f"{step:.3g}") for step in situation.spacing / situation.spacing.min()),
+        source=str(facts.image),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from voxelry.core.choice import unknown_choice
 from voxelry.core.errors import ConfigError, FileError
+from voxelry.core.hydra_text import quoted
 from voxelry.core.plain_yaml import parse_yaml
 
 __all__ = ["OPTIMIZERS", "Translation", "count", "number", "read", "read_settings", "text", "truth", "whole", "wholes"]
@@ -221,6 +222,5 @@ def _hydra(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(_hydra(item) for item in value) + "]"
     if isinstance(value, str) and not _WORD.fullmatch(value):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
+        return quoted(value)
     return str(value)

@@ -54,7 +54,10 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
     def out_channels(self, sample: Sample, config: DictConfig) -> int:
         """A map per landmark, and the classes of the labels where those are learned, too."""
         if sample.landmarks is None:
-            raise ConfigError(f"{sample.source}: no landmarks, which task=landmarks needs")
+            raise ConfigError(
+                f"{sample.source}: no landmarks, which task=landmarks needs; expected volumes/NAME.* with "
+                "landmarks/NAME.*, or another layout of docs/data.md that has them"
+            )
         return len(sample.landmarks) + int(config.task.get("label_classes", 0))
 
     def in_channels(self, sample: Sample, config: DictConfig) -> int:

@@ -23,6 +23,7 @@ from voxelry.data.parts import Splits
 from voxelry.data.prepare.source import check_template
 from voxelry.data.prepare.template import TEMPLATE
 from voxelry.data.sample import Sample
+from voxelry.data.segment_names import check_numbers
 from voxelry.data.slices.dataset import SliceDataset
 from voxelry.data.slices.sources import SliceSource, VolumeSlices
 from voxelry.io.meshes import MESH_FORMATS
@@ -166,6 +167,12 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         source = prepared_source(root, task.organs, file)
         check_standard(source, model.bundle.preprocess)
         return self._still(task, source, **held_out_axes(source))
+
+    def check(self, task: ReconstructTask, dataset: VolumeDataset) -> None:
+        """Refuse cases whose organs have other numbers than the task's."""
+        if not dataset.reads_own():
+            alone = [(organ[0], name) for organ, name in zip(task.organs, task.names, strict=True) if len(organ) == 1]
+            check_numbers(dataset.cases, {number: name for number, name in alone if name != str(number)})
 
     def held_out(self, task: ReconstructTask, volumes: VolumeDataset) -> SliceDataset:
         """Every organ of every case, with several slices and clicks (`evaluation`), always the same."""

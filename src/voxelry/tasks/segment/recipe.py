@@ -33,7 +33,7 @@ from voxelry.data.layouts.files import case_name
 from voxelry.data.parts import SampleSource, Splits
 from voxelry.data.preprocess.file import PreparedFile
 from voxelry.data.sample import Batch, Sample
-from voxelry.data.segment_names import class_list, segment_names
+from voxelry.data.segment_names import check_numbers, class_list, segment_names
 from voxelry.io import open_image
 from voxelry.io.images.image import split_dataset
 from voxelry.io.images.record import ImageFile
@@ -99,8 +99,8 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         """The names of the classes, where they are left to the files of labels; several ask for labels."""
         parts = (splits.train, splits.validation, splits.test)
         cases = [case for part in parts if isinstance(part, VolumeDataset) for case in part.cases]
+        own = isinstance(splits.train, VolumeDataset) and not splits.train.reads_own()
         if config.task.class_names is None:
-            own = isinstance(splits.train, VolumeDataset) and not splits.train.reads_own()
             config.task.class_names = class_list(segment_names(cases)) if own else []
         if any(case.instances is not None and case.instances == case.labels for case in cases):
             log.info("each class of a case is one object, as no file of instances tells several apart")
@@ -111,6 +111,8 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
                 if (fault := lacking(case, "labels")) is not None:
                     names = ",".join(config.task.class_names)
                     raise DataError(f"{case.image}: {fault}, which tell the classes of task.class_names=[{names}]")
+            if own:
+                check_numbers(cases, dict(enumerate(config.task.class_names, start=1)))
 
     def network(
         self, config: DictConfig, dataset: SampleSource, pretrained: Pretrained | None
@@ -163,10 +165,12 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         return settings
 
     def check(self, task: SegmentTask, dataset: VolumeDataset) -> None:
-        """Refuse cases without instances."""
+        """Refuse cases without instances, and those whose classes have other numbers than the task's."""
         for case in dataset.cases:
             if case.instances is None:
                 raise DataError(f"{case.image}: no instances for this image, to compare with")
+        if len(task.class_names) > 1 and not dataset.reads_own():
+            check_numbers(dataset.cases, dict(enumerate(task.class_names, start=1)))
 
     def truth_of(self, dataset: SampleSource, index: int) -> Sample:
         """A case on the voxels of its file, where it is one of whole files: those that labels are written on."""
