@@ -132,6 +132,11 @@ def test_a_training_is_planned_unless_it_is_said_otherwise(typed_by_hand):
         assert planned_now([*typed_by_hand, *more]) == [*typed_by_hand, *more]
 
 
+def test_what_the_task_needs_is_told_with_an_image_that_lacks_it(phantoms):
+    with pytest.raises(ConfigError, match=r"volumes/case_000\.nii\.gz: no landmarks, .* expected volumes/NAME"):
+        planned_now(["experiment=landmarks_3d", f"data.root={phantoms / 'volumes'}", *QUICK])
+
+
 def test_the_runs_of_a_sweep_have_one_plan(typed_by_hand):
     settings = [*typed_by_hand, "--multirun", "data.split.fold=0,1", "data.preprocess.normalise=zscore,minmax"]
     found = planned_now(settings)
