@@ -38,10 +38,10 @@ class Contrasts(Layout):
         target = wanted.target or ("target" if "target" in folders else None)
         if target not in folders and (wanted.need_target or target is not None):
             told = f"target: expected one of the folders {', '.join(folders)} of {root}, got {target!r}"
-            names = {name for folder in folders for name in files_by_name(root / folder)}
-            if len(names) < len(folders):  # a folder for each case, not for each contrast
+            found = {name for folder in folders for name in files_by_name(root / folder)}
+            if len(found) < len(folders):  # a folder for each case, not for each contrast
                 told += (
-                    f"; if these are cases, expected a folder for each contrast, such as {min(names)}/{folders[0]}.*"
+                    f"; if these are cases, expected a folder for each contrast, such as {min(found)}/{folders[0]}.*"
                 )
             raise SettingError(told)
         others = [name for name in folders if name != target]
