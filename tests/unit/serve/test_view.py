@@ -52,7 +52,14 @@ class TestAccess:
     def test_only_this_servers_own_page_may_ask(self, client, headers, status):
         assert client.get("/api/state", headers=headers).status_code == status
 
-    @pytest.mark.parametrize("path", ["/../app.py", "/%2e%2e/app.py", "/..%2fapp.py", "/api/cases/0/files/..%2f..%2fx"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/../app.py", "/%2e%2e/app.py", "/..%2fapp.py", "/api/cases/0/files/..%2f..%2fx"),
+            *("/api/cases/0/files/..%2fscan.nii.gz/difference", "/api/cases/0/files/scan.nii.gz/difference"),
+            *("/api/cases/-1/thumbnail.png", "/api/cases/9/thumbnail.png", "/api/checks/9", "/api/trainings/9"),
+        ],
+    )
     def test_nothing_beside_what_was_named_is_given(self, client, path):
         assert client.get(path).status_code in (400, 404)
 
