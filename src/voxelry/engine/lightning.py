@@ -75,7 +75,7 @@ class TaskModule(pl.LightningModule):
         self.elapsed = 0.0
         self.rows: list[Row] = []
         self.history: list[dict[str, float]] = []
-        self.portions = Portions(self._losses)
+        self.portions = Portions(task.training_loss)
         self._clock = 0.0
 
     def progress(self) -> float:
@@ -92,6 +92,7 @@ class TaskModule(pl.LightningModule):
         """Start the clock."""
         self._clock = time.monotonic()
         self.portions.fixed = self.trainer.world_size > 1
+        self.portions.context = self.trainer.precision_plugin.forward_context
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the batch and set the learning rate."""
@@ -124,11 +125,6 @@ class TaskModule(pl.LightningModule):
         self.log_dict(logged, batch_size=len(batch), prog_bar=False)
         self.log("loss", shared["loss"], batch_size=len(batch), prog_bar=True, logger=False)
         return loss * self.portions.weight
-
-    def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a batch or a part of it, in the precision of the run."""
-        with self.trainer.precision_plugin.forward_context():
-            return self.task.training_loss(batch)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Gradients of a batch, also where it is learned from in parts."""

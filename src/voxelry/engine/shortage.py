@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -35,10 +36,12 @@ class Portions:
     Attributes:
         count: parts of a batch.
         fixed: whether that can't be changed, since several processes keep step.
+        context: what losses are computed within, such as that of the run's precision.
     """
 
     def __init__(self, losses: Callable[[Any], dict[str, Tensor]]):
         self.losses, self.count, self.fixed = losses, 1, False
+        self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._batch: Any = None
 
     @property
@@ -55,7 +58,8 @@ class Portions:
         self._batch = batch
         while True:
             try:
-                return self.losses(self._parts()[0])
+                with self.context():
+                    return self.losses(self._parts()[0])
             except Exception as error:
                 self._halve(error)
 
@@ -88,7 +92,9 @@ class Portions:
 
     def _add(self, parts: Sequence[Any], factor: float) -> None:
         for part in parts:
-            (self.losses(part)["loss"] * (factor * len(part) / len(self._batch))).backward()
+            with self.context():
+                loss = self.losses(part)["loss"]
+            (loss * (factor * len(part) / len(self._batch))).backward()
 
     def _halve(self, error: Exception) -> None:
         """Take parts of half the size from now on; raises `error` where it is about something else."""
