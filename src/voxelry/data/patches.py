@@ -19,7 +19,7 @@ from voxelry.core.space import Space
 from voxelry.data.context import context as context_of
 from voxelry.data.sample import Sample
 
-__all__ = ["Patches", "crop", "window_size"]
+__all__ = ["MiddleWindow", "Patches", "crop", "window_size"]
 
 
 class Patches:
@@ -107,6 +107,34 @@ class Patches:
         """A window without its margin."""
         margin = per_axis(self.margin, sample.ndim, "margin")
         return crop(sample, margin, per_axis(self.size, sample.ndim, "patch size")) if any(margin) else sample
+
+
+class MiddleWindow(Patches):
+    """Takes the middle of a sample, of `size` voxels or of all there are where it is smaller; nothing is drawn.
+
+    Args:
+        size: voxels, one number or one per axis in array order.
+
+    Raises:
+        SettingError: a size that isn't positive.
+    """
+
+    def __init__(self, size: int | Sequence[int]):
+        super().__init__(size)
+
+    def __call__(self, sample: Sample, generator: np.random.Generator) -> Sample:
+        """The window; see `crop` for what becomes of points and boxes.
+
+        Raises:
+            SettingError: `size` has another number of axes than the image.
+        """
+        wanted = per_axis(self.size, sample.ndim, "patch size")
+        size = [min(edge, whole) for edge, whole in zip(wanted, sample.space.shape, strict=True)]
+        return crop(sample, [(whole - edge) // 2 for edge, whole in zip(size, sample.space.shape, strict=True)], size)
+
+    def trim(self, sample: Sample) -> Sample:
+        """The window as it is: it has no margin, and may be smaller than asked for."""
+        return sample
 
 
 def window_size(shape: Sequence[int], most: int) -> tuple[int, ...]:

@@ -63,6 +63,8 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         adaptable: whether an adapter can be trained on a bundle of it (`adapter={...}`).
         demo: what `voxelry demo` shows of it, where it has one.
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
+        windowed: whether a run that learns from windows is measured on the middle ones of held-out cases, as nothing is
+            asked of whole images.
     """
 
     task: type[TaskT]
@@ -75,6 +77,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
     adaptable: bool = False
     demo: Demo | None = None
     bordered: bool = False
+    windowed: bool = False
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.own_dataset import check_own_rank, dataset_class, own_suffix
 from voxelry.data.parts import Splits, checked_splits, divide
-from voxelry.data.patches import Patches, window_size
+from voxelry.data.patches import MiddleWindow, Patches, window_size
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.segment_names import segment_names
 from voxelry.data.splits import SPLITS
@@ -69,6 +69,8 @@ def build_volumes(
     train = make(parts["train"], **common, **changes(config, augment, train))
     check_channels(train, config.get("image_channels"))
     names = train.landmark_names or None
+    if recipe.windowed and train.patches is not None:
+        common["patches"] = MiddleWindow(train.patches.size)
     validation, test = (make(parts[part], landmark_names=names, **common) for part in SPLITS[1:])
     return checked_splits(train, validation, test, unaltered=train.preprocessed)
 

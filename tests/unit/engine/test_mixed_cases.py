@@ -71,6 +71,22 @@ def test_volumes_of_unlike_sizes_make_a_batch(experiment, volumes):
     assert len(batch) == 2
 
 
+@pytest.mark.parametrize(
+    ("experiment", "windowed"), [("pretrain_3d", True), ("pretrain_mae_3d", True), ("landmarks_3d", False)]
+)
+def test_a_run_that_learns_from_windows_measures_on_windows_where_nothing_is_asked_of_whole_images(
+    experiment, windowed, volumes
+):
+    splits = built(experiment, volumes, "data.patches={size: [16, 40, 16], margin: 2}", "data.cache=null")
+    assert splits.train[0].space.shape == (16, 40, 16)
+    held_out, whole = splits.validation[0], splits.validation.preprocessed(0)
+    expected = (16, whole.space.shape[1], 16) if windowed else whole.space.shape  # no more than there is
+    assert held_out.space.shape == expected
+    first = whole.space.to_index(held_out.space.to_world(np.zeros(3)))
+    np.testing.assert_allclose(first, (np.subtract(whole.space.shape, expected)) // 2, atol=1e-6)
+    assert held_out.image[0, 0, 0, 0] == whole.image[(0, *np.round(first).astype(int))]
+
+
 def test_grey_and_coloured_pictures_are_learned_from_as_grey_ones(pictures, tmp_path, quick_training, caplog):
     overrides = [f"data.root={pictures}", f"output_dir={tmp_path / 'run'}", *quick_training, "trainer.max_steps=1"]
     with caplog.at_level("INFO", logger="voxelry"):

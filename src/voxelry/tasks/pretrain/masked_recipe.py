@@ -28,6 +28,7 @@ class MaskedPretrainRecipe(Recipe[MaskedPretrainTask, MaskedPrediction]):
     """Images alone, most of each hidden: a network that completes them."""
 
     task = MaskedPretrainTask
+    windowed = True
 
     def demands(self) -> Demands:
         """Nothing but images; no case is kept for a test."""

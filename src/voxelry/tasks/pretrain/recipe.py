@@ -32,6 +32,7 @@ class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
 
     task = PretrainTask
     alike = ("translate",)
+    windowed = True
 
     def demands(self) -> Demands:
         """Nothing but images; no case is kept for a test."""
@@ -62,7 +63,7 @@ class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
 def add_new_images(
     report: Report, task: PretrainTask, evaluation: Evaluation[PretrainPrediction], seed: int = 0
 ) -> None:
-    """New images of the first held-out case's size, beside held-out ones."""
+    """New images of the size that the first held-out case was seen in, beside held-out ones."""
     first = evaluation.predictions[0]
     alike = [record.image for record in evaluation.predictions if record.image.shape == first.image.shape]
     generator = torch.Generator().manual_seed(seed)
