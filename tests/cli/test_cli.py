@@ -1,6 +1,5 @@
 """The command as a user types it: what it writes, and that bad input gets one line and leaves nothing behind."""
 
-import contextlib
 import json
 import shutil
 import signal
@@ -16,6 +15,7 @@ from voxelry.bundle.bundle import write_bundle
 from voxelry.core.space import Space
 from voxelry.data.layouts.files import visible
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine.lightning import TaskModule
 from voxelry.io import read_landmarks, write_image
 from voxelry.models.unet import UNet
 from voxelry.phantoms import write_phantoms
@@ -216,8 +216,12 @@ def test_doctor_tells_a_clean_dataset_from_a_faulty_one(run, tmp_path, rng):
 
 def test_a_sweep_goes_on_after_a_run_that_fails(run, data, tmp_path):
     tiny = (
+        "plan=null",
         "model=unet_tiny",
+        "model.width=8",
+        "model.multipliers=[1,2]",
         "trainer=smoke",
+        "trainer.progress=false",
         "trainer.max_steps=1",
         "data.preprocess.image_size=16",
         "data.split.fractions=[0.5,0.25,0.25]",
@@ -332,16 +336,6 @@ class TestTraining:
         return ["train", "experiment=landmarks_3d", *quick_training]
 
     @pytest.fixture
-    def start(self, settings):
-        """Begin a training in a process of its own."""
-
-        def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-            command = [sys.executable, "-m", "voxelry", *settings, *overrides]
-            return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-        return started
-
-    @pytest.fixture
     def refused(self, run, settings, tmp_path, monkeypatch):
         """The one line of a training that can't begin."""
         monkeypatch.chdir(tmp_path)
@@ -366,27 +360,31 @@ class TestTraining:
     def test_data_that_are_not_there(self, refused):
         assert "nowhere" in refused("data.root=nowhere")
 
-    def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(self, run, settings, start, data, tmp_path, monkeypatch):
+    def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(self, run, settings, data, tmp_path, monkeypatch):
         endless = (
             f"data.root={data}",
+            "plan=null",
             "data.preprocess.image_size=16",
             "trainer.max_steps=5000",
             "trainer.log_every=1",
             "trainer.validate_every=5000",
         )
-        process = start(tmp_path, *endless, "trainer.checkpoint_every=1")
         checkpoint = tmp_path / "runs" / "landmarks_3d" / "checkpoints" / "last.ckpt"
-        while not checkpoint.exists():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.02)
-            assert process.poll() is None, process.communicate()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 130, err
+        step = TaskModule.training_step
+
+        def until_there_is_one(module, batch, index):
+            if checkpoint.exists():
+                signal.raise_signal(signal.SIGINT)
+            return step(module, batch, index)
+
+        monkeypatch.chdir(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskModule, "training_step", until_there_is_one)
+            status, _, err = run(*settings, *endless, "trainer.checkpoint_every=1")
+        assert status == 130, err
         assert "resume=true" in err
         steps = torch.load(checkpoint, weights_only=True)["global_step"]
         assert steps >= 1
-        monkeypatch.chdir(tmp_path)
         status, out, err = run(*settings, *endless, "resume=true", f"trainer.max_steps={steps + 2}")
         assert status == 0, err
         assert torch.load(checkpoint, weights_only=True)["global_step"] == steps + 2

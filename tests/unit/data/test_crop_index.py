@@ -4,10 +4,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,8 @@ from voxelry.data.crops.settings import CropSettings
 from voxelry.io import write_image
 
 SIZE = (8, 12, 14)
+FORK = multiprocessing.get_context("fork")  # what the tests have imported needs no second time
+FORKED = "ignore:This process .* is multi-threaded:DeprecationWarning"
 
 
 def contents(path: Path) -> list[tuple]:
@@ -158,23 +158,21 @@ def test_two_images_of_the_same_bytes_are_two(write_volumes, tmp_path):
     assert [file.name for file in CropIndex(out).files] == ["a", "b"]
 
 
-KILLED = """
-    import os, sys
-    from voxelry.data.crops.build import build_crop_index
-    from voxelry.data.crops.settings import CropSettings
-
+def _killed_build(root: Path, out: Path) -> None:
     def progress(done, total, name):
         if done == 2:
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    build_crop_index(sys.argv[1], sys.argv[2], CropSettings((8, 12, 14)), progress=progress)
-"""
+    build_crop_index(root, out, CropSettings(SIZE), progress=progress)
 
 
+@pytest.mark.filterwarnings(FORKED)
 def test_a_killed_build_goes_on_where_it_stopped(write_volumes, tmp_path):
     root, out = write_volumes(("a", "b", "c", "d")), tmp_path / "i.sqlite"
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), root, out], check=False)
-    assert killed.returncode == -9
+    child = FORK.Process(target=_killed_build, args=(root, out))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     with pytest.raises(FileError, match="is not finished"):
         CropIndex(out)
     report = build_crop_index(root, out, CropSettings(SIZE))
@@ -184,22 +182,22 @@ def test_a_killed_build_goes_on_where_it_stopped(write_volumes, tmp_path):
     assert contents(out) == contents(fresh)
 
 
-BUILD = """
-    import sys
-    from voxelry.data.crops.build import build_crop_index
-    from voxelry.data.crops.settings import CropSettings
-
-    report = build_crop_index(sys.argv[1], sys.argv[2], CropSettings((8, 12, 14)))
-    print(report.done, report.kept)
-"""
+def _build(root: Path, out: Path, results: multiprocessing.SimpleQueue) -> None:
+    report = build_crop_index(root, out, CropSettings(SIZE))
+    results.put((report.done, report.kept))
 
 
+@pytest.mark.filterwarnings(FORKED)
 def test_two_processes_build_one_index(write_volumes, tmp_path):
     root, out = write_volumes(), tmp_path / "i.sqlite"
-    command = [sys.executable, "-c", textwrap.dedent(BUILD), root, out]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0].split() for process in both]
-    assert sorted(said) == [["0", "3"], ["3", "0"]]
+    results = FORK.SimpleQueue()
+    both = [FORK.Process(target=_build, args=(root, out, results)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    assert sorted(results.get() for _ in both) == [(0, 3), (3, 0)]
 
 
 def test_the_second_builder_waits_or_says_so(write_volumes, tmp_path):
@@ -224,15 +222,14 @@ def _look_up(index: CropIndex, results: multiprocessing.SimpleQueue) -> None:
     results.put([index.crop(number).start for number in range(len(index))])
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings(FORKED)
 def test_readers_share_an_index_across_forks_and_pickles(write_volumes, tmp_path):
     build_crop_index(write_volumes(), tmp_path / "i.sqlite", CropSettings(SIZE))
     (tmp_path / "i.sqlite").chmod(0o444)
     index = CropIndex(tmp_path / "i.sqlite")
     expected = [index.crop(number).start for number in range(len(index))]
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    children = [context.Process(target=_look_up, args=(index, results)) for _ in range(3)]
+    results = FORK.SimpleQueue()
+    children = [FORK.Process(target=_look_up, args=(index, results)) for _ in range(3)]
     for child in children:
         child.start()
     assert [results.get() for _ in children] == [expected] * 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from voxelry.engine.launch import launch
 from voxelry.phantoms import write_phantoms
 
 FOLDER = Path(__file__).parents[3] / "scripts" / "slurm"
@@ -162,24 +163,13 @@ def test_sweeps_can_be_sent_to_slurm():
 
 
 @pytest.mark.slow
-def test_a_sweep_runs_as_jobs_and_ends_with_one_table(tmp_path, quick_training):
+def test_a_sweep_runs_as_jobs_and_ends_with_one_table(tmp_path, quick_training, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'voxelry[slurm]'")
     data = write_phantoms(tmp_path / "data", 4, seed=5, shape=(20, 24, 28))
-    command = [
-        sys.executable,
-        "-c",
-        "from voxelry.cli import main; main()",
-        "train",
-        "--multirun",
-        "hydra/launcher=submitit_local",
-    ]
-    settings = ["data.preprocess.image_size=16", "trainer.max_steps=1", "seed=1", "hydra.launcher.timeout_min=2"]
-    subprocess.run(
-        [*command, "experiment=landmarks_3d", *quick_training, *settings, f"data.root={data}", "output_dir=sweep"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["voxelry"])
+    command = ["--multirun", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=2", "plan=null"]
+    settings = ["data.preprocess.image_size=16", "trainer.max_steps=1", "trainer.limit_val_batches=1", "seed=1"]
+    launch([*command, "experiment=landmarks_3d", *quick_training, *settings, f"data.root={data}", "output_dir=sweep"])
     assert len((tmp_path / "sweep" / "sweep.csv").read_text().splitlines()) == 2
     assert (tmp_path / "sweep" / "0" / "bundle" / "weights.safetensors").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import runpy
 import sys
 import time
 
@@ -21,7 +22,7 @@ from voxelry.models.unet import UNet
 from voxelry.ops.instances import from_labels
 from voxelry.phantoms import write_phantoms
 from voxelry.serve import session as sessions
-from voxelry.serve import training
+from voxelry.serve import train_process, training
 from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
 from voxelry.serve.learning import labelled, parts_of, training_settings, verdict
@@ -257,10 +258,17 @@ def test_a_training_goes_on_from_the_model_and_what_it_made_is_measured(correcte
     assert found["better"] is (found["after"] < found["before"])
 
 
-def test_settings_that_nothing_can_be_trained_by_are_said_in_a_line(corrected, small, tmp_path):
+def test_settings_that_nothing_can_be_trained_by_are_said_in_a_line(corrected, small, tmp_path, monkeypatch, capsys):
+    """What the process would run is run in this one, and a process says the same."""
     session, _ = corrected
     parts = parts_of(list(session.corrections.images), hold_out=False)
     path = training_settings(load(small), tmp_path / "nowhere", parts, tmp_path / "run", 2.0)
+    assert training.COMMAND[1:] == ("-m", train_process.__name__)
+    monkeypatch.setattr(sys, "argv", ["train_process", str(path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(train_process.__file__, run_name="__main__")
+    said = f"import sys; print({capsys.readouterr().out!r}); sys.exit({end.value.code!r})"
+    monkeypatch.setattr(training, "COMMAND", (sys.executable, "-c", said))
     with pytest.raises(DataError, match=r"^train: .*nowhere.*train\.log") as error:
         training.run_training(path, 2.0, lambda done, total, doing="": None)
     assert "\n" not in str(error.value)
