@@ -1,6 +1,7 @@
 """Every entry of every configuration group names something that exists and takes the keys it is given."""
 
 import inspect
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ EXPERIMENTS = sorted(path.stem for path in (FOLDER / "experiment").glob("*.yaml"
 ENTRIES = [(group, path.stem) for group in GROUPS for path in sorted((FOLDER / group).glob("*.yaml"))]
 
 
+@cache
 def composed(*overrides: str):
+    """A configuration, which is not to be changed."""
     with initialize_config_module("voxelry.configs", version_base="1.3"):
         return compose("train", overrides=["data.root=nowhere", *overrides])
 
@@ -108,7 +111,7 @@ def test_an_entry_fits_what_it_configures(group, entry):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_composes_and_resolves(experiment):
-    config = composed(f"experiment={experiment}")
+    config = composed(f"experiment={experiment}").copy()
     OmegaConf.resolve(config)
     assert config.ndim == int(experiment[-2])
     assert config.name == experiment

@@ -2,11 +2,15 @@
 
 import re
 import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from click.exceptions import UsageError
+from omegaconf import OmegaConf
 
 from voxelry.cli import app
 from voxelry.core.errors import ConfigError
@@ -77,11 +81,28 @@ def overrides() -> list[tuple[str, str]]:
     return sorted(found)
 
 
+@cache
+def keys(experiment: str) -> frozenset[str]:
+    """Dotted names of all settings that an experiment has."""
+
+    def walk(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        for name, value in node.items():
+            yield prefix + name
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+
+    return frozenset(
+        walk(OmegaConf.to_container(compose_training([*f"experiment={experiment}".split(), "data.root=DATA"])))
+    )
+
+
 @pytest.mark.parametrize(("paper", "override"), overrides(), ids=lambda value: value[:50])
 def test_an_override_is_taken_as_it_is_printed(paper, override):
     given = re.split(r" (?=[a-z_]+\.[\w.]+=)", override)
+    names = {one.partition("=")[0] for one in given}
     faults = []
-    for experiment in [*EXPERIMENTS.get(paper, []), *EVERY]:
+    # those first that have the settings, which are most likely to take them
+    for experiment in sorted([*EXPERIMENTS.get(paper, []), *EVERY], key=lambda one: not names <= keys(one)):
         try:
             config = compose_training([*f"experiment={experiment}".split(), "data.root=DATA", *given])
             check_settings(config)

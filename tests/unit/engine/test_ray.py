@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import logging
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,12 +162,39 @@ def test_two_workers_one_of_which_is_lost_learn_what_one_process_with_twice_the_
     assert read_checkpoint(max(kept))["global_step"] == 6
 
 
-@pytest.mark.slow
-def test_what_the_user_did_wrong_is_one_line_of_the_worker(cluster, settings, tmp_path):
+@pytest.fixture
+def worker_here(cluster, monkeypatch):
+    """The one worker of Ray's trainer, started in this process; what it raises becomes Ray's own error."""
+    import ray.train
+    import ray.train.torch
+
+    class Trainer:
+        def __init__(self, work, *, train_loop_config, run_config, **settings):
+            self.work, self.job = work, train_loop_config
+            self.tries = 1 + run_config.failure_config.max_failures
+
+        def fit(self):
+            for _ in range(self.tries):
+                try:
+                    return SimpleNamespace(return_value=self.work(self.job))
+                except VoxelryError as error:
+                    failures = {0: error}
+            raise ray.train.WorkerGroupError(f"[Rank 0]\nTraceback\n{failures[0]}", failures)
+
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    for logger in (logging.getLogger(), logging.getLogger("voxelry"), logging.getLogger("ray.train")):
+        monkeypatch.setattr(logger, "level", logger.level)
+
+
+@pytest.mark.parametrize("failures", [0, 2])
+def test_what_the_user_did_wrong_is_one_line_of_the_worker(worker_here, settings, tmp_path, failures):
     wrong = [
         "launcher=ray",
         "launcher.num_workers=1",
-        "launcher.max_failures=0",
+        f"launcher.max_failures={failures}",
         "data.root=/nowhere",
         f"output_dir={tmp_path}",
     ]

@@ -141,13 +141,13 @@ def scored(monkeypatch):
 def test_the_bundle_is_never_an_earlier_run_s_best(training, tmp_path, scored, caplog):
     """The first run's best can't be beaten; the second one has other weights all the same."""
     scored(0.001)
-    first = train(training("landmarks_3d", "trainer.max_steps=2"))
+    first = train(training("landmarks_3d", "trainer.max_steps=1"))
     with pytest.raises(ConfigError, match="holds an earlier run"):
-        train(training("landmarks_3d", "trainer.max_steps=2"))
+        train(training("landmarks_3d", "trainer.max_steps=1"))
     scored(float("nan"))
     old = torch.load(first.checkpoint, weights_only=True)["state_dict"]
     with caplog.at_level(logging.WARNING, logger="voxelry"):
-        second = train(training("landmarks_3d", "trainer.max_steps=2", "overwrite=true", "seed=1"))
+        second = train(training("landmarks_3d", "trainer.max_steps=1", "overwrite=true", "seed=1"))
     assert "was no number in any validation" in caplog.text
     assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
     new = torch.load(second.checkpoint, weights_only=True)["state_dict"]
@@ -172,14 +172,14 @@ def test_numbered_checkpoints_are_kept_and_can_start_another_run(training, tmp_p
 
 def test_a_resumed_run_goes_on_with_its_log_and_refuses_another_seed(training, tmp_path):
     log = tmp_path / "run" / "logs" / "metrics.csv"
-    train(training("landmarks_3d", "trainer.max_steps=2"))
+    train(training("landmarks_3d", "trainer.max_steps=1"))
     before = log.read_text().splitlines()
     with pytest.raises(CheckpointError, match="seed was 0, is 3"):
-        train(training("landmarks_3d", "trainer.max_steps=4", "resume=true", "seed=3"))
-    train(training("landmarks_3d", "trainer.max_steps=4", "resume=true"))
+        train(training("landmarks_3d", "trainer.max_steps=2", "resume=true", "seed=3"))
+    train(training("landmarks_3d", "trainer.max_steps=2", "resume=true"))
     with log.open(newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
-    assert steps == [0, 1, 2, 3]
+    assert steps == [0, 1]
     assert len(log.read_text().splitlines()) > len(before)
 
 

@@ -7,16 +7,20 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import voxelry
+from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import CheckpointError, ConfigError, DataError, SettingError
 from voxelry.core.space import Space
+from voxelry.data.collate import collate
+from voxelry.engine.check import check_settings
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
 from voxelry.engine.predict import gather_inputs, predict_files
 from voxelry.engine.report import evaluate_folder
-from voxelry.engine.train import train
+from voxelry.engine.train import build_task, train
 from voxelry.phantoms import write_phantoms
 
 SMALL = (
@@ -47,9 +51,30 @@ def flat(nuclei, tmp_path):
     return configured
 
 
+@pytest.fixture(scope="module")
+def learned(nuclei, tmp_path_factory):
+    """The bundle of a training of one step."""
+    common = [f"data.root={nuclei}", f"output_dir={tmp_path_factory.mktemp('learned') / 'run'}"]
+    settings = ["trainer.max_steps=1", "task.score_threshold=0.0", "task.tile_overlap=0.25"]
+    return train(compose_training(["experiment=segment_2d", *SMALL, *common, *settings])).bundle
+
+
+def begun(config, folder):
+    """The bundle of a training that has learned from one sample, and neither validated nor reported."""
+    check_settings(config)
+    recipe = recipe_of_config(config)
+    splits = build_data(config.data, ndim=config.ndim, augment=config.augment, seed=config.seed, recipe=recipe)
+    task, _ = build_task(config, recipe, splits)
+    loss = task.training_loss(collate([splits.train[0]]))["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    record = {"data": {"root": "", "train": [], "validation": [], "test": []}, "metrics": {"on": "none"}}
+    return write_bundle(folder, task, splits.preprocess, record=record, card="")
+
+
 @pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_path):
-    run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25"))
+    run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25", "trainer.max_steps=2"))
     assert {"ap_50", "pq", "watershed_ap_50"} <= set(run.summary)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     model = voxelry.load(run.bundle, "cpu")
@@ -127,10 +152,9 @@ def test_files_of_other_kinds_than_in_training_are_predicted(flat, nuclei, tmp_p
     assert fault == f"{path}: has no channel 2 (there are 2, counted from 0)"
 
 
-def test_a_bundle_of_another_run_starts_a_detector(flat, nuclei, tmp_path, caplog):
-    first = train(flat(f"output_dir={tmp_path / 'first'}", "trainer.max_steps=1"))
+def test_a_bundle_of_another_run_starts_a_detector(flat, nuclei, learned, tmp_path, caplog):
     with caplog.at_level("INFO", logger="voxelry"):
-        train(flat(f"pretrained={first.bundle}", "trainer.max_steps=1"))
+        train(flat(f"pretrained={learned}", "trainer.max_steps=1"))
     assert " 0 new" in caplog.text
     data = shutil.copytree(nuclei, tmp_path / "classes")
     with pytest.raises(DataError, match=r"no labels for this image; .* tell the classes of task.class_names=\[a,b\]"):
@@ -142,7 +166,7 @@ def test_a_bundle_of_another_run_starts_a_detector(flat, nuclei, tmp_path, caplo
         train(
             flat(
                 f"data.root={data}",
-                f"pretrained={first.bundle}",
+                f"pretrained={learned}",
                 "trainer.max_steps=1",
                 "task.class_names=[a,b]",
                 f"output_dir={tmp_path / 'b'}",
@@ -156,20 +180,15 @@ def test_a_diffusion_model_becomes_a_backbone_of_its_own_architecture(flat, nucl
         [
             "experiment=pretrain_2d",
             f"data.root={nuclei}",
-            f"output_dir={tmp_path / 'diffusion'}",
             "model=folded_unet",
             "model.width=8",
             "task.n_timestep=20",
             "task.sample_steps=2",
             "task.reconstruct_steps=2",
-            "trainer=smoke",
-            "trainer.max_steps=1",
-            "trainer.progress=false",
-            "trainer.accelerator=cpu",
             "data.preprocess.image_size=32",
         ]
     )
-    pretrained = train(diffusion).bundle
+    pretrained = begun(diffusion, tmp_path / "diffusion")
     overrides = [part for part in SMALL if not part.startswith("backbone.")]
     config = compose_training(
         [
@@ -209,24 +228,24 @@ def test_a_backbone_is_swapped_by_one_override(nuclei, tmp_path, backbone):
             f"backbone={backbone}",
             *small,
             f"data.root={nuclei}",
-            f"output_dir={tmp_path / 'run'}",
-            "trainer.max_steps=1",
         ]
     )
-    run = train(config)
-    assert voxelry.load(run.bundle, "cpu").task.network.ndim == 2
+    network = voxelry.load(begun(config, tmp_path / "bundle"), "cpu").task.network
+    assert network.ndim == 2
+    found, wanted = network.backbone.describe(), OmegaConf.to_container(config.backbone)
+    assert found["name"] == wanted["name"]
+    assert found.get("backbone", {}).get("name") == wanted.get("backbone", {}).get("name")
 
 
-def test_images_are_resized_and_normalised_as_configured(flat, nuclei, tmp_path):
+def test_images_are_resized_and_normalised_as_configured(flat, nuclei, learned, tmp_path):
     settings = (
         "model.transform.min_size=[48,64]",
         "model.transform.max_size=96",
         "model.transform.image_mean=[0.1]",
         "model.transform.image_std=[0.5]",
     )
-    plain = train(flat("trainer.max_steps=1", f"output_dir={tmp_path / 'plain'}"))
     run = train(flat("trainer.max_steps=1", *settings))
-    networks = [voxelry.load(one.bundle, "cpu").task.network for one in (plain, run)]
+    networks = [voxelry.load(one, "cpu").task.network for one in (learned, run.bundle)]
     assert networks[1].transform.min_size == (48, 64)
     assert not networks[1].transform.skip_normalize
     sizes = [np.array(network.settings()["anchors"]["sizes"]) for network in networks]
@@ -241,9 +260,9 @@ def test_images_are_resized_and_normalised_as_configured(flat, nuclei, tmp_path)
 
 
 def test_weights_that_fit_nowhere_are_refused(flat, training, tmp_path):
-    other = train(training("landmarks_3d", "trainer.max_steps=1", f"output_dir={tmp_path / 'other'}"))
+    other = begun(training("landmarks_3d"), tmp_path / "other")
     with pytest.raises(CheckpointError, match="none of its weights fits"):
-        train(flat(f"pretrained={other.bundle}"))
+        train(flat(f"pretrained={other}"))
 
 
 def test_hdf5_volumes_with_thick_slices_train_as_they_lie(tmp_path, rng):
@@ -260,14 +279,11 @@ def test_hdf5_volumes_with_thick_slices_train_as_they_lie(tmp_path, rng):
             "experiment=segment_3d",
             *SMALL,
             f"data.root={folder}",
-            f"output_dir={tmp_path / 'run'}",
             "data.patches.size=[16,32,32]",
-            "trainer.max_steps=1",
             "data.split.fractions=[0.67,0.33,0.0]",
         ]
     )
-    run = train(config)
-    network = voxelry.load(run.bundle, "cpu").task.network
+    network = voxelry.load(begun(config, tmp_path / "bundle"), "cpu").task.network
     # the slices are thick, so the first step leaves that axis alone
     assert next(iter(network.backbone.strides.values())) == (2, 4, 4)
 
@@ -292,7 +308,7 @@ def test_crops_of_an_index_train_through_the_same_entry_point(nuclei, tmp_path):
             f"data.index={tmp_path / 'index.sqlite'}",
             "data.margin=4",
             f"output_dir={tmp_path / 'run'}",
-            "trainer.max_steps=2",
+            "trainer.max_steps=1",
         ]
     )
     run = train(config)
@@ -346,13 +362,12 @@ def test_data_sets_or_loaders_are_handed_out(flat):
 
 
 def test_a_large_image_is_predicted_piece_by_piece_and_goes_on_where_it_was_stopped(
-    flat, nuclei, tmp_path, monkeypatch
+    nuclei, learned, tmp_path, monkeypatch
 ):
     from voxelry.tasks.segment import recipe as segment
     from voxelry.tasks.segment.detect import Detector
 
-    run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25", "trainer.max_steps=1"))
-    model = voxelry.load(run.bundle, "cpu")
+    model = voxelry.load(learned, "cpu")
     image = nuclei / "volumes" / "case_000.ome.tif"
     (whole,) = predict_files(model, [image], tmp_path / "whole").written
     monkeypatch.setattr(segment, "_WHOLE_VOXELS", 0)

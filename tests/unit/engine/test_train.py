@@ -1,4 +1,5 @@
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -7,10 +8,14 @@ import yaml
 import voxelry
 from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.core.errors import CheckpointError, ConfigError
+from voxelry.engine.compose import compose_training
 from voxelry.engine.lightning import DivergedError, TaskModule
-from voxelry.engine.train import train
+from voxelry.engine.train import Run, train
 
-PRETRAIN = ("task.n_timestep=20", "task.sample_steps=3", "task.reconstruct_steps=2", "task.time_bands=2")
+PRETRAIN = (
+    "task.n_timestep=20", "task.sample_steps=3", "task.reconstruct_steps=2", "task.time_bands=2",
+    "trainer.max_steps=3",
+)  # fmt: skip
 
 
 def weights(path):
@@ -36,18 +41,32 @@ def interrupted_after(monkeypatch):
     return arrange
 
 
+LANDMARKS = ("trainer.max_steps=3",)
 EPOCHS = ("trainer.max_epochs=3", "trainer.validate_every=epoch", "data.training_samples=2", "data.batch_size=1")
 CLOSED = ("data.split.fractions=[0.75,0.25,0]", "data.batch_size=2", "trainer.grad_accumulation=4", *EPOCHS[:2])
 
 
+@pytest.fixture(scope="module")
+def whole(phantoms, tmp_path_factory, quick_training):
+    """Runs that were not interrupted, each made once."""
+
+    @cache
+    def run(experiment: str, extra: tuple[str, ...]) -> Run:
+        given = [f"data.root={phantoms}", f"output_dir={tmp_path_factory.mktemp('whole') / 'run'}"]
+        small = [*quick_training, "data.preprocess.image_size=16"]
+        return train(compose_training([f"experiment={experiment}", *given, *small, *extra]))
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("experiment", "extra"),
-    [("landmarks_3d", ()), ("pretrain_3d", PRETRAIN), ("landmarks_3d", EPOCHS), ("landmarks_3d", CLOSED)],
+    [("landmarks_3d", LANDMARKS), ("pretrain_3d", PRETRAIN), ("landmarks_3d", EPOCHS), ("landmarks_3d", CLOSED)],
 )
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(
-    training, experiment, extra, tmp_path, interrupted_after, monkeypatch
+    training, experiment, extra, whole, tmp_path, interrupted_after, monkeypatch
 ):
-    whole = train(training(experiment, *extra, f"output_dir={tmp_path / 'whole'}"))
+    expected = whole(experiment, extra)
     with monkeypatch.context():
         interrupted_after(1)
         first = train(training(experiment, *extra))
@@ -57,9 +76,8 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(
     monkeypatch.undo()
     second = train(training(experiment, *extra, "resume=true"))
     assert not second.interrupted
-    expected, found = weights(whole.checkpoint), weights(second.checkpoint)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-    assert second.summary == pytest.approx(whole.summary, nan_ok=True)
+    torch.testing.assert_close(weights(second.checkpoint), weights(expected.checkpoint), rtol=0, atol=0, equal_nan=True)
+    assert second.summary == pytest.approx(expected.summary, nan_ok=True)
 
 
 @pytest.mark.usefixtures("drawn")
@@ -83,20 +101,24 @@ def test_the_record_says_which_precision_auto_was(training, monkeypatch):
 
 
 @pytest.mark.usefixtures("drawn")
-def test_pretrained_weights_start_a_landmark_run_and_say_what_matched(training, tmp_path, caplog):
-    first = train(training("pretrain_3d", *PRETRAIN, f"output_dir={tmp_path / 'first'}"))
-    assert list((tmp_path / "first" / "samples").glob("step_*.png"))
-    assert (tmp_path / "first" / "report.html").stat().st_size > 10_000
+def test_a_pretraining_shows_samples(training, tmp_path):
+    train(training("pretrain_3d", *PRETRAIN, "trainer.max_steps=1"))
+    assert list((tmp_path / "run" / "samples").glob("step_*.png"))
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_pretrained_weights_start_a_landmark_run_and_say_what_matched(training, whole, caplog):
+    first = whole("pretrain_3d", PRETRAIN)
     with caplog.at_level("INFO", logger="voxelry"):
         train(training("landmarks_3d", f"pretrained={first.bundle}", "model.width=32", "trainer.max_steps=1"))
     assert "head.weight" in caplog.text
     assert "matched" in caplog.text
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(training):
-    train(training("landmarks_3d"))
+def test_a_checkpoint_of_another_architecture_is_refused(training, whole):
+    folder = whole("landmarks_3d", LANDMARKS).bundle.parent
     with pytest.raises(CheckpointError, match=r"network\.width is 8 in the checkpoint, but 16 is configured"):
-        train(training("landmarks_3d", "model.width=16", "resume=true"))
+        train(training("landmarks_3d", "model.width=16", "resume=true", f"output_dir={folder}"))
 
 
 def test_a_run_without_an_end_is_refused(training):
@@ -113,14 +135,12 @@ def test_a_loss_that_is_no_number_stops_the_run(training, monkeypatch):
         train(training("landmarks_3d"))
 
 
-def test_epochs_count_passes(training):
-    run = train(training("landmarks_3d", "trainer.max_epochs=3", "data.batch_size=2"))
-    assert read_checkpoint(run.checkpoint)["global_step"] == 3
+def test_epochs_count_passes(whole):
+    assert read_checkpoint(whole("landmarks_3d", EPOCHS).checkpoint)["global_step"] == 3 * 2
 
 
-def test_an_epoch_ends_with_a_step_and_a_validation(training):
+def test_an_epoch_ends_with_a_step_and_a_validation(whole):
     # 3 cases in batches of 2, and 4 batches would be accumulated
-    run = train(training("landmarks_3d", *CLOSED))
-    checkpoint = read_checkpoint(run.checkpoint)
+    checkpoint = read_checkpoint(whole("landmarks_3d", CLOSED).checkpoint)
     assert (checkpoint["global_step"], checkpoint["voxelry"]["batches_taken"]) == (3, 6)
     assert [entry["step"] for entry in checkpoint["voxelry"]["history"]] == [1, 2, 3]

@@ -64,7 +64,7 @@ def test_no_values_are_made_or_changed():
 
 @pytest.mark.parametrize("block", ["weight_standardised", "pre_norm", "separable"])
 def test_recomputing_saves_memory(block):
-    network = UNet(ndim=3, width=16, block=block, middle_attention="full")
+    network = UNet(ndim=3, width=16, multipliers=(1, 2), block=block, middle_attention="full")
     needed = [
         estimate(network, (48, 48, 48), in_channels=1, checkpointing=policy, **NOTHING_BESIDE)
         for policy in ("none", "norms", "blocks")
