@@ -80,7 +80,7 @@ def killed_after(count: int, out: Path, arguments: list[str]) -> dict[Path, int]
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_killed_prediction_goes_on_and_ends_the_same_to_the_bit(bundle, tmp_path, monkeypatch, capsys):
-    sample = make_nuclei(0, shape=(40, 44, 44), spacing=1e-3)
+    sample = make_nuclei(0, shape=(32, 44, 44), spacing=1e-3)
     image = write_image(tmp_path / "big.nii.gz", sample.image.numpy(), sample.space)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first = killed_after(4, broken, predict(bundle, image, broken))

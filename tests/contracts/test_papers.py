@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+
+from voxelry.engine.compose import compose_training
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("README.md")])
@@ -85,12 +85,6 @@ def test_commands_and_their_options_exist():
                 assert options <= known[words[0]], f"{path.name}: voxelry {' '.join(words)}"
 
 
-def composed(overrides: list[str]) -> DictConfig:
-    """The configuration of `voxelry train OVERRIDES`, as Hydra puts it together."""
-    with initialize_config_module("voxelry.configs", version_base="1.3"):
-        return compose("train", overrides=overrides)
-
-
 @pytest.mark.parametrize(("name", "words"), shown("train"), ids=lambda value: value if isinstance(value, str) else "")
 def test_training_commands_compose(name, words):
     overrides = [word for word in words if not word.startswith("-") and "=" in word]
@@ -98,7 +92,7 @@ def test_training_commands_compose(name, words):
     for override in overrides:
         assert override.partition("=")[2] != "", f"{name}: {override}"
     one_each = [word.split(",")[0] if sweeping else word for word in overrides]
-    config = composed(one_each)
+    config = compose_training(one_each)
     assert config.ndim in (2, 3)
 
 
@@ -132,7 +126,7 @@ def test_settings_of_data_exist():
         ["experiment=reconstruct_3d"],
         ["experiment=translate_3d", "data=pairs"],
     )
-    configs = [composed(choice) for choice in choices]
+    configs = [compose_training(choice) for choice in choices]
     text = "".join(path.read_text(encoding="utf-8") for path in PAPERS)
     for group in ("data", "trainer"):
         modules = {"io", "dataset", "preprocess", "layouts", "slice_case", "md"}

@@ -17,7 +17,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from voxelry.core.errors import ConfigError
 
-__all__ = ["OWN", "groups", "top_file"]
+__all__ = ["OWN", "groups", "packages", "top_file"]
 
 OWN = "voxelry.configs"
 _NO_GROUPS = ("hydra", "__pycache__")

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 import voxelry
 from voxelry.core.errors import ConfigError, DataError, SettingError
 from voxelry.engine.compose import compose_training, settle, typed
+from voxelry.engine.configs import OWN
 
 
 def test_a_mapping_says_what_would_be_typed():
@@ -37,6 +40,25 @@ def test_a_mapping_says_what_would_be_typed():
     assert compose_training([given]) == compose_training(shlex.split(typed))
     config = compose_training(["experiment=segment_3d", "ndim=2", {"ndim": 3, "seed": 1}, "seed=2"])
     assert (config.ndim, config.seed) == (3, 2)  # the last one counts
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["experiment=landmarks_3d", "data.root=DIR", "model=unet_tiny", "data.patches={size:12,context:true}"],
+        ["experiment=segment_3d", "backbone=vitdet", "data.root=DIR", "data.slices={a: 1}", "data.slices.a=2"],
+        ["backbone=null", "data.root=DIR", "launcher=ray", "launcher.env.A=b", "+data.own=3", "seed=4"],
+        ["experiment=landmarks_2d", "model.width=8", "~model.width", "data.root=DIR"],
+    ],
+)
+def test_values_are_set_in_entries_that_were_put_together_before_as_hydra_sets_them(settings):
+    with initialize_config_module(OWN, version_base="1.3"):
+        expected = compose("train", overrides=settle(settings))
+    for _ in range(2):
+        found = compose_training(settings)
+        assert OmegaConf.to_yaml(found) == OmegaConf.to_yaml(expected)
+        assert OmegaConf.is_struct(found)
+        found.data.root = found.trainer = "changed"  # it is nobody else's
 
 
 @pytest.mark.parametrize(
