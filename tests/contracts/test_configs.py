@@ -67,7 +67,8 @@ def test_an_entry_fits_what_it_configures(group, entry):
         MetricChoice(**node)
         return
     if group == "backbone":
-        assert build_backbone(resolved(node, Space.from_spacing((32, 32, 32)), 1)).ndim == 3
+        with torch.device("meta"):
+            assert build_backbone(resolved(node, Space.from_spacing((32, 32, 32)), 1)).ndim == 3
         return
     if entry == "crops":
         parameters = inspect.signature(CropDataset).parameters
