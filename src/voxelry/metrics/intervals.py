@@ -48,16 +48,16 @@ def half_width(level: float, *, samples: int | None = None) -> float:
     Raises:
         SettingError: a level outside (0, 1), or a single sample, which has no spread.
     """
-    from scipy import stats
+    from scipy.special import ndtri, stdtrit  # quantiles of the normal and of Student's distribution
 
     if not 0 < level < 1:
         raise SettingError(f"level: expected a share between 0 and 1, got {level}")
     upper = (1 + level) / 2
     if samples is None:
-        return float(stats.norm.ppf(upper))
+        return float(ndtri(upper))
     if samples < 2:
         raise SettingError(f"samples: expected at least 2, which a spread needs, got {samples}")
-    return float(stats.t.ppf(upper, samples - 1)) * math.sqrt(1 + 1 / samples)
+    return float(stdtrit(samples - 1, upper)) * math.sqrt(1 + 1 / samples)
 
 
 def interval_coverage(errors: Tensor, *, level: float = 0.9, samples: int | None = None, factor: float = 1.0) -> float:

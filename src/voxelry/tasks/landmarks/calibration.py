@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import chi
+from scipy.special import gammaincinv
 from torch import Tensor, nn
 
 from voxelry.core.errors import DataError
@@ -46,7 +46,9 @@ class Calibration(nn.Module):
 
     def __init__(self, num_landmarks: int, ndim: int):
         super().__init__()
-        gaussian = torch.tensor(chi.ppf(LEVELS, df=ndim) / math.sqrt(ndim), dtype=torch.float32)
+        # quantiles of the chi distribution, over the root mean square of `ndim` normal numbers
+        radii = np.sqrt(2 * gammaincinv(ndim / 2, LEVELS) / ndim)
+        gaussian = torch.from_numpy(radii).to(torch.float32)
         self.register_buffer("factors", gaussian.expand(num_landmarks, -1).clone())
         self.register_buffer("cases", torch.zeros((), dtype=torch.int64))
 
