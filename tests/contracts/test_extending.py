@@ -134,7 +134,7 @@ def test_the_commands_run_as_they_are_printed(on_path, places, quick_training, c
         own = [one for one in quick_training if not (one.startswith("model") and "model=backbone_heatmaps" in command)]
         if "experiment=pretrain_3d" in command:
             own += ["task.n_timestep=20", "task.sample_steps=3", "task.reconstruct_steps=2", "task.time_bands=2"]
-        launch([*given(command[1:], places), *own, "trainer.max_steps=1", "trainer.validate_every=1"])
+        launch([*given(command[1:], places), *own, "plan=null", "trainer.max_steps=1", "trainer.validate_every=1"])
         output = Path(given(command, places)[-1].partition("=")[2])
         assert f"bundle: {output / 'bundle'}" in capsys.readouterr().out
     commands = [given(one, places) for one in COMMANDS if one[0] != "train"]

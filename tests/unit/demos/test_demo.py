@@ -15,9 +15,10 @@ from voxelry.tasks.reconstruct.recipe import ReconstructRecipe
 DEMOS = {name: recipe_named(name).demo for name in TASKS if recipe_named(name).demo is not None}
 RANKS = [(name, ndim) for name, demo in DEMOS.items() for ndim in demo.ranks]
 BRIEF = (
-    "trainer.max_steps=2", "trainer.validate_every=2", "data.batch_size=1", "model.grid=16", "model.prior_grid=16",
+    "trainer.max_steps=1", "trainer.validate_every=1", "data.batch_size=1", "model.grid=16", "model.prior_grid=16",
     "model.image_size=16", "model.width=8", "model.multipliers=[1,2]", "model.volume_width=8",
     "model.volume_multipliers=[1,2]", "task.baseline_shapes=2",
+    "data.slices.evaluation={slices: 1, clicks: 1}",
 )  # fmt: skip
 
 

@@ -29,15 +29,21 @@ def torsos(tmp_path_factory):
     return write_phantoms(tmp_path_factory.mktemp("torsos") / "flat", 4, seed=5, ndim=2, shape=(40, 48))
 
 
-@pytest.fixture
-def configured(torsos, tmp_path, quick_training):
-    def make(*overrides: str, name: str = "run"):
+@pytest.fixture(scope="module")
+def configured(torsos, tmp_path_factory, quick_training):
+    def make(*overrides: str):
         quick = [override for override in quick_training if not override.startswith("model")]
-        places = [f"data.root={torsos}", f"output_dir={tmp_path / name}", "data.preprocess.image_size=32"]
-        model = ["model=backbone_heatmaps", "model.width=8", "trainer.max_steps=1"]
+        places = [f"data.root={torsos}", f"output_dir={tmp_path_factory.mktemp('run')}"]
+        model = ["data.preprocess.image_size=32", "model=backbone_heatmaps", "model.width=8", "trainer.max_steps=1"]
         return compose_training(["experiment=landmarks_2d", *quick, *places, *model, *overrides])
 
     return make
+
+
+@pytest.fixture(scope="module")
+def run(configured):
+    """A training on a residual backbone."""
+    return train(configured(*RESNET))
 
 
 PUBLISHED = {"hiera_2d": "hiera", "resnet_fpn_2d_basicblock": "resnet_fpn", "maskrcnn_2d": "resnet_fpn"}
@@ -50,8 +56,7 @@ SMALL_HIERA = (
 )
 
 
-def test_a_run_leaves_a_bundle_that_answers_as_its_network(configured, torsos, tmp_path):
-    run = train(configured(*RESNET))
+def test_a_run_leaves_a_bundle_that_answers_as_its_network(run, torsos, tmp_path):
     model = voxelry.load(run.bundle, "cpu")
     network = model.task.network
     assert NETWORKS.name_of(type(network)) == "backbone_heatmaps"
@@ -67,7 +72,7 @@ def test_a_run_leaves_a_bundle_that_answers_as_its_network(configured, torsos, t
         assert torch.equal(again.task.network(image), network(image))
 
 
-def test_a_masked_autoencoder_starts_its_backbone(configured, tmp_path, caplog):
+def test_a_masked_autoencoder_starts_its_backbone(configured, run, tmp_path, caplog):
     autoencoder = MaskedAutoencoder(
         ndim=2,
         encoder={"name": "hiera", **HIERA, "embed_dim": 12},
@@ -75,28 +80,26 @@ def test_a_masked_autoencoder_starts_its_backbone(configured, tmp_path, caplog):
         decoder_depth=1,
         decoder_heads=2,
     )
-    config = configured(*SMALL_HIERA)
     task = MaskedPretrainTask(autoencoder)
-    preprocess = voxelry.load(train(configured(*RESNET)).bundle).bundle.preprocess
+    preprocess = voxelry.load(run.bundle).bundle.preprocess
     bundle = write_bundle(tmp_path / "mae", task, preprocess, record={}, card="")
-    config = configured(*SMALL_HIERA, f"pretrained={bundle}", "optimizer.lr=0", "trainer.ema=null", name="tuned")
+    config = configured(*SMALL_HIERA, f"pretrained={bundle}", "optimizer.lr=0", "trainer.ema=null")
     with caplog.at_level("INFO", logger="voxelry"):
-        run = train(config)
+        tuned = train(config)
     assert "tensors matched" in caplog.text
-    hiera = voxelry.load(run.bundle, "cpu").task.network.backbone.backbone
+    hiera = voxelry.load(tuned.bundle, "cpu").task.network.backbone.backbone
     assert hiera.settings()["embed_dim"] == 12
     for name, value in autoencoder.encoder.state_dict().items():
         assert torch.equal(hiera.state_dict()[name], value), name
 
 
-def test_what_fits_nowhere_and_no_backbone_are_refused(configured, torsos, tmp_path):
+def test_what_fits_nowhere_and_no_backbone_are_refused(configured, run):
     with pytest.raises(ConfigError, match="backbone: expected one, such as"):
         train(configured())
-    first = train(configured(*RESNET, name="first"))
     with pytest.raises(
         CheckpointError, match="holds a backbone_heatmaps; expected a U-Net, or model=backbone_heatmaps"
     ):
-        train(configured("model=unet_tiny", "~model.width", f"pretrained={first.bundle}", name="second"))
+        train(configured("model=unet_tiny", "~model.width", f"pretrained={run.bundle}"))
 
 
 @pytest.fixture

@@ -95,7 +95,12 @@ def test_train_predict_and_evaluate(phantoms, quick_training, tmp_path):
     run = voxelry.train(
         "experiment=landmarks_3d",
         *quick_training,
-        {"data.root": phantoms, "output_dir": tmp_path / "run", "trainer.max_steps": 1},
+        {
+            "data.root": phantoms,
+            "data.preprocess.image_size": 16,
+            "output_dir": tmp_path / "run",
+            "trainer.max_steps": 1,
+        },
     )
     assert not run.interrupted
     scan = phantoms / "volumes" / "case_000.nii.gz"

@@ -20,7 +20,11 @@ def settings(tmp_path, quick_training):
         "data.crop_size=[16,16,16]",
         f"output_dir={tmp_path / 'run'}",
         *quick_training,
-        "trainer.max_steps=2",
+        "trainer.max_steps=1",
+        "task.n_timestep=20",
+        "task.time_bands=2",
+        "task.sample_steps=2",
+        "task.reconstruct_steps=2",
     ]
 
 

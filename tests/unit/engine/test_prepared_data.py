@@ -212,6 +212,10 @@ def test_a_prepared_folder_is_trained_on_and_what_came_of_it_takes_scans(prepare
 
 
 def test_hypotheses_are_learned_from_a_prepared_folder(prepared, tmp_path, quick_training):
-    one = ["data.slices.organs=[1]", "data.split.fractions=[0.8,0.2,0.0]"]
+    one = [
+        "data.slices.organs=[1]",
+        "data.split.fractions=[0.8,0.2,0.0]",
+        "data.slices.evaluation={slices: 1, clicks: 1}",
+    ]
     run = trained("reconstruct_flow_3d", prepared, tmp_path / "run", quick_training, *one, *FLOW)
     assert 0 <= run.summary["hypothesis_dice"] <= 1

@@ -40,7 +40,7 @@ QUICK = [
     "experiment=reconstruct_3d", "data.slices.organs=[6]", "data.split.fractions=[0.5,0.5,0.0]", "model.grid=16",
     "model.prior_grid=16", "model.image_size=16", "model.width=8", "model.multipliers=[1,2]", "model.volume_width=8",
     "model.volume_multipliers=[1,2]", "task.baseline_shapes=2", "data.slices.slices=[1,2]",
-    "trainer.max_steps=2",
+    "data.slices.evaluation={slices: 1, clicks: 1}", "trainer.max_steps=2",
 ]  # fmt: skip
 LIVER = 6
 
@@ -260,7 +260,7 @@ def test_a_bundle_is_measured_on_a_folder(trained, phantoms, tmp_path):
 
 
 def test_an_adapter_is_trained_on_a_bundle_and_merged(trained, phantoms, tmp_path, quick):
-    overrides = [*quick, f"data.root={phantoms}", f"output_dir={tmp_path / 'run'}"]
+    overrides = [*quick, "trainer.max_steps=1", f"data.root={phantoms}", f"output_dir={tmp_path / 'run'}"]
     overrides.append("adapter={name: liver, rank: 2, targets: convolutions, head_rate: 1e-4}")
     with pytest.raises(ConfigError, match=r"model\.grid: expected 16, as .* has it, got 24"):
         train(compose_training([*overrides, f"pretrained={trained[0]}", "model.grid=24"]))
@@ -317,7 +317,7 @@ def test_adapters_on_their_base_answer_as_their_merged_bundles_do(trained, phant
 
 def test_an_adapter_may_be_for_fewer_organs_than_its_base_knows(phantoms, tmp_path, quick):
     both, one = "data.slices.organs=[6,3]", "data.slices.organs=[3]"
-    base = [*quick, f"data.root={phantoms}"]
+    base = [*quick, f"data.root={phantoms}", "trainer.max_steps=1"]
     first = train(compose_training([*base, f"output_dir={tmp_path / 'base'}", both]))
     adapted = [*base, f"output_dir={tmp_path / 'run'}", f"pretrained={first.bundle}", "adapter={name: kidney}"]
     with pytest.raises(ConfigError, match="knows 2 organs; expected no more"):

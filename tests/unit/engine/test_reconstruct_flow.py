@@ -27,7 +27,7 @@ NETWORK = [
 ]  # fmt: skip
 QUICK = [
     "data.slices.organs=[6]", "data.split.fractions=[0.5,0.5,0.0]", "task.baseline_shapes=2",
-    "data.slices.slices=[1,2]", *NETWORK,
+    "data.slices.slices=[1,2]", "data.slices.evaluation={slices: 1, clicks: 1}", *NETWORK,
 ]  # fmt: skip
 FLOW = [
     "experiment=reconstruct_flow_3d", "model.latent_grid=4", "model.autoencoder_width=8", "model.flow_width=16",
@@ -131,13 +131,20 @@ def test_a_flow_starts_from_a_model_that_answers_once_but_not_the_other_way_roun
     run, quick, scan, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(report, "add_cases", lambda page, *_: page)  # pictures take longest
-    once = ["experiment=reconstruct_3d", *quick, "task.recentre=false"]
+    once = ["experiment=reconstruct_3d", *quick, "task.recentre=false", "trainer.max_steps=1"]
     finished = train(compose_training([*once, f"output_dir={tmp_path / 'once'}"]))
     with pytest.raises(
         SettingError, match=r"samples: expected with .* translate or reconstruct_flow or .*, not reconstruct"
     ):
         load(finished.bundle).reconstruct(scan[0], click=scan[1], samples=3)
-    start = [*FLOW, *quick, "optimizer.lr=0.0", f"output_dir={tmp_path / 'flow'}", f"pretrained={tmp_path / 'once'}"]
+    start = [
+        *FLOW,
+        *quick,
+        "trainer.max_steps=2",
+        "optimizer.lr=0.0",
+        f"output_dir={tmp_path / 'flow'}",
+        f"pretrained={tmp_path / 'once'}",
+    ]
     flow = load(train(compose_training(start)).bundle).task
     before = load(finished.bundle).task.network.state_dict()
     after = flow.network.state_dict()

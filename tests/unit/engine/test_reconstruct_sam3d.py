@@ -19,7 +19,8 @@ from voxelry.models.sam3d.net import TwoStageNet
 LIVER = 6
 QUICK = [
     "experiment=reconstruct_sam3d_3d", "data.slices.organs=[6]", "data.split.fractions=[0.5,0.5,0.0]",
-    "data.slices.slices=[1,2]", "task.baseline_shapes=2", "task.samples=2", "task.steps=2", "task.recentre=false",
+    "data.slices.slices=[1,2]", "data.slices.evaluation={slices: 1, clicks: 1}", "task.baseline_shapes=2",
+    "task.samples=2", "task.steps=2", "task.recentre=false",
     "task.autoencoder_share=0.5",
     "model.grid=16", "model.prior_grid=16", "model.image_size=16", "model.width=8", "model.multipliers=[1,2]",
     "model.volume_width=8", "model.volume_multipliers=[1,2]", "model.structure.widths=[4,8]",

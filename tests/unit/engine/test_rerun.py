@@ -12,7 +12,7 @@ from voxelry.engine.train import train
 
 
 def test_a_run_is_done_again_bit_for_bit_and_what_changed_is_told(training, tmp_path, phantoms):
-    run = train(training("landmarks_3d")).bundle.parent
+    run = train(training("landmarks_3d", "trainer.max_steps=2")).bundle.parent
     said = read_manifest(run)
     assert {"torch", "voxelry", "python"} <= said["versions"].keys()
     assert said["settings"]["data"]["root"] == str(phantoms)

@@ -190,7 +190,7 @@ def test_a_training_keeps_the_template_of_its_folder(prepared, tmp_path, quick_t
         "experiment=reconstruct_3d", f"data.root={prepared}", f"output_dir={tmp_path}", "model.image_size=16",
         "data.split.fractions=[1.0,0.0,0.0]", "data.slices.organs=[1]", "model.grid=16", "model.prior_grid=16",
         "model.width=8", "model.multipliers=[1,2]", "model.volume_width=8", "model.volume_multipliers=[1,2]",
-        "task.baseline_shapes=1", "data.slices.truncation=8", *quick,
+        "task.baseline_shapes=1", "data.slices.truncation=8", *quick, "trainer.max_steps=1",
     ])  # fmt: skip
     known = folder_template(prepared)
     bundle = load(train(config).bundle).bundle

@@ -70,7 +70,7 @@ def bundle(folder, *, conditions=1, preprocess=None, **settings):
 
 @pytest.mark.usefixtures("drawn")
 def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phantoms, tmp_path):
-    run = trained(phantoms, "task.spread_samples=2")
+    run = trained(phantoms, "task.spread_samples=2", "trainer.max_steps=2")
     assert {"psnr", "ssim", "input_psnr", "baseline_psnr", "coverage_90"} <= set(run.summary)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     for heading in ("Translated images", "Against regression", "Over the number of calls", "Spread", "Cases"):
@@ -97,7 +97,7 @@ def test_every_mode_runs(trained, tmp_path, mode, experiment):
     shape = (24, 28, 32)[: int(experiment[-2])]
     root = write_phantoms(tmp_path / "phantoms", 3, seed=5, ndim=len(shape), shape=shape, format=".nii.gz")
     run = trained(
-        root, f"task.mode={mode}", "task.steps=2", "trainer.max_steps=2", "data.split.fractions=[0.67,0.33,0.0]",
+        root, f"task.mode={mode}", "task.steps=2", "trainer.max_steps=1", "data.split.fractions=[0.67,0.33,0.0]",
         "data.degrade.steps=[{name:rician,sigma:0.1}]", experiment=experiment,
     )  # fmt: skip
     assert np.isfinite(run.summary["psnr"])
@@ -106,7 +106,10 @@ def test_every_mode_runs(trained, tmp_path, mode, experiment):
 
 def test_one_model_serves_any_missing_contrast(trained, tmp_path):
     root = contrasts(tmp_path / "data")
-    run = trained(root, "data=pairs", "data.pairs.target=flair", "task.drop=0.5", "data.preprocess.normalise=minmax")
+    run = trained(
+        root, "data=pairs", "data.pairs.target=flair", "task.drop=0.5", "data.preprocess.normalise=minmax",
+        "trainer.max_steps=1",
+    )  # fmt: skip
     model = load(run.bundle)
     assert model.task.condition_names == ("t1", "t2")
     t1, t2 = (root / name / "case_0.nii.gz" for name in ("t1", "t2"))
@@ -134,7 +137,8 @@ def test_one_model_serves_any_missing_contrast(trained, tmp_path):
 
 
 def test_patches_are_told_their_place_and_tiles_are_their_size(trained, phantoms):
-    run = trained(phantoms, "data.patches={size:12,context:true,foreground:0.0,margin:0}", "data.batch_size=1")
+    patches = "data.patches={size:12,context:true,foreground:0.0,margin:0}"
+    run = trained(phantoms, patches, "data.batch_size=1", "trainer.max_steps=1", "task.steps=1", "task.baseline=false")
     task = load(run.bundle).task
     assert task.context
     assert task.tile_size == [12, 12, 12]
@@ -203,9 +207,9 @@ def test_steps_that_were_not_trained_are_refused_in_one_line(tmp_path):
 
 def test_an_interrupted_run_goes_on_with_the_same_numbers(trained, phantoms, tmp_path):
     # averaged weights begin at a share of the steps, which differ here
-    common = ["trainer.max_steps=4", "learning_rate=constant", "trainer.ema=null"]
+    common = ["trainer.max_steps=3", "learning_rate=constant", "trainer.ema=null", "task.steps=1"]
     straight = trained(phantoms, *common, name="straight")
-    trained(phantoms, *common[1:], "trainer.max_steps=2", name="halted")
+    trained(phantoms, *common[1:], "trainer.max_steps=1", name="halted")
     halted = trained(phantoms, *common, "resume=true", name="halted")
     one, other = (load(run.bundle).task.network.state_dict().values() for run in (straight, halted))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -232,6 +236,7 @@ def test_thick_slices_become_thin_ones_on_the_targets_grid(trained, tmp_path):
         for folder, space in (("A", thick), ("B", thin)):
             write_image(tmp_path / "pairs" / folder / f"{number}.nii.gz", rng.random((1, *space.shape)), space)
     overrides = ["data=pairs", "data.pairs.resample=true", "data.preprocess.image_size=null", "task.baseline=false"]
+    overrides.append("trainer.max_steps=1")
     run = trained(tmp_path / "pairs", *overrides)
     scan = Space.from_spacing((5, 8, 8), (5.0, 0.9, 0.9), (40.0, 2.0, 7.0)).reorder((1, 2, 0), (False, True, True))
     write_image(tmp_path / "scan.nii.gz", rng.random((1, *scan.shape)).astype(np.float32), scan)

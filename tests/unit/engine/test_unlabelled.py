@@ -23,7 +23,7 @@ def settings(phantoms, tmp_path, quick_training):
         *quick_training,
         "data.preprocess.image_size=16",
         "trainer.max_minutes=4",
-        "trainer.max_steps=2",
+        "trainer.max_steps=1",
     ]
 
 
@@ -37,7 +37,8 @@ def test_a_pretraining_comes_first_without_the_cases_that_are_measured(settings,
     from voxelry.engine import unlabelled
 
     real = unlabelled.compose_training
-    monkeypatch.setattr(unlabelled, "compose_training", lambda given: real([*given, "trainer.max_steps=2"]))
+    short = ("trainer.max_steps=1", "task.sample_steps=2", "task.reconstruct_steps=2")
+    monkeypatch.setattr(unlabelled, "compose_training", lambda given: real([*given, *short]))
     run = train(*settings)
     place = tmp_path / "run" / "pretrain"
     [pretraining] = seen
