@@ -28,7 +28,7 @@ def test_landmarks_from_pretrained_weights_as_the_readme_does_it(run, quick_trai
     lines = [line for line in commands("doctor", "runs/pretrain", "runs/landmarks") if line[0] != "view"]  # it stays
     assert [line[0] for line in lines] == ["doctor", "train", "train", "predict", "evaluate"]
     for line in lines:
-        small = ["data.preprocess.image_size=16", *quick_training, "trainer.max_steps=2"] if line[0] == "train" else []
+        small = ["data.preprocess.image_size=16", *quick_training, "trainer.max_steps=1"] if line[0] == "train" else []
         small += ["task.sample_steps=2", "task.reconstruct_steps=2"] if "experiment=pretrain_3d" in line else []
         status, _, err = run(*line, *small)
         warned = line[0] == "doctor"  # of spacings that differ

@@ -21,7 +21,7 @@ def test_a_run_with_borders_leaves_a_bundle_that_finds_them_itself(torsos, tmp_p
         compose_training([
             "experiment=landmarks_3d", *quick_training, f"data.root={torsos}", f"output_dir={tmp_path / 'run'}",
             "data.borders=20", f"data.patches={patches}", "data.preprocess.image_size=[16,20,24]",
-            "trainer.max_steps=2",
+            "trainer.max_steps=1",
         ])
     )  # fmt: skip
     model = voxelry.load(run.bundle, "cpu")

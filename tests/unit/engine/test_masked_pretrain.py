@@ -41,7 +41,7 @@ def trained(phantoms, tmp_path, quick_training):
 
 @pytest.mark.usefixtures("drawn")
 def test_a_run_leaves_a_bundle_that_completes_images(trained, phantoms, tmp_path):
-    run = trained()
+    run = trained("trainer.max_steps=1")
     assert {"val_loss", "psnr", "ssim"} <= set(run.summary)
     assert "Reconstruction of hidden units" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     model = voxelry.load(run.bundle)

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 import voxelry
+from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.registry import recipe_of_config
 from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.patches import window_size
+from voxelry.data.preprocess import Preprocess
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
-from voxelry.engine.train import train
+from voxelry.engine.train import build_task, train
 from voxelry.io import write_image
 from voxelry.tasks import volumes as source
 
@@ -123,9 +125,10 @@ def test_large_images_are_learned_from_in_windows(volumes, monkeypatch, caplog):
 
 def test_a_task_trained_on_windows_predicts_in_tiles(volumes, monkeypatch, tmp_path, quick_training):
     monkeypatch.setattr(source, "MOST_VOXELS", 2 * 16**3)
-    overrides = [f"data.root={volumes}", f"output_dir={tmp_path / 'run'}", *quick_training, "trainer.max_steps=1"]
-    run = train(compose_training(["experiment=landmarks_3d", *overrides]))
-    task = voxelry.load(run.bundle).task
+    config = compose_training(["experiment=landmarks_3d", f"data.root={volumes}", *quick_training])
+    learner, _ = build_task(config, recipe_of_config(config), built("landmarks_3d", volumes, *quick_training))
+    bundle = write_bundle(tmp_path / "bundle", learner, Preprocess(), record={}, card="")
+    task = voxelry.load(bundle).task
     assert task.tile_size == (16, 16, 16)
     assert task.presence
 

@@ -86,8 +86,8 @@ def test_each_axis_has_its_scale_and_its_bins(shape, ratio, aligned, name):
 
 @pytest.mark.parametrize("name", CPU)
 def test_gradient_in_double_precision(name):
-    features = torch.randn(2, 2, 4, 5, 3, dtype=torch.float64, requires_grad=True)
-    boxes = torch.tensor([[0.5, -1, 0, 3, 6, 2.5], [1, 1, 1, 1.2, 4, 9], [-3, 0, 0, 1, 1, 1]])
+    features = torch.randn(2, 2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    boxes = torch.tensor([[0.5, -1, 0, 2, 5, 1.5], [1, 1, 1, 1.2, 4, 9], [-3, 0, 0, 1, 1, 1]])
     batch = torch.tensor([0, 1, 1])
     with backend(name):
         for ratio in (0, 2):

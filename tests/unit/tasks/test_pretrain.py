@@ -66,8 +66,9 @@ class Witness(nn.Module):
         return self.gain * x
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("settings", [{}, {"objective": "v", "loss_type": "huber", "weighting": "min_snr"}])
+@pytest.mark.parametrize(
+    ("ndim", "settings"), [(3, {}), (2, {"objective": "v", "loss_type": "huber", "weighting": "min_snr"})]
+)
 def test_one_image_is_learned(ndim, settings):
     task = small_task(ndim, **settings)
     batch = batch_of(ndim, names=("only",) * 4)
