@@ -206,8 +206,8 @@ def test_a_prompt_of_ones_own_needs_no_truth(source):
 
 
 def test_faults_are_named_in_one_line(tmp_path, source):
-    with pytest.raises(SettingError, match=r"organs: expected each to begin with a label value of its own"):
-        small(source, organs=[[1, 2], 1])
+    with pytest.raises(SettingError, match=r"organs: expected each to have other label values"):
+        small(source, organs=[[1, 2], 1, [2, 1]])
     with pytest.raises(SettingError, match="mask"):
         small(source, mask=2.0)
     with pytest.raises(SettingError, match="label 2"):

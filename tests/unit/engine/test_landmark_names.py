@@ -25,7 +25,9 @@ def measured(tmp_path):
         )
         write_landmarks(tmp_path / "landmarks" / "a.mrk.json", LandmarkSet(names, np.array(points)))
         model = SimpleNamespace(
-            task=SimpleNamespace(names=("tip", "base")), bundle=SimpleNamespace(preprocess=Preprocess())
+            task=SimpleNamespace(names=("tip", "base")),
+            bundle=SimpleNamespace(preprocess=Preprocess()),
+            check_image=lambda source, ndim, channels: None,
         )
         return recipe_named("landmarks").cases(model, tmp_path, "auto", None)
 

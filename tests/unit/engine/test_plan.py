@@ -19,7 +19,7 @@ from voxelry.core.space import Space
 from voxelry.data.fingerprint.record import CaseFacts, Fingerprint
 from voxelry.engine.check import check_settings
 from voxelry.engine.compose import compose_training, parted
-from voxelry.engine.plan import size_rules
+from voxelry.engine.plan import size_rules, training_rules
 from voxelry.engine.plan.auto import planned as planned_now
 from voxelry.engine.plan.contradictions import contradictions
 from voxelry.engine.plan.in_crops import in_crops
@@ -182,6 +182,15 @@ def test_a_wide_image_without_a_scale(experiment):
     found, _ = by_data(wide, experiment=experiment)
     assert found.get("data.preprocess.spacing") is None
     assert found["model.strides"] == [[1, 2], [1, 2]]
+
+
+def test_a_second_network_is_trained_beside_it_where_there_is_time():
+    cases = [facts((32, 32, 32))] * 10
+    assert by_data(cases, experiment="translate_3d")[0]["task.baseline"] is False
+    assert "task.baseline" not in by_data(cases, experiment="pretrain_3d")[0]
+    now = situation(cases, experiment="translate_3d")
+    assert not list(training_rules.beside(replace(now, machine=replace(LAPTOP, gpu="a GPU"))))
+    assert not list(training_rules.beside(replace(now, given=now.given | {"task.baseline"})))
 
 
 def test_a_wide_image_is_learned_from_whole():

@@ -77,9 +77,9 @@ class SliceSettings(ViewSettings, Choice):
                 raise SettingError(f"{name}: expected a positive number, got {getattr(self, name)}")
         if not self.organs or not all(isinstance(organ, int) or organ for organ in self.organs):
             raise SettingError("organs: expected at least one label value")
-        first = [organ if isinstance(organ, int) else organ[0] for organ in self.organs]
-        if len(set(first)) < len(first):
-            raise SettingError(f"organs: expected each to begin with a label value of its own, got {list(self.organs)}")
+        different = {frozenset([organ] if isinstance(organ, int) else organ) for organ in self.organs}
+        if len(different) < len(self.organs):
+            raise SettingError(f"organs: expected each to have other label values, got {list(self.organs)}")
 
     @property
     def least_and_most(self) -> tuple[int, int]:

@@ -40,6 +40,7 @@ RULES: tuple[Rule, ...] = (
     data_rules.heatmaps,
     data_rules.split,
     data_rules.augmentation,
+    training_rules.beside,
     size_rules.levels,
     size_rules.sizes,
     size_rules.tiles,

@@ -1,4 +1,4 @@
-"""Decisions about the course of a training: how long, in which precision, with how many readers."""
+"""Decisions about the course of a training: how long, in which precision, with how many readers, and what beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from voxelry.engine.plan.situation import Situation
 from voxelry.engine.plan_file import Decision
 from voxelry.engine.precision import resolve_precision
 
-__all__ = ["course", "readers"]
+__all__ = ["beside", "course", "readers"]
 
 _USUAL_CASES = 50  # that the experiments' numbers of steps are for
 _LEAST, _MOST = 0.5, 5.0  # times the experiment's steps
@@ -52,3 +52,12 @@ def readers(situation: Situation) -> Iterator[Decision]:
         count = min(_READERS, machine.cores - 1) if machine.gpu else 0
         why = f"{machine.cores} cores of {os.cpu_count()}" if machine.gpu else "the cores learn, on a processor"
         yield Decision("data.num_workers", count, why)
+
+
+def beside(situation: Situation) -> Iterator[Decision]:
+    """No second network to compare with where time is short: it takes half of the steps."""
+    baseline = OmegaConf.select(situation.config, "task.baseline")
+    if baseline is True and situation.is_open("task.baseline") and not situation.machine.gpu:
+        yield Decision(
+            "task.baseline", False, "a processor has time for one network; true trains plain regression beside it"
+        )

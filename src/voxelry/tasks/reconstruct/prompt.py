@@ -234,7 +234,7 @@ def _organ(task: ReconstructTask, label: int | None) -> tuple[int, ...]:
     organs = task.organs
     if label is None and len(organs) == 1:
         return organs[0]
-    for organ in organs:
+    for organ in sorted(organs, key=len):  # an organ of that value alone before one of which it is a part
         if label in organ:
             return organ
     known = ", ".join("+".join(map(str, organ)) for organ in organs)

@@ -310,6 +310,9 @@ def check_against_tifffile(path):
     with tifffile.TiffFile(path) as file:
         array, axes = file.series[0].asarray(), file.series[0].axes
         orientation = int(file.pages.first.tags.valueof("Orientation", 1))
+        white_is_zero = array.dtype == bool and file.pages.first.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    if white_is_zero:  # tifffile gives the stored bits
+        array = ~array
     if orientation > 1:  # tifffile gives the stored pixels
         array = SHOWN[orientation](array)
     channels = [axis for axis, letter in enumerate(axes) if letter in "CSQ" and (letter != "Q" or axis < len(axes) - 3)]
