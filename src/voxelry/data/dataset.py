@@ -182,6 +182,11 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
         return sample if self.augment is None else self.augment(sample, generator)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether preprocessed samples are kept in memory."""
+        return self._memory is not None
+
+    @property
     def landmark_names(self) -> tuple[str, ...]:
         """One name per landmark of every sample; empty without landmarks."""
         if self._names is None:

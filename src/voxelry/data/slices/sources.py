@@ -75,7 +75,7 @@ class VolumeSlices:
         self._kept: OrderedDict[tuple[int, tuple[int, ...], float], OrganShape] = OrderedDict()
         self._present: dict[int, set[int]] = {}
         self._class_names: dict[int, str] | None = None
-        in_memory = volumes._memory is not None
+        in_memory = volumes.in_memory
         self._remember = remember if remember is not None else 4 * len(volumes) if in_memory else 8
 
     @property
