@@ -43,6 +43,7 @@ from voxelry.io import LandmarkSet, write_image, write_landmarks
 from voxelry.metrics.landmarks import MeanPosition
 from voxelry.models.unet.folded import FoldedUNet
 from voxelry.tasks.base import Row, Task
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.landmarks import LandmarkPrediction, LandmarkTask, report
 from voxelry.tasks.pretrain import PretrainTask
 from voxelry.viz.report import Report
@@ -313,7 +314,7 @@ def compare(arguments: argparse.Namespace, training: list[Sample], test: list[Sa
     rows = rows_of(task, predictions, test)
     summary = task.summary(rows)
     show("voxelry, mean of views", summary)
-    report.add_results(page, task, predictions, test, rows)
+    report.add_results(page, task, Evaluation(rows=rows, predictions=predictions, cases=test))
     if arguments.peer:
         torch.manual_seed(arguments.seed)
         peer = LandmarkTask(

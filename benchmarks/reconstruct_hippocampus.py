@@ -43,6 +43,7 @@ from voxelry.data.slices.sources import VolumeSlices
 from voxelry.data.splits import few_shot, split_cases
 from voxelry.models.shape import ShapeNet
 from voxelry.tasks.base import Row
+from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.reconstruct import ReconstructPrediction, ReconstructTask
 from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
 
@@ -299,7 +300,7 @@ def compare(arguments: argparse.Namespace, training_cases: list[Case], test_case
         from voxelry.viz.report import Report
 
         page = Report("Hippocampus from one click", subtitle=f"{len(test_cases)} held-out cases")
-        report.add_results(page, task, predictions, [dataset[index] for index in range(len(dataset))], rows)
+        report.add_results(page, task, Evaluation(rows=rows, predictions=predictions, cases=dataset))
         print(page.save(arguments.report))
 
 
@@ -342,7 +343,7 @@ def two_stages(arguments: argparse.Namespace, training_cases: list[Case], test_c
             from voxelry.viz.report import Report
 
             page = Report("Hippocampus in two stages", subtitle=f"{len(test_cases)} held-out cases")
-            report.add_results(page, task, predictions, [dataset[index] for index in range(len(dataset))], rows)
+            report.add_results(page, task, Evaluation(rows=rows, predictions=predictions, cases=dataset))
             print(page.save(arguments.report))
 
 

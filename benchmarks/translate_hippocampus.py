@@ -41,7 +41,7 @@ from voxelry.io import read_image
 from voxelry.metrics.translation import summarise, translate_metrics
 from voxelry.models.unet.haar import HaarUNet
 from voxelry.tasks.base import Row
-from voxelry.tasks.evaluate import evaluate_task
+from voxelry.tasks.evaluate import Evaluation, evaluate_task
 from voxelry.tasks.translate import TranslatePrediction, TranslateTask
 from voxelry.tasks.translate.targets import input_channels
 
@@ -282,7 +282,7 @@ def leave(
         from voxelry.viz.report import Report
 
         page = Report("Restoration in few calls", subtitle=f"{len(held_out)} held-out cases")
-        report.add_results(page, task, predictions, rows, calls=calls)
+        report.add_results(page, task, Evaluation(rows=rows, predictions=predictions, cases=held_out), calls=calls)
         print(page.save(arguments.report))
 
 
