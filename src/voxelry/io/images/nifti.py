@@ -138,7 +138,10 @@ def _check_compression(path: Path) -> None:
     """Tell apart what nibabel calls a file type that it can't work out."""
     named = path.suffix.lower() == ".gz"
     with path.open("rb") as file:
-        packed = file.read(len(_GZIP)) == _GZIP
+        start = file.read(len(_GZIP))
+    packed = start == _GZIP
+    if not start:
+        raise FileError(path, "is empty", "copy it again from where it is whole")
     if named and not packed:
         raise FileError(path, "isn't compressed, as its name says", f"rename it to {path.name[:-3]}")
     if packed and path.suffix.lower() == ".nii":

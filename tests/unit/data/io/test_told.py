@@ -160,10 +160,14 @@ def test_nifti_whose_name_and_compression_differ(tmp_path):
     (tmp_path / "plain.nii.gz").write_bytes(plain)
     (tmp_path / "packed.nii").write_bytes(gzip.compress(plain))
     (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(plain)[:-20])
+    (tmp_path / "empty.nii.gz").touch()
+    (tmp_path / "empty.nii").touch()
     for name, reason in {
         "plain.nii.gz": r"isn't compressed.*rename it to plain\.nii\)",
         "packed.nii": r"is compressed.*rename it to packed\.nii\.gz",
         "cut.nii.gz": "compression is damaged",
+        "empty.nii.gz": "is empty",
+        "empty.nii": "is empty",
     }.items():
         with pytest.raises(FileError, match=reason):
             open_image(tmp_path / name)
