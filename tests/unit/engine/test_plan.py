@@ -275,16 +275,33 @@ def test_every_task_has_a_plan_that_a_training_takes(experiment):
     assert told == experiment.startswith(("segment", "translate", "pretrain_3d"))
 
 
-def test_little_memory_takes_smaller_batches_first_and_says_what_does_not_fit():
+def test_little_memory_recomputes_takes_smaller_batches_and_says_what_does_not_fit():
     cases, width = [facts((128, 128, 128), **POINTS)] * 30, ("model.width=16",)
-    roomy, found = planned(cases, settings=width)
-    small, less = planned(cases, machine=Machine(roomy.training_memory, 4), settings=width)
-    assert less["data.batch_size"] * less["trainer.grad_accumulation"] == found["data.batch_size"]
-    assert less["data.batch_size"] == 1
-    assert small.training_memory < roomy.training_memory
-    helping = r"(data\.patches|model\.width|model\.checkpointing|data\.batch_size)=\S.* \(\d\.\d GB\)"
+    roomy, found = planned(cases, machine=Machine(64 << 30, 4), settings=width)
+    assert (found["model.checkpointing"], found["data.batch_size"]) == ("norms", 2)
+    ladder = [
+        planned(cases, machine=Machine(int(roomy.training_memory * share), 4), settings=width)
+        for share in (1.2, 0.8, 0.5)
+    ]
+    chosen = [(less["model.checkpointing"], less["data.batch_size"]) for _, less in ladder]
+    assert chosen == [("norms", 1), ("blocks", 1), ("blocks", 1)]
+    assert [less["trainer.grad_accumulation"] for _, less in ladder] == [2, 2, 2], "a step learns from as many cases"
+    assert ladder[2][1]["data.patches"]["size"] < ladder[1][1]["data.patches"]["size"]
+    needed = [plan.training_memory for plan in (roomy, *(plan for plan, _ in ladder))]
+    assert needed == sorted(needed, reverse=True)
+    assert len(set(needed)) == len(needed)
+    helping = r"(data\.patches|model\.width|data\.batch_size)=\S.* \(\d\.\d GB\)"
     with pytest.raises(ConfigError, match=rf"takes about .* 0\.0 GB; what helps most: {helping}, {helping}"):
         planned(cases, machine=Machine(1 << 20, 4), settings=width)
+
+
+def test_a_processor_recomputes_what_costs_it_nothing():
+    cases = [facts((30, 90, 100), (2.0, 0.9, 0.9))] * 30
+    again = {
+        name: planned(cases, experiment="translate_3d", machine=machine)[1]["model.checkpointing"]
+        for name, machine in {"cpu": Machine(64 << 30, 4), "gpu": Machine(64 << 30, 4, "GPU", 64 << 30)}.items()
+    }
+    assert again == {"cpu": "norms", "gpu": "none"}
 
 
 def test_what_is_set_is_not_touched():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -25,6 +25,10 @@ _SMALLEST = 32  # voxels per axis of windows that are made smaller for memory's 
 _NARROWEST = 8  # channels
 _GPU_VOXELS = 4  # times as many voxels as on a processor
 _LARGER = (4.0, 3.0, 2.0, 1.5)  # tiles, in windows of the training
+_AGAIN = "model.checkpointing"
+# what the backward pass computes again, by what that costs: "norms" nothing on a processor, the last ones a third
+_RECOMPUTED: tuple[tuple[str | bool, ...], ...] = (("none", "norms", "blocks"), (False, True))
+_CHEAP = "norms"
 
 
 def levels(situation: Situation) -> Iterator[Decision]:
@@ -109,16 +113,37 @@ def window(largest: Sequence[int], spacing: Sequence[float], most: int, step: Se
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What decides how much a training step takes; `size` is None where images are seen whole."""
+    """What decides how much a training step takes.
+
+    Attributes:
+        batch: cases at once.
+        accumulation: batches of a step.
+        size: of windows; None where images are seen whole.
+        width: channels of the network; None where it has no such setting.
+        again: what the backward pass computes again; None where that is settled.
+    """
 
     batch: int
+    accumulation: int
     size: tuple[int, ...] | None
     width: int | None
-    accumulation: int
+    again: str | bool | None
+
+    def in_config(self, situation: Situation) -> Situation:
+        """The situation with what of it makes the network."""
+        width = OmegaConf.select(situation.config, "model.width")
+        chosen = ((_AGAIN, self.again, None), ("model.width", self.width, width))
+        for setting, value, own in chosen:
+            situation = situation if value == own else situation.after(Decision(setting, value))
+        return situation
 
 
 def sizes(situation: Situation) -> Iterator[Decision]:
-    """Windows, batch, accumulation and width, made smaller in this order of harm until they fit the memory."""
+    """Windows, batch, accumulation, width and recomputation: less and less, in order of harm, until they fit the memory.
+
+    The order: norms and activations computed again, smaller batches, whole blocks computed again, smaller windows,
+    fewer channels.
+    """
     if not situation.cases:
         return
     chosen, needed = _fitting(situation)
@@ -136,6 +161,9 @@ def sizes(situation: Situation) -> Iterator[Decision]:
         yield Decision("trainer.grad_accumulation", chosen.accumulation, why)
     if chosen.width is not None and chosen.width != first.width:
         yield Decision("model.width", chosen.width, f"narrower, to fit the memory{told}")
+    if chosen.again is not None:
+        why = "the memory holds what the backward pass needs" if chosen.again == first.again else "to fit the memory"
+        yield Decision(_AGAIN, chosen.again, why + told)
 
 
 def _patches(situation: Situation, chosen: _Sizes) -> Iterator[Decision]:
@@ -157,17 +185,27 @@ def _first(situation: Situation) -> _Sizes:
     config = situation.config
     batch, patches = int(config.data.batch_size), config.data.get("patches")
     width = OmegaConf.select(config, "model.width")
+    usual = _Sizes(batch, int(config.trainer.grad_accumulation), None, width, next(iter(_recomputed(situation)), None))
     if "patches" not in config.data or patches is None:
-        return _Sizes(batch, None, width, int(config.trainer.grad_accumulation))
+        return usual
     if isinstance(patches, DictConfig):
         own = each_axis(patches.size, config.ndim)
         most = prod(own)
     else:
         own, most = situation.largest, MOST_VOXELS // batch
     if not situation.is_open("data.patches"):
-        return _Sizes(batch, own, width, int(config.trainer.grad_accumulation))
+        return replace(usual, size=own)
     most *= _GPU_VOXELS if situation.machine.gpu else 1
-    return _Sizes(batch, _window(situation, most), width, int(config.trainer.grad_accumulation))
+    return replace(usual, size=_window(situation, most))
+
+
+def _recomputed(situation: Situation) -> tuple[str | bool, ...]:
+    """What the backward pass may compute again, the quickest first; nothing where that is settled."""
+    if not situation.is_open(_AGAIN):
+        return ()
+    now = situation.config.model.checkpointing
+    ladder = next((ladder for ladder in _RECOMPUTED if type(now) is type(ladder[0])), ())
+    return ladder[1:] if now == "auto" and not situation.machine.gpu else ladder
 
 
 def _window(situation: Situation, most: int) -> tuple[int, ...] | None:
@@ -179,12 +217,11 @@ def _window(situation: Situation, most: int) -> tuple[int, ...] | None:
 
 def _fitting(situation: Situation) -> tuple[_Sizes, int | None]:
     """The first sizes that fit, and the bytes that they need; the smallest where none does, None where nobody knows."""
-    first = now = _first(situation)
+    now = _first(situation)
     while True:
-        trial = situation if now.width == first.width else situation.after(Decision("model.width", now.width))
-        network = modelled(trial)
+        network = modelled(now.in_config(situation))
         if network is None:
-            return now, None
+            return replace(now, again=None), None
         needed = network.training(now.size or situation.largest, now.batch)
         if needed <= SHARE * situation.machine.training_memory:
             return now, needed
@@ -195,19 +232,24 @@ def _fitting(situation: Situation) -> tuple[_Sizes, int | None]:
 
 
 def _smaller(situation: Situation, now: _Sizes) -> _Sizes | None:
-    """The next sizes to try: half the batch, smaller windows, half the width; None where nothing is left."""
+    """The next sizes to try, see `sizes`; None where nothing is left."""
+    ladder = _recomputed(situation)
+    more = ladder[ladder.index(now.again) + 1 :] if now.again is not None else ()
+    if more[:1] == (_CHEAP,):
+        return replace(now, again=_CHEAP)
     if now.batch > 1 and situation.is_open("data.batch_size"):
-        batch = now.batch // 2
-        steps = now.accumulation * 2 if situation.is_open("trainer.grad_accumulation") else now.accumulation
-        return _Sizes(batch, now.size, now.width, steps)
+        steps = now.accumulation * (2 if situation.is_open("trainer.grad_accumulation") else 1)
+        return replace(now, batch=now.batch // 2, accumulation=steps)
+    if more:
+        return replace(now, again=more[0])
     size = now.size or situation.largest
     patches = situation.config.data.get("patches")
     if patches is not None and situation.is_open("data.patches") and max(size) > _SMALLEST:
         smaller = _window(situation, prod(size) // 2)
         if smaller is not None and smaller != now.size:
-            return _Sizes(now.batch, smaller, now.width, now.accumulation)
+            return replace(now, size=smaller)
     if now.width is not None and now.width >= 2 * _NARROWEST and situation.is_open("model.width"):
-        return _Sizes(now.batch, now.size, now.width // 2, now.accumulation)
+        return replace(now, width=now.width // 2)
     return None
 
 
