@@ -139,7 +139,7 @@ class _Sizes:
 
 
 def sizes(situation: Situation) -> Iterator[Decision]:
-    """Windows, batch, accumulation, width and recomputation: less and less, in order of harm, until they fit the memory.
+    """Windows, batch, accumulation, width and recomputation: less, in order of harm, until they fit the memory.
 
     The order: norms and activations computed again, smaller batches, whole blocks computed again, smaller windows,
     fewer channels.
