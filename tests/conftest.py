@@ -32,6 +32,7 @@ SLOW = (
     "unit/engine/test_reconstruct_flow.py",
     "unit/engine/test_reconstruct_sam3d.py",
     "unit/engine/test_translate.py",
+    "smoke/test_page.py",
     "unit/engine/test_train.py",
     "contracts/test_extending.py",
     "cli/test_nnunet.py",

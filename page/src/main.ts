@@ -5,7 +5,7 @@ import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInst
 import { checkCases, findings, listCases, listed, showsCases } from './cases'
 import { compare, prepareComparison } from './compare'
 import { prepareLearning, showLearning } from './learn'
-import { forgetPoint, showPoints } from './points'
+import { dragPoint, dropPoint, forgetPoint, grabPoint, showPoints } from './points'
 import { Scene } from './scene'
 import { type Answer, type Job, type Option, server } from './server'
 
@@ -17,6 +17,7 @@ const VIEWS: Record<string, SLICE_TYPE> = {
 }
 const WAIT = 250 // ms between looks at a job
 const STILL = 4 // pixels that a click may move
+const REACH = 10 // pixels from a point that a drag may begin at
 
 let clicks: number[][] = []
 let job: number | null = null
@@ -206,16 +207,28 @@ function prepare(): void {
   prepareInstances()
   prepareComparison(opacity)
   prepareLearning(listCases)
-  prepareMouse()
   document.addEventListener('keydown', pressed)
 }
 
 function prepareMouse(): void {
-  let from = [0, 0]
-  element('view').addEventListener('mousedown', (event) => { from = [event.clientX, event.clientY] })
-  element('view').addEventListener('mouseup', (event) => {
-    const moved = Math.hypot(event.clientX - from[0], event.clientY - from[1])
-    if (moved < STILL) attempt(() => clicked(event))()
+  let from: [number, number] | null = null
+  const view = element('view')
+  const at = (event: MouseEvent) => app.scene.at(event.offsetX, event.offsetY)
+  const moved = (event: MouseEvent) => from !== null && Math.hypot(event.offsetX - from[0], event.offsetY - from[1]) >= STILL
+  view.addEventListener('mousedown', (event) => {
+    from = [event.offsetX, event.offsetY]
+    const [place, beside] = [at(event), app.scene.at(event.offsetX + REACH, event.offsetY)]
+    if (event.button === 0 && !event.shiftKey && place && beside) grabPoint(place, Math.hypot(...place.map((one, axis) => one - beside[axis])))
+  })
+  view.addEventListener('mousemove', (event) => {
+    const place = at(event)
+    if (place && moved(event)) dragPoint(place)
+  })
+  view.addEventListener('mouseup', (event) => {
+    const far = moved(event)
+    from = null
+    attempt(() => dropPoint(far))()
+    if (!far) attempt(() => clicked(event))()
   })
 }
 
@@ -247,6 +260,7 @@ async function start(): Promise<void> {
   element('more').hidden = !options.length
   prepare()
   await app.scene.attach(element<HTMLCanvasElement>('view'))
+  prepareMouse() // after the picture's own listeners, so that the crosshair is where the mouse is
   if (app.state.cases.length) await open(app.state.cases[0].id)
   document.body.dataset.ready = 'true'
 }

@@ -1,8 +1,9 @@
-// the landmarks of an answer: go there, move, absent
+// the landmarks of an answer: go there, drag, move, absent
 import { app, attempt, element, lengths, make } from './app'
 import { type Point, server } from './server'
 
 let chosen: number | null = null
+let held: { index: number; from: number[]; to: number[] } | null = null // the point that is dragged, and the mouse
 
 export function showPoints(points: Point[]): void {
   if (chosen !== null && chosen >= points.length) chosen = null
@@ -14,6 +15,38 @@ export function showPoints(points: Point[]): void {
 export function forgetPoint(): void {
   chosen = null
 }
+
+/** Take hold of the point that is nearest to a place, if one is within so many mm. */
+export function grabPoint(place: number[], reach: number): boolean {
+  const away = (app.answer?.points ?? []).map(({ position }) => (position ? distance(position, place) : Infinity))
+  const index = away.indexOf(Math.min(...away))
+  if (index < 0 || away[index] > reach) return false
+  held = { index, from: place, to: place }
+  return true
+}
+
+/** Show the point that is held where the mouse is. */
+export function dragPoint(place: number[]): void {
+  if (!held) return
+  held.to = place
+  const points = (app.answer?.points ?? []).map((point, index) => (index === held?.index ? { ...point, position: dragged(point) } : point))
+  app.scene.points(points, held.index)
+}
+
+/** Leave the point that is held where it is, if it was dragged at all. */
+export async function dropPoint(moved: boolean): Promise<void> {
+  const [answer, now] = [app.answer, held]
+  if (!answer || !now) return
+  chosen = now.index
+  const to = dragged(answer.points[now.index])
+  held = null
+  if (moved) answer.points = await server.move(app.current, now.index, to)
+  showPoints(answer.points)
+}
+
+const distance = (one: number[], other: number[]) => Math.hypot(...one.map((value, axis) => value - other[axis]))
+
+const dragged = ({ position }: Point) => (position && held ? position.map((value, axis) => value + (held?.to[axis] ?? 0) - (held?.from[axis] ?? 0)) : position)
 
 function row({ name, position, radius }: Point, index: number): HTMLElement {
   const place = position ? lengths(position) : 'absent'

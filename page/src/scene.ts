@@ -12,7 +12,7 @@ const MOST_COLOURS = 8000 // that fit into a row of a texture anywhere
 
 const LOOK = {
   backColor: [0, 0, 0, 1] as [number, number, number, number],
-  crosshairWidth: 0.2,
+  crosshairWidth: 0.45, // a pixel at least, in a quarter of a small screen, too
   crosshairWidthUnit: 'percent' as const,
   crosshairGap: 2,
   show3Dcrosshair: true,
@@ -170,8 +170,15 @@ export class Scene {
     this.nv.drawScene()
   }
 
+  /** The place under a point of the canvas, in mm; null beside the slices. */
+  at(x: number, y: number): number[] | null {
+    const ratio = this.nv.uiData.dpr ?? 1
+    const frac = this.nv.canvasPos2frac([ratio * x, ratio * y])
+    return frac[0] < 0 ? null : Array.from(this.nv.frac2mm(frac, 0, true)).slice(0, 3)
+  }
+
   go(mm: number[]): void {
-    this.nv.scene.crosshairPos = this.nv.mm2frac([mm[0], mm[1], mm[2]])
+    this.nv.scene.crosshairPos = this.nv.mm2frac([mm[0], mm[1], mm[2]], 0, true) // true: of tilted volumes, too
     this.nv.createOnLocationChange()
     this.nv.drawScene()
   }

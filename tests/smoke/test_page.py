@@ -1,33 +1,43 @@
-"""The page in a real browser: clicks on an oblique volume, a point that is moved, what is saved."""
+"""The page in a real browser: clicks, drags and strokes on tilted volumes, and what is saved of them."""
 
-import re
+import io
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 from voxelry.bundle.bundle import write_bundle
+from voxelry.bundle.model import load
+from voxelry.cli import app
 from voxelry.core.space import Space
 from voxelry.data.preprocess import Preprocess
 from voxelry.io import open_image, read_image, read_landmarks, write_image
+from voxelry.io.meshes import read_mesh
+from voxelry.models.shape import ShapeNet
 from voxelry.models.unet import UNet
 from voxelry.ops.instances import from_labels
+from voxelry.phantoms import make_phantom
 from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
 from voxelry.serve.session import Session
 from voxelry.tasks.landmarks import LandmarkTask
+from voxelry.tasks.reconstruct import ReconstructTask
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PAGE = Path(__file__).parents[2] / "src" / "voxelry" / "serve" / "page" / "index.html"
-SOFTWARE = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 WAIT = 60_000  # ms, at most
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -36,6 +46,53 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
     pytest.mark.skipif(not PAGE.is_file(), reason="the page isn't built (make page)"),
 ]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """One browser for all, closed to the world."""
+    with playwright.sync_playwright() as browsers:
+        chromium = browsers.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens the page of a session, which asks nobody else for anything and says no error."""
+
+    @contextmanager
+    def open(session):
+        with served(session) as address:
+            page = chromium.new_page(viewport={"width": 1000, "height": 600})
+            page.set_default_timeout(WAIT)
+            asked, errors = [], []
+            page.on("request", lambda request: asked.append(request.url))
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.goto(address)
+            page.wait_for_selector("body[data-ready]")
+            yield page
+            page.context.close()
+            here = address.partition("?")[0]
+            assert all(url.startswith((here, here.replace("http", "ws"), "blob:", "data:")) for url in asked)
+            assert not errors
+
+    return open
+
+
+@contextmanager
+def served(session):
+    """The address of a session's page, served by a thread."""
+    place = socket.socket()
+    place.bind(("127.0.0.1", 0))
+    running = uvicorn.Server(uvicorn.Config(make_app(session, "secret"), log_level="warning"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [place]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{place.getsockname()[1]}/?token=secret"
+    finally:
+        running.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -51,84 +108,107 @@ def scan(tmp_path_factory):
     return write_image(path, array[None].astype(np.int16), Space(array.shape, affine))
 
 
-@pytest.fixture(scope="module")
-def server(scan, tmp_path_factory):
-    """The address of a page with a model that has learned nothing, and the folder that it saves in."""
-    network = UNet(ndim=3, in_channels=1, out_channels=2, width=4, multipliers=[1, 2], groups=2, attention="none",
-                   middle_attention="none")  # fmt: skip
-    folder = tmp_path_factory.mktemp("view")
-    task = LandmarkTask(network, landmark_names=["left", "right"], num_landmarks=2)
-    bundle = write_bundle(folder / "bundle", task, Preprocess(), record={}, card="a card")
-    command = [sys.executable, "-m", "voxelry", "view", str(scan), "--model", str(bundle), "--no-open"]
-    with subprocess.Popen([*command, "--out", str(folder / "out")], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = re.search(r"http\S+", process.stdout.readline())
-        assert found is not None
-        yield found.group(0), folder / "out"
-        process.terminate()
-
-
-@contextmanager
-def browser(address):
-    """The page at an address, which asks nobody else for anything."""
-    with playwright.sync_playwright() as browsers:
-        chromium = browsers.chromium.launch(executable_path=BROWSER, args=list(SOFTWARE))
-        page = chromium.new_page(viewport={"width": 1280, "height": 720})
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(address)
-        page.wait_for_selector("body[data-ready]", timeout=WAIT)
-        yield page
-        assert all(url.startswith((address.partition("?")[0], "blob:", "data:")) for url in asked)
-        chromium.close()
-
-
-@pytest.fixture
-def page(server):
-    with browser(server[0]) as page:
-        yield page
-
-
-@contextmanager
-def served(session):
-    """The address of a session's page, served by a thread."""
-    place = socket.socket()
-    place.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(make_app(session, "secret"), log_level="warning")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [place]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{place.getsockname()[1]}/?token=secret"
-    finally:
-        running.should_exit = True
-        thread.join()
-
-
 def place(page):
     """The crosshair in mm."""
     return np.array([float(value) for value in page.inner_text("#place").partition(" mm")[0].split(",")])
 
 
-def test_a_point_is_moved_to_the_crosshair_and_saved_there(page, server):
-    assert "token" not in page.url
-    page.click("#predict")
-    page.wait_for_selector("#points tr", timeout=WAIT)
-    page.click("#points tr:nth-child(1)")
-    before = place(page)
+def spot(page, across, down):
+    """Pixels of a place in the picture that is given in parts of its width and height."""
     box = page.locator("#view").bounding_box()
-    page.mouse.click(box["x"] + 0.2 * box["width"], box["y"] + 0.3 * box["height"])
-    clicked = place(page)
-    assert np.linalg.norm(clicked - before) > 1
-    page.click("#points tr:nth-child(1) button:has-text('move')")
-    page.wait_for_selector("#points tr.chosen", timeout=WAIT)
+    return box["x"] + across * box["width"], box["y"] + down * box["height"]
+
+
+def save(page):
     page.click("#save")
-    page.wait_for_selector("#saved:not(:empty)", timeout=WAIT)
-    found = read_landmarks(server[1] / "scan.mrk.json")
-    np.testing.assert_allclose(found.world[0], clicked, atol=0.06)  # what is read on the page has one decimal
-    page.reload()
-    page.wait_for_selector("#points tr", timeout=WAIT)
-    assert page.locator("#points tr").count() == 2
+    page.wait_for_selector("#saved:not(:empty)")
+
+
+@pytest.fixture(scope="module")
+def organs(tmp_path_factory):
+    """A bundle that answers with some shape, without a training."""
+    torch.manual_seed(0)
+    network = ShapeNet(image_size=32, grid=24, prior_grid=24, width=8, multipliers=(1, 2), volume_width=8,
+                       volume_multipliers=(1, 2), context=16)  # fmt: skip
+    for name, value in network.named_parameters():
+        if name.endswith(("head.weight", "head.bias")):
+            torch.nn.init.normal_(value, std=0.02)
+    task = ReconstructTask(network.eval(), organs=[(6,)], edges=[90.0], baseline_shapes=1)
+    folder = tmp_path_factory.mktemp("organs") / "bundle"
+    return write_bundle(folder, task, Preprocess(normalise="percentile"), record={}, card="a card")
+
+
+def test_a_click_in_a_phantom_gives_the_mesh_that_the_command_gives(opened, organs, tmp_path):
+    phantom = make_phantom(3, shape=(24, 28, 32), spacing=(6.0, 4.4, 4.0))
+    hounsfield = (1000 * phantom.image.numpy() - 500).astype(np.int16)
+    path = write_image(tmp_path / "ct.nii.gz", hounsfield, phantom.space)
+    session = Session([path], load(organs, "cpu"), tmp_path / "out")
+    asked = []
+    with opened(session) as page:
+        page.on("request", lambda request: request.method == "POST" and asked.append(request.post_data_json))
+        page.mouse.click(*spot(page, 0.2, 0.3))
+        page.click("#predict")
+        page.wait_for_selector("#summary dd")
+        told = page.locator("#summary dt:text-is('volume ml') + dd").inner_text()
+        save(page)
+    session.close()
+    mesh = read_mesh(tmp_path / "out" / "ct.ply")
+    assert float(told) == pytest.approx(mesh.volume_ml, rel=1e-3)
+    (click,) = asked[0]["click"]
+    command = ["predict", str(path), "--model", str(organs), "--out", str(tmp_path / "again"), "--format", "ply"]
+    ended = CliRunner().invoke(app, [*command, f"--click={click}", "--device=cpu"])
+    assert ended.exit_code == 0, ended.output
+    for name in ("ct.ply", "ct.nii.gz"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def pointing(tmp_path_factory):
+    """A model of two landmarks that has learned nothing."""
+    network = UNet(ndim=3, in_channels=1, out_channels=2, width=4, multipliers=[1, 2], groups=2, attention="none",
+                   middle_attention="none")  # fmt: skip
+    task = LandmarkTask(network, landmark_names=["left", "right"], num_landmarks=2)
+    folder = tmp_path_factory.mktemp("pointing") / "bundle"
+    return load(write_bundle(folder, task, Preprocess(), record={}, card="a card"), "cpu")
+
+
+def test_points_are_put_to_the_crosshair_or_dragged_in_the_picture_and_saved_there(opened, scan, pointing, tmp_path):
+    session = Session([scan], pointing, tmp_path)
+    with opened(session) as page:
+        assert "token" not in page.url
+        page.click("#predict")
+        page.wait_for_selector("#points tr")
+        x, y = spot(page, 0.15, 0.25)
+        page.mouse.click(x + 100, y)
+        beside = place(page)
+        page.mouse.click(x, y)
+        clicked = place(page)
+        page.click("#points tr:nth-child(1) button:has-text('move')")
+        page.wait_for_selector("#points tr:nth-child(1).chosen")
+        save(page)
+        put = read_landmarks(tmp_path / "scan.mrk.json").world[0]
+        five = round(100 * 5 / np.linalg.norm(beside - clicked))  # pixels
+        page.mouse.move(x + 2, y - 1)  # the hand is not quite steady
+        page.mouse.down()
+        page.mouse.move(x + 2 + five // 2, y)
+        page.mouse.move(x + 2 + five, y - 1)
+        page.mouse.up()
+        page.locator("#points tr", has_text=told(put)).wait_for(state="detached")
+        save(page)
+        page.reload()
+        page.wait_for_selector("#points tr")
+        assert page.locator("#points tr").count() == 2
+    session.close()
+    np.testing.assert_allclose(put, clicked, atol=0.06)  # what is read on the page has one decimal
+    dragged = read_landmarks(tmp_path / "scan.mrk.json").world[0] - put
+    pixel = np.linalg.norm(beside - clicked) / 100
+    assert np.linalg.norm(dragged) == pytest.approx(5.0, abs=pixel)
+    np.testing.assert_allclose(dragged, 5 * (beside - clicked) / np.linalg.norm(beside - clicked), atol=pixel + 0.01)
+
+
+def told(point):
+    """How the page writes a place."""
+    return ", ".join(f"{value:.1f}" for value in point)
 
 
 @pytest.fixture
@@ -147,31 +227,52 @@ def segmented(scan, tmp_path):
     session.close()
 
 
-def test_instances_are_chosen_split_deleted_and_saved_as_they_are_seen(segmented):
+def test_instances_are_chosen_split_deleted_and_saved_as_they_are_seen(opened, segmented):
     session, labels = segmented
     space = open_image(session.images[0]).space
-    with served(session) as address, browser(address) as page:
+    with opened(session) as page:
         rows = page.locator("#instances tr[data-id]")
-        rows.first.wait_for(timeout=WAIT)
+        rows.first.wait_for()
         assert rows.count() == 3
         page.click("#instances tr[data-id='2']")
         assert labels[tuple(np.rint(space.to_index(place(page))).astype(int))] == 2  # the crosshair went there
         page.keyboard.press("Delete")
-        page.locator("#instances tr[data-id='2']").wait_for(state="detached", timeout=WAIT)
+        page.locator("#instances tr[data-id='2']").wait_for(state="detached")
         page.click("#instances tr[data-id='1']")
         before = place(page)
         page.click("#split")
-        box = page.locator("#view").bounding_box()
-        middle = [box["x"] + 0.5 * box["width"], box["y"] + 0.25 * box["height"]]
-        page.mouse.click(middle[0] - 60, middle[1])
+        page.mouse.click(*spot(page, 0.1, 0.25))
         assert "second" in page.inner_text("#hint")
         assert not np.allclose(place(page), before)
-        page.mouse.click(middle[0] + 60, middle[1])
-        page.wait_for_selector("#instances tr[data-id='4']", timeout=WAIT)
+        page.mouse.click(*spot(page, 0.4, 0.25))
+        page.wait_for_selector("#instances tr[data-id='4']")
         page.locator("#least").fill("0.5")
-        page.locator("#counted", has_text="2 of 3 seen").wait_for(timeout=WAIT)
-        page.click("#save")
-        page.wait_for_selector("#saved:not(:empty)", timeout=WAIT)
+        page.locator("#counted", has_text="2 of 3 seen").wait_for()
+        save(page)
     saved = read_image(session.out / "scan.nii.gz").array[0]
     np.testing.assert_array_equal(np.isin(saved, [1, 4]), labels == 1)
     assert set(np.unique(saved).tolist()) == {0, 1, 4}
+
+
+def test_left_of_the_slider_lies_the_image_and_right_of_it_what_was_made(opened, tmp_path):
+    space = Space.from_spacing((8, 24, 24), (2.0, 2.0, 2.0))
+    given = np.full((1, *space.shape), 100, dtype=np.int16)
+    given[0, 0, 0, 0], given[0, 0, 0, 1] = 0, 1000
+    path = write_image(tmp_path / "scan.nii.gz", given, space)
+    write_image(tmp_path / "answer" / "scan.nii.gz", np.where(given == 100, 900, given).astype(np.float32), space)
+    session = Session([path], None, tmp_path / "out")
+    session.answers[0] = Answer(tmp_path / "answer", "scan", space)
+    with opened(session) as page:
+        page.fill("#low", "0")
+        page.fill("#high", "1000")
+        page.keyboard.press("Tab")
+        page.click("#ways button:has-text('Swipe')")
+        page.locator("#cut").fill("0.5")
+        page.wait_for_selector("#over[style*='50%']")
+        picture = np.asarray(Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("L")).astype(float)
+        rows, columns = (size // 2 for size in picture.shape)
+        beside = slice(rows // 2, rows - rows // 4)
+        left, right = (np.median(picture[beside, columns + sign * columns // 6]) for sign in (-1, 1))
+    session.close()
+    assert left == pytest.approx(0.1 * 255, abs=12)
+    assert right == pytest.approx(0.9 * 255, abs=12)
