@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ def experiments(bench: Bench) -> list[str]:
 @cache
 def made(experiment: str, size: int, patch: int) -> tuple[Any, Any]:
     """The new task of an experiment, and a batch of it, both on the CPU."""
+    task, batches = prepared(experiment, size, patch)
+    return task, next(batches)
+
+
+def prepared(experiment: str, size: int, patch: int) -> tuple[Any, Iterator[Any]]:
+    """The new task of an experiment, and batches without end that are read and changed as in a training."""
     from voxelry.bundle.registry import recipe_of_config
     from voxelry.data.collate import collate
     from voxelry.engine.compose import compose_training
@@ -42,8 +50,14 @@ def made(experiment: str, size: int, patch: int) -> tuple[Any, Any]:
     torch.manual_seed(0)
     splits = build_data(config.data, ndim=config.ndim, augment=config.augment, seed=0, recipe=recipe)
     task, _ = build_task(config, recipe, splits)
-    count = len(splits.train)
-    return task, collate([splits.train[number % count] for number in range(config.data.batch_size)])
+    together = getattr(splits.train, "collate", collate)
+
+    def batches() -> Iterator[Any]:
+        for first in count(step=config.data.batch_size):
+            numbers = range(first, first + config.data.batch_size)
+            yield together([splits.train[number % len(splits.train)] for number in numbers])
+
+    return task, batches()
 
 
 @cache
