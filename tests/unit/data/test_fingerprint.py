@@ -140,3 +140,27 @@ def test_sampled_windows_lie_in_the_image_and_are_small(shape):
         assert all(0 <= part.start < part.stop <= size for part, size in zip(window, shape, strict=True))
         assert np.prod(sizes) <= 1 << 16
     assert len(sample_windows((300, 512, 512), 3, 1 << 19)) == 3
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (12, 15, 14)])
+def test_an_inverted_image_is_known_by_where_it_is_bright(tmp_path, shape):
+    """Its values lie as those of the others do, and one that is only stored the other way round is none."""
+    ramp = np.linspace(0, 1000, shape[0])[(..., *(None,) * (len(shape) - 1))]
+    for number in range(6):
+        array = (ramp + noise(shape, seed=number)).astype(np.int16)
+        space = Space.from_spacing(shape, 0.7)
+        if number == 2:
+            array = 1200 - array
+        elif number == 3:
+            turned = (True, *(False,) * (len(shape) - 1))
+            array, space = np.flip(array, 1), space.reorder(range(len(shape)), turned)
+        write_image(tmp_path / "volumes" / f"c{number}.nii.gz", array, space)
+    assert take(tmp_path).inverted == ["c2"]
+
+
+def test_images_that_have_nothing_in_common_are_not_called_inverted(tmp_path):
+    for number in range(8):
+        write_image(
+            tmp_path / "volumes" / f"c{number}.nii.gz", noise((9, 9, 9), seed=number), Space.from_spacing((9, 9, 9))
+        )
+    assert take(tmp_path).inverted == []

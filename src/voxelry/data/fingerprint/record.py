@@ -15,6 +15,7 @@ __all__ = ["UNKNOWN", "CaseFacts", "Fingerprint"]
 
 UNKNOWN = "unknown"
 _ENOUGH = 4  # cases that one can be told to be unlike
+_ALIKE = 0.5  # correlation of coarse images
 _APART, _TIMES = 0.15, 4.0  # shares of the range, and times the usual distance, that it is away at least
 
 
@@ -34,6 +35,8 @@ class CaseFacts:
         modality: `ct`, `mr`, `us`, `xray`, `fluorescence`, another of DICOM's in lower case, or `unknown`.
         quantiles: of the finite values of the sampled windows, all channels: the smallest, 0.5, 25, 50, 75 and 99.5 %,
             the largest.
+        coarse: means over thirds of the middle window along each axis, in the order of the patient's axes (SAR) and C
+            order; empty of images too small for that.
         digest: of the sampled windows; two cases of one digest and shape are copies.
         landmarks: names of its points; `absent` of them have no position.
         classes: share of the sampled voxels by label value, 0 among them.
@@ -54,6 +57,7 @@ class CaseFacts:
     conditions: tuple[int, ...] = ()
     modality: str = UNKNOWN
     quantiles: tuple[float, ...] = ()
+    coarse: tuple[float, ...] = ()
     digest: str = ""
     landmarks: tuple[str, ...] = ()
     absent: int = 0
@@ -130,7 +134,15 @@ class Fingerprint:
 
     @property
     def inverted(self) -> list[str]:
-        """Names of cases that are bright where the others are dark, by how their values lie between the extremes."""
+        """Names of cases that are bright where the others are dark.
+
+        Told by how their values lie between the extremes, or by where in the image they are high.
+        """
+        turned = {*self._turned_values(), *self._turned_places()}
+        return [case.name for case in self.readable if case.name in turned]
+
+    def _turned_values(self) -> list[str]:
+        """Cases whose quartiles lie as the others' do once they are turned round."""
         names, places = [], []
         for case in self.readable:
             low, high = (case.quantiles[1], case.quantiles[-2]) if case.quantiles else (0.0, 0.0)
@@ -144,6 +156,22 @@ class Fingerprint:
         turned = np.abs(1 - np.array(places)[:, ::-1] - usual).max(axis=1)
         least = max(_APART, _TIMES * float(np.median(away)))
         return [name for name, own, other in zip(names, away, turned, strict=True) if own > least and other < own / 3]
+
+    def _turned_places(self) -> list[str]:
+        """Cases that are correlated negatively with the usual image, where most look like it."""
+        found = {case.name: np.array(case.coarse) for case in self.readable if len(set(case.coarse)) > 1}
+        size = Counter(map(len, found.values())).most_common(1)
+        alike = {name: values for name, values in found.items() if len(values) == size[0][0]}
+        if len(alike) < _ENOUGH:
+            return []
+        rows = np.array([(values - values.mean()) / values.std() for values in alike.values()])
+        usual = np.median(rows, axis=0)
+        if not usual.std():
+            return []
+        correlation = rows @ (usual - usual.mean()) / (usual.std() * rows.shape[1])
+        if np.median(correlation) < _ALIKE:
+            return []
+        return [name for name, value in zip(alike, correlation, strict=True) if value < -_ALIKE]
 
     def object_sizes(self) -> np.ndarray:
         """Cube root (square root of images) of the boxes of all sampled objects in mm, `(K,)`."""

@@ -22,6 +22,7 @@ from scipy.ndimage import find_objects
 
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import VoxelryError
+from voxelry.core.space import Space
 from voxelry.data.cache import stamps
 from voxelry.data.doctor.inspect import without_path
 from voxelry.data.fingerprint.modality import modality_of
@@ -35,13 +36,14 @@ from voxelry.io.images.image import split_dataset
 
 __all__ = ["take_fingerprint"]
 
-_VERSION = 2  # of the cached record: raise it when the same files give another one
+_VERSION = 3  # of the cached record: raise it when the same files give another one
 _BUDGET = 1 << 30  # bytes to unpack and read, of images and of labels each
 _WINDOW = 1 << 20  # voxels of a sampled window
 _WINDOWS = 3  # of an image whose parts can be read by themselves
 _SLAB = 32 << 20  # bytes of labels in memory at a time
 _LABEL_VOXELS = 1 << 20  # that are looked at, of a case
 _OBJECTS = 500  # whose sizes are kept, of a case
+_PARTS = 3  # of the middle window along each axis, whose means are kept
 _PERCENT = (0.0, 0.5, 25.0, 50.0, 75.0, 99.5, 100.0)
 
 
@@ -178,17 +180,34 @@ def _conditions(case: Case) -> dict[str, Any]:
 
 
 def _sampled(one: _Opened) -> dict[str, Any]:
-    """Quantiles and digest of the sampled windows."""
+    """Quantiles and digest of the sampled windows, and how the middle one looks from afar."""
     assert one.file is not None
     state = hashlib.blake2b(digest_size=20)
-    values = []
-    for window in one.windows:
+    values, windows = [], one.windows
+    coarse: tuple[float, ...] = ()
+    for window in windows:
         pixels = one.file.read(window)
         state.update(np.ascontiguousarray(pixels).data)
         values.append(pixels[np.isfinite(pixels)])
+        if window == windows[len(windows) // 2]:
+            coarse = _coarse(pixels, one.file.space)
     flat = np.concatenate(values)
     quantiles = np.percentile(flat, _PERCENT).tolist() if flat.size else []
-    return {"quantiles": tuple(map(float, quantiles)), "digest": state.hexdigest()}
+    return {"quantiles": tuple(map(float, quantiles)), "coarse": coarse, "digest": state.hexdigest()}
+
+
+def _coarse(pixels: NDArray[Any], space: Space) -> tuple[float, ...]:
+    """Means over parts of pixels `(C, *S)`, see `CaseFacts.coarse`; empty where an axis is too short or none finite."""
+    if min(pixels.shape[1:]) < _PARTS or np.iscomplexobj(pixels):
+        return ()
+    means = np.asarray(pixels[0], np.float64)
+    for axis in range(means.ndim):
+        parts = np.array_split(means, _PARTS, axis=axis)
+        means = np.concatenate([part.mean(axis=axis, keepdims=True) for part in parts], axis=axis)
+    closest = space.closest_axes()
+    means = np.flip(means, tuple(axis for axis, (_, sign) in enumerate(closest) if sign < 0))
+    means = means.transpose(np.argsort([-world for world, _ in closest]))
+    return tuple(map(float, means.ravel())) if np.isfinite(means).all() else ()
 
 
 def _points(case: Case, file: ImageFile) -> dict[str, Any]:
