@@ -110,10 +110,10 @@ def prediction_growth(network: nn.Module, shape: Sequence[int], **settings: Any)
     return Growth(_weights(network), (_line(shape, small, large),))
 
 
-def peak_of(network: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that a loss and its gradients allocate at the peak, computed with all values; the weights aside."""
+def peak_of(network: nn.Module, work: Callable[[], object]) -> int:
+    """Bytes that some work with a network allocates at the peak, computed with all values; the weights aside."""
     with _Ledger(known=[*network.parameters(), *network.buffers()]) as ledger:
-        loss().backward()
+        work()
     return ledger.peak
 
 

@@ -27,7 +27,7 @@ from voxelry.core.space import Space
 from voxelry.data.context import border_distances
 from voxelry.data.sample import Sample
 from voxelry.engine.plan.situation import Situation, seen_at_once
-from voxelry.engine.plan.trial import Step, tried
+from voxelry.engine.plan.trial import Step, tried, tried_answer
 from voxelry.engine.precision import resolve_precision
 from voxelry.models import footprint
 from voxelry.models.unet import UNet
@@ -126,8 +126,11 @@ class Measured:
         return _in_all(tensors, _LEARNING + self.held, not self.situation.machine.gpu)
 
     def prediction(self, shape: Sequence[int]) -> int | None:
-        """Bytes of a prediction in tiles of that shape, as far as the backbone tells."""
-        return None if self.backbone is None else self.backbone.prediction(shape)
+        """Bytes of a prediction in tiles of that shape: as far as the backbone tells, or as one was tried."""
+        if self.backbone is not None:
+            return self.backbone.prediction(shape)
+        answer = tried_answer(self.situation, tuple(shape))
+        return None if answer is None else _in_all(answer, _PROGRAM, not self.situation.machine.gpu)
 
 
 @dataclass(frozen=True)

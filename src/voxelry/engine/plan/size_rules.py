@@ -24,6 +24,7 @@ _LEAST = 4  # voxels of the coarsest level
 _SMALLEST = 32  # voxels per axis of windows that are made smaller for memory's sake
 _NARROWEST = 8  # channels
 _GPU_VOXELS = 4  # times as many voxels as on a processor
+_GPU_BATCH = 2  # cases at once, at least, which a GPU has room for
 _LARGER = (4.0, 3.0, 2.0, 1.5)  # tiles, in windows of the training
 _AGAIN = "model.checkpointing"
 # what the backward pass computes again, by what that costs: "norms" nothing on a processor, the last ones a third
@@ -184,6 +185,8 @@ def _first(situation: Situation) -> _Sizes:
     """The sizes without a thought for memory."""
     config = situation.config
     batch, patches = int(config.data.batch_size), config.data.get("patches")
+    if situation.machine.gpu and situation.is_open("data.batch_size"):
+        batch = max(batch, _GPU_BATCH)
     width = OmegaConf.select(config, "model.width")
     usual = _Sizes(batch, int(config.trainer.grad_accumulation), None, width, next(iter(_recomputed(situation)), None))
     if "patches" not in config.data or patches is None:
