@@ -266,8 +266,8 @@ def _flips(result: Translation, data: dict[str, Any], found: DataSet, *, volumes
         result.set("augment", "none", origin, "the original doesn't flip these images" if wanted else "")
         return
     result.set("augment", "flips", origin, "along every axis" if volumes else "left and right, as the original does")
-    if not volumes:
-        result.set("augment.flip", [0.0, 0.5])
+    result.set("augment.flip", 0.5 if volumes else [0.0, 0.5])
+    result.set("augment.mirror", 0.0)
 
 
 def _roots(result: Translation, data: dict[str, Any], found: DataSet) -> None:
