@@ -20,8 +20,9 @@ from voxelry.bundle.seen import cases_of_parts, lineage
 from voxelry.core.errors import CheckpointError, SettingError
 from voxelry.core.plain_yaml import parse_yaml
 from voxelry.core.rank import per_axis
-from voxelry.interop.weights.reference import SOURCES, from_reference, load_reference_file, source_of
+from voxelry.interop.weights.reference import SOURCES, from_reference, source_of
 from voxelry.models.networks import NETWORKS, build_network
+from voxelry.models.tensor_file import load_reference_file
 
 __all__ = ["Pretrained", "cases_seen_by", "preprocess_of", "read_pretrained"]
 

@@ -251,10 +251,13 @@ def import_weights(
         float, typer.Option(min=0.0, help="Edge of the organ's frame in mm, about twice its extent.")
     ] = 100.0,
     pose: Annotated[bool, typer.Option(help="Keep the latents of the pose and their parameters.")] = False,
+    reader: Annotated[
+        str, typer.Option(help="The new network that reads prompts: shape_tiny, shape_small, shape_base.")
+    ] = "shape_small",
 ) -> None:
     """Make a bundle of another project's checkpoint folder; nothing in it is run."""
     from voxelry.engine.import_weights import import_weights as write
 
-    for line in write(source, checkpoint, out, organ=organ, edge=edge, include_pose=pose):
+    for line in write(source, checkpoint, out, organ=organ, edge=edge, include_pose=pose, reader=reader):
         print(line)
     print(f"bundle: {out}")

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, FileError
 from voxelry.core.plain_yaml import parse_yaml
-from voxelry.interop.weights.reference import load_reference_file
 from voxelry.interop.weights.sam3d import latent_flow, mesh_decoder, structure_flow, structure_vae
 from voxelry.interop.weights.sam3d.kernels import in_layout, layout_of
 from voxelry.interop.weights.sam3d.part import Part
+from voxelry.models.tensor_file import load_reference_file
 
 __all__ = ["MODULES", "Module", "Sam3dCheckpoint", "load"]
 

@@ -40,6 +40,11 @@ class RunningMoments(nn.Module):
         mean, std = (nd.per_channel(value, latents).to(latents) for value in (self.latent_mean, self.latent_std))
         return latents * std + mean
 
+    def divergence(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """As `divergence`, of the latents once they are standardised."""
+        spread = nd.per_channel(self.latent_std, mean).to(mean)
+        return divergence(self.standardised(mean), log_variance - 2 * spread.log())
+
     @torch.no_grad()
     def observe(self, latents: Tensor) -> None:
         """Take a batch of training latents into the moments that `standardised` uses: recent ones count the most."""

@@ -9,15 +9,20 @@ from typer.testing import CliRunner
 
 import voxelry
 from voxelry.cli import app
-from voxelry.core.errors import CheckpointError, SettingError
-from voxelry.engine.import_weights import import_weights
+from voxelry.core.errors import CheckpointError, ConfigError, SettingError
+from voxelry.core.settings import keywords
+from voxelry.engine.compose import compose_training
+from voxelry.engine.import_weights import import_weights, reader_settings
+from voxelry.engine.train import train
 from voxelry.interop import sam3d
 from voxelry.interop.sam3d_organ import modules_of, organ_network
 from voxelry.io import read_image
+from voxelry.io.meshes import read_mesh
 from voxelry.models.sam3d.latent_flow import LatentFlow
 from voxelry.models.sam3d.mesh_decoder import MeshDecoder
 from voxelry.models.sam3d.structure_flow import StructureFlow
 from voxelry.models.sam3d.structure_vae import StructureDecoder, StructureEncoder
+from voxelry.tasks.reconstruct.sam3d_recipe import ReconstructTwoStageRecipe
 
 GENERATOR = "_base_models.generator.reverse_fn.backbone."
 FLOW = {"channels": 24, "condition_channels": 24, "depth": 1, "heads": 2}
@@ -71,7 +76,8 @@ def folder(tmp_path_factory):
 def bundle(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("imported") / "bundle"
     found = CliRunner().invoke(
-        app, ["import-weights", "--from", "sam3d", str(folder), "--out", str(out), "--edge", "60"]
+        app,
+        ["import-weights", "--from", "sam3d", str(folder), "--out", str(out), "--edge", "60", "--reader", "shape_tiny"],
     )
     assert found.exit_code == 0, found.output
     return out, found.output
@@ -99,6 +105,52 @@ def test_a_bundle_of_a_checkpoint_predicts(bundle, phantoms):
     assert shape.sdf.shape == (16, 16, 16)
     assert np.isfinite(shape.sdf).all()
     assert shape.mesh.is_watertight
+
+
+def test_what_reads_prompts_is_that_of_the_published_size():
+    model = keywords(compose_training(["experiment=reconstruct_sam3d_3d", "model=sam3d", "data.root=."]).model)
+    found = reader_settings("shape_small")
+    assert found == {name: model[name] for name in found}
+    assert {"decoder", "image_size", "dim"} <= set(found)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_new_learns_and_an_adapter_after_it(bundle, phantoms, quick_training, scan, tmp_path, monkeypatch):
+    """The way that docs/reconstruct_sam3d.md shows."""
+    imported, _ = bundle
+    again, prepare = [], ReconstructTwoStageRecipe.prepare
+
+    def watched(self, task, *rest):
+        again.append(task.network.latent_flow.checkpointing)
+        prepare(self, task, *rest)
+
+    monkeypatch.setattr(ReconstructTwoStageRecipe, "prepare", watched)
+    overrides = [
+        *(each for each in quick_training if not each.startswith(("model", "data.split"))),
+        "experiment=reconstruct_sam3d_3d", f"data.root={phantoms}", "data.slices.organs=[6]", "model.grid=16",
+        "data.split.fractions=[0.75,0.25,0.0]", "data.slices.evaluation={slices: 1, clicks: 1}", "task.samples=1",
+        "task.steps=1", "task.baseline_shapes=1", "task.recentre=false", "model.latent_flow.checkpointing=true",
+    ]  # fmt: skip
+    base, liver = tmp_path / "base", tmp_path / "liver"
+    with pytest.raises(ConfigError, match=r"model\.grid: expected 16, as .* has it, got 64"):
+        train(compose_training([*overrides, "model.grid=64", f"pretrained={imported}", f"output_dir={tmp_path}/no"]))
+    train(compose_training([*overrides, f"pretrained={imported}", "task.frozen=true", f"output_dir={base}"]))
+    before, after = (
+        voxelry.load(place / "bundle" if place == base else place).task.network for place in (imported, base)
+    )
+    for name, value in before.structure_flow.state_dict().items():
+        assert torch.equal(after.structure_flow.state_dict()[name], value)
+    assert after.surface.decoder.settings() == before.surface.decoder.settings()
+    assert torch.equal(after.surface.latent_mean, before.surface.latent_mean)
+    assert not torch.equal(after.surface.encoder.enter.weight, before.surface.encoder.enter.weight)
+    adapter = "adapter={name: liver, rank: 4, alpha: 8, head_rate: 1e-5}"
+    train(compose_training([*overrides, f"pretrained={base}", adapter, f"output_dir={liver}"]))
+    assert again == [True, True]
+    image, click = scan
+    arguments = ["predict", "--model", str(base), "--adapter", str(liver), str(image), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, [*arguments, "--click", ",".join(map(str, click))])
+    assert found.exit_code == 0, found.output
+    assert read_mesh(next((tmp_path / "out").glob("*.ply"))).is_watertight
 
 
 def test_trained_networks_go_back_into_the_checkpoint(folder, tmp_path):
@@ -144,6 +196,8 @@ def test_one_block_of_the_published_width_comes_back(tmp_path):
 def test_faults(folder, tmp_path):
     with pytest.raises(SettingError, match="from"):
         import_weights("other", folder, tmp_path / "out")
+    with pytest.raises(SettingError, match="reader"):
+        import_weights("sam3d", folder, tmp_path / "out", reader="unet")
     pipeline = yaml.safe_load((folder / "pipeline.yaml").read_text())
     for change, words in (
         ({"ss_decoder_ckpt_path": None}, "got no ss_decoder"),

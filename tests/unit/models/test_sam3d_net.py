@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from voxelry.core.errors import CheckpointError, FileError, SettingError
 from voxelry.core.settings import keywords
@@ -9,9 +10,11 @@ from voxelry.data.slices.case import SliceBatch
 from voxelry.engine.compose import compose_training
 from voxelry.models.adapters.adapters import Adapters, AdapterSettings
 from voxelry.models.sam3d.generate import Generation
+from voxelry.models.sam3d.image_encoder import read_encoder
 from voxelry.models.sam3d.image_tokens import ImageTokens
 from voxelry.models.sam3d.memory import Step, memory_plan
 from voxelry.models.sam3d.net import TwoStageNet
+from voxelry.nn.moments import RunningMoments, divergence
 from voxelry.ops.prompt import Prompt, frame_points
 from voxelry.tasks.reconstruct import ReconstructTwoStageTask
 
@@ -233,9 +236,83 @@ def test_tokens_of_an_image_encoder(encoder, tmp_path):
             ImageTokens(encoder, **{"width": 16, "channels": 8, "image_size": 28, **change})
     with pytest.raises(FileError, match="no such encoder"):
         ImageTokens(tmp_path, width=16, channels=8, image_size=28)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    (tmp_path / "model.safetensors").write_bytes(b"none")
     with pytest.raises(CheckpointError, match="without running code"):
         ImageTokens(tmp_path, width=16, channels=8, image_size=28)
+
+
+def as_timm(tensors, *, apart):
+    """A file of `transformers` as `timm` or, with the positions of all tokens, the original names it."""
+    names = {"layernorm": "norm", "attention.output.dense": "attn.proj", "layer_scale": "ls", "lambda1": "gamma",
+             "embeddings.patch_embeddings.projection": "patch_embed.proj", "encoder.layer": "blocks"}  # fmt: skip
+    own = {name.partition("embeddings.")[2]: each for name, each in tensors.items() if name.startswith("embeddings.")}
+    token, positions = own["cls_token"], own["position_embeddings"]
+    found = {"cls_token": token, "pos_embed": positions, "mask_token": own["mask_token"]}
+    if apart:
+        found = {"cls_token": token + positions[:, :1], "pos_embed": positions[:, 1:].contiguous()}
+    if "register_tokens" in own:
+        found["reg_token" if apart else "register_tokens"] = own["register_tokens"]
+    for name, tensor in tensors.items():
+        if "attention.attention.query" in name:
+            each = [tensors[name.replace("query", part)] for part in ("query", "key", "value")]
+            found[name.replace("encoder.layer", "blocks").replace("attention.attention.query", "attn.qkv")] = torch.cat(
+                each
+            )
+        elif "attention.attention" not in name and (
+            name not in {f"embeddings.{one}" for one in own} or "patch" in name
+        ):
+            for theirs, ours in names.items():
+                name = name.replace(theirs, ours)
+            found[name] = tensor
+    return found
+
+
+@pytest.mark.parametrize(("registers", "apart"), [(0, False), (4, True), (4, False)])
+def test_an_image_encoder_in_another_layout_is_the_same(tmp_path, registers, apart):
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=28, num_register_tokens=registers
+    )
+    network = scrambled(Dinov2WithRegistersModel(config)).eval()
+    network.save_pretrained(tmp_path / "whole")
+    tensors = as_timm(load_file(tmp_path / "whole" / "model.safetensors"), apart=apart)
+    if not registers:
+        del tensors["register_tokens"]
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "config.json").write_text('{"architecture": "vit_small_patch14_dinov2"}')
+    save_file(tensors, tmp_path / "timm" / "model.safetensors")
+    torch.save(tensors, tmp_path / "dino.pth")
+    image = torch.randn(1, 3, 28, 28)
+    expected = network(image).last_hidden_state
+    for place in (tmp_path / "whole", tmp_path / "timm", tmp_path / "dino.pth"):
+        found = read_encoder(place)
+        torch.testing.assert_close(found(image).last_hidden_state, expected)
+        assert not any(parameter.requires_grad for parameter in found.parameters())
+    with pytest.raises(SettingError, match=r"dino\.pth has tokens of 128 channels, expected 1024"):
+        ImageTokens(tmp_path / "dino.pth", width=1024, channels=8, image_size=28)
+
+
+def test_what_is_no_image_encoder(encoder, tmp_path):
+    tensors = as_timm(load_file(encoder / "model.safetensors"), apart=False)
+    file = tmp_path / "dino.safetensors"
+    twice = torch.cat([tensors["blocks.0.mlp.fc1.weight"]] * 2)
+    for change, words in (
+        ({"pos_embed": None}, r"dino\.safetensors: expected DINOv2's tensors, got no pos_embed"),
+        ({"blocks.0.mlp.fc1.weight": twice}, "size small, base or large"),
+        ({"norm.bias": None}, "missing: layernorm.bias"),
+        ({"norm.bias": torch.zeros(3)}, "no encoder|odd: layernorm.bias"),
+    ):
+        save_file({name: each for name, each in (tensors | change).items() if each is not None}, file)
+        with pytest.raises(CheckpointError, match=words):
+            read_encoder(file)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "model.safetensors").symlink_to(file)
+    (tmp_path / "folder" / "config.json").write_text("none")
+    with pytest.raises(CheckpointError, match="expected JSON"):
+        read_encoder(tmp_path / "folder")
 
 
 def test_what_published_sizes_take_is_said_before():
@@ -253,6 +330,9 @@ def test_what_published_sizes_take_is_said_before():
         parameter.requires_grad_(False)
     frozen = memory_plan(network, Step(batch=4))
     assert "0.0 trained: 2.23, 0.00" in frozen[3]
+    network.latent_flow.checkpointing = False
+    assert memory_plan(network, Step(batch=4))[4] != frozen[4]
+    network.latent_flow.checkpointing = True
     half = memory_plan(network, Step(batch=4, half=True))
     assert "bf16" in frozen[-1]
     assert "bf16" not in half[-1]
@@ -277,3 +357,43 @@ def test_given_tokens_and_faults():
                    {"guidance": -1.0}, {"surface_items": 0}):  # fmt: skip
         with pytest.raises(SettingError, match=next(iter(change))):
             task_of(network, **change)
+
+
+def test_what_is_new_learns_around_networks_that_stand_still():
+    torch.manual_seed(0)
+    network = scrambled(TwoStageNet(**{**SMALL, "begin": "noise"}))
+    task = task_of(network, frozen=True, autoencoder_share=0.5).train()
+    with pytest.raises(SettingError, match="frozen: expected pretrained=BUNDLE"):
+        task.training_loss(batch_of([0.25]))
+    for coder in (network.structure, network.surface):
+        coder.batches.fill_(1)
+        coder.latent_std.fill_(2.0)
+    task.on_progress(0.0)
+    found = task.training_loss(batch_of([0.2, 0.3]))
+    found["loss"].backward()
+    assert {"coded", "divergence", "surface_distance", "surface_divergence", "overlap"} <= set(found)
+    still = (network.structure.decoder, network.surface.decoder, network.structure_flow, network.latent_flow)
+    assert not any(grown(part) for part in still)
+    assert all(grown(part) for part in (network.structure.encoder, network.surface.encoder, network.encoder))
+    task.zero_grad()
+    task.on_progress(0.6)
+    found = task.training_loss(batch_of([0.2, 0.3]))
+    found["loss"].backward()
+    assert {"flow", "surface_flow", "overlap"} <= set(found)
+    assert not {"coded", "surface_distance"} & set(found)
+    assert not any(grown(part) for part in (*still, network.structure.encoder, network.surface.encoder))
+    assert grown(network.condition)
+    for coder in (network.structure, network.surface):
+        assert int(coder.batches) == 1
+        assert torch.equal(coder.latent_std, torch.full((4,), 2.0))
+    with pytest.raises(SettingError, match="frozen: expected without an adapter"):
+        task.adapt("liver", {})
+
+
+def test_a_divergence_is_that_of_standardised_latents():
+    moments = RunningMoments(3)
+    moments.latent_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    moments.latent_std.copy_(torch.tensor([0.5, 2.0, 4.0]))
+    mean, log_variance = torch.randn(5, 3), torch.randn(5, 3)
+    found = moments.divergence(moments.restored(mean), log_variance + 2 * moments.latent_std.log())
+    torch.testing.assert_close(found, divergence(mean, log_variance))

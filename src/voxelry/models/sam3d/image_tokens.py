@@ -1,15 +1,15 @@
-"""Tokens of slices by a frozen encoder of images, DINOv2 (Oquab et al. 2023, arXiv:2304.07193), kept on disk."""
+"""Tokens of slices by a frozen encoder of images, DINOv2, kept on disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from voxelry.core.errors import CheckpointError, FileError, SettingError
+from voxelry.core.errors import SettingError
+from voxelry.models.sam3d.image_encoder import read_encoder
 from voxelry.nn import nd
 from voxelry.ops.prompt import Prompt
 
@@ -22,29 +22,28 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the images that i
 class ImageTokens(nn.Module):
     """Slices and their masks as tokens of a published encoder, brought to the flows' width, `-> (B, M, channels)`.
 
-    The encoder is neither trained nor stored with a bundle: its folder is asked for again.
+    The encoder is neither trained nor stored with a bundle: its folder or file is asked for again.
 
     Args:
-        folder: as `transformers` saves one: `config.json` and `model.safetensors`.
+        place: of the encoder, see `image_encoder.read_encoder`.
         width: channels of its tokens.
         channels: of the flows' tokens.
         image_size: pixels per axis that it sees, a multiple of 14.
 
     Raises:
         SettingError: an encoder of another width, or a size that isn't a multiple of its patches.
-        FileError: no such folder.
-        CheckpointError: it holds no encoder that can be read without running code.
+        FileError, CheckpointError: as `image_encoder.read_encoder`.
     """
 
-    def __init__(self, folder: str | Path, *, width: int, channels: int, image_size: int):
+    def __init__(self, place: str | Path, *, width: int, channels: int, image_size: int):
         super().__init__()
         if image_size % PATCH:
             raise SettingError(f"image_encoder_size: expected a multiple of {PATCH}, got {image_size}")
         self.image_size = image_size
-        encoder = read_encoder(Path(folder))
+        encoder = read_encoder(Path(place))
         if encoder.config.hidden_size != width:
             raise SettingError(
-                f"image_encoder_width: {folder} has tokens of {encoder.config.hidden_size} channels, expected {width}"
+                f"image_encoder_width: {place} has tokens of {encoder.config.hidden_size} channels, expected {width}"
             )
         self._encoder = [encoder]  # in a list it is no part of the module: neither trained nor stored
         self.project = nn.Linear(width, channels)
@@ -68,23 +67,3 @@ class ImageTokens(nn.Module):
         encoder = self._encoder[0].to(grey.device)
         found: Tensor = encoder((grey.expand(-1, 3, -1, -1) - mean) / std).last_hidden_state
         return found.unflatten(0, image.shape[:2])
-
-
-def read_encoder(folder: Path) -> Any:
-    """A frozen encoder; files that could run code are not read.
-
-    Raises:
-        FileError: no such folder.
-        CheckpointError: it holds none.
-    """
-    from transformers import AutoModel
-
-    if not (folder / "config.json").is_file():
-        raise FileError(folder, "no such encoder", "expected a folder with config.json and model.safetensors")
-    try:
-        encoder = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: no encoder that can be read without running code: {error}") from error
-    return encoder.eval().requires_grad_(False)

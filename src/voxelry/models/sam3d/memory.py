@@ -52,7 +52,7 @@ def memory_plan(network: TwoStageNet, step: Step) -> list[str]:
     """
     lines = ["memory plan (GB): weights, gradients and optimiser, kept for the backward pass"]
     total = 0.0
-    activations = _activations(network.settings(), step)
+    activations = _activations(_settings(network), step)
     for part, names in PARTS.items():
         modules = [getattr(network, name) for name in names if getattr(network, name, None) is not None]
         count, trained = _numbers(modules)
@@ -66,9 +66,20 @@ def memory_plan(network: TwoStageNet, step: Step) -> list[str]:
     return lines
 
 
+def _settings(network: TwoStageNet) -> dict[str, Any]:
+    """Those of the network, with what it computes again as it is now."""
+    known = network.settings()
+    parts: dict[str, Any] = {
+        "structure_flow": network.structure_flow,
+        "latent_flow": network.latent_flow,
+        "mesh_decoder": network.surface.decoder,
+    }
+    return known | {name: {**known[name], "checkpointing": part.checkpointing} for name, part in parts.items()}
+
+
 def _otherwise(network: TwoStageNet, step: Step, total: float, kept: float) -> str:
     """The sum with half the bytes, with checkpointing, with an adapter."""
-    settings = network.settings()
+    settings = _settings(network)
     count, trained = _numbers([network])
     parts = ("structure_flow", "latent_flow", "mesh_decoder")
     again = {name: {**settings[name], "checkpointing": True} for name in parts}

@@ -62,8 +62,8 @@ class TwoStageSettings(ShapeNetSettings):
             published weights do.
         most_cells: of an organ's surface.
         surface_points: whether the second stage sees the slices' pointmaps; see `point_condition`.
-        image_encoder: folder of a DINOv2 encoder whose tokens lead the flows beside the reader's; None for none. See
-            `image_tokens`.
+        image_encoder: folder or file of a DINOv2 encoder whose tokens lead the flows beside the reader's, see
+            `image_encoder.read_encoder`; None for none.
         image_encoder_width: channels of its tokens.
         image_encoder_size: pixels per axis that it sees.
     """

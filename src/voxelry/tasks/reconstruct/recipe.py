@@ -43,7 +43,7 @@ from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
 from voxelry.tasks.reconstruct.task import ReconstructTask
 from voxelry.viz.report import Report
 
-__all__ = ["ReconstructRecipe"]
+__all__ = ["ReconstructRecipe", "check_grid"]
 
 _PRIOR_GRID = 64
 
@@ -95,11 +95,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
             wanted = " or ".join(self.starts)
             raise CheckpointError(f"{pretrained.source}: holds a {pretrained.kind}; expected a {wanted}")
         if pretrained is not None and adapted:
-            grid = pretrained.settings.get("grid", config.model.get("grid"))
-            if config.model.get("grid") not in (None, grid):
-                raise ConfigError(
-                    f"model.grid: expected {grid}, as {pretrained.source} has it, got {config.model.grid}"
-                )
+            check_grid(config, pretrained)
             network = build_network(pretrained.kind, pretrained.settings)
             if len(dataset.organs) > network.classes:
                 raise ConfigError(
@@ -225,6 +221,17 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
     ) -> None:
         """Scores beside the baselines', and the cases to look at."""
         pages.add_results(report, task, evaluation)
+
+
+def check_grid(config: DictConfig, pretrained: Pretrained) -> None:
+    """Refuse shapes on another grid than that of the network to go on with.
+
+    Raises:
+        ConfigError: `model.grid` is another one.
+    """
+    grid = pretrained.settings.get("grid", config.model.get("grid"))
+    if config.model.get("grid") not in (None, grid):
+        raise ConfigError(f"model.grid: expected {grid}, as {pretrained.source} has it, got {config.model.grid}")
 
 
 def _set_mean_shapes(network: Any, dataset: SliceDataset) -> None:

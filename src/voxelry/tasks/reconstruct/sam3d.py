@@ -24,7 +24,7 @@ from voxelry.models.sam3d.pose import POSE_DECODERS, decode_pose, identity_pose,
 from voxelry.models.sam3d.structure import Structure
 from voxelry.models.sam3d.structure_flow import SHAPE
 from voxelry.models.shape import Prompt, ShapeNet, ShapeOutput
-from voxelry.nn.moments import divergence, drawn
+from voxelry.nn.moments import RunningMoments, divergence, drawn
 from voxelry.nn.sparse import SparseTensor
 from voxelry.tasks.reconstruct import losses
 from voxelry.tasks.reconstruct.flow import ReconstructFlowSettings, ReconstructFlowTask
@@ -46,6 +46,8 @@ class ReconstructTwoStageSettings(ReconstructFlowSettings):
 
     Attributes:
         stages: which of `STAGES` a training trains; the others keep their weights. The reader is what reads prompts.
+        frozen: whether flows and decoders stand still, and only what is new around published ones learns: the reader,
+            what leads the flows, and both encoders, whose latents keep the moments that these networks know.
         surface_items: prompts of a batch that the second stage learns from: it is the costly one.
         surface_distance, surface_mesh, surface_regulariser: weights of the mesh decoder's losses: its distances' error
             in mm, the Chamfer distance of its mesh in mm, which comes in over `curriculum_batches`, and its own.
@@ -57,6 +59,7 @@ class ReconstructTwoStageSettings(ReconstructFlowSettings):
     """
 
     stages: Sequence[str] = STAGES
+    frozen: bool = False
     surface_items: int = 1
     surface_distance: float = 1.0
     surface_mesh: float = 0.5
@@ -103,6 +106,10 @@ class ReconstructTwoStageTask(ReconstructFlowTask):
     def __init__(self, network: nn.Module, **settings: Any):
         super().__init__(network, **settings)
         self._pose: dict[str, Tensor] = {}
+        if self.own.frozen:
+            both: Any = network
+            for part in (both.structure.decoder, both.structure_flow, both.surface.decoder, both.latent_flow):
+                part.requires_grad_(False)
 
     @property
     def own(self) -> ReconstructTwoStageSettings:
@@ -110,12 +117,25 @@ class ReconstructTwoStageTask(ReconstructFlowTask):
         settings: ReconstructTwoStageSettings = self._settings
         return settings
 
+    def adapt(self, name: str, settings: Mapping[str, Any], *, head_rate: float | None = None) -> None:
+        """As `ReconstructFlowTask.adapt`.
+
+        Raises:
+            SettingError: with `frozen`; or see there.
+        """
+        if self.own.frozen:
+            raise SettingError("frozen: expected without an adapter, for which the whole network stands still")
+        super().adapt(name, settings, head_rate=head_rate)
+
     def training_loss(self, batch: SliceBatch) -> dict[str, Tensor]:
         """The losses of the stages that learn.
 
         Raises:
             DataError: the batch has no truth.
+            SettingError: `frozen` networks that have learned nothing.
         """
+        if self.own.frozen and not int(self.network.structure.batches) * int(self.network.surface.batches):
+            raise SettingError("frozen: expected pretrained=BUNDLE with both stages trained or imported, got new ones")
         if "reader" in self.own.stages:
             return super().training_loss(batch)
         prompt, network = self.prompt(batch), self.network
@@ -142,9 +162,9 @@ class ReconstructTwoStageTask(ReconstructFlowTask):
         if "structure" in self.own.stages:
             coder = self.network.structure
             occupied = self.network.occupancy(targets.sdf / targets.edge)
-            coder.observe(coder.encode(occupied)[0])
-            logits, away = coder(occupied)
-            found["divergence"] = self.divergence, away
+            mean, log_variance = coder.encode(occupied)
+            found["divergence"] = self.divergence, self._divergence(coder, mean, log_variance)
+            logits = coder.decoder(drawn(mean, log_variance) if self.training else mean)
             found["coded"] = 1.0, losses.structure_loss(logits, occupied)
         return found | self._surface_losses(targets, condition)
 
@@ -159,9 +179,17 @@ class ReconstructTwoStageTask(ReconstructFlowTask):
         if "structure" in self.own.stages:
             latents = network.latents(truth)
             found["flow"] = self.flow_weight, self._structure_flow(latents.flatten(2).mT, condition)
-            logits = network.structure.shape(latents + self.blur * torch.randn_like(latents))
-            found["coded"] = 1.0, losses.structure_loss(logits, network.occupancy(truth))
+            if not self.own.frozen:
+                logits = network.structure.shape(latents + self.blur * torch.randn_like(latents))
+                found["coded"] = 1.0, losses.structure_loss(logits, network.occupancy(truth))
         return found | self._surface_losses(targets, condition)
+
+    def _divergence(self, coder: RunningMoments, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """That of an encoder's latents, whose moments are kept or, of frozen networks, given."""
+        if self.own.frozen:
+            return coder.divergence(mean, log_variance)
+        coder.observe(mean.detach())
+        return divergence(mean, log_variance)
 
     def _structure_flow(self, latents: Tensor, condition: TwoStageCondition) -> Tensor:
         """The first stage's loss over times and noises drawn for every prompt, `latents` `(B, g³, C)`."""
@@ -214,9 +242,8 @@ class ReconstructTwoStageTask(ReconstructFlowTask):
         mean, log_variance = network.surface.encode(truth / edge, structure)
         found: Losses = {}
         if condition is None:
-            network.surface.observe(mean.detach())
+            found["surface_divergence"] = self.divergence, self._divergence(network.surface, mean, log_variance)
             latents = drawn(mean, log_variance)
-            found["surface_divergence"] = self.divergence, divergence(mean, log_variance)
         else:
             known = network.surface.standardised(mean.detach())
             estimate = known
@@ -225,6 +252,8 @@ class ReconstructTwoStageTask(ReconstructFlowTask):
             led = condition.tokens[rows], network.added(condition, rows, structure)
             loss = self._surface_flow(known, estimate, led, structure)
             found["surface_flow"] = self.flow_weight, loss
+            if own.frozen:
+                return found
             latents = network.surface.restored(known + self.blur * torch.randn_like(known))
         return found | self._decoded(latents, structure, truth, edge)
 

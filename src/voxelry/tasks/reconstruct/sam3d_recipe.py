@@ -6,16 +6,20 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from voxelry.bundle.model import Model, Readable
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import DataError
+from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.slices.dataset import SliceDataset
 from voxelry.models.sam3d.memory import Step, memory_plan
+from voxelry.models.transfer import TransferReport
 from voxelry.tasks.reconstruct.flow_recipe import ReconstructFlowRecipe
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
-from voxelry.tasks.reconstruct.recipe import ReconstructRecipe
+from voxelry.tasks.reconstruct.recipe import ReconstructRecipe, check_grid
 from voxelry.tasks.reconstruct.sam3d import ReconstructTwoStageTask
 from voxelry.tasks.reconstruct.task import ReconstructTask
 
@@ -23,16 +27,40 @@ __all__ = ["ReconstructTwoStageRecipe"]
 
 log = logging.getLogger("voxelry")
 
+NETWORK = "sam3d_net"
+STAGES = ("structure", "structure_flow", "latent_flow", "mesh_decoder", "encoder_width", "kind", "begin")
+"""Settings of the two stages, which a model that is trained further brings along."""
+
 
 class ReconstructTwoStageRecipe(ReconstructFlowRecipe):
     """Shapes from slices in two stages; may start from a model of `reconstruct`, whose network reads the prompt."""
 
     task = ReconstructTwoStageTask
-    starts = ("shape_net", "sam3d_net")
+    starts = ("shape_net", NETWORK)
     adjustable = (
         *(f"task.{name}" for name in ("guidance", "guidance_interval", "pose_decoder")),
         *ReconstructFlowRecipe.adjustable,
     )
+
+    def network(
+        self, config: DictConfig, dataset: SliceDataset, pretrained: Pretrained | None
+    ) -> tuple[nn.Module, TransferReport | None]:
+        """As the parent's; the two stages of a pretrained model are built as they are there, but for `checkpointing`.
+
+        Raises:
+            CheckpointError, ConfigError: as there, and for a grid of another size.
+        """
+        whole = config
+        if pretrained is not None and pretrained.kind == NETWORK and config.get("adapter") is None:
+            check_grid(config, pretrained)
+            brought = {name: pretrained.settings[name] for name in STAGES}
+            whole = OmegaConf.create({**plain(config), "model": {**plain(config.model), **brought}})
+        network: Any
+        network, report = super().network(whole, dataset, pretrained)
+        parts = {"structure_flow": network.structure_flow, "latent_flow": network.latent_flow}
+        for name, part in {**parts, "mesh_decoder": network.surface.decoder}.items():
+            part.checkpointing = bool((config.model.get(name) or {}).get("checkpointing", False))
+        return network, report
 
     def prepare(self, task: ReconstructTask, config: DictConfig, dataset: SliceDataset) -> None:
         """As the parent's, and say what memory the training will take."""
