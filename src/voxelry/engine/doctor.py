@@ -7,10 +7,13 @@ from os import PathLike
 from typing import Any
 
 from voxelry.bundle.registry import recipe_named
+from voxelry.core.remote import as_path
 from voxelry.data.demands import Demands
 from voxelry.data.doctor.diagnosis import Diagnosis
 from voxelry.data.doctor.inspect import inspect
 from voxelry.data.doctor.pairs import holds_pairs, inspect_pairs
+from voxelry.data.doctor.prepared import inspect_prepared
+from voxelry.data.layouts.prepared import MANIFEST, is_prepared_folder
 
 __all__ = ["demands_of", "diagnose"]
 
@@ -25,7 +28,7 @@ def diagnose(
     point_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Diagnosis:
-    """What is in a folder, and what keeps a task from being trained on it.
+    """What is in a folder, and what keeps a task from being trained on it; of a prepared one its slices, too.
 
     Args:
         path, layout, options, point_options, progress: as in `voxelry.data.doctor.inspect`.
@@ -42,7 +45,7 @@ def diagnose(
         return inspect_pairs(
             path, layout=layout, target=target, options=options, to_train=task is not None, progress=progress
         )
-    return inspect(
+    found = inspect(
         path,
         demands=demands,
         layout=layout,
@@ -50,6 +53,10 @@ def diagnose(
         point_options=None if point_options is None else dict(point_options),
         progress=progress,
     )
+    root = as_path(path)
+    if layout in ("auto", "prepared") and (root / MANIFEST).is_file() and is_prepared_folder(root):
+        inspect_prepared(found, root)
+    return found
 
 
 def demands_of(task: str) -> Demands:

@@ -17,6 +17,7 @@ from voxelry.data.prepare.case import PrepareSettings
 from voxelry.data.prepare.run import prepare_all
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
+from voxelry.engine.doctor import diagnose
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
 from voxelry.io import write_image
@@ -183,6 +184,35 @@ def trained(experiment, root, output, quick_training, *overrides):
     quick = [override for override in quick_training if not override.startswith(("model", "data"))]
     given = [f"experiment={experiment}", f"data.root={root}", f"output_dir={output}"]
     return train(compose_training([*given, *quick, "trainer.max_steps=2", *NETWORK, *overrides]))
+
+
+def test_a_prepared_folder_is_looked_at_slice_by_slice(prepared, tmp_path):
+    assert diagnose(prepared).ok
+    root = tmp_path / "damaged"
+    shutil.copytree(prepared, root)
+    files = sorted((root / "slices" / "a").iterdir())
+
+    def change(file, **changes):
+        with np.load(file) as known:
+            content = dict(known)
+        np.savez(file, **{**content, **{key: make(content[key]) for key, make in changes.items()}})
+
+    def blank(pointmap):
+        return np.full_like(pointmap, np.nan)
+
+    change(files[0], pointmap=lambda points: points + 1.0)
+    change(files[1], pointmap=blank)
+    change(files[2], image=blank)
+    change(files[3], mask=lambda mask: mask[1:])
+    change(files[4], mask=np.zeros_like, pointmap=blank)
+    files[5].write_bytes(b"none")
+    (root / "sdf" / "b.npz").unlink()
+    found = {finding.file: finding.message for finding in diagnose(root).findings if finding.severity == "error"}
+    for file, words in zip(files, ("mm beside the slice", "NaN elsewhere", "no numbers", "expected one size",
+                                   "its mask is empty", "is damaged"), strict=False):  # fmt: skip
+        assert words in found.pop(str(file)), file
+    assert "no such file" in found.pop(str(root / "sdf" / "b.npz"))
+    assert not found
 
 
 def test_a_prepared_folder_is_trained_on_and_what_came_of_it_takes_scans(prepared, source, tmp_path, quick_training):
