@@ -60,6 +60,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
             is used, and so can be changed for a prediction, see `bundle.bundle.read_bundle`.
         options: what a prediction may be asked for beside the image, see `core.option`.
         needed: the option without which nothing is predicted, such as a click.
+        instead: options that together say it, too.
         adaptable: whether an adapter can be trained on a bundle of it (`adapter={...}`).
         demo: what `voxelry demo` shows of it, where it has one.
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
@@ -74,6 +75,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
     adjustable: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     needed: str | None = None
+    instead: tuple[str, ...] = ()
     adaptable: bool = False
     demo: Demo | None = None
     bordered: bool = False
@@ -101,7 +103,8 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         for name in reading:
             if others := takers(name):
                 raise SettingError(f"{name}: expected with a model for {' or '.join(others)}, not {self.name}")
-        if self.needed is not None and self.needed not in own:
+        said = bool(self.instead) and all(own.get(name, False) is not False for name in self.instead)
+        if self.needed is not None and self.needed not in own and not said:
             about = next(option.help for option in self.options if option.name == self.needed)
             raise SettingError(f"{self.needed}: expected {about}")
         return own, reading

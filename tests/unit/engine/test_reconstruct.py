@@ -194,6 +194,22 @@ def test_a_pointmap_says_where_a_single_image_lies(model, scan, tmp_path):
         model.reconstruct(scan, click=CLICK, pointmap=points)
 
 
+def test_the_mask_of_a_single_image_is_enough(model, scan, tmp_path):
+    array = read_image(scan).array[0][10]
+    grey = (np.clip(array, 0, 1) * 255).astype(np.uint8)
+    path = write_image(tmp_path / "slice.png", grey[None], Space.from_spacing(grey.shape))
+    mask = np.zeros_like(grey)
+    mask[8:15, 10:21] = 1
+    mask[2, 2] = 1
+    own = {"slice": True, "spacing": 2.0, "mask": mask}
+    found, clicked = (model.reconstruct(path, **own, **more) for more in ({}, {"click": (13, 11)}))
+    np.testing.assert_array_equal(found.sdf, clicked.sdf)
+    np.testing.assert_array_equal(found.clicks, clicked.clicks)
+    for without in ("slice", "mask"):
+        with pytest.raises(SettingError, match="click: expected"):
+            model.reconstruct(path, **{name: value for name, value in own.items() if name != without})
+
+
 @pytest.mark.parametrize(
     ("prompt", "fault"),
     [

@@ -79,6 +79,19 @@ def test_missing_and_foreign_tensors_are_named_by_group(folder):
         sam3d.load(folder)
 
 
+def test_kernels_of_two_layouts_in_one_file_are_refused(folder):
+    tensors = torch.load(folder / "mesh.pt", weights_only=True)
+    name = "upsample.0.out_layers.0.conv.weight"
+    torch.save({**tensors, name: tensors[name].permute(1, 2, 3, 4, 0).contiguous()}, folder / "mesh.pt")
+    with pytest.raises(
+        CheckpointError, match=r"mesh\.pt: expected sparse kernels of one layout, got \[O, k, k, k, I\] and"
+    ):
+        sam3d.load(folder)
+    torch.save({**tensors, name: tensors[name].flatten(1, 3)}, folder / "mesh.pt")
+    with pytest.raises(CheckpointError, match=r"mesh\.pt: .*kernel of a sparse convolution: expected .* with k 1 or 3"):
+        sam3d.load(folder)
+
+
 def test_what_is_no_checkpoint(folder):
     with pytest.raises(FileError, match=r"pipeline\.yaml"):
         sam3d.load(folder / "nowhere")

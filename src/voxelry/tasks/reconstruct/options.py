@@ -39,7 +39,11 @@ def _alone(path: Path) -> list[Path]:
 
 OPTIONS = (
     Option(
-        "click", str, "x,y,z in RAS mm inside the organ, once per slice; column,row with --slice", True, read=_clicks
+        "click",
+        str,
+        "x,y,z in RAS mm inside the organ, once per slice; column,row with --slice, none with its --mask",
+        True,
+        read=_clicks,
     ),
     Option("plane", str, "axial, coronal, sagittal, or a normal x,y,z; once, or once per click", True, read=_planes),
     Option("mask", Path, "the organ in the clicked slice, as an image"),

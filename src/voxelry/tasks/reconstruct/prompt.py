@@ -62,7 +62,8 @@ class Asked:
     """What is pointed at.
 
     Attributes:
-        click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels.
+        click: world x, y, z in mm, or several of them, a slice each. On a single image also column and row in pixels;
+            None with its mask, whose pixel farthest from the border it is then.
         plane: `axial` (the default), `coronal` or `sagittal` for the slice of voxels through the click, or the normal
             x, y, z of an oblique one; one for all clicks or one for each. A single image has none.
         mask: the organ on the slices, as far as it is known: a label volume on the volume's grid (in any order of axes
@@ -74,7 +75,7 @@ class Asked:
         label: the organ, one of the model's; may be left out where it has only one.
     """
 
-    click: ArrayLike | Sequence[ArrayLike]
+    click: ArrayLike | Sequence[ArrayLike] | None = None
     plane: str | ArrayLike | Sequence[str | ArrayLike] | None = None
     mask: str | PathLike[str] | NDArray[Any] | None = None
     slice: bool | str | PathLike[str] = False
@@ -112,7 +113,11 @@ def reconstruct(
     sampling = {name: options.pop(name) for name in SAMPLING if options.get(name) is not None}
     asked = Asked(**{field.name: options.pop(field.name) for field in fields(Asked) if field.name in options})
     organ = _organ(task, asked.label)
-    points = np.atleast_2d(np.asarray(asked.click, dtype=np.float64))
+    if asked.click is None and (not asked.slice or asked.mask is None):
+        raise SettingError(
+            "click: expected x, y, z in RAS mm inside the organ; only a single image's mask says it, too"
+        )
+    points = np.empty((0, 2)) if asked.click is None else np.atleast_2d(np.asarray(asked.click, dtype=np.float64))
     if len(points) > task.slices:
         raise SettingError(f"click: the model takes up to {task.slices} slices, got {len(points)}")
     turned, placed = np.eye(4), None
@@ -337,7 +342,7 @@ def _single(
     model: Model[ReconstructTask], path: Path, points: NDArray[np.float64], asked: Asked, label: int
 ) -> SliceSample:
     """The slice of an image that has no volume."""
-    if len(points) != 1:
+    if len(points) != (asked.click is not None):
         raise SettingError(f"click: expected one on a single image, got {len(points)}")
     if asked.pointmap is None:
         read = read_slice(path, spacing=asked.spacing, label=label)
@@ -346,12 +351,15 @@ def _single(
     else:
         read = read_slice(path, spacing=1.0, label=label)
         read = read.replace(space=_where(asked.pointmap, read))
-    point = points[0]
-    world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
-    check_click(read.image, read.space, world, source=str(path))
     labels = (
         None if asked.mask is None else _mask_on(asked.mask, read.space, Reference(path, read.space, oriented=False))
     )
+    if labels is not None and not len(points):
+        world = np.asarray(read.space.to_world(innermost(labels.numpy() > 0, read.space.spacing)))
+    else:
+        point = points[0]
+        world = np.asarray(read.space.to_world(point[::-1].copy())) if len(point) == 2 else point
+        check_click(read.image, read.space, world, source=str(path))
     sample = Sample(read.image, read.space, case_name(path), str(path))
     prepared = model.bundle.preprocess(sample)
     outlined = read.replace(mask=None if labels is None else labels > 0)
@@ -365,6 +373,14 @@ def _single(
         mask=regrid(outlined, prepared.space)[0].mask,
         click=at,
     )
+
+
+def innermost(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+    """The pixel of a mask `(*spatial)` that is farthest from what isn't in it, as index coordinates."""
+    from scipy.ndimage import distance_transform_edt
+
+    away = distance_transform_edt(np.pad(mask, 1), sampling=spacing)[(slice(1, -1),) * mask.ndim]
+    return np.array(np.unravel_index(int(away.argmax()), mask.shape), dtype=np.float64)
 
 
 def _where(pointmap: Any, image: SliceSample) -> Space:

@@ -62,6 +62,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
     demo: Demo | None = DEMO
     options: tuple[Option, ...] = OPTIONS
     needed = "click"
+    instead = ("slice", "mask")
     adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")
     adaptable = True
     starts: tuple[str, ...] = ("shape_net",)
