@@ -8,13 +8,15 @@ import torch
 from typer.testing import CliRunner
 
 import voxelry
+from voxelry.bundle.pretrained import Pretrained
 from voxelry.cli import app
-from voxelry.core.errors import DataError
+from voxelry.core.errors import ConfigError, DataError
 from voxelry.engine.compose import compose_training
 from voxelry.engine.train import train
 from voxelry.io import read_image
 from voxelry.io.meshes import read_mesh
 from voxelry.models.sam3d.net import TwoStageNet
+from voxelry.tasks.reconstruct.sam3d_recipe import ReconstructTwoStageRecipe
 
 LIVER = 6
 QUICK = [
@@ -63,6 +65,15 @@ def test_a_run_trains_both_stages_and_answers_clicks(run, scan, tmp_path):
     record = json.loads((tmp_path / f"{name}.json").read_text())
     assert record["hypotheses"] == 3
     assert read_image(tmp_path / f"{name}.nii.gz").space.shape == read_image(image).space.shape
+
+
+def test_a_reader_for_another_grid_is_not_kept():
+    config = compose_training(
+        ["experiment=reconstruct_sam3d_3d", "model=sam3d_small", "data.root=.", "task.stages=[structure,surface]"]
+    )
+    coarse = Pretrained("shape_net", {"decoder": "transformer", "grid": 64}, {}, (0.0, 1.0), "runs/reader")
+    with pytest.raises(ConfigError, match=r"runs/reader answers on 64 cells.* model\.grid=128"):
+        ReconstructTwoStageRecipe().network(config, None, coarse)
 
 
 def test_an_empty_structure_is_refused_in_one_line(run, scan):

@@ -11,7 +11,7 @@ from torch import nn
 
 from voxelry.bundle.model import Model, Readable
 from voxelry.bundle.pretrained import Pretrained
-from voxelry.core.errors import DataError
+from voxelry.core.errors import ConfigError, DataError
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
 from voxelry.data.slices.dataset import SliceDataset
@@ -51,6 +51,7 @@ class ReconstructTwoStageRecipe(ReconstructFlowRecipe):
             CheckpointError, ConfigError: as there, and for a grid of another size.
         """
         whole = config
+        _check_reader(config, pretrained)
         if pretrained is not None and pretrained.kind == NETWORK and config.get("adapter") is None:
             check_grid(config, pretrained)
             brought = {name: pretrained.settings[name] for name in STAGES}
@@ -89,3 +90,19 @@ class ReconstructTwoStageRecipe(ReconstructFlowRecipe):
                 "give its mask on the slice (--mask)"
             )
         return found
+
+
+def _check_reader(config: DictConfig, pretrained: Pretrained | None) -> None:
+    """Refuse to keep a reader whose last layers there aren't: those of a transformer are made for one grid.
+
+    Raises:
+        ConfigError: a model of `reconstruct` on another grid, and the reader isn't to learn.
+    """
+    if pretrained is None or pretrained.kind == NETWORK or "reader" in config.task.stages:
+        return
+    own, grid = pretrained.settings, config.model.grid
+    if own.get("decoder") == "transformer" and own.get("grid") != grid:
+        raise ConfigError(
+            f"pretrained: {pretrained.source} answers on {own.get('grid')} cells, and its last layers can't on {grid}; "
+            f"expected one that was trained with model.grid={grid}, or the reader among task.stages"
+        )
