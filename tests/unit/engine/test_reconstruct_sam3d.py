@@ -80,7 +80,7 @@ def test_an_empty_structure_is_refused_in_one_line(run, scan):
     output, _ = run
     model = voxelry.load(output / "bundle")
     with torch.no_grad():
-        model.task.network.structure.decoder.head[-1].bias.fill_(-1e6)
+        model.task.network.structure.decoder.leave[-1].bias.fill_(-1e6)
     image, click = scan
     with pytest.raises(DataError, match="structure is empty"):
         model.reconstruct(image, click=click)

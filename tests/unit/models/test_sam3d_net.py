@@ -397,3 +397,21 @@ def test_a_divergence_is_that_of_standardised_latents():
     mean, log_variance = torch.randn(5, 3), torch.randn(5, 3)
     found = moments.divergence(moments.restored(mean), log_variance + 2 * moments.latent_std.log())
     torch.testing.assert_close(found, divergence(mean, log_variance))
+
+
+def test_a_transformer_may_read_the_prompt():
+    reader = {"decoder": "transformer", "patch": 8, "dim": 24, "depth": 1, "decoder_depth": 1, "heads": 2, "tokens": 4}
+    task = task_of(scrambled(TwoStageNet(**{**SMALL, **reader})), autoencoder_share=0.0).train()
+    network = task.network
+    for batches in (network.structure.batches, network.surface.batches):
+        batches.fill_(1)
+    task.adapt("liver", {"rank": 4, "alpha": 8.0})
+    task.on_progress(0.5)
+    task.training_loss(batch_of([0.2, 0.3]))["loss"].backward()
+    learned = grown(network)
+    for layer in ("structure_flow.blocks.0.attention.qkv.shape.lora_B", "latent_flow.blocks.0.cross.kv.lora_B"):
+        assert any(name.startswith(layer) for name in learned), layer
+    for head in ("decoder.head", "structure_flow.latents.shape.leave", "latent_flow.leave", "surface.decoder.leave"):
+        assert any(name.startswith(f"{head}.modules_to_save") for name in learned), head
+    assert any(name.startswith("encoder.") and ".lora_B." in name for name in learned)
+    assert not any(name.startswith("structure.") for name in learned)

@@ -73,14 +73,14 @@ class StructureEncoder(Configured, nn.Module):
             if coarser is not None:
                 self.levels.append(Halving(width, coarser, ndim=own.ndim))
         self.middle = nn.ModuleList(ResidualBlock(widths[-1], ndim=own.ndim) for _ in range(own.middle_blocks))
-        self.head = make_head(own.norm, widths[-1], 2 * own.latent_channels, ndim=own.ndim)
+        self.leave = make_head(own.norm, widths[-1], 2 * own.latent_channels, ndim=own.ndim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the variance of the latents."""
         x = self.stem(x)
         for layer in (*self.levels, *self.middle):
             x = layer(x)
-        mean, log_variance = self.head(x).chunk(2, dim=1)
+        mean, log_variance = self.leave(x).chunk(2, dim=1)
         return mean, log_variance
 
     def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -110,14 +110,14 @@ class StructureDecoder(Configured, nn.Module):
             self.levels.extend(ResidualBlock(width, ndim=own.ndim) for _ in range(own.blocks))
             if finer is not None:
                 self.levels.append(Doubling(width, finer, ndim=own.ndim))
-        self.head = make_head(own.norm, widths[-1], own.channels, ndim=own.ndim)
+        self.leave = make_head(own.norm, widths[-1], own.channels, ndim=own.ndim)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode."""
         x = self.stem(latents)
         for layer in (*self.middle, *self.levels):
             x = layer(x)
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.leave(x)
         return logits
 
 

@@ -14,7 +14,7 @@ from voxelry.models.sam3d.structure_vae import StructureDecoder, StructureEncode
 __all__ = ["DECODER", "ENCODER"]
 
 STEM = "input_layer.weight"
-NAMES = Names([("input_layer", "stem"), ("blocks", "levels"), ("middle_block", "middle"), ("out_layer", "head")])
+NAMES = Names([("input_layer", "stem"), ("blocks", "levels"), ("middle_block", "middle"), ("out_layer", "leave")])
 
 
 def shared(case: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
