@@ -122,6 +122,7 @@ DATA_SETS = {
     "bbbc050": DataSet("segment", real("bbbc050")),
     "usiigaci_phase": DataSet("segment", real("usiigaci_phase")),
     "drosophila_eggs": DataSet("segment", real("drosophila_eggs")),
+    "go_nuclear": DataSet("segment", real("go_nuclear")),
     "plantseg": DataSet("segment", sorted_by_hand({"sample_ovule.h5": "plantseg/sample_ovule.h5"})),
     "stardist": DataSet(
         "segment", sorted_by_hand({"volumes/a.tif": "stardist/img3d.tif", "instances/a.tif": "stardist/mask3d.tif"})

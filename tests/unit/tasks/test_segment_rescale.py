@@ -184,6 +184,27 @@ def test_without_a_voxel_size_objects_are_as_large_as_so_many_voxels():
     assert told == "objects of about 10 µm, voxels of 1×1×1 µm; seen at 2×1×1 µm"
 
 
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_objects_of_another_size_are_found_by_an_estimate(factor):
+    sample = balls(LEARNED)
+    spacing = tuple(step * factor for step in LEARNED)
+    sample = sample.replace(space=placed(Space.from_spacing(sample.space.shape, spacing), sample.space.shape, spacing))
+    (found,) = task(learned_object_size=0.01).predict(collate([sample]))
+    assert not len(found)
+    used = task(learned_object_size=0.01, object_size="auto")
+    (found,) = used.predict(collate([sample]))
+    assert instance_metrics(found.instances, sample.masks.numpy())["f1_50"] == 1.0
+    assert used.object_size == "auto", "the next image has a size of its own"
+
+
+def test_objects_that_are_found_anyway_are_seen_as_ever():
+    sample = balls(LEARNED)
+    used = task(learned_object_size=0.01, object_size="auto")
+    assert used.sized(lambda window: sample.image[(slice(None), *window)], sample.space).object_size is None
+    empty = torch.zeros_like(sample.image)
+    assert used.sized(lambda window: empty[(slice(None), *window)], sample.space).object_size is None
+
+
 def test_the_median_size_of_objects_leaves_out_what_the_border_cuts():
     boxes = torch.tensor([[2.0, 2.0, 6.0, 6.0], [1.0, 1.0, 3.0, 9.0], [0.0, 0.0, 15.0, 15.0]])
     sample = Sample(torch.zeros(1, 16, 16), Space.from_spacing((16, 16), 0.5), "a", "a", boxes=boxes)

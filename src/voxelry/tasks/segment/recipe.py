@@ -44,6 +44,7 @@ from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.recipe import History, Recipe, fitting, make_folder
 from voxelry.tasks.segment import report as pages
 from voxelry.tasks.segment.demo import DEMO
+from voxelry.tasks.segment.estimate import AUTO
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
 from voxelry.tasks.segment.rescale import assumption, common_object_size, common_size, size_of_objects
@@ -201,9 +202,10 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         Finished tiles are kept in `parts`: the same prediction goes on where a killed one stopped.
         """
         file, read, space = self._source(model, path, options)
-        task: Any = model.task
-        if task.object_size is not None:
-            log.info("%s: %s", path, size_of_objects(space, task.seen_size, task.object_size))
+        task = model.task.sized(read, space)
+        if isinstance(task.object_size, float) and task.seen_size is not None:
+            how = "estimated: " if model.task.object_size == AUTO else ""
+            log.info("%s: %s%s", path, how, size_of_objects(space, task.seen_size, task.object_size))
         elif task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
             log.warning("%s: %s", path, told)
         if task.fits_a_tile(space):
@@ -219,17 +221,18 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         if split_dataset(path)[0].suffix != ".zarr":
             return 0
         file = open_image(path, **model.reading(path, options))
-        task: Any = model.task
-        if not _in_pieces(file, model) or task.fits_a_tile(model.bundle.preprocess.target(file.space)):
+        if not _in_pieces(file, model):
             return 0
-        return len(task.tiles(file, model.bundle.preprocess.target(file.space)))
+        prepared = PreparedFile(file, model.bundle.preprocess)
+        task = model.task.sized(prepared, prepared.space)
+        return 0 if task.fits_a_tile(prepared.space) else len(task.tiles(prepared, prepared.space))
 
     def predict_parts(
         self, model: Model[SegmentTask], path: Path, parts: Path, numbers: range, *, options: Mapping[str, Any]
     ) -> None:
         """Detect in some of the tiles."""
         file, read, space = self._source(model, path, options)
-        task: Any = model.task
+        task = model.task.sized(read, space)
         tiles = task.tiles(read, space, state=parts, key=_key(file, model, options))
         for number in numbers:
             tiles[number]

@@ -109,7 +109,7 @@ def assumption(space: Space, voxel_size: Sequence[float]) -> str:
 
 
 def size_of_objects(space: Space, voxel_size: Sequence[float], wanted: float) -> str:
-    """What a given size of objects comes to, in one line.
+    """What a size of objects comes to, in one line.
 
     Args:
         voxel_size: that they are seen at, see `size_for_objects`.

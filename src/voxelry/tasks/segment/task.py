@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -32,6 +33,7 @@ from voxelry.ops.instances import Instances, LabelVolume
 from voxelry.tasks.base import Row, Task
 from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.detect import Detector
+from voxelry.tasks.segment.estimate import AUTO, estimated_size
 from voxelry.tasks.segment.predict import InstancePrediction
 from voxelry.tasks.segment.rescale import learned_grid, size_for_objects
 from voxelry.tasks.segment.targets import classes_of, make_targets
@@ -66,8 +68,8 @@ class SegmentSettings:
         learned_object_size: median size of the objects that the network learned from, the geometric mean of the edges
             of a box in mm, or in voxels where `voxel_size` is None. None: not known.
         object_size: that of the objects in the images to predict, in mm, or in voxels where an image doesn't say how
-            large they are. Images are then resampled so that objects look as large as those learned from. None: as in
-            training.
+            large they are. Images are then resampled so that objects look as large as those learned from. `"auto"`:
+            estimated from each image, see `estimate.estimated_size`. None: as in training.
         join_iou, nms_iou: how parts and doubles from several tiles are recognised, see `stitch.stitch`.
         input_range: where images in [0, 1] are mapped to before the network sees them.
         loss_weights: of the network's losses, by their names without `loss_`; 1 where none is given.
@@ -83,7 +85,7 @@ class SegmentSettings:
     tile_overlap: float = 0.5
     voxel_size: float | Sequence[float] | None = None
     learned_object_size: float | None = None
-    object_size: float | None = None
+    object_size: float | str | None = None
     join_iou: float = 0.5
     nms_iou: float = 0.5
     input_range: Sequence[float] = (-1.0, 1.0)
@@ -101,8 +103,10 @@ class SegmentSettings:
         for name in ("learned_object_size", "object_size"):
             size = getattr(self, name)
             number = isinstance(size, Real) and not isinstance(size, bool)
-            if size is not None and not (number and 0 < size < math.inf):
-                raise SettingError(f"{name}: expected a positive length in mm, or voxels, got {size!r}")
+            estimated = name == "object_size" and size == AUTO
+            if size is not None and not estimated and not (number and 0 < size < math.inf):
+                also = f", or {AUTO}" if name == "object_size" else ""
+                raise SettingError(f"{name}: expected a positive length in mm, or voxels{also}, got {size!r}")
         if self.object_size is not None and self.learned_object_size is None:
             raise SettingError("object_size: expected a model that knows the size of the objects it learned from; none")
         check_fraction(self.tile_overlap, "tile_overlap")
@@ -152,7 +156,9 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         self.voxel_size = None if own.voxel_size is None else per_axis(own.voxel_size, self.ndim, "voxel_size")
         if self.voxel_size is not None and not all(0 < step < math.inf for step in self.voxel_size):
             raise SettingError(f"voxel_size: expected positive millimetres, got {own.voxel_size}")
-        self.object_size, self.learned_object_size = own.object_size, own.learned_object_size
+        size = own.object_size
+        self.object_size = size if size is None or size == AUTO else float(size)
+        self.learned_object_size = own.learned_object_size
         self.input_range = (float(own.input_range[0]), float(own.input_range[1]))
         self.loss_weights = {str(name): float(weight) for name, weight in (own.loss_weights or {}).items()}
         self.register_buffer("threshold", torch.tensor(math.nan))
@@ -192,7 +198,7 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         if batch.image.ndim - 2 != self.ndim:
             raise SettingError(f"ndim: the model is for rank {self.ndim}, the images have rank {batch.image.ndim - 2}")
         return [
-            self.prediction(name, space, self.instances(image, space))
+            self.prediction(name, space, self._sized_for(image, space).instances(image, space))
             for name, space, image in zip(batch.names, batch.spaces, batch.image, strict=True)
         ]
 
@@ -207,16 +213,39 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         found = InstancePrediction.from_instances(name, space, sure, volume, candidates=candidates)
         return found.visible() if painted else found
 
+    def sized(self, read_window: Callable[[tuple[slice, ...]], Any], space: Space) -> SegmentTask:
+        """The task as it looks at one image: where the size of its objects is `"auto"`, it is estimated.
+
+        Args:
+            read_window: see `estimate.estimated_size`.
+            space: grid of the image.
+        """
+        if self.object_size != AUTO:
+            return self
+        threshold = self.operating_threshold
+        return self._of_size(
+            estimated_size(read_window, space, lambda size: self._of_size(size).detector(space), threshold)
+        )
+
+    def _of_size(self, size: float | None) -> SegmentTask:
+        """The same task with the same network for objects of that size."""
+        own = copy.copy(self)
+        own.object_size = size
+        return own
+
+    def _sized_for(self, image: Tensor, space: Space) -> SegmentTask:
+        return self.sized(lambda window: image[(slice(None), *window)].cpu(), space)
+
     @property
     def seen_size(self) -> tuple[float, ...] | None:
         """Voxels in mm along each axis that images are brought to before the network looks; None: as they are."""
-        if self.object_size is None or self.learned_object_size is None:
+        if not isinstance(self.object_size, float) or self.learned_object_size is None:
             return self.voxel_size
         return size_for_objects(self.voxel_size, self.learned_object_size, self.object_size, self.ndim)
 
     def seen_grid(self, space: Space) -> Space:
         """The grid on which the network sees an image."""
-        return learned_grid(space, self.seen_size, sure=self.object_size is not None)
+        return learned_grid(space, self.seen_size, sure=isinstance(self.object_size, float))
 
     @property
     def tile_step(self) -> int:
