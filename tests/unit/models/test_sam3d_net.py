@@ -415,3 +415,17 @@ def test_a_transformer_may_read_the_prompt():
         assert any(name.startswith(f"{head}.modules_to_save") for name in learned), head
     assert any(name.startswith("encoder.") and ".lora_B." in name for name in learned)
     assert not any(name.startswith("structure.") for name in learned)
+
+
+def test_shortcuts_are_euler_steps_whatever_the_sampler():
+    network = scrambled(TwoStageNet(**{**SMALL, "structure_flow": {**SMALL["structure_flow"], "shortcut": True}}))
+    network.structure.batches.fill_(1)
+    condition, draw = network.eval().read(prompt()), torch.Generator
+    found = [
+        network.sample(
+            condition, network.noise(1, draw().manual_seed(0)), Generation(steps=2, sampler=name, shortcut=shortcut)
+        ).distances
+        for name, shortcut in (("euler", "step"), ("heun", "step"), ("euler", "none"), ("heun", "none"))
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[2], found[3])

@@ -56,6 +56,10 @@ class Generation:
         check_choice("sampler", self.sampler, FLOW_SOLVERS)
         check_choice("shortcut", self.shortcut, ("step", "zero", "none"))
 
+    def by_shortcuts(self) -> Generation:
+        """The same where the network is told the length of its steps: it answers for Euler steps of that length."""
+        return replace(self, sampler="euler") if self.shortcut == "step" else self
+
     def without_shortcut(self) -> Generation:
         """The same for a network that isn't told the length of a step."""
         return replace(self, shortcut="none")

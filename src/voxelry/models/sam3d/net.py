@@ -285,7 +285,7 @@ class TwoStageNet(ShapeNet):
         for one in noise:
             names = [name for name in one if name != SURFACE and (pose or name == SHAPE)]
             start = {name: one[name].to(condition.tokens).expand(batch, -1, -1) for name in names}
-            latents = generate(self._first(condition.estimate), start, condition.tokens, how)
+            latents = generate(self._first(condition.estimate), start, condition.tokens, how.by_shortcuts())
             grid = round(latents[SHAPE].shape[1] ** (1 / RANK))
             logits = self.structure.shape(latents.pop(SHAPE).mT.unflatten(2, (grid,) * RANK))
             each.append(self._surfaces(condition, logits, one[SURFACE], how))
