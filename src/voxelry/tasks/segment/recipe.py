@@ -205,7 +205,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         task = model.task.sized(read, space)
         if isinstance(task.object_size, float) and task.seen_size is not None:
             how = "estimated: " if model.task.object_size == AUTO else ""
-            log.info("%s: %s%s", path, how, size_of_objects(space, task.seen_size, task.object_size))
+            log.warning("%s: %s%s", path, how, size_of_objects(space, task.seen_size, task.object_size))
         elif task.voxel_size is not None and (told := assumption(space, task.voxel_size)):
             log.warning("%s: %s", path, told)
         if task.fits_a_tile(space):
