@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 GOALS = {"seconds": 0.7, "peak_gb": 0.4}
 
@@ -163,6 +164,8 @@ def draw(path: Path, found: dict[int, dict[str, dict[str, float] | None]], title
             axis.plot(*zip(*points, strict=True), mark, label=name)
         axis.set(xscale="log", yscale="log", xlabel="voxels along each axis", ylabel=label)
         axis.set_xticks(list(found), [str(size) for size in found])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()
@@ -196,7 +199,7 @@ def main() -> None:
     if options.figure:
         number = "bfloat16" if way.bfloat16 else "float32"
         what = "inference" if way.inference else "forward and backward"
-        draw(options.figure, found, f"{what}, {number}, {way.threads} threads")
+        draw(options.figure, found, f"{what}, {number}, {way.threads} thread{'s' * (way.threads > 1)}")
 
 
 if __name__ == "__main__":
