@@ -70,7 +70,7 @@ def steps(experiment: str, size: int, count: int) -> tuple[dict[str, float], dic
     task, batches = prepared(experiment, size, size)
     weights = [parameter for parameter in task.parameters() if parameter.requires_grad]
     optimizer, average = (
-        torch.optim.AdamW(weights, foreach=True),
+        torch.optim.AdamW(weights, fused=True),
         AveragedModel(task, multi_avg_fn=get_ema_multi_avg_fn(0.999)),
     )
     task.train()

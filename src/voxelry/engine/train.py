@@ -168,6 +168,18 @@ def _begin(config: DictConfig, placement: Placement) -> _Begun:
     )
 
 
+def _optimizer(config: DictConfig) -> Any:
+    """What makes the optimizer of the weights.
+
+    A fused one may undo the scaling of losses by itself, so that Lightning clips no gradients of mixed precision then.
+    """
+    trainer = config.trainer
+    clipped = bool(trainer.gradient_clip_val) and str(trainer.precision).endswith("-mixed")
+    if clipped and config.optimizer.get("fused"):
+        return instantiate(config.optimizer, fused=False, foreach=True)
+    return instantiate(config.optimizer)
+
+
 def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
     config, placement, splits, task = begun.config, begun.placement, begun.splits, begun.task
     rhythm = pace(
@@ -175,7 +187,7 @@ def _fit(begun: _Begun) -> tuple[TaskModule, Checkpoints, pl.Trainer]:
     )
     module = TaskModule(
         task,
-        optimizer=instantiate(config.optimizer),
+        optimizer=_optimizer(config),
         learning_rate=instantiate(config.learning_rate),
         max_steps=rhythm.max_steps,
         max_minutes=config.trainer.max_minutes,
