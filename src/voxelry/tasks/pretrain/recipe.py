@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from voxelry.data.demands import Demands
+from voxelry.data.patches import window_size
 from voxelry.data.sample import Sample
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.pretrain import report as pages
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PretrainRecipe", "add_new_images"]
 
 SAMPLES = 4
+DRAWN_VOXELS = 1 << 16  # of a new image: 256 squared, or a cube of 40
 FRACTIONS = (0.9, 0.1, 0.0)  # of the experiments
 
 
@@ -63,11 +65,19 @@ class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
 def add_new_images(
     report: Report, task: PretrainTask, evaluation: Evaluation[PretrainPrediction], seed: int = 0
 ) -> None:
-    """New images of the size that the first held-out case was seen in, beside held-out ones."""
+    """New images of the size that the first held-out case was seen in, beside held-out ones.
+
+    Of larger ones the middle: each new image takes the network as often as there are steps of sampling.
+    """
     first = evaluation.predictions[0]
-    alike = [record.image for record in evaluation.predictions if record.image.shape == first.image.shape]
+    shape = first.image.shape[1:]
+    size = window_size(shape, DRAWN_VOXELS)
+    start = [(whole - part) // 2 for whole, part in zip(shape, size, strict=True)]
+    middle = (slice(None), *(slice(low, low + part) for low, part in zip(start, size, strict=True)))
+    alike = [record.image[middle] for record in evaluation.predictions if record.image.shape == first.image.shape]
     generator = torch.Generator().manual_seed(seed)
     pages.add_noising(report, task, first.image, first.space)
-    drawn = task.sample(SAMPLES, first.image.shape, generator=generator)
-    steps, frames = task.denoising_process(first.image.shape, generator=generator)
-    pages.add_samples(report, task, drawn, torch.stack(alike), first.space, denoising=(steps, list(frames)))
+    drawn = task.sample(SAMPLES, alike[0].shape, generator=generator)
+    steps, frames = task.denoising_process(alike[0].shape, generator=generator)
+    space = first.space.crop(start, size)
+    pages.add_samples(report, task, drawn, torch.stack(alike), space, denoising=(steps, list(frames)))
