@@ -33,8 +33,8 @@ from voxelry.core.errors import ConfigError, SettingError
 from voxelry.core.remote import as_path
 
 if TYPE_CHECKING:
+    from voxelry.engine.keeper import Pool
     from voxelry.engine.outcome import Outcome
-    from voxelry.engine.predict import Pool
 
 __all__ = ["demo", "evaluate", "import_weights", "predict", "rerun", "train"]
 

@@ -11,6 +11,10 @@ A row says what its outputs depend on and what is in them, so that the same comm
 command claims a row before it works on it and gives its outputs their place in one step with the row, so that it may
 be killed at any moment. Whether the claimant still runs is told by its lock, which ends with it however it ends. Any
 number of commands may therefore share a folder.
+
+A step is on the disk when it is over, which takes a disk some milliseconds. Several rows may therefore share one
+(`claim_all`, `settle`), as they do where they come faster than that, see `engine.keeper`. The journal is SQLite's
+oldest, beside the database, as its newer one can't be shared over a network's file system.
 """
 
 from __future__ import annotations
@@ -21,14 +25,14 @@ import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
 from filelock import FileLock, Timeout
 
 from voxelry.core.atomic import move
-from voxelry.core.errors import DataError, FileError
+from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.core.remote import Remote, as_path
 from voxelry.data.cache import content_hash, stamps
 from voxelry.engine.outputs_elsewhere import OutputsElsewhere, home_of
@@ -39,6 +43,7 @@ __all__ = ["HOME", "Claim", "Dependencies", "Ledger", "Made"]
 HOME = ".voxelry"  # in the folder of the outputs
 _FORMAT = 1
 _MARK = int.from_bytes(b"voxl")  # tells our databases from others
+_TOGETHER = 1000  # rows of a step
 _PATIENCE = 60.0  # seconds that another process may take for one transaction
 _WAY_OUT = "delete {} to do everything anew, or choose another folder"
 _TABLES = (
@@ -46,6 +51,7 @@ _TABLES = (
     "state TEXT CHECK (state IN ('running', 'done', 'failed')), owner TEXT, main TEXT, error TEXT, seconds REAL)",
     "CREATE TABLE outputs (path TEXT PRIMARY KEY, name TEXT, digest TEXT, stamps TEXT)",
 )
+_INDEX = "CREATE INDEX IF NOT EXISTS outputs_of ON outputs (name)"  # of earlier ledgers, too
 
 
 @dataclass(frozen=True)
@@ -163,8 +169,13 @@ class Ledger:
         """This command's own folder for outputs that aren't complete."""
         return self.home / self.run
 
-    def parts(self, name: str) -> Path:
-        """The folder for finished parts of a file."""
+    @property
+    def together(self) -> int:
+        """The most rows that share a step; one where a step reaches elsewhere, which others would wait for."""
+        return _TOGETHER if self._elsewhere is None else 1
+
+    def parts(self, name: str = "") -> Path:
+        """The folder for finished parts of a file, or for all."""
         return self.home / "parts" / name
 
     def key(self, name: str) -> str:
@@ -181,27 +192,47 @@ class Ledger:
             DataError: outputs are there that must not be overwritten: of another file, or changed by hand.
             FileError: the ledger can't be written.
         """
-        key, note = self.key(name), ""
+        (answer,) = self.claim_all([(name, dependencies)])
+        if isinstance(answer, DataError):
+            raise answer
+        return answer
+
+    def claim_all(self, asked: Sequence[tuple[str, Dependencies]]) -> list[Claim | DataError]:
+        """Several files in one step; a file that must not be claimed is an answer, too.
+
+        Raises:
+            FileError: the ledger can't be written.
+        """
+        answers: list[Claim | DataError] = []
         with self._changing():
-            row = self._rows.execute("SELECT * FROM files WHERE name = ?", (key,)).fetchone()
-            if row is not None and row["state"] == "running" and self._runs(row["owner"]):
-                return Claim("busy", owner=row["owner"])
-            if row is not None and row["state"] == "done":
-                condition, changed = self._condition(key), dependencies.changed(row)
-                main = self.folder / row["main"]
-                if condition != "gone":
-                    self._refuse(row, dependencies, main, edited=condition == "edited" and bool(changed))
-                    if not changed:
-                        return Claim("kept", "changed since it was written" if condition == "edited" else "", main=main)
-                note = "its outputs were gone" if condition == "gone" else changed
-            if row is not None and dependencies.changed(row):
-                shutil.rmtree(self.parts(name), ignore_errors=True)
-            own = (dependencies.input, dependencies.files, dependencies.model, dependencies.settings)
-            self._rows.execute(
-                "INSERT OR REPLACE INTO files (name, input, files, model, settings, state, owner) "
-                "VALUES (?, ?, ?, ?, ?, 'running', ?)",
-                (key, *map(_text, own), self.run),
-            )
+            for name, dependencies in asked:
+                try:
+                    answers.append(self._claim(name, dependencies))
+                except DataError as error:
+                    answers.append(error)
+        return answers
+
+    def _claim(self, name: str, dependencies: Dependencies) -> Claim:
+        key, note = self.key(name), ""
+        row = self._rows.execute("SELECT * FROM files WHERE name = ?", (key,)).fetchone()
+        if row is not None and row["state"] == "running" and self._runs(row["owner"]):
+            return Claim("busy", owner=row["owner"])
+        if row is not None and row["state"] == "done":
+            condition, changed = self._condition(key), dependencies.changed(row)
+            main = self.folder / row["main"]
+            if condition != "gone":
+                self._refuse(row, dependencies, main, edited=condition == "edited" and bool(changed))
+                if not changed:
+                    return Claim("kept", "changed since it was written" if condition == "edited" else "", main=main)
+            note = "its outputs were gone" if condition == "gone" else changed
+        if row is not None and dependencies.changed(row):
+            shutil.rmtree(self.parts(name), ignore_errors=True)
+        own = (dependencies.input, dependencies.files, dependencies.model, dependencies.settings)
+        self._rows.execute(
+            "INSERT OR REPLACE INTO files (name, input, files, model, settings, state, owner) "
+            "VALUES (?, ?, ?, ?, ?, 'running', ?)",
+            (key, *map(_text, own), self.run),
+        )
         return Claim("ours", note)
 
     def publish(self, name: str, made: Made) -> Path:
@@ -214,28 +245,10 @@ class Ledger:
             DataError: one of them would overwrite another file's.
             FileError: they can't be moved, or the ledger can't be written.
         """
-        key, outputs, folder = self.key(name), dict(made.outputs or {}), Path(made.folder)
-        if self._elsewhere is not None:  # which takes longer than others wait for
-            self._put(self._elsewhere, key, [folder / output for output in outputs])
+        self._send(name, made)
         with self._changing():
-            for output in outputs:
-                self._refuse_other(key, output)
-            for output in outputs if self._elsewhere is None else ():
-                self._place(folder / output)
-            self._rows.execute("DELETE FROM outputs WHERE name = ?", (key,))
-            self._rows.executemany(
-                "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
-                [(self.key(one), key, digest, self._stamps(one)) for one, digest in outputs.items()],
-            )
-            self._rows.execute(
-                "UPDATE files SET state = 'done', main = ?, seconds = ?, error = '' WHERE name = ?",
-                (made.main, made.seconds, key),
-            )
-            if self._elsewhere is not None:
-                row = self._rows.execute("SELECT * FROM files WHERE name = ?", (key,)).fetchone()
-                self._elsewhere.note(row, outputs)
-        shutil.rmtree(self.parts(name), ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+            self._publish(name, made)
+        self._tidy(name, made)
         return self.folder / made.main
 
     def fail(self, name: str, made: Made) -> None:
@@ -245,10 +258,83 @@ class Ledger:
             FileError: the ledger can't be written.
         """
         with self._changing():
-            self._rows.execute(
-                "UPDATE files SET state = 'failed', error = ?, seconds = ? WHERE name = ?",
-                (_text(made.error), made.seconds, self.key(name)),
-            )
+            self._fail(name, made)
+        self._tidy(name, made)
+
+    def settle(self, over: Sequence[tuple[str, Made]]) -> list[Path | VoxelryError]:
+        """Publish several claimed files, or note why not, in one step.
+
+        Returns:
+            Of each the main output, or why there is none.
+
+        Raises:
+            FileError: the ledger can't be written; then none of them is settled.
+        """
+        over, answers = list(over), []
+        for place, (name, made) in enumerate(over):
+            if not made.error:
+                try:
+                    self._send(name, made)
+                except VoxelryError as error:
+                    over[place] = name, replace(made, error=str(error))
+        with self._changing():
+            for place, (name, made) in enumerate(over):
+                answers.append(self._settle(name, made))
+                if isinstance(answers[-1], VoxelryError):
+                    over[place] = name, replace(made, error=str(answers[-1]))
+        for name, made in over:
+            self._tidy(name, made)
+        return answers
+
+    def _settle(self, name: str, made: Made) -> Path | VoxelryError:
+        fault: VoxelryError | None = VoxelryError(made.error) if made.error else None
+        if fault is None:
+            self._rows.execute("SAVEPOINT one")
+            try:
+                self._publish(name, made)
+                return self.folder / made.main
+            except VoxelryError as error:
+                self._rows.execute("ROLLBACK TO one")
+                fault = error
+            finally:
+                self._rows.execute("RELEASE one")
+        self._fail(name, replace(made, error=str(fault)))
+        return fault
+
+    def _send(self, name: str, made: Made) -> None:
+        """Put outputs elsewhere, which takes longer than others wait for."""
+        if self._elsewhere is not None:
+            self._put(self._elsewhere, self.key(name), [Path(made.folder) / output for output in made.outputs or ()])
+
+    def _publish(self, name: str, made: Made) -> None:
+        key, outputs, folder = self.key(name), dict(made.outputs or {}), Path(made.folder)
+        for output in outputs:
+            self._refuse_other(key, output)
+        for output in outputs if self._elsewhere is None else ():
+            self._place(folder / output)
+        self._rows.execute("DELETE FROM outputs WHERE name = ?", (key,))
+        self._rows.executemany(
+            "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?)",
+            [(self.key(one), key, digest, self._stamps(one)) for one, digest in outputs.items()],
+        )
+        self._rows.execute(
+            "UPDATE files SET state = 'done', main = ?, seconds = ?, error = '' WHERE name = ?",
+            (made.main, made.seconds, key),
+        )
+        if self._elsewhere is not None:
+            row = self._rows.execute("SELECT * FROM files WHERE name = ?", (key,)).fetchone()
+            self._elsewhere.note(row, outputs)
+
+    def _fail(self, name: str, made: Made) -> None:
+        self._rows.execute(
+            "UPDATE files SET state = 'failed', error = ?, seconds = ? WHERE name = ?",
+            (_text(made.error), made.seconds, self.key(name)),
+        )
+
+    def _tidy(self, name: str, made: Made) -> None:
+        """Remove what only was of use until a file was settled; finished parts of a failed one are of use again."""
+        if not made.error:
+            shutil.rmtree(self.parts(name), ignore_errors=True)
         shutil.rmtree(made.folder, ignore_errors=True)
 
     def wait(self, owner: str) -> None:
@@ -270,6 +356,7 @@ class Ledger:
             raise FileError(self.path, whose, _WAY_OUT.format("it"))
         elif (found := self._rows.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(found)
+        self._rows.execute(_INDEX)
 
     def _sweep(self) -> None:
         """Remove what commands left that were killed."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,15 @@ from voxelry.core.errors import DataError, FileError, SettingError, VoxelryError
 from voxelry.core.remote import beside
 from voxelry.data.layouts.files import case_name
 from voxelry.data.layouts.nnunet import files_of_cases
-from voxelry.engine.file_job import FileJob, dependencies, run_job
-from voxelry.engine.ledger import Ledger, Made
-from voxelry.engine.outcome import FileRow, Outcome
+from voxelry.engine.jobs import Places, PredictionJob
+from voxelry.engine.keeper import Keeper, Parts, Pool
+from voxelry.engine.ledger import Ledger
+from voxelry.engine.outcome import Outcome
 from voxelry.io import is_image, open_image
 from voxelry.io.images.image import split_dataset
 from voxelry.tasks.options import named_files
 
-__all__ = ["Pool", "gather_inputs", "predict_files"]
-
-log = logging.getLogger("voxelry")
+__all__ = ["gather_inputs", "predict_files"]
 
 
 def gather_inputs(inputs: Sequence[Path], options: Mapping[str, Any] | None = None) -> list[Path]:
@@ -64,13 +61,6 @@ def _expand(path: Path) -> Iterator[Path]:
         yield path
 
 
-Parts = Callable[[Path, int, int], None]
-"""Is told of a file how many of its parts are done, and how many there are."""
-
-Pool = Callable[[Model[Any], Iterator[FileJob], Parts | None], Iterator[tuple[FileJob, Made]]]
-"""Does jobs for a model, each as soon as it is drawn, and answers them in whatever order."""
-
-
 def predict_files(
     model: Model,
     paths: Sequence[Path],
@@ -106,112 +96,17 @@ def predict_files(
         raise SettingError(f"format: {recipe.name} is written as one of {', '.join(recipe.formats)}, got {format!r}")
     images = list(_images(model, list(dict.fromkeys(paths)), options or {}))
     with Ledger(out) as ledger:
-        command = _Command(ledger, model.digest(), progress)
-        jobs = [_job(image, others, chosen, options or {}, ledger) for image, others in images]
-        command.run(jobs, lambda claimed: (pool or _in_this_process)(model, claimed, tiles))
-    return Outcome([command.rows[path] for path, _ in images])
+        job = partial(_job, format=chosen, options=options or {}, places=Places.of(ledger))
+        keeper = Keeper(ledger, model.digest(), progress)
+        keeper.run([job(*image) for image in images], model, tiles, pool)
+    return Outcome([keeper.rows[path] for path, _ in images])
 
 
-def _job(path: Path, others: Sequence[Path], format: str, options: Mapping[str, Any], ledger: Ledger) -> FileJob:
-    name = case_name(path)
-    return FileJob(
-        path=path,
-        others=tuple(others),
-        name=name,
-        options={**options, "channel_files": [file.name for file in others]} if others else options,
-        format=format,
-        out=ledger.folder,
-        staging=ledger.staging / name,
-        parts=ledger.parts(name),
-    )
-
-
-def _in_this_process(model: Model[Any], jobs: Iterator[FileJob], tiles: Parts | None) -> Iterator[tuple[FileJob, Made]]:
-    """This process, one job after the other."""
-    for job in jobs:
-        yield job, run_job(model, job, None if tiles is None else partial(tiles, job.path))
-
-
-class _Command:
-    """Takes jobs that aren't done, has them done, and keeps the ledger.
-
-    Args:
-        ledger: of the outputs.
-        model: the digest of the model.
-        progress: called with each file that is over.
-
-    Attributes:
-        rows: what became of each file.
-    """
-
-    def __init__(self, ledger: Ledger, model: str, progress: Callable[[Path], None] | None):
-        self.ledger, self.model, self.progress = ledger, model, progress
-        self.rows: dict[Path, FileRow] = {}
-        self._notes: dict[Path, str] = {}
-        self._inputs: dict[str, Path] = {}
-        self._sources: set[Path] = set()
-        self._busy: dict[str, list[FileJob]] = {}
-
-    def run(self, jobs: Sequence[FileJob], pool: Callable[[Iterator[FileJob]], Iterator[tuple[FileJob, Made]]]) -> None:
-        """Do what isn't done; what another command is at is waited for, and done here if that one dies."""
-        self._sources = {split_dataset(path)[0].resolve() for job in jobs for path in (job.path, *job.others)}
-        jobs = [job for job in jobs if self._has_own_name(job)]
-        while jobs:
-            for job, made in pool(self._claimed(jobs)):
-                self._settle(job, made)
-            jobs = [job for jobs in self._busy.values() for job in jobs]
-            if jobs:
-                log.warning("waiting for another voxelry predict, which is at %d of these files", len(jobs))
-            for owner in self._busy:
-                self.ledger.wait(owner)
-            self._busy = {}
-
-    def _has_own_name(self, job: FileJob) -> bool:
-        first = self._inputs.setdefault(self.ledger.key(job.name), job.path)
-        if first == job.path:
-            return True
-        self._over(job, FileRow(job.path, "failed", note=f"{job.path}: its output would overwrite that of {first}"))
-        return False
-
-    def _claimed(self, jobs: Sequence[FileJob]) -> Iterator[FileJob]:
-        for job in jobs:
-            try:
-                claim = self.ledger.claim(job.name, dependencies(job, self.model))
-            except DataError as error:
-                self._over(job, FileRow(job.path, "failed", note=str(error)))
-                continue
-            if claim.state == "kept":
-                self._over(job, FileRow(job.path, "kept", claim.main, note=claim.note))
-            elif claim.state == "busy":
-                self._busy.setdefault(claim.owner, []).append(job)
-            else:
-                self._notes[job.path] = claim.note
-                yield job
-
-    def _settle(self, job: FileJob, made: Made) -> None:
-        row = FileRow(job.path, "failed", None, made.seconds, made.error)
-        if not made.error:
-            try:
-                self._spare_inputs(made)
-                row = FileRow(
-                    job.path, "done", self.ledger.publish(job.name, made), made.seconds, self._notes[job.path]
-                )
-            except VoxelryError as error:
-                row = replace(row, note=str(error))
-        if row.state == "failed":
-            self.ledger.fail(job.name, replace(made, error=row.note))
-        self._over(job, row)
-
-    def _spare_inputs(self, made: Made) -> None:
-        for name in made.outputs or ():
-            if (target := self.ledger.folder / name).resolve() in self._sources:
-                raise DataError(f"{target}: an image that is predicted; choose another folder for the outputs")
-
-    def _over(self, job: FileJob, row: FileRow) -> None:
-        self.rows[job.path] = row
-        if self.progress is not None:
-            for file in (job.path, *job.others):
-                self.progress(file)
+def _job(
+    path: Path, others: Sequence[Path], *, format: str, options: Mapping[str, Any], places: Places
+) -> PredictionJob:
+    own = {**options, "channel_files": [file.name for file in others]} if others else options
+    return PredictionJob(path, tuple(others), case_name(path), places, own, format)
 
 
 def _images(model: Model, paths: Sequence[Path], options: Mapping[str, Any]) -> Iterator[tuple[Path, list[Path]]]:

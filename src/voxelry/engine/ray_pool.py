@@ -1,4 +1,4 @@
-"""Predictions of many files by a pool of Ray actors that hold the model: `voxelry predict --launcher ray`.
+"""Work on many files by a pool of Ray actors that hold the model: `voxelry predict` and `evaluate --launcher ray`.
 
 Ray Data hands each actor one file at a time and starts lost actors anew. The ledger and the folder of outputs are this
 process's; the actors write below `.voxelry` alone, so that all machines must see the files under the same paths.
@@ -22,17 +22,17 @@ from voxelry.core.errors import VoxelryError
 from voxelry.core.optional import require
 from voxelry.core.settings import settle
 from voxelry.engine.cluster import ClusterSettings, cluster, gpus_of_each, own_interrupt
-from voxelry.engine.file_job import FileJob, run_job, run_parts
+from voxelry.engine.jobs import Job, run_job, run_parts
 from voxelry.engine.ledger import Made
 
 __all__ = ["RayPool"]
 
 
 class RayPool:
-    """Does jobs of `engine.predict` in other processes, on this machine or a cluster.
+    """Does jobs in other processes, on this machine or a cluster.
 
     Args:
-        source: keywords of `voxelry.load`, by which each actor loads the model that is predicted with.
+        source: keywords of `voxelry.load`, by which each actor loads the model.
         settings: those of `ClusterSettings`, such as `num_workers=4`.
 
     Raises:
@@ -46,8 +46,8 @@ class RayPool:
         self.settings.check()
 
     def __call__(
-        self, model: Model[Any], jobs: Iterator[FileJob], tiles: Callable[[Path, int, int], None] | None
-    ) -> Iterator[tuple[FileJob, Made]]:
+        self, model: Model[Any], jobs: Iterator[Job], tiles: Callable[[Path, int, int], None] | None
+    ) -> Iterator[tuple[Job, Made]]:
         """What becomes of each job, in the order in which they end.
 
         The parts of a very large file are shared out, and the file follows them: whoever has it finds the parts that
@@ -69,17 +69,17 @@ class RayPool:
                     elif tiles is not None:
                         tiles(job.path, int(row["stop"]), int(row["parts"]))
 
-    def _rows(self, model: Model[Any], number: int, job: FileJob) -> Iterator[dict[str, int]]:
+    def _rows(self, model: Model[Any], number: int, job: Job) -> Iterator[dict[str, int]]:
         """What is to be done for a file: shares of its parts, from `start` to `stop`, then all that is left."""
         parts = 0
         with suppress(VoxelryError):  # it is told when the file is read
-            parts = model.recipe.parts_of_file(model, job.path, options=job.options)
+            parts = job.count_parts(model)
         size = max(1, -(-parts // self.settings.num_workers))
         for start in range(0, parts, size):
             yield {"number": number, "start": start, "stop": min(start + size, parts), "parts": parts}
         yield {"number": number, "start": 0, "stop": 0, "parts": parts}
 
-    def _done(self, jobs: Sequence[FileJob], rows: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
+    def _done(self, jobs: Sequence[Job], rows: Sequence[Mapping[str, int]]) -> Iterator[dict[str, Any]]:
         import ray.data
 
         _quiet()
@@ -118,7 +118,7 @@ class _Predictor:
         threads: that it may use.
     """
 
-    def __init__(self, source: Mapping[str, Any], jobs: Sequence[FileJob], folder: str, threads: int):
+    def __init__(self, source: Mapping[str, Any], jobs: Sequence[Job], folder: str, threads: int):
         os.chdir(folder)
         torch.set_num_threads(threads)
         self.model, self.jobs = load(**source), jobs

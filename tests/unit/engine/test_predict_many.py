@@ -152,14 +152,14 @@ def test_outputs_never_overwrite_the_images(bundle, scans, monkeypatch):
 
 def test_files_that_another_command_leaves_behind_are_done_here(bundle, scans, tmp_path, monkeypatch):
     """The other one has claimed a file and ends while this one waits."""
-    from voxelry.engine.file_job import dependencies
+    from voxelry.engine.jobs import Places
     from voxelry.engine.ledger import Ledger
     from voxelry.engine.predict import _job
 
     model, out = load(bundle, "cpu"), tmp_path / "out"
     other = Ledger(out).__enter__()
-    job = _job(scans[0], (), "csv", {}, other)
-    assert other.claim("a", dependencies(job, model.digest())).state == "ours"
+    job = _job(scans[0], (), format="csv", options={}, places=Places.of(other))
+    assert other.claim("a", job.dependencies(model.digest())).state == "ours"
     waited = []
 
     def ending(self, owner):
@@ -176,11 +176,11 @@ def test_files_that_another_command_leaves_behind_are_done_here(bundle, scans, t
 
 
 def test_the_files_that_options_name_count_as_inputs(scans):
-    from voxelry.engine.file_job import FileJob, dependencies
+    from voxelry.engine.jobs import Places, PredictionJob
 
     def facts(**options):
         home = scans[0].parent
-        return dependencies(FileJob(scans[0], (), "a", options, "csv", home, home, home), "m")
+        return PredictionJob(scans[0], (), "a", Places(home, home, home), options, "csv").dependencies("m")
 
     masked = facts(mask=scans[1])
     assert masked.files != facts().files
