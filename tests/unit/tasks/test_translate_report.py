@@ -123,6 +123,9 @@ def test_the_table_over_calls_begins_with_regression_and_is_in_order(rng):
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", page)
     assert [cell for cell in cells if cell in ("regression", "euler")] == ["regression", "euler", "euler"]
     assert cells[cells.index("euler") + 1] == "1"
+    alone = [{name: value for name, value in row.items() if not name.startswith("baseline_")} for row in calls]
+    assert "regression" in page
+    assert "regression" not in add_calls(Report("Translation"), alone).html(), "of a network that wasn't trained"
 
 
 @pytest.mark.parametrize("space", spaces())

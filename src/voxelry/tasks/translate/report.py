@@ -101,15 +101,15 @@ def add_calls(report: Report, calls: Sequence[Mapping[str, Any]]) -> Report:
         calls: the summary of the held-out cases for every way to sample, with its `sampler`, `calls` and, where it
             was measured, `seconds`.
     """
-    report.section(
-        "Over the number of calls",
-        "More calls mean more detail, not a smaller error: the mean of all plausible images has the smallest, and is "
-        "blurred. The dashed line is regression, in one call.",
-    )
     ordered = sorted(calls, key=lambda row: (str(row["sampler"]), int(row["calls"])))
     samplers = dict.fromkeys(str(row["sampler"]) for row in ordered)
     series = {sampler: [row for row in ordered if row["sampler"] == sampler] for sampler in samplers}
     baseline = {name: ordered[0][f"baseline_{name}"] for name in FIGURES if f"baseline_{name}" in ordered[0]}
+    report.section(
+        "Over the number of calls",
+        "More calls mean more detail, not a smaller error: the mean of all plausible images has the smallest, and is "
+        "blurred." + " The dashed line is regression, in one call." * bool(baseline),
+    )
     report.figure(
         small_multiples(
             series,
