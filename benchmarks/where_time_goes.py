@@ -27,9 +27,9 @@ from gpu_sections.defaults import prepared
 DEFAULTS = ("pretrain_3d", "pretrain_mae_3d", "landmarks_3d", "translate_3d", "reconstruct_3d", "segment_3d")
 # the first kind that matches an operation's name
 KINDS = {
-    "convolutions": r"conv|mkldnn|addmm|::mm$|linear|baddbmm",
+    "convolutions, matrix products": r"conv|mkldnn|addmm|::mm$|linear|bmm",
     "norms, activations": r"norm|silu|gelu|relu|sigmoid|std|var",
-    "attention": r"attention|softmax|bmm",
+    "softmax": r"softmax|attention",
     "resampling": r"upsample|grid_sampler|interpolate|pool|gather|index|scatter|take",
     "copies": r"copy_|clone|contiguous|::cat|::to$|fill_|zero_|::pad|stack|roll|flip|empty",
     "arithmetic": r"aten::",

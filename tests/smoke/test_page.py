@@ -1,8 +1,11 @@
 """The page in a real browser: clicks, drags and strokes on tilted volumes, and what is saved of them."""
 
 import io
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,11 +62,11 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium):
-    """Opens the page of a session, which asks nobody else for anything and says no error."""
+    """Opens a page that is served, which asks nobody else for anything and says no error."""
 
     @contextmanager
-    def open(session):
-        with served(session) as address:
+    def open(serving):
+        with serving as address:
             page = chromium.new_page(viewport={"width": 1000, "height": 600})
             page.set_default_timeout(WAIT)
             asked, errors = [], []
@@ -93,6 +96,20 @@ def served(session):
     finally:
         running.should_exit = True
         thread.join()
+
+
+@contextmanager
+def commanded(*arguments):
+    """The address that the command tells."""
+    command = [sys.executable, "-m", "voxelry", "view", *map(str, arguments), "--no-open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        found = re.search(r"http\S+", process.stdout.readline())
+        try:
+            assert found is not None
+            yield found.group(0)
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +161,7 @@ def test_a_click_in_a_phantom_gives_the_mesh_that_the_command_gives(opened, orga
     path = write_image(tmp_path / "ct.nii.gz", hounsfield, phantom.space)
     session = Session([path], load(organs, "cpu"), tmp_path / "out")
     asked = []
-    with opened(session) as page:
+    with opened(served(session)) as page:
         page.on("request", lambda request: request.method == "POST" and asked.append(request.post_data_json))
         page.mouse.click(*spot(page, 0.2, 0.3))
         page.click("#predict")
@@ -168,13 +185,20 @@ def pointing(tmp_path_factory):
     network = UNet(ndim=3, in_channels=1, out_channels=2, width=4, multipliers=[1, 2], groups=2, attention="none",
                    middle_attention="none")  # fmt: skip
     task = LandmarkTask(network, landmark_names=["left", "right"], num_landmarks=2)
-    folder = tmp_path_factory.mktemp("pointing") / "bundle"
-    return load(write_bundle(folder, task, Preprocess(), record={}, card="a card"), "cpu")
+    return write_bundle(tmp_path_factory.mktemp("pointing") / "bundle", task, Preprocess(), record={}, card="a card")
+
+
+def test_the_command_tells_an_address_whose_page_predicts_and_saves(opened, scan, pointing, tmp_path):
+    with opened(commanded(scan, "--model", pointing, "--out", tmp_path / "out", "--device", "cpu")) as page:
+        page.click("#predict")
+        page.wait_for_selector("#points tr")
+        save(page)
+    assert len(read_landmarks(tmp_path / "out" / "scan.mrk.json").names) == 2
 
 
 def test_points_are_put_to_the_crosshair_or_dragged_in_the_picture_and_saved_there(opened, scan, pointing, tmp_path):
-    session = Session([scan], pointing, tmp_path)
-    with opened(session) as page:
+    session = Session([scan], load(pointing, "cpu"), tmp_path)
+    with opened(served(session)) as page:
         assert "token" not in page.url
         page.click("#predict")
         page.wait_for_selector("#points tr")
@@ -230,7 +254,7 @@ def segmented(scan, tmp_path):
 def test_instances_are_chosen_split_deleted_and_saved_as_they_are_seen(opened, segmented):
     session, labels = segmented
     space = open_image(session.images[0]).space
-    with opened(session) as page:
+    with opened(served(session)) as page:
         rows = page.locator("#instances tr[data-id]")
         rows.first.wait_for()
         assert rows.count() == 3
@@ -262,7 +286,7 @@ def test_left_of_the_slider_lies_the_image_and_right_of_it_what_was_made(opened,
     write_image(tmp_path / "answer" / "scan.nii.gz", np.where(given == 100, 900, given).astype(np.float32), space)
     session = Session([path], None, tmp_path / "out")
     session.answers[0] = Answer(tmp_path / "answer", "scan", space)
-    with opened(session) as page:
+    with opened(served(session)) as page:
         page.fill("#low", "0")
         page.fill("#high", "1000")
         page.keyboard.press("Tab")

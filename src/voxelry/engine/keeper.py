@@ -87,7 +87,7 @@ class Keeper:
     def _claimed(self, jobs: Sequence[Job]) -> Iterator[Job]:
         left, pace = iter(jobs), _Pace(self.ledger.together)
         while group := list(islice(left, pace.size)):
-            claims = self.ledger.claim_all([(job.name, job.dependencies(self.model)) for job in group])
+            claims = self.ledger.claim([(job.name, job.dependencies(self.model)) for job in group])
             for job, claim in zip(group, claims, strict=True):
                 if self._is_ours(job, claim):
                     yield job

@@ -13,7 +13,7 @@ be killed at any moment. Whether the claimant still runs is told by its lock, wh
 number of commands may therefore share a folder.
 
 A step is on the disk when it is over, which takes a disk some milliseconds. Several rows may therefore share one
-(`claim_all`, `settle`), as they do where they come faster than that, see `engine.keeper`. The journal is SQLite's
+(`claim`, `settle`), as they do where they come faster than that, see `engine.keeper`. The journal is SQLite's
 oldest, beside the database, as its newer one can't be shared over a network's file system.
 """
 
@@ -182,23 +182,15 @@ class Ledger:
         """What two files have in common whose outputs would have the same names on this disk."""
         return _text(name.casefold() if self._folds else name)
 
-    def claim(self, name: str, dependencies: Dependencies) -> Claim:
-        """Take a file to work on, unless it is done or another command is at it.
+    def claim(self, asked: Sequence[tuple[str, Dependencies]]) -> list[Claim | DataError]:
+        """Take files to work on, unless they are done or another command is at them; all in one step.
 
         Args:
-            name: of its outputs, without suffixes.
+            asked: of each file the name of its outputs, without suffixes, and what they depend on.
 
-        Raises:
-            DataError: outputs are there that must not be overwritten: of another file, or changed by hand.
-            FileError: the ledger can't be written.
-        """
-        (answer,) = self.claim_all([(name, dependencies)])
-        if isinstance(answer, DataError):
-            raise answer
-        return answer
-
-    def claim_all(self, asked: Sequence[tuple[str, Dependencies]]) -> list[Claim | DataError]:
-        """Several files in one step; a file that must not be claimed is an answer, too.
+        Returns:
+            Of each who works on it; a DataError where outputs are there that must not be overwritten: of another file,
+            or changed by hand.
 
         Raises:
             FileError: the ledger can't be written.
@@ -235,34 +227,8 @@ class Ledger:
         )
         return Claim("ours", note)
 
-    def publish(self, name: str, made: Made) -> Path:
-        """Give the outputs of a claimed file their place, and note that it is done.
-
-        Returns:
-            The main output.
-
-        Raises:
-            DataError: one of them would overwrite another file's.
-            FileError: they can't be moved, or the ledger can't be written.
-        """
-        self._send(name, made)
-        with self._changing():
-            self._publish(name, made)
-        self._tidy(name, made)
-        return self.folder / made.main
-
-    def fail(self, name: str, made: Made) -> None:
-        """Note why a claimed file wasn't done.
-
-        Raises:
-            FileError: the ledger can't be written.
-        """
-        with self._changing():
-            self._fail(name, made)
-        self._tidy(name, made)
-
     def settle(self, over: Sequence[tuple[str, Made]]) -> list[Path | VoxelryError]:
-        """Publish several claimed files, or note why not, in one step.
+        """Give the outputs of claimed files their place and note that they are done, or why not; all in one step.
 
         Returns:
             Of each the main output, or why there is none.

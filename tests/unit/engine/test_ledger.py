@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from voxelry.core.errors import DataError, FileError
+from voxelry.core.errors import DataError, FileError, VoxelryError
 from voxelry.data.cache import content_hash
 from voxelry.engine.ledger import HOME, Dependencies, Ledger, Made
 
@@ -24,8 +24,11 @@ KILLED_ANYWHERE = """
 
     def work(out):
         with Ledger(out) as ledger:
-            for name in ("a", "b"):
-                if ledger.claim(name, Dependencies(f"/data/{name}", "[1]", "m", "s")).state != "ours":
+            names = ("a", "b")
+            facts = [(name, Dependencies(f"/data/{name}", "[1]", "m", "s")) for name in names]
+            over = []
+            for name, claim in zip(names, ledger.claim(facts)):
+                if claim.state != "ours":
                     continue
                 folder = ledger.staging / name
                 folder.mkdir()
@@ -33,7 +36,8 @@ KILLED_ANYWHERE = """
                 (folder / f"{name}.zarr").mkdir()
                 (folder / f"{name}.zarr" / "c").write_text(name * 2)
                 outputs = {entry.name: content_hash(entry) for entry in folder.iterdir()}
-                ledger.publish(name, Made(str(folder), f"{name}.csv", outputs))
+                over.append((name, Made(str(folder), f"{name}.csv", outputs)))
+            ledger.settle(over)
 
 
     def killed_at(out, line):
@@ -85,6 +89,22 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+def claimed(ledger, name, facts):
+    """A claim of one file."""
+    (answer,) = ledger.claim([(name, facts)])
+    if isinstance(answer, DataError):
+        raise answer
+    return answer
+
+
+def settled(ledger, name, outputs):
+    """Its main output."""
+    (answer,) = ledger.settle([(name, outputs)])
+    if isinstance(answer, VoxelryError):
+        raise answer
+    return answer
+
+
 def made(ledger, name="a", text="1", output=None):
     """Outputs of a file, as a prediction leaves them."""
     folder = ledger.staging / name
@@ -95,8 +115,8 @@ def made(ledger, name="a", text="1", output=None):
 
 
 def do(ledger, name="a", facts=FACTS, **more):
-    assert ledger.claim(name, facts).state == "ours"
-    return ledger.publish(name, made(ledger, name, **more))
+    assert claimed(ledger, name, facts).state == "ours"
+    return settled(ledger, name, made(ledger, name, **more))
 
 
 def test_a_command_killed_at_any_line_of_the_ledger_is_made_good_by_the_next(tmp_path):
@@ -112,12 +132,12 @@ def test_what_is_done_is_kept_until_something_changes(out):
         assert do(ledger) == out / "a.csv"
     for name, note in (("files", "another input"), ("model", "another model"), ("settings", "other settings")):
         with Ledger(out) as ledger:
-            claim = ledger.claim("a", FACTS)
+            claim = claimed(ledger, "a", FACTS)
             assert (claim.state, claim.note, claim.main) == ("kept", "", out / "a.csv")
             changed = Dependencies(**{**vars(FACTS), name: "[2]"})
-            claim = ledger.claim("a", changed)
+            claim = claimed(ledger, "a", changed)
             assert (claim.state, claim.note) == ("ours", note)
-            ledger.publish("a", made(ledger))
+            settled(ledger, "a", made(ledger))
             assert do_again(ledger) == note
 
 
@@ -125,7 +145,7 @@ def test_finished_parts_are_for_the_same_input_alone(out):
     left = []
     for files in ("[1]", "[1]", "[2]"):  # each killed after a part
         with Ledger(out) as ledger:
-            ledger.claim("a", Dependencies(**{**vars(FACTS), "files": files}))
+            claimed(ledger, "a", Dependencies(**{**vars(FACTS), "files": files}))
             left.append(ledger.parts("a").exists())
             ledger.parts("a").mkdir(parents=True, exist_ok=True)
             (ledger.parts("a") / "tile").touch()
@@ -133,8 +153,8 @@ def test_finished_parts_are_for_the_same_input_alone(out):
 
 
 def do_again(ledger):
-    claim = ledger.claim("a", FACTS)
-    ledger.publish("a", made(ledger))
+    claim = claimed(ledger, "a", FACTS)
+    settled(ledger, "a", made(ledger))
     return claim.note
 
 
@@ -142,30 +162,31 @@ def test_a_file_whose_state_is_unknown_is_always_done(out):
     unknown = Dependencies(**{**vars(FACTS), "files": ""})
     with Ledger(out) as ledger:
         do(ledger, facts=unknown)
-        assert ledger.claim("a", unknown).state == "ours"
+        assert claimed(ledger, "a", unknown).state == "ours"
 
 
 def test_what_failed_is_tried_again(out):
     with Ledger(out) as ledger:
-        assert ledger.claim("a", FACTS).state == "ours"
-        ledger.fail("a", Made(str(ledger.staging / "a"), error="it broke"))
-        assert ledger.claim("a", FACTS).state == "ours"
+        assert claimed(ledger, "a", FACTS).state == "ours"
+        with pytest.raises(VoxelryError, match="it broke"):
+            settled(ledger, "a", Made(str(ledger.staging / "a"), error="it broke"))
+        assert claimed(ledger, "a", FACTS).state == "ours"
 
 
 def test_outputs_that_are_gone_are_made_again(out):
     with Ledger(out) as ledger:
         do(ledger).unlink()
-        claim = ledger.claim("a", FACTS)
+        claim = claimed(ledger, "a", FACTS)
     assert (claim.state, claim.note) == ("ours", "its outputs were gone")
 
 
 def test_outputs_that_were_changed_by_hand_are_not_overwritten(out):
     with Ledger(out) as ledger:
         do(ledger).write_text("by hand")
-        claim = ledger.claim("a", FACTS)
+        claim = claimed(ledger, "a", FACTS)
         assert (claim.state, claim.note) == ("kept", "changed since it was written")
         with pytest.raises(DataError, match=r"a\.csv: changed since it was written; delete it"):
-            ledger.claim("a", Dependencies(**{**vars(FACTS), "model": "other"}))
+            claimed(ledger, "a", Dependencies(**{**vars(FACTS), "model": "other"}))
 
 
 def test_a_copied_folder_is_still_done(out):
@@ -173,7 +194,7 @@ def test_a_copied_folder_is_still_done(out):
         text = do(ledger).read_text()
         (out / "a.csv").unlink()
         (out / "a.csv").write_text(text)
-        assert ledger.claim("a", FACTS).note == ""
+        assert claimed(ledger, "a", FACTS).note == ""
 
 
 def test_another_file_of_the_same_name_is_refused_while_the_first_is_there(out, tmp_path):
@@ -185,17 +206,17 @@ def test_another_file_of_the_same_name_is_refused_while_the_first_is_there(out, 
     with Ledger(out) as ledger:
         do(ledger, facts=first)
         with pytest.raises(DataError, match=r"two/a\.nii: its output would overwrite that of .*one/a\.nii"):
-            ledger.claim("a", second)
+            claimed(ledger, "a", second)
         (tmp_path / "one" / "a.nii").rename(tmp_path / "a.nii")  # moved: the same file elsewhere
-        assert ledger.claim("a", second).state == "kept"
+        assert claimed(ledger, "a", second).state == "kept"
 
 
 def test_an_output_that_is_another_files_is_refused(out):
     with Ledger(out) as ledger:
         do(ledger, output="a_spread.csv")
-        assert ledger.claim("a_spread", FACTS).state == "ours"
+        assert claimed(ledger, "a_spread", FACTS).state == "ours"
         with pytest.raises(DataError, match=r"a_spread\.csv: it would overwrite an output of /data/a\.nii"):
-            ledger.publish("a_spread", made(ledger, "a_spread"))
+            settled(ledger, "a_spread", made(ledger, "a_spread"))
 
 
 def test_names_that_a_disk_can_not_tell_apart_are_one(out, monkeypatch):
@@ -208,12 +229,12 @@ def test_names_that_a_disk_can_not_tell_apart_are_one(out, monkeypatch):
 def test_a_file_that_another_command_is_at_is_left_to_it(out):
     with Ledger(out) as other:
         with Ledger(out) as ledger:
-            assert ledger.claim("a", FACTS).state == "ours"
-            claim = other.claim("a", FACTS)
+            assert claimed(ledger, "a", FACTS).state == "ours"
+            claim = claimed(other, "a", FACTS)
             assert (claim.state, claim.owner) == ("busy", ledger.run)
-            assert other.claim("b", FACTS).state == "ours"
+            assert claimed(other, "b", FACTS).state == "ours"
         other.wait(claim.owner)  # it has ended without doing it
-        assert other.claim("a", FACTS).state == "ours"
+        assert claimed(other, "a", FACTS).state == "ours"
 
 
 @pytest.mark.parametrize(

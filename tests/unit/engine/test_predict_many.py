@@ -159,7 +159,8 @@ def test_files_that_another_command_leaves_behind_are_done_here(bundle, scans, t
     model, out = load(bundle, "cpu"), tmp_path / "out"
     other = Ledger(out).__enter__()
     job = _job(scans[0], (), format="csv", options={}, places=Places.of(other))
-    assert other.claim("a", job.dependencies(model.digest())).state == "ours"
+    (claim,) = other.claim([("a", job.dependencies(model.digest()))])
+    assert claim.state == "ours"
     waited = []
 
     def ending(self, owner):

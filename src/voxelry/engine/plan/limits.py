@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from voxelry.core.errors import ConfigError
 from voxelry.engine.plan.memory import modelled
@@ -54,5 +54,6 @@ def _lighter(situation: Situation) -> Iterator[Decision]:
     width = OmegaConf.select(config, "model.width")
     if width is not None and width > 1:
         yield Decision("model.width", width // 2)
-    if isinstance(config.model, DictConfig) and config.model.get("checkpointing") in ("auto", "none", "norms"):
-        yield Decision("model.checkpointing", "blocks")
+    again = OmegaConf.select(config, "model.checkpointing")
+    if again is False or again in ("auto", "none", "norms"):
+        yield Decision("model.checkpointing", True if again is False else "blocks")

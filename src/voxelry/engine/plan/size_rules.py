@@ -163,8 +163,8 @@ def sizes(situation: Situation) -> Iterator[Decision]:
     if chosen.width is not None and chosen.width != first.width:
         yield Decision("model.width", chosen.width, f"narrower, to fit the memory{told}")
     if chosen.again is not None:
-        why = "the memory holds what the backward pass needs" if chosen.again == first.again else "to fit the memory"
-        yield Decision(_AGAIN, chosen.again, why + told)
+        usual = "norms cost a processor nothing" if chosen.again == _CHEAP else "the memory holds all that is needed"
+        yield Decision(_AGAIN, chosen.again, (usual if chosen.again == first.again else "to fit the memory") + told)
 
 
 def _patches(situation: Situation, chosen: _Sizes) -> Iterator[Decision]:

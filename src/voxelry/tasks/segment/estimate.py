@@ -56,10 +56,8 @@ def estimated_size(
 def _surety(read_window: Read, space: Space, detector: Detector, least: float) -> float:
     """The mean score of what is found in a part of the image; 0 where that is next to nothing."""
     smaller = prod(detector.learned.spacing) / prod(space.spacing)  # voxels of the image in one that is seen
-    scores = [
-        detector(read_window(look)).scores for look in _windows(space.shape, max(1, int(_SEEN * smaller)), _LOOKS[1:2])
-    ]
-    found = np.concatenate(scores)
+    (middle,) = _windows(space.shape, max(1, int(_SEEN * smaller)), (0.5,))
+    found = detector(read_window(middle)).scores
     sure = found[found >= least]
     return float(sure.mean()) if len(sure) >= _FEWEST else 0.0
 
