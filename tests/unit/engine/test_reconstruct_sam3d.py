@@ -16,6 +16,7 @@ from voxelry.engine.train import train
 from voxelry.io import read_image
 from voxelry.io.meshes import read_mesh
 from voxelry.models.sam3d.net import TwoStageNet
+from voxelry.models.sam3d.pose import POSE_METRICS
 from voxelry.tasks.reconstruct.sam3d_recipe import ReconstructTwoStageRecipe
 
 LIVER = 6
@@ -43,14 +44,16 @@ def quick(quick_training, phantoms) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(quick, tmp_path_factory):
-    """A training of both parts, two steps each."""
+    """A training of both parts, two steps each, of a network that learns and says poses, too."""
     output = tmp_path_factory.mktemp("sam3d") / "run"
-    return output, train(compose_training([*quick, f"output_dir={output}"]))
+    pose = ["model.structure_flow.include_pose=true", "task.pose_weight=1", "task.pose_decoder=ScaleShiftInvariant"]
+    return output, train(compose_training([*quick, *pose, f"output_dir={output}"]))
 
 
 def test_a_run_trains_both_stages_and_answers_clicks(run, scan, tmp_path):
     output, result = run
     assert np.isfinite(result.summary["dice"])
+    assert all(np.isfinite(result.summary[name]) for name in POSE_METRICS)
     model = voxelry.load(output / "bundle")
     assert isinstance(model.task.network, TwoStageNet)
     assert int(model.task.network.structure.batches) == int(model.task.network.surface.batches) == 2

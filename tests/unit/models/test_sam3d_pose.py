@@ -14,6 +14,7 @@ from voxelry.models.sam3d.pose import (
     decode_pose,
     identity_pose,
     pose_latents,
+    pose_metrics,
 )
 
 
@@ -134,3 +135,11 @@ def test_faults(pose):
     behind = replace(pose, x_instance_translation=-pose.x_instance_translation)
     with pytest.raises(SettingError, match="in front of the camera"):
         convert_pose(behind, "DisparitySpace")
+
+
+def test_errors_of_a_pose_are_those_of_its_parts():
+    there = {"scale": [1.0, 1.0, 1.0], "rotation": [1.0, 0.0, 0.0, 0.0], "translation": [0.0, 0.0, 0.0]}
+    assert set(pose_metrics(there).values()) == {0.0}
+    moved = {"scale": [2.0, 2.0, 2.0], "rotation": [0.0, 1.0, 0.0, 0.0], "translation": [0.3, 0.0, 0.0]}
+    found = pose_metrics(moved)
+    assert found == pytest.approx({"pose_scale_mse": 1.0, "pose_rotation_mse": 0.5, "pose_translation_mse": 0.03})

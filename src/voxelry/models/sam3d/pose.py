@@ -7,7 +7,7 @@ Rotations are unit quaternions, real part first. Medical shapes need none of thi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -22,11 +22,13 @@ from voxelry.diffusion.latents import Latents
 __all__ = [
     "CONVENTIONS",
     "POSE_DECODERS",
+    "POSE_METRICS",
     "PoseTarget",
     "convert_pose",
     "decode_pose",
     "identity_pose",
     "pose_latents",
+    "pose_metrics",
 ]
 
 LEAST = 1e-8  # of a length that is divided by
@@ -211,6 +213,8 @@ CONVENTIONS: dict[str, tuple[Change, Change]] = {
 }
 """By the original's name: from the scene's own units to the convention, and back."""
 
+POSE_METRICS = ("pose_scale_mse", "pose_rotation_mse", "pose_translation_mse")
+
 POSE_DECODERS = ("default", "zero", "none", USUAL, "DisparitySpace", "ApparentSize")
 """What is made of the latents of a pose: see `decode_pose`."""
 
@@ -258,6 +262,19 @@ def decode_pose(latents: Latents, decoder: str, scene: Mapping[str, Tensor] | No
     whole = CONVENTIONS[pose.pose_target_convention][1](pose)
     turned = whole.x_instance_rotation.expand(*whole.x_instance_translation.shape[:-1], 4)
     return {"scale": whole.x_instance_scale, "rotation": turned, "translation": whole.x_instance_translation}
+
+
+def pose_metrics(pose: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """How far a pose is from the identity, which is the one that is learned: mean squared errors (`POSE_METRICS`).
+
+    Args:
+        pose: `scale` (3 numbers), `rotation` (4) and `translation` (3) of one object, as `decode_pose` has them.
+    """
+    wanted = decode_pose(pose_latents(identity_pose()), "zero")
+    return {
+        f"pose_{name}_mse": float((torch.as_tensor(pose[name]) - each.flatten()).square().mean())
+        for name, each in wanted.items()
+    }
 
 
 def _told(latents: Latents, convention: str, usual: PoseTarget) -> PoseTarget:

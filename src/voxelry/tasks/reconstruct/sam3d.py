@@ -18,14 +18,23 @@ from voxelry.diffusion.flow import draw_times, interpolate, velocity
 from voxelry.diffusion.guidance import Guidance
 from voxelry.diffusion.latents import Latents
 from voxelry.diffusion.shortcut import draw_steps, shortcut_loss
+from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.models.sam3d.generate import TICKS, Generation, ask
 from voxelry.models.sam3d.net import SURFACE, Sampled, TwoStageCondition, TwoStageNet
-from voxelry.models.sam3d.pose import POSE_DECODERS, decode_pose, identity_pose, pose_latents
+from voxelry.models.sam3d.pose import (
+    POSE_DECODERS,
+    POSE_METRICS,
+    decode_pose,
+    identity_pose,
+    pose_latents,
+    pose_metrics,
+)
 from voxelry.models.sam3d.structure import Structure
 from voxelry.models.sam3d.structure_flow import SHAPE
 from voxelry.models.shape import Prompt, ShapeNet, ShapeOutput
 from voxelry.nn.moments import RunningMoments, divergence, drawn
 from voxelry.nn.sparse import SparseTensor
+from voxelry.tasks.base import Row
 from voxelry.tasks.reconstruct import losses
 from voxelry.tasks.reconstruct.flow import ReconstructFlowSettings, ReconstructFlowTask
 from voxelry.tasks.reconstruct.predict import ReconstructPrediction
@@ -318,6 +327,23 @@ class ReconstructTwoStageTask(ReconstructFlowTask):
     ) -> ReconstructPrediction:
         found = super()._prediction(batch, place, looks, probability, frame)
         return replace(found, pose={name: each[place].flatten().tolist() for name, each in self._pose.items()})
+
+    def metrics(
+        self, predictions: Sequence[ReconstructPrediction], batch: SliceBatch, wanted: Wanted = ALL
+    ) -> list[Row]:
+        """As `ReconstructFlowTask.metrics`, and the errors of poses (`POSE_METRICS`) where the network says them.
+
+        Raises:
+            DataError: the batch has no voxels to compare with.
+        """
+        rows = super().metrics(predictions, batch, wanted)
+        for row, prediction in zip(rows, predictions, strict=True):
+            row |= pose_metrics(prediction.pose) if prediction.pose else {}
+        return rows
+
+    def metric_names(self, chosen: MetricChoice) -> list[str]:
+        """Names of everything that `summary` may hold."""
+        return [*super().metric_names(chosen), *POSE_METRICS, *self._by_organ(POSE_METRICS)]
 
 
 def condition_like(condition: TwoStageCondition) -> Latents:
