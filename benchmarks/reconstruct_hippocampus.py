@@ -2,7 +2,6 @@
 
     python benchmarks/reconstruct_hippocampus.py --minutes 25 --bundle runs/hippocampus_shape
     python benchmarks/reconstruct_hippocampus.py --lora --minutes 25 --adapt-minutes 4
-    python benchmarks/reconstruct_hippocampus.py --sam3d --minutes 30 --repeats 1
 
 Both labels are one organ. The split is 80/20 by case, by seed; every prompt of the table is a random click inside of
 the organ on a random slice that shows it, however little of it. Time is the wall clock of the training loop.
@@ -10,9 +9,8 @@ the organ on a random slice that shows it, however little of it. Time is the wal
 A prompt tells where the volume lies that its slice is from. These volumes were cut out around the organ, so that alone
 says where its middle is, to 1 mm along each axis; the rows `no volume` are without it, as for a picture of a slice.
 
-`--lora` trains a base on phantoms of one organ and adapts it to 10 cases, beside the same 10 cases from scratch.
-
-`--sam3d` trains the compact network for a part of the time, and then the two stages of SAM 3D Objects around it.
+`--lora` trains a base on phantoms of one organ and adapts it to 10 cases, beside the same 10 cases from scratch. The
+two stages of SAM 3D Objects are in `sam3d_hippocampus.py`.
 """
 
 from __future__ import annotations
@@ -24,14 +22,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from voxelry.core.settings import keywords
+from voxelry.bundle.bundle import write_bundle
+from voxelry.bundle.card import model_card
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
@@ -41,20 +42,21 @@ from voxelry.data.slices.case import SliceBatch, collate_slices
 from voxelry.data.slices.dataset import SliceDataset
 from voxelry.data.slices.sources import VolumeSlices
 from voxelry.data.splits import few_shot, split_cases
+from voxelry.models.adapters.adapters import Adapters, AdapterSettings
 from voxelry.models.shape import ShapeNet
+from voxelry.phantoms import write_phantoms
 from voxelry.tasks.base import Row
 from voxelry.tasks.evaluate import Evaluation
-from voxelry.tasks.reconstruct import ReconstructPrediction, ReconstructTask
+from voxelry.tasks.reconstruct import ReconstructPrediction, ReconstructTask, report
 from voxelry.tasks.reconstruct.targets import mean_shape, organ_shapes
+from voxelry.viz.report import Report
 
 DATA = Path(os.environ.get("VOXELRY_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ORGAN = (1, 2)
 MARGIN = 2.0
 ADAPTED = r"(.*\.)?(conv2|resample|down)"  # of all convolutions so many that an adapter stays below 5 % of the base
 PLANES = ("sagittal", "coronal", "axial")
-
-
-SHARED = {"prior_grid": 40}  # of the compact network, and of the one that reads prompts
+PRIOR_GRID = 40
 
 
 def slices_of(cases: Sequence[Case], organ: Sequence[int] = ORGAN) -> VolumeSlices:
@@ -124,7 +126,7 @@ def new_task(
     """An untrained network that answers the training cases' mean shape."""
     torch.manual_seed(arguments.seed)
     organ = training.organs[0]
-    network = ShapeNet(image_size=arguments.image_size, grid=arguments.grid, prior_grid=40)
+    network = ShapeNet(image_size=arguments.image_size, grid=arguments.grid, prior_grid=PRIOR_GRID)
     edge = training.edges[organ[0]]
     network.set_mean_shape(
         mean_shape(organ_shapes(source, organ, training.views.truncation), edge, 64, training.views.truncation)
@@ -253,11 +255,26 @@ def show(name: str, rows: Sequence[Row]) -> None:
     print(f"{name:34s} {len(rows):5d} " + " ".join(f"{cell:10.3f}" for cell in cells), flush=True)
 
 
+def headings() -> None:
+    """The line above those of `show`."""
+    print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
+
+
+def write_report(
+    title: str, path: Path, task: ReconstructTask, found: tuple[SliceDataset, list[ReconstructPrediction], list[Row]]
+) -> None:
+    """The page of an evaluation: its cases, what was answered, and the rows."""
+    cases, predictions, rows = found
+    page = Report(title, subtitle=f"{len(cases)} prompts on held-out cases")
+    report.add_results(page, task, Evaluation(rows=rows, predictions=predictions, cases=cases))
+    print(page.save(path))
+
+
 def table(
     task: ReconstructTask, source: VolumeSlices, training: SliceDataset, arguments: argparse.Namespace
 ) -> tuple[SliceDataset, list[ReconstructPrediction], list[Row]]:
     """By prompt, plane, number of slices and field of view; answers the data, predictions and rows of clicks alone."""
-    print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
+    headings()
     clicks: Any = None
     counts = [(slices, 1.0) for slices in range(1, arguments.slices + 1)]
     for slices, field in (*counts, (1, 0.0)):
@@ -288,78 +305,29 @@ def compare(arguments: argparse.Namespace, training_cases: list[Case], test_case
     task.fit_baseline(truths[index] for index in range(min(len(truths), len(task.baselines.shapes))))
     dataset, predictions, rows = table(task, held_out, training, arguments)
     if arguments.bundle:
-        from voxelry.bundle.bundle import write_bundle
-        from voxelry.bundle.card import model_card
-
         names = {"train": [case.name for case in training_cases], "validation": [case.name for case in test_cases]}
         record = {"data": {"root": str(arguments.data), **names, "test": []}, "metrics": {"on": "validation"}}
         card = model_card(task, record, task.summary(rows))
         print(write_bundle(arguments.bundle, task, source.volumes.preprocess, record=record, card=card))
     if arguments.report:
-        from voxelry.tasks.reconstruct import report
-        from voxelry.viz.report import Report
-
-        page = Report("Hippocampus from one click", subtitle=f"{len(test_cases)} held-out cases")
-        report.add_results(page, task, Evaluation(rows=rows, predictions=predictions, cases=dataset))
-        print(page.save(arguments.report))
+        write_report("Hippocampus from one click", arguments.report, task, (dataset, predictions, rows))
 
 
-def two_stages(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
-    """The two stages of SAM 3D Objects beside the compact network that reads their prompts."""
-    from voxelry.engine.compose import compose_training
-    from voxelry.models.sam3d.net import TwoStageNet
-    from voxelry.tasks.reconstruct import ReconstructTwoStageTask
-
-    source, held_out = slices_of(training_cases), slices_of(test_cases)
-    training = training_data(source, ORGAN, arguments)
-    settings: dict[str, Any] = {"contour": arguments.contour, "contour_predicted": True, "recentre": True}
-    compact = new_task(source, training, arguments, **settings)
-    print(f"compact: {train(compact, training, arguments, minutes=arguments.reader_minutes)} steps", flush=True)
-    model = compose_training(["experiment=reconstruct_sam3d_3d", "data.root=."]).model
-    described = {name: value for name, value in keywords(model).items() if not name.startswith("_")}
-    network = TwoStageNet(**{**described, **SHARED, "image_size": arguments.image_size})
-    network.load_state_dict(compact.network.state_dict(), strict=False)
-    own = {**compact.settings(), **settings, "samples": arguments.samples, "autoencoder_share": 0.5, "draws": 1}
-    own |= {"stages": ["structure", "surface"], "curriculum_batches": 100}
-    task = ReconstructTwoStageTask(network, **own)
-    arguments.grid, arguments.batch = network.grid, 2
-    finer_data = training_data(source, ORGAN, arguments)
-    minutes = arguments.minutes - arguments.reader_minutes
-    print(f"two stages: {train(task, finer_data, arguments, minutes=minutes)} steps", flush=True)
-    parameters = [sum(parameter.numel() for parameter in one.network.parameters()) / 1e6 for one in (compact, task)]
-    print(f"{parameters[0]:.2f} and {parameters[1]:.2f} million parameters")
-    finer(compact, arguments.answer_grid)
-    print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
-    for mask, prompt in ((0.0, "click"), (1.0, "click and mask")):
-        dataset = held_out_data(held_out, finer_data, mask=mask, slices=1, repeats=arguments.repeats)
-        truths = held_out_data(source, training, mask=0.0, slices=1, repeats=1)
-        for name, one in (("compact", compact), ("its reader alone", task.without_flow()), ("two stages", task)):
-            if name != "its reader alone":
-                one.fit_baseline(truths[index] for index in range(min(len(truths), len(one.baselines.shapes))))
-            predictions, rows = measure(one, dataset)
-            show(f"{name}, {prompt}", rows)
-        if arguments.report and not mask:
-            from voxelry.tasks.reconstruct import report
-            from voxelry.viz.report import Report
-
-            page = Report("Hippocampus in two stages", subtitle=f"{len(test_cases)} held-out cases")
-            report.add_results(page, task, Evaluation(rows=rows, predictions=predictions, cases=dataset))
-            print(page.save(arguments.report))
+@contextmanager
+def phantoms(arguments: argparse.Namespace) -> Iterator[VolumeSlices]:
+    """Invented organs, as long as the block lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_phantoms(Path(folder), arguments.phantoms, kind="organ", format=".nii.gz", oblique=False)
+        yield slices_of(find_cases(root))
 
 
 def phantom_base(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Weights of a network trained on phantoms, read from `--base` where that is there, else kept there."""
-    from safetensors.torch import load_file, save_file
-
-    from voxelry.phantoms import write_phantoms
-
     if arguments.base is not None and arguments.base.is_file():
         return load_file(arguments.base)
-    with tempfile.TemporaryDirectory() as folder:
-        root = write_phantoms(Path(folder), arguments.phantoms, kind="organ", format=".nii.gz", oblique=False)
-        phantoms = slices_of(find_cases(root))
-        data = training_data(phantoms, ORGAN, arguments)
-        task = new_task(phantoms, data, arguments)
+    with phantoms(arguments) as source:
+        data = training_data(source, ORGAN, arguments)
+        task = new_task(source, data, arguments)
         print(f"base: {train(task, data, arguments, minutes=arguments.minutes)} steps on {arguments.phantoms} phantoms")
     weights = task.network.state_dict()
     if arguments.base is not None:
@@ -369,13 +337,11 @@ def phantom_base(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: list[Case]) -> None:
     """A base trained on phantoms, adapted to few cases, beside the same cases from scratch for the same time."""
-    from voxelry.models.adapters.adapters import Adapters, AdapterSettings
-
     held_out = slices_of(test_cases)
     few = slices_of(few_shot(training_cases, arguments.shots, arguments.seed))
     base = phantom_base(arguments)
     data = training_data(few, ORGAN, arguments)
-    print(f"{'':34s} {'n':>5s} " + " ".join(f"{title:>10s}" for title in COLUMNS.values()))
+    headings()
     for method in ("scratch", "LoRA"):
         task = new_task(few, data, arguments)
         groups = None
@@ -398,8 +364,9 @@ def lora(arguments: argparse.Namespace, training_cases: list[Case], test_cases: 
             show(f"{method}, {prompt}, {steps} steps", rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    """What both scripts of this benchmark can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA / "hippocampus")
     parser.add_argument("--minutes", type=float, default=25.0, help="of training, or of the base's with --lora")
     parser.add_argument("--seed", type=int, default=0)
@@ -423,9 +390,6 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="folder to write the trained model to")
     parser.add_argument("--report", type=Path, help="HTML page to write")
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--sam3d", action="store_true", help="two stages beside the compact network")
-    parser.add_argument("--reader-minutes", type=float, default=10.0, help="of these, for the compact network")
-    parser.add_argument("--samples", type=int, default=4, help="hypotheses of the two stages")
     parser.add_argument("--processor-time", action="store_true", help="minutes are of the processor")
     parser.add_argument("--base", type=Path, help="safetensors file of the base: read, or written if it isn't there")
     parser.add_argument("--phantoms", type=int, default=150, help="invented organs that the base is trained on")
@@ -433,13 +397,21 @@ def main() -> None:
     parser.add_argument("--adapt-minutes", type=float, default=3.0)
     parser.add_argument("--adapter-rate", type=float, default=4e-3)
     parser.add_argument("--verbose", action="store_true")
-    arguments = parser.parse_args()
+    return parser
+
+
+def cases_of(arguments: argparse.Namespace) -> tuple[list[Case], list[Case]]:
+    """Cases to learn from and held-out ones, and so many threads as were asked for."""
     torch.set_num_threads(arguments.threads)
     splits = split_cases(find_cases(arguments.data), fractions=(0.8, 0.2), seed=arguments.seed)
     training, test = splits["train"], splits["validation"][: arguments.cases]
     print(f"seed {arguments.seed}: {len(training)} training and {len(test)} held-out cases")
-    run = lora if arguments.lora else two_stages if arguments.sam3d else compare
-    run(arguments, training, test)
+    return training, test
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__).parse_args()
+    (lora if arguments.lora else compare)(arguments, *cases_of(arguments))
 
 
 if __name__ == "__main__":

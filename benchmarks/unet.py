@@ -8,8 +8,10 @@ also waits for memory from the system; the last of `--passes` is what a training
     python benchmarks/unet.py --inference
     python benchmarks/unet.py --bfloat16                  # weights and maps channels-last on both sides
     python benchmarks/unet.py --figure sizes.png --sizes 16 24 32 48 64 96 --passes 1
+    python benchmarks/unet.py --only voxelry --convolutions
 
-Goals: time at most 0.7 of MONAI's, peak memory at most 0.4 of it.
+Goals: time at most 0.7 of MONAI's, peak memory at most 0.4 of it; with `--convolutions` at most 1.3 times what our own
+convolutions take, each called by itself as PyTorch has it, in its faster layout.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ class Way:
         passes: one after another; the first and the last are timed.
         inference: whether there is a forward pass only.
         bfloat16: whether it is computed so, with maps and weights channels-last.
+        convolutions: whether its convolutions are timed by themselves, too.
     """
 
     size: int
@@ -72,11 +75,12 @@ class Way:
     passes: int
     inference: bool
     bfloat16: bool
+    convolutions: bool
 
     def flags(self) -> list[str]:
         """As on the command line."""
         found = [f"--{name}={getattr(self, name)}" for name in ("size", "threads", "checkpointing", "passes")]
-        return found + [f"--{name}" for name in ("inference", "bfloat16") if getattr(self, name)]
+        return found + [f"--{name}" for name in ("inference", "bfloat16", "convolutions") if getattr(self, name)]
 
 
 def measure(name: str, way: Way) -> dict[str, float]:
@@ -105,7 +109,12 @@ def measure(name: str, way: Way) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = [run(way.size) for _ in range(way.passes)]
     forward, backward, busy = rows[-1]
+    alone = {}
+    if way.convolutions:
+        alone["convolutions"] = sum(alone_seconds(conv, shape, way) for conv, shape in convolutions(network, way.size))
+        alone["of_convolutions"] = busy / alone["convolutions"]
     return {
+        **alone,
         "first": sum(rows[0][:2]),
         "seconds": forward + backward,
         "forward": forward,
@@ -115,6 +124,58 @@ def measure(name: str, way: Way) -> dict[str, float]:
         "before_gb": before / 2**20,
         "parameters_m": sum(p.numel() for p in network.parameters()) / 1e6,
     }
+
+
+def convolutions(network: Any, size: int) -> list[tuple[Any, tuple[int, ...]]]:
+    """The convolutions of a pass with the shapes of their inputs.
+
+    A layer may be computed together with its norm without being called: inside of a block it has the block's size.
+    """
+    import torch
+    from torch.nn.modules.conv import _ConvNd
+
+    called: dict[Any, tuple[int, ...]] = {}
+    around: dict[Any, tuple[int, ...]] = {}
+
+    def note(module: Any, inputs: tuple[Any, ...], _: Any) -> None:
+        found = called if isinstance(module, _ConvNd) else around
+        maps = [each for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 5]
+        if maps:
+            found[module] = tuple(maps[0].shape)
+
+    hooks = [module.register_forward_hook(note) for module in network.modules()]
+    with torch.no_grad():
+        network(torch.randn(1, 1, size, size, size), torch.tensor([10]))
+    for hook in hooks:
+        hook.remove()
+    for block, shape in around.items():
+        for child in block.children():
+            if isinstance(child, _ConvNd):
+                called.setdefault(child, (shape[0], child.in_channels, *shape[2:]))
+    missed = [module for module in network.modules() if isinstance(module, _ConvNd) and module not in called]
+    if missed:
+        raise SystemExit(f"convolutions whose size isn't known: {missed}")
+    return list(called.items())
+
+
+def alone_seconds(conv: Any, shape: tuple[int, ...], way: Way) -> float:
+    """Processor time of a convolution as PyTorch has it, the less of both layouts, the least of three calls of each."""
+    import torch
+    import torch.nn.functional as F
+
+    number = torch.bfloat16 if way.bfloat16 else torch.float32
+    least = float("inf")
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        x = torch.randn(shape, dtype=number).to(memory_format=layout).requires_grad_(not way.inference)
+        weight = conv.weight.detach().to(number, memory_format=layout).requires_grad_(not way.inference)
+        for _ in range(3):
+            begin = time.process_time()
+            with torch.set_grad_enabled(not way.inference):
+                y = F.conv3d(x, weight, None, conv.stride, conv.padding)
+            if not way.inference:
+                torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+            least = min(least, time.process_time() - begin)
+    return least
 
 
 def measured(name: str, way: Way, memory: float) -> dict[str, float] | None:
@@ -182,6 +243,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--inference", action="store_true", help="forward passes without gradients")
     parser.add_argument("--bfloat16", action="store_true", help="mixed precision, channels-last on both sides")
+    parser.add_argument("--convolutions", action="store_true", help="time its convolutions by themselves, too")
     parser.add_argument("--memory", type=float, default=20, help="GB that a process may take")
     parser.add_argument("--figure", type=Path, help="where time and memory over --sizes are drawn")
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 24, 32, 48, 64], help="of the figure")
