@@ -23,6 +23,9 @@ export const app = {
   get answer(): Answer | null { return this.state?.answers[this.current] ?? null },
 }
 
+/** Whether an answer is by another model than the one that would answer now. */
+export const former = (answer: Answer | undefined | null) => !!answer?.model && answer.model !== app.state.model
+
 export function say(text: string, fault = false): void {
   const message = element('message')
   message.textContent = text

@@ -1,5 +1,5 @@
 // the list of images: thumbnails, search, order, what is wrong with them
-import { app, element, make, say } from './app'
+import { app, element, former, make, say } from './app'
 import { server } from './server'
 
 const WAIT = 300 // ms between looks at a check
@@ -32,7 +32,8 @@ function item(id: number, name: string): HTMLElement {
   const told: [string, string, boolean][] = [
     ['!', findings(id).join('; '), findings(id).length > 0],
     ['✎', 'kept as a label', app.state.kept.includes(id)],
-    ['✓', 'predicted', id in app.state.answers],
+    ['✓', 'predicted', id in app.state.answers && !former(app.state.answers[id])],
+    ['↻', 'predicted by the former model', former(app.state.answers[id])],
   ]
   const marks = told.filter(([, , on]) => on)
   const title = [name, ...marks.map(([, text]) => text)].join(', ')

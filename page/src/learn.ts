@@ -1,11 +1,14 @@
 // learning again: corrected cases are kept as labels, a training begins with the model that is shown
-import { app, attempt, element, say } from './app'
+import { app, attempt, element, former, say } from './app'
 import { type Learned, server, type Training } from './server'
 
 const WAIT = 500 // ms between looks at a training
 const GOING = ['waiting', 'running']
 
+let shown: () => void = () => undefined // who shows the list again
+
 export function prepareLearning(changed: () => void): void {
+  shown = changed
   element('learn').hidden = !app.state.learns
   element('keep').onclick = attempt(async () => {
     const { kept } = await server.keep(app.current)
@@ -28,6 +31,8 @@ export function prepareLearning(changed: () => void): void {
 /** What was kept, and how the training is. */
 export function showLearning(): void {
   const { kept, training } = app.state
+  element('former').hidden = !former(app.answer)
+  element('former').title = app.answer?.model ?? ''
   const here = kept.includes(app.current)
   element('keptCount').textContent = kept.length
     ? `${kept.length} kept${here ? ', this one among them' : ''}; in ${app.state.out}/corrections`
@@ -44,8 +49,10 @@ export function showLearning(): void {
 async function watch(job: number): Promise<void> {
   for (;;) {
     app.state.training = { job, ...(await server.training(job)) }
+    const { state, answer } = app.state.training
+    if (answer?.better) app.state.model = answer.bundle
     showLearning()
-    if (!GOING.includes(app.state.training.state)) return
+    if (!GOING.includes(state)) return shown()
     await new Promise((resolve) => setTimeout(resolve, WAIT))
   }
 }

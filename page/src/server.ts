@@ -6,6 +6,7 @@ export interface Instance { id: number; score: number; class: number; size: numb
 export interface Instances { rows: Instance[]; least: number; steps: number }
 export interface Entry { name: string; kind: 'mesh' | 'points' | 'labels' | 'image' | 'file' }
 export interface Answer {
+  model: string
   files: Entry[]
   points: Point[]
   instances: Instances | null
@@ -18,6 +19,7 @@ export type Job = Work<Answer>
 export type Training = Work<Learned>
 export interface State {
   cases: { id: number; name: string }[]
+  model: string
   task: string | null
   needed: string | null
   options: Option[]

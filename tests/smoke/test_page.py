@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,22 @@ def test_points_are_put_to_the_crosshair_or_dragged_in_the_picture_and_saved_the
     pixel = np.linalg.norm(beside - clicked) / 100
     assert np.linalg.norm(dragged) == pytest.approx(5.0, abs=pixel)
     np.testing.assert_allclose(dragged, 5 * (beside - clicked) / np.linalg.norm(beside - clicked), atol=pixel + 0.01)
+
+
+def test_an_answer_of_the_former_model_is_marked_until_it_is_predicted_again(opened, scan, pointing, tmp_path):
+    session = Session([scan], load(pointing, "cpu"), tmp_path / "out")
+    job = session.jobs[session.predict(0, {})]
+    while job.state in ("waiting", "running"):
+        job.stop.wait(0.01)
+    session.answers[0] = replace(session.answers[0], model="runs/before")
+    with opened(served(session)) as page:
+        page.wait_for_selector("#points tr")
+        assert "former model" in page.inner_text("#former")
+        assert "former model" in (page.locator("#cases button").get_attribute("title") or "")
+        page.click("#predict")
+        page.locator("#former").wait_for(state="hidden")
+        assert page.locator("#cases button").get_attribute("title") == "scan, predicted"
+    session.close()
 
 
 def told(point):

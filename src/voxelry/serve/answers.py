@@ -41,12 +41,14 @@ class Answer:
         folder: where they lie.
         case: name of the image.
         space: its grid.
+        model: the bundle that gave it; empty where nobody knows.
         lock: who changes or saves it holds it.
     """
 
     folder: Path
     case: str
     space: Space
+    model: str = ""
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @cached_property
@@ -71,8 +73,9 @@ class Answer:
         raise SettingError(f"file: expected one of {', '.join(path.name for path in self.files)}, got {name!r}")
 
     def record(self) -> dict[str, Any]:
-        """For the page: the files with what each is, the points, the instances, and what a summary in JSON says."""
+        """For the page: who gave it, the files with what each is, points, instances, what a summary in JSON says."""
         return {
+            "model": self.model,
             "files": [{"name": path.name, "kind": _sort(path)} for path in self.files],
             "points": self.points(),
             "instances": None if self.instances is None else self.instances.record(),

@@ -57,13 +57,12 @@ class Corrections:
         """The file that each case came from, by its name."""
         return {case_name(Path(row["file"])): row["image"] for row in self.rows}
 
-    def keep(self, image: Path, answer: Answer, *, model: str, reading: Mapping[str, Any]) -> dict[str, str]:
+    def keep(self, image: Path, answer: Answer, *, reading: Mapping[str, Any]) -> dict[str, str]:
         """Put a corrected case into the folder, in place of what was kept of it before.
 
         Args:
             image: the file that was looked at.
             answer: as it was corrected.
-            model: what answered.
             reading: options of the image's reader.
 
         Returns:
@@ -84,7 +83,7 @@ class Corrections:
             "what": labels.parent.name,
             "who": _user(),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": model,
+            "model": answer.model,
             "image": origin,
         }
         rows = [*self.rows, row]

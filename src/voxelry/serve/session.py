@@ -78,6 +78,7 @@ class Session:
         recipe = None if self.model is None else self.model.recipe
         return {
             "cases": [{"id": number, "name": case_name(path)} for number, path in enumerate(self.images)],
+            "model": self._called(self.model),
             "task": None if recipe is None else recipe.name,
             "needed": None if recipe is None else recipe.needed,
             "options": [] if recipe is None else [_described(option) for option in askable(recipe)],
@@ -202,7 +203,7 @@ class Session:
         def work(progress: Progress) -> dict[str, Any]:
             format = best_format(model.recipe.formats)
             model.recipe.predict_file(model, path, folder, format=format, options=options, progress=progress)
-            self.answers[case] = Answer(folder, case_name(path), self._open(case).space)
+            self.answers[case] = Answer(folder, case_name(path), self._open(case).space, self._called(model))
             return self.answers[case].record()
 
         return self.jobs.start(work)
@@ -229,9 +230,8 @@ class Session:
             FileError: the folder can't be written.
         """
         answer, path = self.answer(case), self.images[case]
-        model = "" if self.model is None else str(self.model.bundle.path)
         with self._keeping:
-            return self.corrections.keep(path, answer, model=model, reading=self._options(case))
+            return self.corrections.keep(path, answer, reading=self._options(case))
 
     def train(self, minutes: float) -> int:
         """Learn again from what was kept, and take the new model if it is better; the number of the training.
@@ -268,7 +268,12 @@ class Session:
         found = verdict(load(before.bundle.path, before.device), after, held_out)
         if found["better"]:
             self.model = after
-        return {**found, "bundle": str(bundle)}
+        return {**found, "bundle": self._called(after)}
+
+    @staticmethod
+    def _called(model: Model | None) -> str:
+        """What a model is known by: its bundle, or nothing."""
+        return "" if model is None or model.bundle.path is None else str(model.bundle.path)
 
     def _shown(self, case: int) -> ImageFile:
         """The image, or of a pyramid the finest level that can be shown whole, else its coarsest."""

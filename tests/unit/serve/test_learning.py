@@ -3,7 +3,9 @@
 import csv
 import json
 import runpy
+import shutil
 import sys
+import threading
 import time
 
 import numpy as np
@@ -238,6 +240,31 @@ def test_a_new_model_is_shown_only_if_it_is_better(corrected, small, monkeypatch
     assert (session.model is not before) is better
     assert client.get("/api/state").json()["training"]["answer"] == job["answer"]
     assert trained[0].output_dir.endswith("out/training/1")
+
+
+def test_an_answer_keeps_the_name_of_the_model_that_gave_it(corrected, small, monkeypatch, tmp_path):
+    """A better model is taken while one answer is there and a question waits."""
+    session, client = corrected
+    after = shutil.copytree(small, tmp_path / "after")
+    held = threading.Event()
+    session.jobs.start(lambda progress: held.wait())
+    waiting = session.jobs[session.predict(2, {})]
+    monkeypatch.setattr(sessions, "run_training", lambda settings, minutes, progress: after)
+    values = iter([8.0, 5.5])
+    monkeypatch.setattr("voxelry.serve.learning.measured", lambda model, held_out: next(values))
+    job = over(client, client.post("/api/train", json={"minutes": 1}).json()["job"])
+    assert job["answer"]["bundle"] == str(after)
+    held.set()
+    while waiting.state in ("waiting", "running"):
+        time.sleep(0.01)
+    predicted(session, 1)
+    state = client.get("/api/state").json()
+    assert state["model"] == str(after)
+    assert {case: answer["model"] for case, answer in state["answers"].items()} == {
+        "0": str(small), "1": str(after), "2": str(small)
+    }  # fmt: skip
+    models = [client.post(f"/api/cases/{case}/keep").json()["model"] for case in (0, 1, 2)]
+    assert models == [row["model"] for row in session.corrections.rows[2:]] == [str(small), str(after), str(small)]
 
 
 @pytest.mark.usefixtures("undrawn")
