@@ -22,7 +22,8 @@ from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.model import load
 from voxelry.core.space import Space
 from voxelry.data.preprocess import Preprocess
-from voxelry.engine.predict import gather_inputs, predict_files
+from voxelry.engine.inputs import gather_inputs
+from voxelry.engine.predict import predict_files
 from voxelry.io import write_image
 from voxelry.models.unet import UNet
 from voxelry.tasks.landmarks import LandmarkTask

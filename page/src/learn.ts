@@ -9,7 +9,6 @@ let shown: () => void = () => undefined // who shows the list again
 
 export function prepareLearning(changed: () => void): void {
   shown = changed
-  element('learn').hidden = !app.state.learns
   element('keep').onclick = attempt(async () => {
     const { kept } = await server.keep(app.current)
     app.state.kept = kept
@@ -30,7 +29,8 @@ export function prepareLearning(changed: () => void): void {
 
 /** What was kept, and how the training is. */
 export function showLearning(): void {
-  const { kept, training } = app.state
+  const { kept, learns, training } = app.state
+  element('learn').hidden = !learns
   element('former').hidden = !former(app.answer)
   element('former').title = app.answer?.model ?? ''
   const here = kept.includes(app.current)

@@ -53,6 +53,32 @@ function setWindow(name: string): void {
   element<HTMLInputElement>('high').value = String(Number(high.toPrecision(5)))
 }
 
+/** What the model can be asked, once it is loaded. */
+function showModel(): void {
+  const { task, needed, loading } = app.state
+  element('model').hidden = task === null && !loading
+  element('task').textContent = task ?? ''
+  element('loading').hidden = !loading
+  element('order').hidden = !task
+  element('predictAll').hidden = needed !== null
+  for (const id of ['predict', 'predictAll']) element<HTMLButtonElement>(id).disabled = loading
+  const options = app.state.options.filter(({ name }) => name !== 'click')
+  element('options').replaceChildren(...options.map(optionField))
+  element('more').hidden = !options.length
+  showClicks()
+  showLearning()
+}
+
+async function load(): Promise<void> {
+  try {
+    Object.assign(app.state, await server.model(), { loading: false })
+    showModel()
+  } catch (error) {
+    element('loading').textContent = (error as Error).message
+    element('loading').classList.add('fault')
+  }
+}
+
 function optionField({ name, type, help }: Option): HTMLElement {
   const input = make('input', { name, type: type === 'str' ? 'text' : 'number', step: type === 'int' ? '1' : 'any' })
   return make('label', {}, name, input, make('small', { textContent: help }))
@@ -196,12 +222,10 @@ function prepare(): void {
   element('opacity').oninput = () => { app.scene.opacity = opacity() }
   element('search').oninput = listCases
   element('order').onchange = listCases
-  element('order').hidden = !app.state.task
   element('check').onclick = attempt(checkCases)
   showsCases((id) => attempt(() => open(id))())
   element('predict').onclick = attempt(predict)
   element('predictAll').onclick = attempt(predictAll)
-  element('predictAll').hidden = app.state.needed !== null
   element('cancel').onclick = attempt(async () => { if (job !== null) await server.cancel(job) })
   element('save').onclick = attempt(save)
   prepareInstances()
@@ -253,16 +277,13 @@ async function start(): Promise<void> {
   })
   app.state = await server.state()
   history.replaceState(null, '', '/') // the token isn't shown any longer
-  element('model').hidden = app.state.task === null
-  element('task').textContent = app.state.task ?? ''
-  const options = app.state.options.filter(({ name }) => name !== 'click')
-  element('options').replaceChildren(...options.map(optionField))
-  element('more').hidden = !options.length
   prepare()
+  showModel()
   await app.scene.attach(element<HTMLCanvasElement>('view'))
   prepareMouse() // after the picture's own listeners, so that the crosshair is where the mouse is
   if (app.state.cases.length) await open(app.state.cases[0].id)
   document.body.dataset.ready = 'true'
+  if (app.state.loading) await load()
 }
 
 attempt(start)()

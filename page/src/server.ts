@@ -17,16 +17,13 @@ export interface Learned { metric: string; before: number | null; after: number 
 type Work<T> = { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; doing: string; message: string; answer: T | null }
 export type Job = Work<Answer>
 export type Training = Work<Learned>
-export interface State {
+export interface Answering { model: string; task: string | null; needed: string | null; options: Option[]; learns: boolean }
+export interface State extends Answering {
+  loading: boolean
   cases: { id: number; name: string }[]
-  model: string
-  task: string | null
-  needed: string | null
-  options: Option[]
   answers: Record<string, Answer>
   out: string
   kept: number[]
-  learns: boolean
   training: ({ job: number } & Training) | null
 }
 export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; shown: number[]; every: number[] }
@@ -44,6 +41,7 @@ async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T
 
 export const server = {
   state: () => asked<State>('api/state'),
+  model: () => asked<Answering>('api/model'),
   header: (id: number) => asked<Header>(`api/cases/${id}`),
   image: (id: number) => `api/cases/${id}/image.nii`,
   file: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}`,

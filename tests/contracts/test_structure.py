@@ -359,6 +359,7 @@ def heavy_after(statement: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
     ("statement", "heavy"),
     [
         ("import voxelry", HEAVIER),
+        ("import voxelry.io, voxelry.serve.run, voxelry.engine.inputs, voxelry.bundle.settings", HEAVIER),
         ("import voxelry.viz.figures, voxelry.viz.report", HEAVY),
         ("from voxelry import predict, evaluate, load", ("lightning", "torchmetrics", "matplotlib")),
     ],

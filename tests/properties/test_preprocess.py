@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from voxelry.core.orientation import orientation_steps
 from voxelry.core.space import Space
 from voxelry.data.patches import crop
-from voxelry.data.preprocess import Preprocess, orientation_steps
+from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.frame import world_aligned
 from voxelry.data.sample import Sample
 

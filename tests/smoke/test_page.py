@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 from voxelry.bundle.bundle import write_bundle
 from voxelry.bundle.model import load
 from voxelry.cli import app
+from voxelry.core.errors import CheckpointError
 from voxelry.core.space import Space
 from voxelry.data.preprocess import Preprocess
 from voxelry.io import open_image, read_image, read_landmarks, write_image
@@ -229,6 +231,31 @@ def test_points_are_put_to_the_crosshair_or_dragged_in_the_picture_and_saved_the
     pixel = np.linalg.norm(beside - clicked) / 100
     assert np.linalg.norm(dragged) == pytest.approx(5.0, abs=pixel)
     np.testing.assert_allclose(dragged, 5 * (beside - clicked) / np.linalg.norm(beside - clicked), atol=pixel + 0.01)
+
+
+def test_the_page_says_that_its_model_is_loading_and_then_predicts(opened, scan, pointing, tmp_path):
+    loading = Future()
+    session = Session([scan], loading, tmp_path / "out")
+    with opened(served(session)) as page:
+        assert page.inner_text("#loading") == "model is loading"
+        assert page.locator("#predict").is_disabled()
+        assert page.locator("#learn").is_hidden()
+        loading.set_result(load(pointing, "cpu"))
+        page.click("#predict")
+        page.wait_for_selector("#points tr")
+        assert page.locator("#loading").is_hidden()
+        assert page.locator("#learn").is_visible()
+    session.close()
+
+
+def test_the_page_says_that_its_model_cannot_be_loaded(opened, scan, tmp_path):
+    loading = Future()
+    session = Session([scan], loading, tmp_path / "out")
+    with opened(served(session)) as page:
+        loading.set_exception(CheckpointError("weights: net.weight is missing"))
+        page.locator("#loading.fault", has_text="weights: net.weight is missing").wait_for()
+        assert page.locator("#predict").is_disabled()
+    session.close()
 
 
 def test_an_answer_of_the_former_model_is_marked_until_it_is_predicted_again(opened, scan, pointing, tmp_path):

@@ -8,7 +8,6 @@ put points in the wrong place, is refused.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
@@ -23,13 +22,13 @@ from safetensors.torch import save_file
 import voxelry
 from voxelry.bundle.earlier import network_of_today
 from voxelry.bundle.registry import TASKS, recipe_named, recipe_of
+from voxelry.bundle.settings import FILES, FORMAT, bundle_folder, digest, read_settings
 from voxelry.bundle.task import StoredTask
 from voxelry.bundle.template import read_template, template_record
 from voxelry.core.atomic import replacing
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.core.fetch import fetch, named_as
-from voxelry.core.plain_yaml import parse_yaml
 from voxelry.core.remote import Remote, as_path
 from voxelry.data.prepare.template import TEMPLATE, Template
 from voxelry.data.preprocess import Preprocess
@@ -40,9 +39,8 @@ __all__ = ["Bundle", "describe", "read_bundle", "write_bundle"]
 
 TaskT = TypeVar("TaskT", bound=StoredTask)
 
-FORMAT = 1
+_OWN = (*FILES, TEMPLATE)
 _METRICS = "metrics."  # before the names of changes of what an evaluation tells
-_FILES = ("weights.safetensors", "config.yaml", "card.md", TEMPLATE)
 
 
 @dataclass
@@ -148,12 +146,12 @@ def write_bundle(
         (place / "card.md").write_text(card, encoding="utf-8")
         if template is not None:
             template.write(place / TEMPLATE)
-        save_file(state, place / "weights.safetensors", metadata={"config_sha256": _digest(text.encode())})
+        save_file(state, place / "weights.safetensors", metadata={"config_sha256": digest(text.encode())})
     return folder
 
 
 def _check_ours(folder: Path) -> None:
-    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES)
+    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in _OWN)
     if strangers:
         raise FileError(folder, f"holds {strangers[0]}, which is no part of a bundle", "choose another folder")
 
@@ -172,34 +170,16 @@ def read_bundle(folder: str | PathLike[str], changes: Mapping[str, Any] | None =
         ConfigError: the settings name something this version doesn't know.
         SettingError: a change of a setting that the model was trained with, or to a value that can't be.
     """
-    folder = as_path(folder)
-    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
+    folder = bundle_folder(folder)
     if isinstance(folder, Remote):
         return _read_copy(folder, changes)
-    if folder.is_file():
-        raise CheckpointError(f"{folder}: a file; expected the bundle, a folder with {_FILES[0]} and {_FILES[1]}")
-    missing = [name for name in _FILES[:2] if not (folder / name).is_file()]
-    if missing:
-        hint = ""
-        if (folder / "checkpoints").is_dir():
-            hint = " (the run there has not ended; resume=true goes on with it)"
-        raise CheckpointError(f"{folder}: not a bundle, {missing[0]} is missing{hint}")
-    weights, config_path = folder / _FILES[0], folder / _FILES[1]
-    text = config_path.read_bytes()
+    config = read_settings(folder)
+    weights, config_path = folder / FILES[0], folder / FILES[1]
     try:
         with safe_open(weights, framework="pt") as file:
-            expected = (file.metadata() or {}).get("config_sha256")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{weights}: not a readable safetensors file: {error}") from error
-    if expected != _digest(text):
-        raise CheckpointError(f"{config_path}: changed since the bundle was written, or not this bundle's own")
-    try:
-        config = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{config_path}: not plain YAML") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ConfigError(f"{config_path}: format: expected {FORMAT}")
     config["network"] = network_of_today(config.get("network"))
     changes = dict(changes or {})
     choice = {name.removeprefix(_METRICS): changes.pop(name) for name in list(changes) if name.startswith(_METRICS)}
@@ -220,11 +200,11 @@ def _read_copy(folder: Remote, changes: Mapping[str, Any] | None) -> Bundle[Any]
     Raises:
         CheckpointError: no bundle there, and as `read_bundle`.
     """
-    if not (folder / _FILES[0]).is_file():
-        raise CheckpointError(f"{folder}: not a bundle, {_FILES[0]} is missing")
-    beside = [folder / name for name in _FILES[1:] if (folder / name).is_file()]
-    copy = fetch(folder / _FILES[0], beside)
-    with named_as(folder / _FILES[0], copy):
+    if not (folder / FILES[0]).is_file():
+        raise CheckpointError(f"{folder}: not a bundle, {FILES[0]} is missing")
+    beside = [folder / name for name in _OWN[1:] if (folder / name).is_file()]
+    copy = fetch(folder / FILES[0], beside)
+    with named_as(folder / FILES[0], copy):
         return replace(read_bundle(copy.parent, changes), path=folder)
 
 
@@ -265,7 +245,3 @@ def load_weights(task: StoredTask, state: dict[str, torch.Tensor], source: Path)
                 f"expected {tuple(own[name].shape)} by the configured architecture"
             )
     task.load_state_dict(state)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

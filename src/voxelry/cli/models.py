@@ -100,8 +100,9 @@ def predict(
 ) -> None:
     """Predict for images; outputs lie in the input's own world. What is there already is kept, see docs/scaling.md."""
     from voxelry.bundle.model import load
+    from voxelry.engine.inputs import gather_inputs
     from voxelry.engine.outcome import check_job_report, write_job_report
-    from voxelry.engine.predict import gather_inputs, predict_files
+    from voxelry.engine.predict import predict_files
     from voxelry.io import IMAGE_OPTIONS
 
     if job_report is not None:

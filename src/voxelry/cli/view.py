@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from voxelry.cli.terminal import Device, ImageOptions, app, read_options
+from voxelry.core.remote import Remote, as_path
 
 __all__ = ["view"]
 
@@ -15,7 +16,10 @@ __all__ = ["view"]
 @app.command()
 def view(
     inputs: Annotated[list[Path], typer.Argument(help="Images, folders of them, DICOM series, or a .txt list.")],
-    model: Annotated[Path | None, typer.Option(help="A bundle, or the folder of a run, to predict with.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(parser=as_path, metavar="<path>", help="A bundle, or the folder of a run, to predict with."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder that answers are saved in.")] = Path("answers"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     device: Device = None,
@@ -23,13 +27,20 @@ def view(
     option: ImageOptions = None,
 ) -> None:
     """Look at images in a browser, click, correct what a model answers, save it. Nothing leaves this machine."""
-    from voxelry.bundle.model import load
+    from voxelry.bundle.settings import bundle_folder, read_settings
     from voxelry.core.optional import require
-    from voxelry.engine.predict import gather_inputs
+    from voxelry.engine.inputs import gather_inputs
 
     require("starlette", "view")
     from voxelry.serve.run import serve
 
-    loaded = None if model is None else load(model, device)
+    def load() -> Any:
+        from voxelry.bundle.model import load
+
+        return load(str(model), device)
+
+    if model is not None and not isinstance(model, Remote):
+        read_settings(bundle_folder(model))  # what is no bundle is refused before a page opens
     images, folders = gather_inputs(inputs), [path for path in inputs if path.is_dir()]
-    serve(images, loaded, out, port=port, open_browser=open, reading=read_options(option), folders=folders)
+    loader = None if model is None else load
+    serve(images, loader, out, port=port, open_browser=open, reading=read_options(option), folders=folders)

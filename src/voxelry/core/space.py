@@ -7,20 +7,22 @@ three columns, not four: a slice cut from a volume still knows where in the pati
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["Space"]
 
-Points = TypeVar("Points", NDArray[np.floating], torch.Tensor)
+Points = TypeVar("Points", NDArray[np.floating], "torch.Tensor")
 
 _AXIS_CODES = ("LR", "PA", "IS")  # world axis -> code when it falls, when it grows
 
@@ -127,16 +129,18 @@ class Space:
     def to_world(self, points: Points) -> Points:
         """Index coordinates `(..., ndim)` to world mm `(..., 3)`; NaN stays NaN, the array type is kept."""
         matrix, shift = self.affine[:3, : self.ndim], self.origin
-        if isinstance(points, torch.Tensor):
-            return points @ _like(matrix.T, points) + _like(shift, points)
-        return np.asarray(points) @ matrix.T + shift
+        if (like := _maker(points)) is not None:
+            return points @ like(matrix.T) + like(shift)
+        placed: Any = np.asarray(points) @ matrix.T + shift
+        return placed
 
     def to_index(self, points: Points) -> Points:
         """World mm `(..., 3)` to index coordinates `(..., ndim)`; at rank 2 the nearest point of the plane."""
         inverse = np.linalg.pinv(self.affine[:3, : self.ndim])
-        if isinstance(points, torch.Tensor):
-            return (points - _like(self.origin, points)) @ _like(inverse.T, points)
-        return (np.asarray(points) - self.origin) @ inverse.T
+        if (like := _maker(points)) is not None:
+            return (points - like(self.origin)) @ like(inverse.T)
+        placed: Any = (np.asarray(points) - self.origin) @ inverse.T
+        return placed
 
     def contains(self, points: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Whether index coordinates `(..., ndim)` lie inside some voxel of the grid; NaN does not."""
@@ -207,5 +211,7 @@ class Space:
         return bool(np.abs(self.to_world(corners) - other.to_world(corners)).max() <= tolerance * min(self.spacing))
 
 
-def _like(array: NDArray[np.floating], tensor: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(np.ascontiguousarray(array), dtype=tensor.dtype, device=tensor.device)
+def _maker(points: Any) -> Callable[[NDArray[np.floating]], Any] | None:
+    """Of a tensor what makes others of its kind, without torch, which whoever reads files may do without."""
+    make = getattr(points, "new_tensor", None)
+    return None if make is None else lambda array: make(np.ascontiguousarray(array))

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 
 from voxelry.core.errors import SettingError
+from voxelry.core.orientation import orientation_steps
 from voxelry.core.space import Space
-from voxelry.data.preprocess import orientation_steps
 
 __all__ = ["TargetGrid"]
 

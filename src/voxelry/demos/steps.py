@@ -10,7 +10,8 @@ from typing import Any
 from voxelry.bundle.model import Model
 from voxelry.core.errors import FileError
 from voxelry.engine.compose import compose_training
-from voxelry.engine.predict import gather_inputs, predict_files
+from voxelry.engine.inputs import gather_inputs
+from voxelry.engine.predict import predict_files
 from voxelry.engine.train import train
 from voxelry.phantoms import write_phantoms
 

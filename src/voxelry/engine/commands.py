@@ -13,9 +13,10 @@ from typing import Any
 
 from voxelry.bundle.model import Model, load
 from voxelry.core.remote import as_path
+from voxelry.engine.inputs import gather_inputs
 from voxelry.engine.keeper import Pool
 from voxelry.engine.outcome import Outcome
-from voxelry.engine.predict import gather_inputs, predict_files
+from voxelry.engine.predict import predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.tasks.evaluate import Evaluation
 

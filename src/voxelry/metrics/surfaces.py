@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.metrics.slices import dice_by_distance, on_slice_metrics, slab_names
-from voxelry.ops.sdf import mask_window, signed_distance
+from voxelry.ops.mask_window import mask_window
+from voxelry.ops.sdf import signed_distance
 from voxelry.ops.surface import Mesh, distance_to_surface, empty_mesh, extract_surface, sample_surface
 
 __all__ = [

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim, per_axis
 from voxelry.core.space import Space
+from voxelry.ops.mask_window import mask_window
 from voxelry.ops.masks import largest_component
 from voxelry.ops.resample import resample
 
@@ -28,7 +29,6 @@ __all__ = [
     "decode_int8",
     "encode_int8",
     "largest_shape",
-    "mask_window",
     "resample_sdf",
     "signed_distance",
     "voxelise_sdf",
@@ -161,23 +161,6 @@ def largest_shape(sdf: NDArray[np.floating]) -> Array:
     inside = sdf < 0
     # mirrored, not filled: the field stays smooth and the surface of what is kept doesn't move
     return np.where(inside & ~largest_component(inside), np.abs(sdf), sdf)
-
-
-def mask_window(
-    mask: NDArray[np.bool_], margin: float | Sequence[float] | NDArray[np.floating] = 0.0
-) -> tuple[slice, ...] | None:
-    """The box of a mask, `margin` voxels wider on every side (rounded up), inside the array; None if empty."""
-    mask = np.asarray(mask)
-    widths = np.ceil(np.broadcast_to(np.asarray(margin, dtype=np.float64), (mask.ndim,))).astype(int)
-    window = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        if not len(found):
-            return None
-        low, high = int(found[0]) - widths[axis], int(found[-1]) + 1 + widths[axis]
-        window.append(slice(max(0, int(low)), min(mask.shape[axis], int(high))))
-    return tuple(window)
 
 
 def _sdf_on(mask: NDArray[np.bool_], space: Space, target: Space, truncation: float) -> Array | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.ops.sdf import mask_window
+from voxelry.ops.mask_window import mask_window
 
 __all__ = [
     "Mesh",

@@ -38,6 +38,9 @@ class _Handlers:
     async def state(self, request: Request) -> Response:
         return JSONResponse(self.session.record())
 
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self.session.answering))
+
     async def header(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self.session.header, _case(request, self.session)))
 
@@ -114,6 +117,7 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
     ask = _Handlers(session)
     routes: list[Any] = [
         Route("/api/state", ask.state),
+        Route("/api/model", ask.model),
         Route("/api/cases/{case:int}", ask.header),
         Route("/api/cases/{case:int}/image.nii", ask.volume),
         Route("/api/cases/{case:int}/predict", ask.predict, methods=["POST"]),

@@ -1,28 +1,35 @@
-"""From the command line to a page: the server on this machine's own address."""
+"""From the command line to a page: the server on this machine's own address, and a model that comes after it."""
 
 from __future__ import annotations
 
+import logging
 import secrets
 import socket
+import sys
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from voxelry.bundle.model import Model
-from voxelry.core.errors import SettingError
+from voxelry.core.errors import CheckpointError, SettingError, VoxelryError
 from voxelry.core.optional import require
 from voxelry.serve.app import PAGE, make_app
 from voxelry.serve.session import Session
 
-__all__ = ["serve"]
+if TYPE_CHECKING:
+    from voxelry.bundle.model import Model
+
+__all__ = ["in_background", "serve"]
+
+log = logging.getLogger("voxelry")
 
 HOST = "127.0.0.1"
 
 
 def serve(
     images: Sequence[Path],
-    model: Model | None,
+    model: Callable[[], Model] | None,
     out: Path,
     *,
     port: int,
@@ -33,6 +40,7 @@ def serve(
     """Show images in a browser until Ctrl-C.
 
     Args:
+        model: what loads it; it is called by a thread of its own, and the page is there before.
         port: 0 for any that is free.
         open_browser: open the page in the standard browser.
         folders: that the images are of, see `Session`.
@@ -47,6 +55,7 @@ def serve(
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.bind((HOST, port))
+        place.listen()  # a browser that is quicker than the server waits
     except OSError as error:
         raise SettingError(f"port: {port} can't be used: {error.strerror}") from error
     token = secrets.token_urlsafe(24)
@@ -54,6 +63,26 @@ def serve(
     print(f"{address}\nCtrl-C ends it", flush=True)
     if open_browser:
         webbrowser.open(address)
-    session = Session(images, model, out, reading, folders=folders)
+    loaded = None if model is None else in_background(model)
+    session = Session(images, loaded, out, reading, folders=folders)
     server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="warning"))
     server.run(sockets=[place])
+
+
+def in_background(load: Callable[[], Model]) -> Future[Model]:
+    """A model that a thread of its own loads; if it can't, that is said on the terminal, too."""
+
+    def work() -> Model:
+        try:
+            return load()
+        except VoxelryError as error:
+            print(f"voxelry: error: {error}", file=sys.stderr, flush=True)
+            raise
+        except Exception as error:  # whatever it was, the page must not wait for ever
+            log.exception("the model can't be loaded")
+            raise CheckpointError("model: it can't be loaded; the terminal of voxelry view has more") from error
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="voxelry-load")
+    future = pool.submit(work)
+    pool.shutdown(wait=False)  # once this is done
+    return future

@@ -5,25 +5,27 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from voxelry.bundle.model import Model, load
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
-from voxelry.data.doctor.inspect import inspect
-from voxelry.data.layouts.files import case_name
+from voxelry.data.layouts.files import HDF5_SUFFIXES, case_name
 from voxelry.io import is_image, open_image, read_image
 from voxelry.io.images.record import ImageFile
+from voxelry.serve import later
 from voxelry.serve.answers import Answer, best_format
 from voxelry.serve.corrections import Corrections
 from voxelry.serve.jobs import Jobs, Progress
-from voxelry.serve.learning import labelled, parts_of, training_settings, verdict
 from voxelry.serve.training import run_training
 from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinning, thumbnail
+
+if TYPE_CHECKING:
+    from voxelry.bundle.model import Model
 
 __all__ = ["Session", "askable"]
 
@@ -36,7 +38,7 @@ class Session:
 
     Args:
         images: what can be looked at. The page names them by their number alone, so no other file can be asked for.
-        model: that answers; None: the images are only looked at.
+        model: that answers, or will when it is loaded; None: the images are only looked at.
         out: folder that answers are saved in.
         reading: options for the images' reader.
         most: voxels that are shown of an image.
@@ -46,14 +48,14 @@ class Session:
     def __init__(
         self,
         images: Sequence[Path],
-        model: Model | None,
+        model: Model | Future[Model] | None,
         out: Path,
         reading: Mapping[str, Any] | None = None,
         most: int = MOST_VOXELS,
         folders: Sequence[Path] = (),
     ):
         self.images = list(images)
-        self.model = model
+        self._model = model
         self.out = out
         self.jobs = Jobs()
         self.trainings, self.checks = Jobs(), Jobs()
@@ -73,23 +75,42 @@ class Session:
         self.jobs.close()
         self._folder.cleanup()
 
+    @property
+    def model(self) -> Model | None:
+        """Who answers; while it is being loaded, whoever asks waits.
+
+        Raises:
+            VoxelryError: it can't be loaded.
+        """
+        return self._model.result() if isinstance(self._model, Future) else self._model
+
+    @property
+    def loading(self) -> bool:
+        """Whether there is a model that can't be told of yet, or never."""
+        known = self._model
+        return isinstance(known, Future) and not (known.done() and known.exception() is None)
+
     def record(self) -> dict[str, Any]:
-        """Images, task and what a prediction can be asked for."""
-        recipe = None if self.model is None else self.model.recipe
+        """Images, answers, what was kept and trained, and who answers, see `answering`, where that is known."""
         return {
+            **_answering(None if self.loading else self.model),
+            "loading": self.loading,
             "cases": [{"id": number, "name": case_name(path)} for number, path in enumerate(self.images)],
-            "model": self._called(self.model),
-            "task": None if recipe is None else recipe.name,
-            "needed": None if recipe is None else recipe.needed,
-            "options": [] if recipe is None else [_described(option) for option in askable(recipe)],
             "answers": {str(number): answer.record() for number, answer in self.answers.items()},
             "out": str(self.out),
             "kept": self.kept(),
-            "learns": recipe is not None and recipe.required is not None,
             "training": None
             if self.training is None
             else {"job": self.training, **self.trainings[self.training].record()},
         }
+
+    def answering(self) -> dict[str, Any]:
+        """The model, once it is loaded, its task, and what a prediction can be asked for.
+
+        Raises:
+            VoxelryError: it can't be loaded.
+        """
+        return _answering(self.model)
 
     def header(self, case: int) -> dict[str, Any]:
         """What an image is, and how much of it is shown.
@@ -146,7 +167,7 @@ class Session:
         found: dict[str, list[str]] = {}
         names = {case_name(path): str(number) for number, path in enumerate(self.images)}
         for path in [*within, *alone]:
-            diagnosis = inspect(path, options=dict(self._reading), progress=progress)
+            diagnosis = later.inspect(path, options=dict(self._reading), progress=progress)
             for finding in diagnosis.wrong:
                 number = names.get(case_name(Path(finding.file)))
                 if number is not None:
@@ -193,9 +214,9 @@ class Session:
         Raises:
             SettingError: no model, an unknown option, or a value of another form.
         """
-        if self.model is None:
-            raise SettingError("model: expected voxelry view --model BUNDLE, to predict with")
         model, path = self.model, self.images[case]
+        if model is None:
+            raise SettingError("model: expected voxelry view --model BUNDLE, to predict with")
         options = {**self._reading, **_values(askable(model.recipe), asked)}
         model.recipe.split(options)
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
@@ -203,7 +224,7 @@ class Session:
         def work(progress: Progress) -> dict[str, Any]:
             format = best_format(model.recipe.formats)
             model.recipe.predict_file(model, path, folder, format=format, options=options, progress=progress)
-            self.answers[case] = Answer(folder, case_name(path), self._open(case).space, self._called(model))
+            self.answers[case] = Answer(folder, case_name(path), self._open(case).space, _called(model))
             return self.answers[case].record()
 
         return self.jobs.start(work)
@@ -242,38 +263,34 @@ class Session:
         Raises:
             SettingError: no model that can learn from corrections, too few of them, or a training that goes on.
         """
-        if self.model is None or self.model.recipe.required is None or self.model.bundle.path is None:
+        model = self.model
+        if model is None or model.recipe.required is None or model.bundle.path is None:
             raise SettingError("train: expected a model that learns from points, instances or labels")
         if not 0 < minutes <= _DAY:
             raise SettingError(f"minutes: expected more than 0 and at most {_DAY}, got {minutes}")
         if self.training is not None and self.trainings[self.training].state in ("waiting", "running"):
             raise SettingError("train: one is going on already")
         kept = list(self.corrections.images)
-        parts_of(kept, hold_out=False)  # too few are refused now
+        later.parts_of(kept, hold_out=False)  # too few are refused now
         self.training = self.trainings.start(lambda progress: self._learn(kept, minutes, progress))
         return self.training
 
     def _learn(self, kept: Sequence[str], minutes: float, progress: Progress) -> dict[str, Any]:
         before: Any = self.model
         progress(0, 0, "preparing")
-        held_out = labelled(before, self._folders, kept)
-        parts = parts_of(kept, hold_out=not held_out)
+        held_out = later.labelled(before, self._folders, kept)
+        parts = later.parts_of(kept, hold_out=not held_out)
         held_out = held_out or {self.corrections.folder: parts["test"]}
         runs = self.out / "training"
         out = runs / str(1 + max((int(one.name) for one in runs.glob("*") if one.name.isdecimal()), default=0))
-        settings = training_settings(before, self.corrections.folder.absolute(), parts, out.absolute(), minutes)
+        settings = later.training_settings(before, self.corrections.folder.absolute(), parts, out.absolute(), minutes)
         bundle = run_training(settings, minutes, progress)
         progress(0, 0, "comparing")
-        after = load(bundle, before.device)
-        found = verdict(load(before.bundle.path, before.device), after, held_out)
+        after = later.load(bundle, before.device)
+        found = later.verdict(later.load(before.bundle.path, before.device), after, held_out)
         if found["better"]:
-            self.model = after
-        return {**found, "bundle": self._called(after)}
-
-    @staticmethod
-    def _called(model: Model | None) -> str:
-        """What a model is known by: its bundle, or nothing."""
-        return "" if model is None or model.bundle.path is None else str(model.bundle.path)
+            self._model = after
+        return {**found, "bundle": _called(after)}
 
     def _shown(self, case: int) -> ImageFile:
         """The image, or of a pyramid the finest level that can be shown whole, else its coarsest."""
@@ -288,8 +305,28 @@ class Session:
         return open_image(self.images[case], **{**self._options(case), **further})
 
     def _options(self, case: int) -> dict[str, Any]:
-        """What an image's reader is told."""
-        return self._reading if self.model is None else self.model.reading(self.images[case], self._reading)
+        """What an image's reader is told: of files that hold several images the model knows which."""
+        path = self.images[case]
+        if self._model is None or path.suffix.lower() not in HDF5_SUFFIXES:
+            return self._reading
+        model: Any = self.model
+        return dict(model.reading(path, self._reading))
+
+
+def _called(model: Model | None) -> str:
+    """What a model is known by: its bundle, or nothing."""
+    return "" if model is None or model.bundle.path is None else str(model.bundle.path)
+
+
+def _answering(model: Model | None) -> dict[str, Any]:
+    recipe = None if model is None else model.recipe
+    return {
+        "model": _called(model),
+        "task": None if recipe is None else recipe.name,
+        "needed": None if recipe is None else recipe.needed,
+        "options": [] if recipe is None else [_described(option) for option in askable(recipe)],
+        "learns": recipe is not None and recipe.required is not None,
+    }
 
 
 def askable(recipe: Any) -> list[Option]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from voxelry.core.orientation import orientation_steps
 from voxelry.core.space import Space
-from voxelry.data.preprocess import orientation_steps
 from voxelry.io import write_image
 from voxelry.io.images.record import ImageFile
 

@@ -9,13 +9,14 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from voxelry.core.errors import DataError, FileError, SettingError
+from voxelry.core.orientation import orientation_steps
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.layouts.case import Case
 from voxelry.data.layouts.find import find_cases
 from voxelry.data.patches import Patches
-from voxelry.data.preprocess import Preprocess, orientation_steps
+from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.io import Image, write_image
 from voxelry.io.points.landmarks import LandmarkSet, write_landmarks

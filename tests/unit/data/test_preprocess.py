@@ -9,8 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from voxelry.core.errors import DataError, SettingError
+from voxelry.core.orientation import orientation_steps
 from voxelry.core.space import Space
-from voxelry.data.preprocess import Preprocess, move, orientation_steps
+from voxelry.data.preprocess import Preprocess, move
 from voxelry.data.preprocess.frame import world_aligned
 from voxelry.data.preprocess.normalise import normalise
 from voxelry.data.sample import Sample

@@ -18,7 +18,8 @@ from voxelry.data.collate import collate
 from voxelry.engine.check import check_settings
 from voxelry.engine.compose import compose_training
 from voxelry.engine.data import build_data
-from voxelry.engine.predict import gather_inputs, predict_files
+from voxelry.engine.inputs import gather_inputs
+from voxelry.engine.predict import predict_files
 from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import build_task, train
 from voxelry.phantoms import write_phantoms

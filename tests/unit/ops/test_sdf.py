@@ -7,6 +7,7 @@ from scipy.spatial.transform import Rotation
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.ops import sdf as ops
+from voxelry.ops.mask_window import mask_window
 
 TURNED = Rotation.from_euler("xyz", (20, -15, 30), degrees=True).as_matrix()
 SHEAR = np.array([[1.0, 0.0, 0.0], [0.3, 1.0, 0.0], [0.0, 0.2, 1.0]])
@@ -82,7 +83,7 @@ def test_an_absent_class_has_no_distance():
     nothing = np.zeros((4, 5, 6), dtype=bool)
     assert ops.signed_distance(nothing, 1.0) is None
     assert ops.canonical_sdf(nothing, grid((4, 5, 6), 1.0), (0, 0, 0), 10.0, 8, 3.0) is None
-    assert ops.mask_window(nothing) is None
+    assert mask_window(nothing) is None
 
 
 def test_the_canonical_cube_lies_where_it_says():

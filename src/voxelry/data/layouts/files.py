@@ -13,6 +13,7 @@ from voxelry.io import POINT_FORMATS, READERS, is_image
 from voxelry.io.meshes import MESH_FORMATS, is_mesh
 
 __all__ = [
+    "HDF5_SUFFIXES",
     "SPLIT_NAMES",
     "case_name",
     "check_names",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation", "test": "test"}
+HDF5_SUFFIXES = (".h5", ".hdf5")
 _OME_SUFFIXES = (".ome.tif", ".ome.tiff", ".ome.zarr")
 
 

@@ -13,14 +13,13 @@ from typing import Any
 from voxelry.core.errors import DataError
 from voxelry.core.remote import as_path
 from voxelry.data.layouts.case import Case
-from voxelry.data.layouts.files import case_name, existing, visible
+from voxelry.data.layouts.files import HDF5_SUFFIXES, case_name, existing, visible
 from voxelry.data.layouts.layout import Layout, Wanted
 from voxelry.io import is_image
 from voxelry.io.images.hdf5 import dataset_names
 
 __all__ = ["Hdf5", "image_options"]
 
-_SUFFIXES = (".h5", ".hdf5")
 _RAW, _LABEL = "raw", "label"
 
 
@@ -35,11 +34,11 @@ class Hdf5(Layout):
         """By a file of that suffix in the folder."""
         if not root.is_dir() or is_image(root):
             return False
-        return any(path.suffix in _SUFFIXES and path.is_file() for path in visible(root))
+        return any(path.suffix in HDF5_SUFFIXES and path.is_file() for path in visible(root))
 
     def cases(self, root: Path, wanted: Wanted) -> list[Case]:
         """One per file."""
-        paths = [root] if root.is_file() else [path for path in visible(existing(root)) if path.suffix in _SUFFIXES]
+        paths = [root] if root.is_file() else [path for path in visible(existing(root)) if path.suffix in HDF5_SUFFIXES]
         if wanted.landmarks and paths:
             raise DataError(f"{paths[0]}: an HDF5 file has no landmarks; expected folders volumes and landmarks")
         dataset, label = (
@@ -64,7 +63,7 @@ def image_options(path: Path, dataset: str | None = None) -> dict[str, Any]:
     Raises:
         FileError: not HDF5.
     """
-    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in HDF5_SUFFIXES or not path.is_file():
         return {}
     usual = (dataset or _RAW).strip("/")
     held = dataset_names(path)

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from voxelry.core.errors import DataError
-from voxelry.data.preprocess import Preprocess, orientation_steps
+from voxelry.core.orientation import orientation_steps
+from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.modality import own_values
 from voxelry.data.preprocess.normalise import finite, scale, zscore_levels
 from voxelry.io import ImageFile

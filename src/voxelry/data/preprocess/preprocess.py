@@ -20,6 +20,7 @@ from torch import Tensor
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import DataError, SettingError
 from voxelry.core.memory import memory_shortage
+from voxelry.core.orientation import CANONICAL, WORLD_AXES, orientation_steps
 from voxelry.core.rank import per_axis
 from voxelry.core.settings import plain
 from voxelry.core.space import Space
@@ -30,10 +31,8 @@ from voxelry.data.sample import Sample
 from voxelry.ops.labels import resample_labels
 from voxelry.ops.resample import Fill, resample, resample_points
 
-__all__ = ["Preprocess", "move", "orientation_steps"]
+__all__ = ["Preprocess", "move"]
 
-_CANONICAL = "SAR"
-_WORLD_AXIS = {"L": (0, -1), "R": (0, 1), "P": (1, -1), "A": (1, 1), "I": (2, -1), "S": (2, 1)}
 _FLOATS = 3  # copies of an image that resampling and scaling hold at a time
 _METHOD = ("normalise", "window", "percentiles", "clip")
 
@@ -253,17 +252,6 @@ class Preprocess:
         raise DataError(f"{sample.source or sample.name}: {len(image)} channels, but channels is {self.channels}")
 
 
-def orientation_steps(space: Space, code: str = _CANONICAL) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Axes and flips (for `Space.reorder`) that turn a grid to the nearest orientation `code`.
-
-    Letters of world axes that the grid doesn't run along are passed over, so a slice stays in its plane.
-    """
-    found = {world: (axis, sign) for axis, (world, sign) in enumerate(space.closest_axes())}
-    wanted = [_WORLD_AXIS[letter] for letter in code]
-    steps = [(found[world][0], found[world][1] != sign) for world, sign in wanted if world in found]
-    return tuple(axis for axis, _ in steps), tuple(flip for _, flip in steps)
-
-
 def move(sample: Sample, target: Space, *, fill: Fill | None = None) -> Sample:
     """A sample resampled to another grid: image and target linear, points and boxes exact.
 
@@ -376,8 +364,8 @@ def _is_same(matrix: NDArray[np.float64], offset: NDArray[np.float64]) -> bool:
 
 
 def _code(orientation: str) -> str:
-    code = _CANONICAL if orientation == "canonical" else str(orientation).upper()
-    if len(code) != 3 or {_WORLD_AXIS.get(letter, (None,))[0] for letter in code} != {0, 1, 2}:
+    code = CANONICAL if orientation == "canonical" else str(orientation).upper()
+    if len(code) != 3 or {WORLD_AXES.get(letter, (None,))[0] for letter in code} != {0, 1, 2}:
         raise SettingError(
             "orientation: expected 'canonical', None or three letters, one each of L/R, P/A and I/S, in array "
             f"order (plane, row, column), got {orientation!r}"

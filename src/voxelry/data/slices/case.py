@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
+from voxelry.core.orientation import orientation_steps
 from voxelry.core.space import Space
-from voxelry.data.preprocess import orientation_steps
 from voxelry.data.slices.augment import SliceMovement
 from voxelry.data.slices.cut import SliceSample, regrid, view_plane
 from voxelry.data.slices.organ_shape import OrganShape

@@ -19,9 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from voxelry.core.errors import DataError, SettingError
+from voxelry.core.orientation import orientation_steps
 from voxelry.core.rank import per_axis
 from voxelry.core.space import Space
-from voxelry.data.preprocess import move, orientation_steps
+from voxelry.data.preprocess import move
 from voxelry.data.preprocess.frame import world_aligned
 from voxelry.data.preprocess.normalise import finite
 from voxelry.data.sample import Sample

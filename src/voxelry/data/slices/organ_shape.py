@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
-from voxelry.ops.sdf import canonical_sdf, canonical_space, mask_window, resample_sdf, signed_distance
+from voxelry.ops.mask_window import mask_window
+from voxelry.ops.sdf import canonical_sdf, canonical_space, resample_sdf, signed_distance
 
 __all__ = ["OrganShape"]
 

@@ -1,0 +1,24 @@
+"""What the page needs later than its first image, imported when it is first used: with torch it would wait seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from voxelry.core.lazy import lazily
+
+_PLACES = {
+    "load": "voxelry.bundle.model",
+    "inspect": "voxelry.data.doctor.inspect",
+    "labelled": "voxelry.serve.learning",
+    "parts_of": "voxelry.serve.learning",
+    "training_settings": "voxelry.serve.learning",
+    "verdict": "voxelry.serve.learning",
+}
+
+__all__ = [*_PLACES]
+
+_find = lazily(__name__, _PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    return _find(name)
