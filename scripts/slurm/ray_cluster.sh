@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Starts Ray on the nodes of a SLURM job and waits until all have joined; read by train_ray.sbatch and predict_ray.sbatch.
-# Gives them $nodes, $cpus and $gpus of each, $per_node (processes on a node), and `finish COMMAND...`.
+# Starts Ray on the nodes of a SLURM job and waits until all have joined; read by the *_ray.sbatch beside it.
+# Gives them $nodes, $cpus and $gpus of each, $per_node (processes on a node), `finish COMMAND...`, and
+# `finish_many COMMAND...` for `voxelry predict` and `evaluate`, which get the settings of their workers.
 
 set -euo pipefail
 
@@ -87,4 +88,10 @@ finish() { # run a command on the first node, and end the job as it does
     local work=$!
     started+=("$work")
     wait "$work"
+}
+
+finish_many() {
+    finish "$@" --launcher ray --workers "$((nodes * per_node))" \
+        --launcher-option cpus_per_worker="$((cpus / per_node > 0 ? cpus / per_node : 1))" \
+        --launcher-option gpus_per_worker="$((gpus / per_node))"
 }

@@ -115,7 +115,44 @@ def test_evaluate_writes_metrics_and_a_report(run, bundle, data, tmp_path):
     status, out, _ = run("evaluate", "--model", bundle, data, "--out", tmp_path / "evaluation")
     assert status == 0
     assert "mre_mm" in out
-    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {"cases.csv", "summary.json", "report.html"}
+    figures = {"cases.csv", "summary.json", "report.html"}
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {*figures, "measured"}
+
+
+def test_evaluate_tells_what_was_kept_and_what_failed(run, bundle, data, tmp_path):
+    folder, out, table = shutil.copytree(data, tmp_path / "data"), tmp_path / "evaluation", tmp_path / "jobs.csv"
+    command = ("evaluate", "--model", bundle, folder, "--out", out, "--job-report", table)
+    broken = folder / "volumes" / "case_001.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-100])
+    result = run(*command)
+    assert str(broken) in one_line_error(result)
+    assert result[1].splitlines()[-1] == f"3 of 4 measured; written to {out}"
+    assert "cases_failed" in result[1]
+    states = ["state", "done", "failed", "done", "done"]
+    assert [line.split(",")[1] for line in table.read_text().splitlines()] == states
+    broken.write_bytes(whole)
+    status, said, _ = run(*command)
+    assert (status, said.splitlines()[-1]) == (0, f"4 of 4 measured, 3 of them before; written to {out}")
+    for path in (folder / "volumes").iterdir():
+        path.write_bytes(b"no volume")
+    status, said, errors = run(*command)
+    assert (status, said) == (1, "0 of 4 measured\n")
+    assert sum(line.startswith("voxelry: error: ") for line in errors.splitlines()) == 4
+    assert [line.split(",")[1] for line in table.read_text().splitlines()] == ["state", *["failed"] * 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--job-report", "jobs.txt"], "--job-report: expected one of .csv, .json, .html, got '.txt'"),
+        (["--workers", 2], "--workers: expected with --launcher ray"),
+    ],
+)
+def test_what_evaluate_can_not_do_is_refused_beforehand(run, bundle, data, tmp_path, arguments, message):
+    line = one_line_error(run("evaluate", "--model", bundle, data, "--out", tmp_path / "out", *arguments))
+    assert line == f"voxelry: error: {message}"
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_the_files_do_not_say_is_said_to_evaluate_and_doctor(run, bundle, data, tmp_path):

@@ -16,6 +16,7 @@ __all__ = [
     "cases_of_parts",
     "describe_seen",
     "digests_of_parts",
+    "image_digest",
     "lineage",
     "seen_as",
     "seen_cases",
@@ -39,7 +40,17 @@ def case_digests(dataset: Any, names: Any = None) -> dict[str, str]:
         names: which cases; None for all of the dataset.
     """
     paths = _images(dataset)
-    return {name: _digest(paths.get(name)) for name in (paths if names is None else names)}
+    return {name: image_digest(paths.get(name)) for name in (paths if names is None else names)}
+
+
+def image_digest(path: Path | None) -> str:
+    """The digest of an image; empty text where there is no file to read."""
+    if path is None:
+        return ""
+    try:
+        return digest(path)
+    except FileError:
+        return ""
 
 
 def cases_of_parts(digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -135,12 +146,3 @@ def _images(dataset: Any) -> dict[str, Path]:
     if hasattr(dataset, "index"):
         return {file.name: file.image.path for file in dataset.files}
     return {case.name: case.image for case in getattr(dataset, "cases", ())}
-
-
-def _digest(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return digest(path)
-    except FileError:
-        return ""

@@ -38,8 +38,16 @@ if TYPE_CHECKING:
 
 __all__ = ["demo", "evaluate", "import_weights", "predict", "rerun", "train"]
 
-LAUNCHER_HELP = "A setting of ray such as cpus_per_worker=4, see docs/scaling.md; as often as needed."
-JOB_REPORT_HELP = "A table of what became of each file: .csv, .json or .html."
+Launcher = Annotated[str, typer.Option(help="local: this process; ray: several, here or on a cluster.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes of --launcher ray; by default 2.")]
+LauncherOptions = Annotated[
+    list[str] | None,
+    typer.Option(help="A setting of ray such as cpus_per_worker=4, see docs/scaling.md; as often as needed."),
+]
+JobReport = Annotated[
+    Path | None,
+    typer.Option(parser=as_path, metavar="<path>", help="A table of what became of each file: .csv, .json or .html."),
+]
 
 
 @app.command(
@@ -92,10 +100,10 @@ def predict(
     adapter: Adapter = None,
     option: ImageOptions = None,
     set: Settings = None,
-    launcher: Annotated[str, typer.Option(help="local: this process; ray: several, here or on a cluster.")] = "local",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes of --launcher ray; by default 2.")] = None,
-    launcher_option: Annotated[list[str] | None, typer.Option(help=LAUNCHER_HELP)] = None,
-    job_report: Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=JOB_REPORT_HELP)] = None,
+    launcher: Launcher = "local",
+    workers: Workers = None,
+    launcher_option: LauncherOptions = None,
+    job_report: JobReport = None,
     **asked: Any,
 ) -> None:
     """Predict for images; outputs lie in the input's own world. What is there already is kept, see docs/scaling.md."""
@@ -120,7 +128,7 @@ def predict(
         outcome = predict_files(loaded, paths, out, format=format, options=options, pool=pool, **watched)
     if job_report is not None:
         write_job_report(job_report, outcome.rows)
-    _tell(outcome, out)
+    _tell(outcome, out, "predicted")
 
 
 @contextmanager
@@ -141,7 +149,7 @@ def _file_by_file(count: int) -> Iterator[dict[str, Callable[..., None]]]:
         yield {"progress": done, "tiles": tile}
 
 
-def _tell(outcome: Outcome, out: Path) -> None:
+def _tell(outcome: Outcome, out: Path, done: str) -> None:
     """What became of the files; exit status 1 where one failed."""
     for _, reason in outcome.failed:
         print(f"voxelry: error: {reason}", file=sys.stderr)
@@ -149,7 +157,7 @@ def _tell(outcome: Outcome, out: Path) -> None:
         print(f"voxelry: {note}", file=sys.stderr)
     before = f", {len(outcome.kept)} of them before" if outcome.kept else ""
     where = f"; written to {out}" if outcome.written else ""
-    print(f"{len(outcome.written)} of {len(outcome.rows)} predicted{before}{where}")
+    print(f"{len(outcome.written)} of {len(outcome.rows)} {done}{before}{where}")
     if outcome.failed:
         raise typer.Exit(1)
 
@@ -193,22 +201,42 @@ def evaluate(
     option: LabelOptions = None,
     point_option: PointOptions = None,
     set: Settings = None,
+    launcher: Launcher = "local",
+    workers: Workers = None,
+    launcher_option: LauncherOptions = None,
+    job_report: JobReport = None,
 ) -> None:
-    """Measure a model on labelled data: metrics per case, a summary and a report."""
+    """Measure a model on labelled data: metrics per case, a summary and a report. What is measured already is kept."""
     from voxelry.bundle.model import load
+    from voxelry.engine.cases import NothingMeasuredError
+    from voxelry.engine.outcome import check_job_report, write_job_report
     from voxelry.engine.report import PAGE, evaluate_folder
 
-    reading = read_file_options(option, point_option)
-    loaded = load(model, device, changes=read_changes(set), adapter=adapter)
+    if job_report is not None:
+        check_job_report(job_report)
+    reading: dict[str, Any] = read_file_options(option, point_option)
+    source: dict[str, Any] = {"path": model, "device": device, "changes": read_changes(set), "adapter": adapter}
+    pool = _pool(launcher, workers, read_changes(launcher_option, "--launcher-option", "cpus_per_worker=4"), source)
+    loaded = load(**source if pool is None else source | {"device": "cpu"})
     with progress("evaluating", None) as (bar, job):
 
         def advance(total: int) -> None:
             bar.update(job, total=total, advance=1)
 
-        found = evaluate_folder(loaded, data, out, layout=layout, cases=cases, progress=advance, **reading)
-    for name, value in found.summary.items():
-        print(f"{name:32} {value:.4g}")
-    print(f"report: {out / PAGE}")
+        asked: dict[str, Any] = {"layout": layout, "cases": cases, "progress": advance, "pool": pool}
+        try:
+            found = evaluate_folder(loaded, data, out, **asked, **reading)
+        except NothingMeasuredError as error:
+            outcome = error.outcome
+        else:
+            outcome = found.outcome
+    if job_report is not None:
+        write_job_report(job_report, outcome.rows)
+    if outcome.written:
+        for name, value in found.summary.items():
+            print(f"{name:32} {value:.4g}")
+        print(f"report: {out / PAGE}")
+    _tell(outcome, out, "measured")
 
 
 @app.command()

@@ -19,6 +19,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -41,6 +42,7 @@ from voxelry.data.patches import Patches
 from voxelry.data.preprocess import Preprocess
 from voxelry.data.preprocess.modality import own_image
 from voxelry.data.sample import Sample
+from voxelry.data.units import Unit
 from voxelry.io import Image, open_image
 from voxelry.io.points.landmark_set import numbered
 from voxelry.ops.masks import mask_boxes
@@ -180,6 +182,31 @@ class VolumeDataset(torch.utils.data.Dataset[Sample]):
     def altered(self, sample: Sample, generator: np.random.Generator) -> Sample:
         """What becomes of a preprocessed sample, or of a window of it, in one epoch: the augmentation, if any."""
         return sample if self.augment is None else self.augment(sample, generator)
+
+    def units(self) -> list[Unit]:
+        """A unit for each case."""
+        return [
+            Unit(
+                name=case.name,
+                image=case.image,
+                files=tuple(dict.fromkeys(path for paths in self._keyed(case).files.values() for path in paths)),
+                numbers=(number,),
+                settings={
+                    "layout": case.layout,
+                    "options": dict(case.options),
+                    "point_options": dict(case.point_options),
+                    "landmark_names": self._given_names,
+                },
+            )
+            for number, case in enumerate(self.cases)
+        ]
+
+    def part(self, numbers: Sequence[int]) -> Self:
+        """The same of some cases alone, in that order."""
+        found = copy(self)
+        found.cases = [self.cases[number] for number in numbers]
+        found._memory = None if self._memory is None else {}
+        return found
 
     @property
     def in_memory(self) -> bool:

@@ -13,12 +13,12 @@ from typing import Any
 
 from voxelry.bundle.model import Model, load
 from voxelry.core.remote import as_path
+from voxelry.engine.cases import MeasuredCases
 from voxelry.engine.inputs import gather_inputs
 from voxelry.engine.keeper import Pool
 from voxelry.engine.outcome import Outcome
 from voxelry.engine.predict import predict_files
 from voxelry.engine.report import evaluate_folder
-from voxelry.tasks.evaluate import Evaluation
 
 __all__ = ["evaluate", "predict"]
 
@@ -76,27 +76,30 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     options: Mapping[str, Any] | None = None,
     point_options: Mapping[str, Any] | None = None,
-) -> Evaluation:
+    pool: Pool | None = None,
+) -> MeasuredCases:
     """Measure a model on labelled data, as `voxelry evaluate`.
 
     Args:
         model: a bundle, the folder of a run, or a model from `voxelry.load`.
         data: a folder of cases.
-        out: folder for `report.html`, `cases.csv` and `summary.json`.
+        out: folder for `report.html`, `cases.csv`, `summary.json`, and `measured/`, by which the same call again does
+            only what is missing.
         layout: of the data, such as `volumes`; by default it is found.
         cases: a list of names; only these cases are measured.
         progress: called with the number of cases after each.
         options, point_options: what the readers of images and of points are told.
+        pool: who measures, such as `engine.ray_pool.RayPool`; None: this process.
 
     Returns:
-        The summary, a row for each case, and the predictions.
+        The summary, a row for each case, and the predictions, each read when it is looked at; in `outcome` what became
+        of each case. One that fails doesn't keep the others.
 
     Raises:
-        VoxelryError: whatever is wrong with the model, the data or the folder for the results.
+        VoxelryError: whatever is wrong with the model, the data as a whole or the folder for the results.
     """
     model = model if isinstance(model, Model) else load(model)
     listed = None if cases is None else as_path(cases)
-    reading = {"options": options, "point_options": point_options}
-    return evaluate_folder(
-        model, as_path(data), as_path(out), layout=layout, cases=listed, progress=progress, **reading
-    )
+    reading: dict[str, Any] = {"options": options, "point_options": point_options}
+    asked: dict[str, Any] = {"layout": layout, "cases": listed, "progress": progress, "pool": pool}
+    return evaluate_folder(model, as_path(data), as_path(out), **asked, **reading)

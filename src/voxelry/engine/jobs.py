@@ -85,6 +85,11 @@ class Job(ABC):
         """
 
     @property
+    def key(self) -> tuple[Path, str]:
+        """What tells it from the others of a command."""
+        return self.path, self.name
+
+    @property
     def parts(self) -> Path:
         """Where finished parts are kept."""
         return self.places.parts / self.name

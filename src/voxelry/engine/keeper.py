@@ -47,17 +47,17 @@ class Keeper:
         progress: called with each file that is over.
 
     Attributes:
-        rows: what became of each file.
+        rows: what became of each job, by its `key`.
     """
 
     def __init__(self, ledger: Ledger, model: str, progress: Callable[[Path], None] | None = None):
         self.ledger, self.model, self.progress = ledger, model, progress
-        self.rows: dict[Path, FileRow] = {}
-        self._notes: dict[Path, str] = {}
+        self.rows: dict[tuple[Path, str], FileRow] = {}
+        self._notes: dict[tuple[Path, str], str] = {}
         self._inputs: dict[str, Path] = {}
         self._sources: set[str] = set()
         self._busy: dict[str, list[Job]] = {}
-        self._done: dict[Path, tuple[Job, Made]] = {}
+        self._done: dict[tuple[Path, str], tuple[Job, Made]] = {}
         self._pace = _Pace(ledger.together)
 
     def run(self, jobs: Sequence[Job], model: Model[Any], tiles: Parts | None = None, pool: Pool | None = None) -> None:
@@ -102,14 +102,14 @@ class Keeper:
             self._busy.setdefault(claim.owner, []).append(job)
         else:
             if claim.note:
-                self._notes[job.path] = claim.note
+                self._notes[job.key] = claim.note
             return True
         return False
 
     def _settle(self, job: Job, made: Made) -> None:
-        if job.path in self.rows or job.path in self._done:  # a pool may tell of one twice, after a loss
+        if job.key in self.rows or job.key in self._done:  # a pool may tell of one twice, after a loss
             return
-        self._done[job.path] = job, made if made.error else self._sparing_inputs(made)
+        self._done[job.key] = job, made if made.error else self._sparing_inputs(made)
         if len(self._done) >= self._pace.size:
             self._write()
             self._pace.over()
@@ -119,7 +119,7 @@ class Keeper:
         over, self._done = list(self._done.values()), {}
         answers = self.ledger.settle([(job.name, made) for job, made in over]) if over else []
         for (job, made), answer in zip(over, answers, strict=True):
-            note = self._notes.pop(job.path, "")
+            note = self._notes.pop(job.key, "")
             row = FileRow(job.path, "failed", None, made.seconds, str(answer))
             if not isinstance(answer, VoxelryError):
                 row = FileRow(job.path, "done", answer, made.seconds, note)
@@ -135,7 +135,7 @@ class Keeper:
         return made
 
     def _over(self, job: Job, row: FileRow) -> None:
-        self.rows[job.path] = row
+        self.rows[job.key] = row
         if self.progress is not None:
             for file in (job.path, *job.others):
                 self.progress(file)

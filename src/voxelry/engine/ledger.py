@@ -23,7 +23,7 @@ import json
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,13 +118,15 @@ class Ledger:
 
     Args:
         folder: of the outputs; made if need be.
+        guarded: whether outputs of other inputs and those that were changed by hand are never overwritten. Without,
+            they are only this program's memory of what it did, and whatever isn't as it was left is done anew.
 
     Raises:
         FileError: the folder can't be written, or its ledger is of another version or damaged.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, *, guarded: bool = True):
+        self.folder, self.guarded = folder, guarded
         self.home = home_of(folder) if isinstance(folder, Remote) else folder / HOME
         self._elsewhere: OutputsElsewhere | None = None
         self.run = uuid.uuid4().hex[:16]
@@ -212,11 +214,16 @@ class Ledger:
         if row is not None and row["state"] == "done":
             condition, changed = self._condition(key), dependencies.changed(row)
             main = self.folder / row["main"]
-            if condition != "gone":
+            if not self.guarded:
+                changed = changed or ("another input" if row["input"] != _text(dependencies.input) else "")
+                note = {"edited": "what was kept of it was changed"}.get(condition, "")
+                if condition == "there" and not changed:
+                    return Claim("kept", main=main)
+            elif condition != "gone":
                 self._refuse(row, dependencies, main, edited=condition == "edited" and bool(changed))
                 if not changed:
                     return Claim("kept", "changed since it was written" if condition == "edited" else "", main=main)
-            note = "its outputs were gone" if condition == "gone" else changed
+            note = "its outputs were gone" if condition == "gone" else changed or note
         if row is not None and dependencies.changed(row):
             shutil.rmtree(self.parts(name), ignore_errors=True)
         own = (dependencies.input, dependencies.files, dependencies.model, dependencies.settings)
@@ -226,6 +233,37 @@ class Ledger:
             (key, *map(_text, own), self.run),
         )
         return Claim("ours", note)
+
+    def forget_others(self, names: Iterable[str]) -> None:
+        """Remove the rows and outputs of all other files than these, unless another command is at them.
+
+        Raises:
+            FileError: the ledger or an output can't be written.
+        """
+        known = {self.key(name) for name in names}
+        with self._changing():
+            for row in self._rows.execute("SELECT * FROM files").fetchall():
+                key = row["name"]
+                if key in known or (row["state"] == "running" and self._runs(row["owner"])):
+                    continue
+                for output in self._rows.execute("SELECT path FROM outputs WHERE name = ?", (key,)).fetchall():
+                    self._remove(output["path"])
+                if self._elsewhere is not None:
+                    self._elsewhere.forget(key)
+                self._rows.execute("DELETE FROM outputs WHERE name = ?", (key,))
+                self._rows.execute("DELETE FROM files WHERE name = ?", (key,))
+
+    def _remove(self, output: str) -> None:
+        path = self.folder / output
+        try:
+            if self._elsewhere is not None:
+                self._elsewhere.remove(output)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(path, f"can't be removed: {error.strerror or error}") from error
 
     def settle(self, over: Sequence[tuple[str, Made]]) -> list[Path | VoxelryError]:
         """Give the outputs of claimed files their place and note that they are done, or why not; all in one step.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from voxelry.core.errors import FileError
-from voxelry.core.fetch import put
+from voxelry.core.fetch import put, remove
 from voxelry.core.home import state_folder
 from voxelry.core.remote import Remote, reaching
 
@@ -80,6 +80,24 @@ class OutputsElsewhere:
             place = Path(folder) / "row.json"
             place.write_text(json.dumps(said), encoding="utf-8")
             put(place, self.folder / _HOME / f"{row['name']}.json")
+
+    def remove(self, name: str) -> None:
+        """Delete an output.
+
+        Raises:
+            FileError: it can't be deleted.
+        """
+        for inside in self._there.pop(name, {}):
+            remove(self.folder / name / inside if inside else self.folder / name)
+
+    def forget(self, name: str) -> None:
+        """Delete the row of an input.
+
+        Raises:
+            FileError: it can't be deleted.
+        """
+        self._there.get(_HOME, {}).pop(f"{name}.json", None)
+        remove(self.folder / _HOME / f"{name}.json")
 
     def rows(self) -> Iterator[tuple[dict[str, Any], list[tuple[str, str, str]]]]:
         """The rows beside the outputs, and of each the name, the digest and the stamps of its outputs.

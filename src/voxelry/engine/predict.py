@@ -58,8 +58,9 @@ def predict_files(
     with Ledger(out) as ledger:
         job = partial(_job, format=chosen, options=options or {}, places=Places.of(ledger))
         keeper = Keeper(ledger, model.digest(), progress)
-        keeper.run([job(*image) for image in images], model, tiles, pool)
-    return Outcome([keeper.rows[path] for path, _ in images])
+        jobs = [job(*image) for image in images]
+        keeper.run(jobs, model, tiles, pool)
+    return Outcome([keeper.rows[one.key] for one in jobs])
 
 
 def _job(

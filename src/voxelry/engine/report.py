@@ -14,14 +14,18 @@ import numpy as np
 
 from voxelry.bundle.model import Model
 from voxelry.bundle.registry import recipe_of
-from voxelry.bundle.seen import SEEN_WORDS, case_digests, describe_seen, seen_as, seen_cases
-from voxelry.core.remote import as_path
+from voxelry.bundle.seen import SEEN_WORDS, describe_seen, seen_as, seen_cases
+from voxelry.core.errors import FileError
+from voxelry.core.fetch import remove
+from voxelry.core.remote import Remote, as_path
 from voxelry.data.parts import Splits
+from voxelry.engine.cases import MeasuredCases, measure_cases
+from voxelry.engine.keeper import Pool
 from voxelry.engine.plan_file import Decision
 from voxelry.engine.report_plan import add_plan
 from voxelry.models.transfer import TransferReport
 from voxelry.tasks.base import Row, Task
-from voxelry.tasks.evaluate import Evaluation, evaluate_task
+from voxelry.tasks.evaluate import CASES, SUMMARY, Evaluation
 from voxelry.tasks.recipe import History
 from voxelry.viz import figures
 from voxelry.viz.report import Report
@@ -112,14 +116,20 @@ def evaluate_folder(
     layout: str = "auto",
     cases: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    pool: Pool | None = None,
     **reading: Any,
-) -> Evaluation:
+) -> MeasuredCases:
     """Measure a model on the cases of a folder, and write `report.html`, `cases.csv` and `summary.json`.
+
+    What each case gives is kept in `measured/` beside them, so that the same call does only what is missing, see
+    `engine.cases`. A case that can't be measured doesn't keep the others: the figures are of those, `cases_failed` in
+    the summary is how many are not among them, and `outcome` says why.
 
     Args:
         layout: of the folder, see `data.layouts.find`.
         cases: a split file; only its test cases (or all it names) are measured.
         progress: called with the number of cases after each.
+        pool: who measures, see `measure_cases`.
         reading: `options` and `point_options`, for the readers of images and of points, see `find_cases`.
 
     Returns:
@@ -128,28 +138,48 @@ def evaluate_folder(
         with `unseen.`.
 
     Raises:
-        VoxelryError: whatever is wrong with the data or the folder for the results.
+        VoxelryError: whatever is wrong with the data or the folder for the results, or with every case.
     """
     dataset = evaluation_dataset(model, root, layout, cases, **reading)
-    count = len(dataset)
-    seen = seen_cases(model.bundle.config, case_digests(dataset))
-    evaluation = evaluate_task(
-        model.task, dataset, progress=None if progress is None else lambda names: progress(count)
-    )
+    for name in (CASES, SUMMARY, PAGE):  # of earlier figures none shall be taken for these
+        _remove(out / name)
+    evaluation = measure_cases(model, dataset, out, root=root, progress=progress, pool=pool)
+    seen = seen_cases(model.bundle.config, evaluation.digests)
     evaluation = _told_apart(model.task, evaluation, seen) if seen else evaluation.chosen(model.task)
-    report = Report(f"Evaluation of {model.task_name}", subtitle=f"{count} cases of {root}")
+    failed = evaluation.outcome.failed
+    if failed:
+        evaluation = replace(evaluation, summary=evaluation.summary | {"cases_failed": float(len(failed))})
+    report = Report(f"Evaluation of {model.task_name}", subtitle=f"{len(evaluation.cases)} cases of {root}")
     evaluation.write(out)
     lines = describe_seen(seen)
     for line in lines:
         log.warning("%s", line)
     if lines:
         report.section("Cases that the model was made with", "; ".join(lines))
+    if failed:
+        report.section("Cases that failed", "The figures are of the others alone.")
+        report.table([{"file": str(path), "why": reason} for path, reason in failed])
     add_results(report, model.task, evaluation)
     report.save(out / PAGE)
     return evaluation
 
 
-def _told_apart(task: Task, evaluation: Evaluation, seen: Mapping[str, str]) -> Evaluation:
+def _remove(path: Path) -> None:
+    """Delete a file where it is there.
+
+    Raises:
+        FileError: it can't be deleted.
+    """
+    if isinstance(path, Remote):
+        remove(path)
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(path, f"can't be replaced: {error.strerror or error}") from error
+
+
+def _told_apart(task: Task, evaluation: MeasuredCases, seen: Mapping[str, str]) -> MeasuredCases:
     """An evaluation that says of each case whether the model has seen it, and sums up the others apart."""
     how = [seen_as(str(row.get("name", "")), seen) for row in evaluation.rows]
     fresh = [row for row, word in zip(evaluation.rows, how, strict=True) if word not in SEEN_WORDS]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
 
@@ -19,10 +19,38 @@ from voxelry.data.parts import SampleSource
 from voxelry.metrics.choice import ALL
 from voxelry.tasks.base import Row, Task
 
-__all__ = ["Evaluation", "evaluate_task", "write_summary"]
+__all__ = ["CASES", "SUMMARY", "Evaluation", "OnDemand", "evaluate_task", "measured", "write_summary"]
 
+
+CASES, SUMMARY = "cases.csv", "summary.json"
 
 PredictionT = TypeVar("PredictionT")
+ItemT = TypeVar("ItemT")
+
+
+class OnDemand(Sequence[ItemT]):
+    """Items each of which is made whenever it is looked at, so that no more are in memory than are in use.
+
+    Args:
+        count: how many there are.
+        make: answers one by its number.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], ItemT]):
+        self._numbers, self._make = range(count), make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> ItemT: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ItemT]: ...
+
+    def __getitem__(self, index: int | slice) -> ItemT | list[ItemT]:
+        found = self._numbers[index]
+        return [self._make(number) for number in found] if isinstance(found, range) else self._make(found)
 
 
 @dataclass
@@ -38,7 +66,7 @@ class Evaluation(Generic[PredictionT]):
 
     rows: list[Row] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
-    predictions: list[PredictionT] = field(default_factory=list)
+    predictions: Sequence[PredictionT] = field(default_factory=list)
     cases: Any = ()
 
     def chosen(self, task: Task[Any, Any]) -> Self:
@@ -52,12 +80,12 @@ class Evaluation(Generic[PredictionT]):
             FileError: the folder can't be written.
         """
         action = "the metrics can't be written"
-        with replacing(folder / "cases.csv", action) as place, place.open("w", newline="", encoding="utf-8") as file:
+        with replacing(folder / CASES, action) as place, place.open("w", newline="", encoding="utf-8") as file:
             columns = list(dict.fromkeys(key for row in self.rows for key in row))
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        with replacing(folder / "summary.json", action) as place:
+        with replacing(folder / SUMMARY, action) as place:
             write_summary(place, self.summary)
 
 
@@ -72,22 +100,33 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 def evaluate_task(
     task: Task[Any, PredictionT], dataset: SampleSource, *, progress: Callable[[Sequence[str]], None] | None = None
 ) -> Evaluation[PredictionT]:
-    """Predict and measure every case of a dataset, one at a time, on the device the task is on.
+    """Predict and measure every case of a dataset, one at a time, on the device the task is on; see `measured`."""
+    rows: list[Row] = []
+    predictions: list[PredictionT] = []
+    for found, answers, names in measured(task, dataset, range(len(dataset))):
+        rows += found
+        predictions += answers
+        if progress is not None:
+            progress(names)
+    return Evaluation(rows, task.summary(rows), predictions, dataset)
 
-    What is measured, and on which grid, is the recipe's `compared`.
+
+def measured(
+    task: Task[Any, PredictionT], dataset: SampleSource, numbers: Iterable[int]
+) -> Iterator[tuple[list[Row], list[PredictionT], Sequence[str]]]:
+    """Rows, predictions and names of some samples of a dataset, one after the other.
+
+    What is measured, and on which grid, is the recipe's `compared`. A sample's row depends on nothing but the task and
+    the sample, whichever others are measured with it.
     """
     task.eval()
     device = next(task.parameters()).device
-    evaluation: Evaluation[PredictionT] = Evaluation(cases=dataset)
     recipe = recipe_of(task)
-    for index, loaded in enumerate(evaluation_loader(dataset, Loading(num_workers=0))):
+    numbers = list(numbers)
+    loader = evaluation_loader(dataset, Loading(num_workers=0), numbers) if numbers else ()
+    for index, loaded in zip(numbers, loader, strict=True):
         batch = loaded.to(device)
         with torch.inference_mode():
             predictions = task.predict_to_measure(batch, ALL)
         predictions, batch = recipe.compared(predictions, batch, dataset, index)
-        evaluation.rows += task.metrics(predictions, batch, ALL)
-        evaluation.predictions += predictions
-        if progress is not None:
-            progress(batch.names)
-    evaluation.summary = task.summary(evaluation.rows)
-    return evaluation
+        yield task.metrics(predictions, batch, ALL), predictions, batch.names

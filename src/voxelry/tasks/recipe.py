@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -65,6 +66,8 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         adaptable: whether an adapter can be trained on a bundle of it (`adapter={...}`).
         demo: what `voxelry demo` shows of it, where it has one.
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
+        stored: what `to_store` answers is made of, beside plain values and arrays; without any, the predictions of an
+            evaluation are not kept but made again where somebody looks at one.
         windowed: whether a run that learns from windows is measured on the middle ones of held-out cases, as nothing is
             asked of whole images.
     """
@@ -81,6 +84,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
     demo: Demo | None = None
     bordered: bool = False
     windowed: bool = False
+    stored: tuple[type, ...] = ()
 
     @property
     def name(self) -> str:
@@ -194,6 +198,15 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         """
         return predictions, batch
 
+    def to_store(self, prediction: PredictionT) -> Any:
+        """A prediction as `core.records` can write it, of the classes in `stored`; by default itself."""
+        return prediction
+
+    def from_store(self, stored: Any) -> PredictionT:
+        """The prediction that `to_store` made that of."""
+        prediction: PredictionT = stored
+        return prediction
+
     def held_out(self, task: TaskT, volumes: VolumeDataset) -> Any:
         """Cases as the task is measured on them, by default the volumes."""
         return volumes
@@ -222,15 +235,22 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         raise SettingError(f"image: {self.name} takes one file for an image, got a mapping of {', '.join(files)}")
 
     def cases(self, model: Model[TaskT], root: Path, layout: str, file: Path | None, **reading: Any) -> Any:
-        """The cases of a folder as a trained model is measured on them; see `engine.report.evaluate_folder`."""
+        """The cases of a folder as a trained model is measured on them; see `engine.report.evaluate_folder`.
+
+        An image whose header can't be read is refused where it is measured, so that it doesn't keep the others.
+        """
         found = find_cases(root, layout, need_landmarks=self.required == "landmarks", **reading)
         found = named_cases(found, file)
-        for case in found:
-            header = open_image(case.image, **case.options)
-            model.check_image(str(case.image), header.space.ndim, header.channels)
+        readable = []
+        for number, case in enumerate(found):
+            with suppress(FileError):
+                header = open_image(case.image, **case.options)
+                model.check_image(str(case.image), header.space.ndim, header.channels)
+                readable.append(number)
         names = self.landmark_names(model.task)
         dataset = VolumeDataset(found, preprocess=model.bundle.preprocess, need=self.truth, landmark_names=names)
-        self.check(model.task, dataset)
+        if readable:
+            self.check(model.task, dataset.part(readable))
         return self.held_out(model.task, dataset)
 
     def landmark_names(self, task: TaskT) -> Sequence[str] | None:

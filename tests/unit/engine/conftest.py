@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from voxelry.core.records import write_records
 from voxelry.engine.compose import compose_training
+from voxelry.engine.report import evaluate_folder, evaluation_dataset
 from voxelry.io import read_image
 from voxelry.phantoms import LABEL_NAMES, write_phantoms
+from voxelry.tasks.evaluate import evaluate_task
 
 LIVER = LABEL_NAMES.index("liver")
 
@@ -50,3 +55,31 @@ def training(phantoms, tmp_path, quick_training):
         )
 
     return configured
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """Measures a model on a folder, and compares what was kept of each case with what is measured all at once."""
+
+    def plain(rows):
+        """As text, in which NaN is NaN, and without the time that it took."""
+        return [
+            json.dumps({name: value for name, value in row.items() if name not in ("seen", "seconds")}) for row in rows
+        ]
+
+    def written(model, prediction, name):
+        untimed = replace(prediction, seconds=0.0) if hasattr(prediction, "seconds") else prediction
+        write_records(tmp_path / name, {}, [model.recipe.to_store(untimed)], model.recipe.stored)
+        return (tmp_path / name).read_bytes()
+
+    def measure(model, root, out):
+        found = evaluate_folder(model, root, out)
+        at_once = evaluate_task(model.task, evaluation_dataset(model, root))
+        assert plain(found.rows) == plain(at_once.rows)
+        assert len(found.predictions) == len(at_once.predictions) == len(found.rows) > 0
+        for one, other in zip(found.predictions, at_once.predictions, strict=True):
+            assert type(one) is type(other)
+            assert written(model, one, "kept") == written(model, other, "at_once")
+        return found
+
+    return measure

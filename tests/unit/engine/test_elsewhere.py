@@ -120,7 +120,11 @@ def test_a_dataset_elsewhere_is_measured_and_looked_at(bundle, tmp_path):
         assert not diagnose(folder).wrong
         found[folder] = voxelry.evaluate(bundle, folder, f"{folder}/scores")
         names = {path.name for path in visible(as_path(f"{folder}/scores"))}
-        assert names == {"cases.csv", "summary.json", "report.html"}
+        assert names == {"cases.csv", "summary.json", "report.html", "measured"}
+        again = voxelry.evaluate(bundle, folder, f"{folder}/scores")
+        assert {row.state for row in again.outcome.rows} == {"kept"}
+        assert again.rows == found[folder].rows
+        assert [prediction.name for prediction in again.predictions] == [row["name"] for row in again.rows]
     one, other = found.values()
     assert one.rows == other.rows
     assert one.summary == other.summary

@@ -33,7 +33,7 @@ def run(out, names, pool):
         jobs = [Note(Path("/images") / name, (), name, Places.of(ledger)) for name in names]
         with suppress(KeyboardInterrupt):
             keeper.run(jobs, None, None, pool)
-        return {path.name: row.state for path, row in keeper.rows.items()}
+        return {path.name: row.state for (path, _), row in keeper.rows.items()}
 
 
 NAMES = [f"n{number:03d}" for number in range(300)]

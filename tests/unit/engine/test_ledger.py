@@ -211,6 +211,32 @@ def test_another_file_of_the_same_name_is_refused_while_the_first_is_there(out, 
         assert claimed(ledger, "a", second).state == "kept"
 
 
+def test_without_a_guard_whatever_is_not_as_it_was_left_is_done_anew(out, tmp_path):
+    (tmp_path / "a.nii").touch()
+    facts = Dependencies(**{**vars(FACTS), "input": str(tmp_path / "a.nii")})
+    with Ledger(out, guarded=False) as ledger:
+        written = do(ledger, facts=facts)
+        assert claimed(ledger, "a", facts).state == "kept"
+        claim = claimed(ledger, "a", FACTS)  # its input is elsewhere, though the other is there, too
+        assert (claim.state, claim.note) == ("ours", "another input")
+        settled(ledger, "a", made(ledger))
+        written.write_text("by hand")
+        claim = claimed(ledger, "a", FACTS)
+        assert (claim.state, claim.note) == ("ours", "what was kept of it was changed")
+
+
+def test_what_is_asked_for_no_more_is_forgotten_unless_another_command_is_at_it(out):
+    with Ledger(out) as other:
+        claimed(other, "busy", FACTS)
+        with Ledger(out) as ledger:
+            gone, kept = do(ledger, "gone"), do(ledger, "kept")
+            ledger.forget_others(["kept"])
+            assert (gone.exists(), kept.exists()) == (False, True)
+            assert claimed(ledger, "kept", FACTS).state == "kept"
+            assert claimed(ledger, "gone", FACTS).note == ""
+            assert claimed(ledger, "busy", FACTS).state == "busy"
+
+
 def test_an_output_that_is_another_files_is_refused(out):
     with Ledger(out) as ledger:
         do(ledger, output="a_spread.csv")

@@ -22,10 +22,13 @@ from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.bundle.model import load
 from voxelry.core.errors import ConfigError, MissingDependencyError, VoxelryError
 from voxelry.core.space import Space
+from voxelry.data.layouts.files import visible
 from voxelry.data.preprocess import Preprocess
+from voxelry.engine.cases import MEASURED
 from voxelry.engine.compose import compose_training
 from voxelry.engine.predict import predict_files
 from voxelry.engine.ray_pool import RayPool
+from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
 from voxelry.io import write_image
 from voxelry.models.unet import UNet
@@ -247,6 +250,37 @@ def test_actors_predict_what_one_process_predicts_though_one_is_lost(cluster, tm
     assert outcome.failed == expected.failed
     assert [path.read_bytes() for path in outcome.written] == [path.read_bytes() for path in expected.written]
     assert [row.state for row in predict_files(model, scans, there).rows].count("kept") == 7
+
+
+def test_actors_measure_what_one_process_measures_though_one_is_lost(cluster, many_phantoms, tmp_path):
+    torch.manual_seed(0)
+    names = [f"point_{number}" for number in range(1, 9)]
+    network = UNet(ndim=3, out_channels=8, width=8, multipliers=(1, 2), groups=4, heads=2, head_dim=8)
+    task = LandmarkTask(network, landmark_names=names, sigma=2.0)
+    bundle = write_bundle(tmp_path / "bundle", task, Preprocess(image_size=16), record={}, card="")
+    data = shutil.copytree(many_phantoms, tmp_path / "data")
+    broken = data / "volumes" / "case_004.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    lost = []
+
+    def lose(_):
+        if not lost:
+            lost.append(own_actor())
+            os.kill(lost[0], signal.SIGKILL)
+
+    model = load(bundle, "cpu")
+    here, there = tmp_path / "here", tmp_path / "there"
+    expected = evaluate_folder(model, data, here)
+    pool = RayPool({"path": bundle, "device": "cpu"}, num_workers=2)
+    found = evaluate_folder(model, data, there, progress=lose, pool=pool)
+    assert lost
+    assert [row.state for row in found.outcome.rows] == [row.state for row in expected.outcome.rows]
+    assert found.outcome.failed == expected.outcome.failed
+    assert [row.input for row in found.outcome.rows if row.state == "failed"] == [broken]
+    files = [path.relative_to(here) for path in (*here.glob("*.*"), *visible(here / MEASURED))]
+    assert len(files) == 3 + 5
+    for path in files:
+        assert (there / path).read_bytes() == (here / path).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ from voxelry.data.slices.cut import oblique_plane
 from voxelry.data.slices.pointmaps import masked_pointmap
 from voxelry.engine.compose import compose_training
 from voxelry.engine.predict import predict_files
-from voxelry.engine.report import evaluate_folder
 from voxelry.engine.train import train
 from voxelry.io import read_image, write_image
 from voxelry.io.meshes import read_mesh
@@ -269,8 +268,8 @@ def test_a_training_leaves_a_bundle(trained):
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_bundle_is_measured_on_a_folder(trained, phantoms, tmp_path):
-    summary = evaluate_folder(load(trained[1].bundle), phantoms, tmp_path).summary
+def test_a_bundle_is_measured_on_a_folder(trained, phantoms, evaluated, tmp_path):
+    summary = evaluated(load(trained[1].bundle), phantoms, tmp_path).summary
     assert "Away from what was seen" in (tmp_path / "report.html").read_text()
     assert 0 <= summary["dice"] <= 1
 

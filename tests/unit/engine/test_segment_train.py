@@ -74,7 +74,7 @@ def begun(config, folder):
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_path):
+def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, evaluated, tmp_path):
     run = train(flat("task.score_threshold=0.0", "task.tile_overlap=0.25", "trainer.max_steps=2"))
     assert {"ap_50", "pq", "watershed_ap_50"} <= set(run.summary)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
@@ -97,7 +97,7 @@ def test_a_run_leaves_a_bundle_that_predicts_in_every_format(flat, nuclei, tmp_p
         assert volume.space.is_close(space, tolerance=1e-3)
         with (tmp_path / format / "case_000.instances.csv").open(newline="") as file:
             assert len(list(csv.DictReader(file))) == len(direct)
-    summary = evaluate_folder(model, nuclei, tmp_path / "evaluation").summary
+    summary = evaluated(model, nuclei, tmp_path / "evaluation").summary
     assert summary["images"] == 4
     assert (tmp_path / "evaluation" / "report.html").exists()
 

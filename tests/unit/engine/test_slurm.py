@@ -12,7 +12,9 @@ from voxelry.engine.launch import launch
 from voxelry.phantoms import write_phantoms
 
 FOLDER = Path(__file__).parents[3] / "scripts" / "slurm"
-SCRIPT, PREDICTION, EVALUATION = (FOLDER / f"{name}.sbatch" for name in ("train_ray", "predict_ray", "evaluate"))
+SCRIPT, PREDICTION, EVALUATION, EVALUATIONS = (
+    FOLDER / f"{name}.sbatch" for name in ("train_ray", "predict_ray", "evaluate", "evaluate_ray")
+)
 STANDINS = {
     "scontrol": 'printf "node1\\nnode2\\nnode3\\n"',
     "hostname": 'echo "10.0.0.7 192.168.0.7"',
@@ -66,7 +68,7 @@ def submit(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("script", [SCRIPT, PREDICTION, EVALUATION], ids=lambda path: path.stem)
+@pytest.mark.parametrize("script", [SCRIPT, PREDICTION, EVALUATION, EVALUATIONS], ids=lambda path: path.stem)
 def test_a_script_is_valid_shell(script):
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
     assert os.access(script, os.X_OK)
@@ -105,15 +107,16 @@ def test_ray_starts_on_every_node_and_the_training_on_one(submit):
     assert started[-1].startswith("at 10.0.0.7:24711, token secret,")
 
 
-def test_a_prediction_has_the_model_on_every_gpu_of_the_job(submit):
-    done, started = submit("--model", "/runs/nuclei", "/my scans", "--out", "/out", script=PREDICTION)
+@pytest.mark.parametrize(("script", "command"), [(PREDICTION, "predict"), (EVALUATIONS, "evaluate")])
+def test_the_model_is_on_every_gpu_of_the_job(submit, script, command):
+    done, started = submit("--model", "/runs/nuclei", "/my scans", "--out", "/out", script=script)
     assert done.returncode == 0, done.stderr
     assert sum(line.startswith("ray start") for line in started) == 2
     assert started[-2] == (
-        "voxelry predict --model /runs/nuclei /my scans --out /out --launcher ray --workers 12 "
+        f"voxelry {command} --model /runs/nuclei /my scans --out /out --launcher ray --workers 12 "
         "--launcher-option cpus_per_worker=4 --launcher-option gpus_per_worker=1"
     )
-    assert submit(script=PREDICTION, VOXELRY_FAILS="1")[0].returncode == 1
+    assert submit(script=script, VOXELRY_FAILS="1")[0].returncode == 1
 
 
 def test_a_job_submitted_elsewhere_is_told_where_the_scripts_lie(submit, tmp_path):

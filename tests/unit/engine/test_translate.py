@@ -69,7 +69,7 @@ def bundle(folder, *, conditions=1, preprocess=None, **settings):
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phantoms, tmp_path):
+def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phantoms, evaluated, tmp_path):
     run = trained(phantoms, "task.spread_samples=2", "trainer.max_steps=2")
     assert {"psnr", "ssim", "input_psnr", "baseline_psnr", "coverage_90"} <= set(run.summary)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phanto
     given = read_image(path)
     assert image.space.is_close(given.space, 1e-4)
     assert spread.space.is_close(given.space, 1e-4)
-    summary = evaluate_folder(model, phantoms, tmp_path / "evaluation").summary
+    summary = evaluated(model, phantoms, tmp_path / "evaluation").summary
     assert (tmp_path / "evaluation" / "report.html").exists()
     assert summary["psnr"] > summary["input_psnr"] - 1
 

@@ -25,6 +25,7 @@ from voxelry.data.slices.choice import Choice, Cut, Draw, spread_out
 from voxelry.data.slices.cut import SliceSample, array_axis
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.upright import upright
+from voxelry.data.units import Unit
 from voxelry.io import open_image, read_image
 
 __all__ = ["PreparedSlices", "check_template", "folder_template", "patient_frame"]
@@ -67,6 +68,23 @@ class PreparedSlices:
     def names(self) -> list[str]:
         """Of the cases."""
         return [str(case["name"]) for case in self.cases]
+
+    def units(self) -> list[Unit]:
+        """The cases and their files, whatever the numbers of the samples."""
+        settings = {name: self.manifest[name] for name in ("settings", "classes")}
+        return [
+            Unit(
+                name=str(case["name"]),
+                image=self.root / "volumes" / f"{case['name']}.nii.gz",
+                files=tuple(
+                    self.root / name
+                    for name in (case["sdf"], case["labels"], *(entry["file"] for entry in case["slices"]))
+                ),
+                numbers=(),
+                settings={"record": case, **settings},
+            )
+            for case in self.cases
+        ]
 
     def preprocess(self) -> Preprocess:
         """What makes of a raw volume the intensities and grid that these slices have.

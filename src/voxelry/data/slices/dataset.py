@@ -27,6 +27,7 @@ from voxelry.data.slices.choice import Choice, Cut, Draw
 from voxelry.data.slices.cut import SliceSample, draw_click
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.sources import SliceSource
+from voxelry.data.units import Unit
 
 __all__ = ["SliceDataset", "SliceSettings", "usual_edges"]
 
@@ -167,6 +168,17 @@ class SliceDataset(Configured, torch.utils.data.Dataset[SliceCase]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def units(self) -> list[Unit]:
+        """The items of each case that has any; what is drawn for them depends on their numbers, too."""
+        numbers: dict[int, list[int]] = {}
+        for number, (case, _, _) in enumerate(self.items):
+            numbers.setdefault(case, []).append(number)
+        units = self.source.units()
+        return [
+            replace(units[case], numbers=tuple(own), settings={**units[case].settings, "items": own})
+            for case, own in numbers.items()
+        ]
 
     def __getitem__(self, index: int) -> SliceCase:
         """Item `index` as `sample` makes it, in the first epoch."""

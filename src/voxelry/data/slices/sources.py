@@ -22,6 +22,7 @@ from voxelry.data.slices.choice import Choice, Cut, Draw, choose_cuts
 from voxelry.data.slices.cut import SliceSample
 from voxelry.data.slices.organ_shape import OrganShape
 from voxelry.data.slices.upright import upright
+from voxelry.data.units import Unit
 
 __all__ = ["SliceSource", "VolumeSlices"]
 
@@ -56,6 +57,9 @@ class SliceSource(Protocol):
 
     def truth(self, case: int, organ: tuple[int, ...]) -> Tensor:
         """`(D, H, W)` bool on the grid of the volume."""
+
+    def units(self) -> list[Unit]:
+        """The cases and their files, whatever the numbers of the samples."""
 
 
 class VolumeSlices:
@@ -100,6 +104,10 @@ class VolumeSlices:
         if case not in self._present:
             self._present[case] = set(torch.unique(self._labels(case)).tolist())
         return bool(self._present[case] & set(organ))
+
+    def units(self) -> list[Unit]:
+        """Those of the volumes."""
+        return self.volumes.units()
 
     def organ_name(self, organ: tuple[int, ...]) -> str:
         """What the folder or its files of segments call it, its label values where they don't."""

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from voxelry.bundle.backbone import pretraining_of
 from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.errors import ConfigError
+from voxelry.core.space import Space
 from voxelry.data.dataset import VolumeDataset
 from voxelry.data.sample import Sample
 from voxelry.io import POINT_FORMATS, write_landmarks
@@ -33,6 +34,7 @@ class LandmarkRecipe(DenseRecipe[LandmarkTask, LandmarkPrediction]):
     truth = ("landmarks",)
     required = "landmarks"
     bordered = True
+    stored = (LandmarkPrediction, Space)
     demo = DEMO
     adjustable = (
         "task.decoder",

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from voxelry.bundle.pretrained import Pretrained
+from voxelry.core.space import Space
 from voxelry.data.demands import Demands
 from voxelry.data.sample import Sample
 from voxelry.models.transfer import TransferReport, transfer
@@ -29,6 +30,7 @@ class MaskedPretrainRecipe(Recipe[MaskedPretrainTask, MaskedPrediction]):
 
     task = MaskedPretrainTask
     windowed = True
+    stored = (MaskedPrediction, Space)
 
     def demands(self) -> Demands:
         """Nothing but images; no case is kept for a test."""

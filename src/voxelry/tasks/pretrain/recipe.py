@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from omegaconf import DictConfig
 
+from voxelry.core.space import Space
 from voxelry.data.demands import Demands
 from voxelry.data.patches import window_size
 from voxelry.data.sample import Sample
@@ -35,6 +36,7 @@ class PretrainRecipe(DenseRecipe[PretrainTask, PretrainPrediction]):
     task = PretrainTask
     alike = ("translate",)
     windowed = True
+    stored = (PretrainPrediction, Space)
 
     def demands(self) -> Demands:
         """Nothing but images; no case is kept for a test."""

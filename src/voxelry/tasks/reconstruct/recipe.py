@@ -65,6 +65,7 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
     instead = ("slice", "mask")
     adjustable: tuple[str, ...] = ("task.evaluation", "task.contour", "task.recentre", "task.mirror")
     adaptable = True
+    stored = (ReconstructPrediction, Space)
     starts: tuple[str, ...] = ("shape_net",)
 
     @property

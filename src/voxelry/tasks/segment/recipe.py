@@ -40,7 +40,8 @@ from voxelry.io.images.record import ImageFile
 from voxelry.models.mask_rcnn.settings import TransformSettings
 from voxelry.models.mask_rcnn.transform import Transform, resize_boxes
 from voxelry.models.transfer import TransferReport, best_transfer
-from voxelry.tasks.evaluate import Evaluation
+from voxelry.ops.instances import Instances, PackedCrops
+from voxelry.tasks.evaluate import Evaluation, OnDemand
 from voxelry.tasks.recipe import History, Recipe, fitting, make_folder
 from voxelry.tasks.segment import report as pages
 from voxelry.tasks.segment.demo import DEMO
@@ -74,6 +75,7 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
     truth = ("masks", "labels")
     required = "instances"
     demo = DEMO
+    stored = (Instances, PackedCrops, Space)
     adjustable = (
         "task.tile_size",
         "task.tile_overlap",
@@ -186,6 +188,16 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         sample = self.truth_of(dataset, index)
         return [one.on(sample.space).visible() for one in predictions], collate([sample]).to(batch.image.device)
 
+    def to_store(self, prediction: InstancePrediction) -> tuple[str, Space, Instances, Instances | None]:
+        """All but the label volume, which is painted of it again."""
+        candidates = None if prediction.candidates is None else _packed(prediction.candidates)
+        return prediction.name, prediction.space, _packed(prediction.instances), candidates
+
+    def from_store(self, stored: tuple[str, Space, Instances, Instances | None]) -> InstancePrediction:
+        """The same prediction."""
+        name, space, instances, candidates = stored
+        return InstancePrediction.from_instances(name, space, instances, candidates=candidates)
+
     def predict_file(
         self,
         model: Model[SegmentTask],
@@ -263,8 +275,19 @@ class SegmentRecipe(Recipe[SegmentTask, InstancePrediction]):
         self, report: Report, task: SegmentTask, evaluation: Evaluation[InstancePrediction], history: History
     ) -> None:
         """Scores, curves, and the cases to look at."""
-        samples = [self.truth_of(evaluation.cases, index) for index in range(len(evaluation.cases))]
+        cases = evaluation.cases
+        samples = OnDemand(len(cases), lambda index: self.truth_of(cases, index))
         pages.add_results(report, task, replace(evaluation, cases=samples))
+
+
+def _packed(instances: Instances) -> Instances:
+    """The same with masks of one bit per voxel."""
+    crops = instances.crops
+    return (
+        instances
+        if isinstance(crops, PackedCrops)
+        else replace(instances, crops=PackedCrops.pack(crops, instances.ndim))
+    )
 
 
 def _in_pieces(file: ImageFile, model: Model[SegmentTask]) -> bool:

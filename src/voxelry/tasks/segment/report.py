@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from voxelry.core.space import Space
 from voxelry.data.sample import Sample
 from voxelry.metrics.detection import FROC_RATES, froc_curve, precision_recall
 from voxelry.metrics.instances import THRESHOLDS, InstanceRecord, records_of, summarise
@@ -42,7 +43,7 @@ _BASELINE = "watershed_record"  # the row's column that the task fills with the 
 def add_results(report: Report, task: Task, found: Evaluation[InstancePrediction]) -> Report:
     """Everything below, in the order a reader asks for it; the cases are samples on the grids of the predictions."""
     add_scores(report, task, found.rows)
-    add_sizes(report, found.cases, found.rows)
+    add_sizes(report, [prediction.space for prediction in found.predictions], found.rows)
     several = len(getattr(task, "class_names", ())) > 1
     return add_cases(report, found.predictions, found.cases, found.rows, several=several)
 
@@ -125,10 +126,10 @@ def _add_classes(report: Report, summary: Mapping[str, float]) -> None:
         )
 
 
-def add_sizes(report: Report, samples: Sequence[Sample], rows: Sequence[Row]) -> Report:
-    """Which sizes are found and which are missed."""
+def add_sizes(report: Report, spaces: Sequence[Space], rows: Sequence[Row]) -> Report:
+    """Which sizes are found and which are missed, of images on these grids."""
     records = records_of(rows)
-    sizes, iou, unit = _sizes(samples, records)
+    sizes, iou, unit = _sizes(spaces, records)
     if not len(sizes):
         return report
     report.section("Errors by size", "Every annotated object; groups of one size hold as many objects each.")
@@ -251,15 +252,15 @@ def _fault(
 
 
 def _sizes(
-    samples: Sequence[Sample], records: Sequence[InstanceRecord]
+    spaces: Sequence[Space], records: Sequence[InstanceRecord]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:
     """Size and IoU of every true object, and the unit of the sizes: µm where all images are a microscope's."""
-    ndim = samples[0].ndim if samples else 3
-    tiny = all(max(sample.space.spacing) < MICROSCOPIC_MM for sample in samples)
+    ndim = spaces[0].ndim if spaces else 3
+    tiny = all(max(space.spacing) < MICROSCOPIC_MM for space in spaces)
     factor = 1000.0**ndim if tiny else 1.0
     sizes = [
-        np.array(record.blind.sizes) * np.prod(sample.space.spacing) * factor
-        for sample, record in zip(samples, records, strict=True)
+        np.array(record.blind.sizes) * np.prod(space.spacing) * factor
+        for space, record in zip(spaces, records, strict=True)
     ]
     iou = [np.array(record.blind.found) for record in records]
     unit = ("µm" if tiny else "mm") + "²³"[ndim - 2]

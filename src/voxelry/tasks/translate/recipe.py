@@ -14,6 +14,7 @@ from voxelry.bundle.pretrained import Pretrained
 from voxelry.core.choice import check_choice
 from voxelry.core.errors import ConfigError, SettingError
 from voxelry.core.remote import as_path
+from voxelry.core.space import Space
 from voxelry.data.degrade import Degrade
 from voxelry.data.degrade.dataset import DegradedDataset
 from voxelry.data.demands import Demands
@@ -48,6 +49,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
 
     task = TranslateTask
     demo = DEMO
+    stored = (TranslatePrediction, Space)
     alike = ("pretrain",)
     options = OPTIONS
     adjustable = (
