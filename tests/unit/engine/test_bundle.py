@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from voxelry.bundle import bundle as bundles
 from voxelry.bundle.bundle import read_bundle, write_bundle
 from voxelry.bundle.registry import TASKS, recipe_named
+from voxelry.bundle.settings import digest
 from voxelry.core.errors import CheckpointError, ConfigError, FileError, SettingError
 from voxelry.core.settings import settings_parts
 from voxelry.data.preprocess import Preprocess
@@ -39,7 +40,7 @@ def rewrite(bundle: Path, change) -> None:
     text = yaml.safe_dump(config, sort_keys=False)
     (bundle / "config.yaml").write_text(text)
     state = load_file(bundle / "weights.safetensors")
-    save_file(state, bundle / "weights.safetensors", metadata={"config_sha256": bundles._digest(text.encode())})
+    save_file(state, bundle / "weights.safetensors", metadata={"config_sha256": digest(text.encode())})
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
@@ -157,7 +158,7 @@ def test_tags_in_the_settings_are_not_executed(bundle, tmp_path):
     text = f"!!python/object/apply:os.mkdir ['{tmp_path / 'pwned'}']\n"
     (bundle / "config.yaml").write_text(text)
     state = load_file(bundle / "weights.safetensors")
-    save_file(state, bundle / "weights.safetensors", metadata={"config_sha256": bundles._digest(text.encode())})
+    save_file(state, bundle / "weights.safetensors", metadata={"config_sha256": digest(text.encode())})
     with pytest.raises(CheckpointError, match="not plain YAML"):
         read_bundle(bundle)
     assert not (tmp_path / "pwned").exists()
