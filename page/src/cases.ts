@@ -2,8 +2,6 @@
 import { app, element, former, make, say } from './app'
 import { server } from './server'
 
-const WAIT = 300 // ms between looks at a check
-
 let found: Record<string, string[]> = {}
 let open: (id: number) => void = () => undefined
 
@@ -51,14 +49,9 @@ export async function checkCases(): Promise<void> {
   button.disabled = true
   try {
     const { job } = await server.check()
-    for (;;) {
-      const { state, done, total, message, answer } = await server.checked(job)
-      if (state === 'failed') throw new Error(message)
-      if (answer) found = answer
-      if (state === 'done' || state === 'cancelled') break
-      say(total ? `checking ${done} of ${total}` : 'checking')
-      await new Promise((resolve) => setTimeout(resolve, WAIT))
-    }
+    const { state, message, answer } = await server.checked(job, ({ done, total }) => say(total ? `checking ${done} of ${total}` : 'checking'))
+    if (state === 'failed') throw new Error(message)
+    if (answer) found = answer
     const count = Object.keys(found).length
     say(count ? `${count} of ${app.state.cases.length} images have something wrong; a ! marks them` : 'nothing is wrong with these images')
     listCases()

@@ -2,7 +2,6 @@
 import { app, attempt, element, former, say } from './app'
 import { type Learned, server, type Training } from './server'
 
-const WAIT = 500 // ms between looks at a training
 const GOING = ['waiting', 'running']
 
 let shown: () => void = () => undefined // who shows the list again
@@ -47,14 +46,12 @@ export function showLearning(): void {
 }
 
 async function watch(job: number): Promise<void> {
-  for (;;) {
-    app.state.training = { job, ...(await server.training(job)) }
-    const { state, answer } = app.state.training
-    if (answer?.better) app.state.model = answer.bundle
+  await server.training(job, (training) => {
+    app.state.training = { job, ...training }
+    if (training.answer?.better) app.state.model = training.answer.bundle
     showLearning()
-    if (!GOING.includes(state)) return shown()
-    await new Promise((resolve) => setTimeout(resolve, WAIT))
-  }
+  })
+  shown()
 }
 
 function showTraining({ state, done, total, doing, message, answer }: Training): void {

@@ -15,7 +15,6 @@ const WINDOWS: Record<string, [number, number] | null> = {
 const VIEWS: Record<string, SLICE_TYPE> = {
   All: SLICE_TYPE.MULTIPLANAR, Axial: SLICE_TYPE.AXIAL, Coronal: SLICE_TYPE.CORONAL, Sagittal: SLICE_TYPE.SAGITTAL, '3-D': SLICE_TYPE.RENDER,
 }
-const WAIT = 250 // ms between looks at a job
 const STILL = 4 // pixels that a click may move
 const REACH = 10 // pixels from a point that a drag may begin at
 
@@ -149,15 +148,12 @@ async function busy(work: () => Promise<unknown>): Promise<void> {
 
 async function finished(number: number): Promise<Job> {
   const bar = element<HTMLProgressElement>('progress')
-  for (;;) {
-    const found = await server.job(number)
-    if (!['waiting', 'running'].includes(found.state)) return found
-    if (found.total) {
-      bar.max = found.total
-      bar.value = found.done
+  return server.job(number, ({ done, total }) => {
+    if (total) {
+      bar.max = total
+      bar.value = done
     } else bar.removeAttribute('value')
-    await new Promise((resolve) => setTimeout(resolve, WAIT))
-  }
+  })
 }
 
 async function show(answer: Answer | null): Promise<void> {

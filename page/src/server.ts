@@ -14,7 +14,7 @@ export interface Answer {
   uncertainty: number | null
 }
 export interface Learned { metric: string; before: number | null; after: number | null; cases: number; better: boolean; bundle: string }
-type Work<T> = { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; doing: string; message: string; answer: T | null }
+export type Work<T> = { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; doing: string; message: string; answer: T | null }
 export type Job = Work<Answer>
 export type Training = Work<Learned>
 export interface Answering { model: string; task: string | null; needed: string | null; options: Option[]; learns: boolean }
@@ -39,6 +39,33 @@ async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T
   return answer.json()
 }
 
+const WAIT = 300 // ms between looks at a job where there is no web socket
+
+const over = (job: Work<unknown> | null) => job !== null && job.state !== 'waiting' && job.state !== 'running'
+
+/** What a web socket tells of a job, the last of it; null where none can be had. */
+function told<T>(path: string, seen: (job: Work<T>) => void): Promise<Work<T> | null> {
+  const url = new URL(`${path}/progress`, document.baseURI)
+  url.protocol = url.protocol.replace('http', 'ws')
+  return new Promise((resolve) => {
+    let last: Work<T> | null = null
+    const socket = new WebSocket(url)
+    socket.onmessage = ({ data }) => seen(last = JSON.parse(data) as Work<T>)
+    socket.onclose = () => resolve(last)
+  })
+}
+
+/** A job when it is over; until then, how it goes on is told to `seen`. */
+async function followed<T>(path: string, seen: (job: Work<T>) => void): Promise<Work<T>> {
+  let last = await told(path, seen)
+  while (!last || !over(last)) { // a proxy that passes no web sockets, or a machine that was asleep
+    last = await asked<Work<T>>(path)
+    seen(last)
+    if (!over(last)) await new Promise((resolve) => setTimeout(resolve, WAIT))
+  }
+  return last
+}
+
 export const server = {
   state: () => asked<State>('api/state'),
   model: () => asked<Answering>('api/model'),
@@ -47,17 +74,17 @@ export const server = {
   file: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}`,
   thumbnail: (id: number) => `api/cases/${id}/thumbnail.png`,
   check: () => asked<{ job: number }>('api/checks', 'POST', {}),
-  checked: (job: number) => asked<Work<Record<string, string[]>>>(`api/checks/${job}`),
+  checked: (job: number, seen: (job: Work<Record<string, string[]>>) => void) => followed(`api/checks/${job}`, seen),
   difference: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}/difference`,
   predict: (id: number, options: object) => asked<{ job: number }>(`api/cases/${id}/predict`, 'POST', options),
-  job: (job: number) => asked<Job>(`api/jobs/${job}`),
+  job: (job: number, seen: (job: Job) => void) => followed(`api/jobs/${job}`, seen),
   cancel: (job: number) => asked<Job>(`api/jobs/${job}`, 'DELETE'),
   move: (id: number, index: number, position: number[] | null) =>
     asked<Point[]>(`api/cases/${id}/points`, 'PUT', [{ index, position }]),
   edit: (id: number, change: object) => asked<Instances>(`api/cases/${id}/instances`, 'POST', change),
   keep: (id: number) => asked<{ kept: number[] }>(`api/cases/${id}/keep`, 'POST'),
   train: (minutes: number) => asked<{ job: number }>('api/train', 'POST', { minutes }),
-  training: (job: number) => asked<Training>(`api/trainings/${job}`),
+  training: (job: number, seen: (job: Training) => void) => followed(`api/trainings/${job}`, seen),
   cancelTraining: (job: number) => asked<Training>(`api/trainings/${job}`, 'DELETE'),
   save: (id: number) => asked<{ folder: string; files: string[] }>(`api/cases/${id}/save`, 'POST'),
 }

@@ -87,11 +87,11 @@ def opened(chromium):
 
 
 @contextmanager
-def served(session):
-    """The address of a session's page, served by a thread."""
+def served(session, **settings):
+    """The address of a session's page, served by a thread with these settings of uvicorn."""
     place = socket.socket()
     place.bind(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(make_app(session, "secret"), log_level="warning"))
+    running = uvicorn.Server(uvicorn.Config(make_app(session, "secret"), log_level="error", **settings))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [place]})
     thread.start()
     try:
@@ -256,6 +256,22 @@ def test_the_page_says_that_its_model_cannot_be_loaded(opened, scan, tmp_path):
         page.locator("#loading.fault", has_text="weights: net.weight is missing").wait_for()
         assert page.locator("#predict").is_disabled()
     session.close()
+
+
+@pytest.mark.parametrize("sockets", [True, False])
+def test_how_a_prediction_goes_on_comes_by_a_web_socket_or_by_asking_where_there_is_none(
+    opened, scan, pointing, tmp_path, sockets
+):
+    session = Session([scan], load(pointing, "cpu"), tmp_path / "out")
+    told, asked = [], []
+    with opened(served(session, ws="auto" if sockets else "none")) as page:
+        page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: told.append(frame)))
+        page.on("request", lambda request: asked.append(request.url.rpartition("/api/")[2]))
+        page.click("#predict")
+        page.wait_for_selector("#points tr")
+    session.close()
+    assert bool(told) is sockets
+    assert ("jobs/1" in asked) is not sockets
 
 
 def test_an_answer_of_the_former_model_is_marked_until_it_is_predicted_again(opened, scan, pointing, tmp_path):

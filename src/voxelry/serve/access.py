@@ -46,6 +46,9 @@ class Access:
             await self._app(scope, receive, send)
             return
         fault = self._fault(Headers(scope=scope), scope)
+        if fault is not None and scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": fault[1]})
+            return
         if fault is not None:
             await PlainTextResponse(fault[1], status_code=fault[0])(scope, receive, send)
             return

@@ -12,13 +12,15 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
+from starlette.websockets import WebSocket
 
 from voxelry.core.errors import SettingError, VoxelryError
 from voxelry.serve.access import Access
 from voxelry.serve.jobs import Jobs
+from voxelry.serve.progress import tell
 from voxelry.serve.session import Session
 
 __all__ = ["PAGE", "make_app"]
@@ -58,6 +60,16 @@ class _Handlers:
 
     async def training(self, request: Request) -> Response:
         return _looked_after(request, self.session.trainings)
+
+    async def progress(self, socket: WebSocket) -> None:
+        session, asked = self.session, socket.path_params
+        queues = {"jobs": session.jobs, "trainings": session.trainings, "checks": session.checks}
+        try:
+            job = queues[asked["queue"]][asked["job"]]
+        except KeyError:
+            await socket.close()
+        else:
+            await tell(job, socket)
 
     async def thumbnail(self, request: Request) -> Response:
         return FileResponse(await run_in_threadpool(self.session.thumbnail, _case(request, self.session)))
@@ -133,6 +145,7 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         Route("/api/train", ask.train, methods=["POST"]),
         Route("/api/jobs/{job:int}", ask.job, methods=["GET", "DELETE"]),
         Route("/api/trainings/{job:int}", ask.training, methods=["GET", "DELETE"]),
+        WebSocketRoute("/api/{queue}/{job:int}/progress", ask.progress),
         Mount("/", StaticFiles(directory=page, html=True)),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={VoxelryError: _refused})

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,6 +48,28 @@ class Job:
     message: str = ""
     answer: Any = None
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
+    _watchers: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change any longer."""
+        return self.state not in ("waiting", "running")
+
+    @contextmanager
+    def watched(self, changed: Callable[[], None]) -> Iterator[None]:
+        """Have something called, by the thread that works, whenever the record changes, for the length of a block."""
+        self._watchers.append(changed)
+        try:
+            yield
+        finally:
+            self._watchers.remove(changed)
+
+    def note(self, **changes: Any) -> None:
+        """Change attributes; `state` last of all, so that who sees that a job is over sees all of it."""
+        for name, value in sorted(changes.items(), key=lambda change: change[0] == "state"):
+            setattr(self, name, value)
+        for changed in list(self._watchers):
+            changed()
 
     def record(self) -> dict[str, Any]:
         """For the page."""
@@ -57,7 +80,7 @@ class Job:
         """Note the parts that are done."""
         if self.stop.is_set():
             raise _GivenUp
-        self.done, self.total, self.doing = done, total, doing
+        self.note(done=done, total=total, doing=doing)
 
 
 class Jobs:
@@ -97,13 +120,12 @@ class Jobs:
 def _run(job: Job, work: Callable[[Progress], Any]) -> None:
     try:
         job.progress(0, 0)
-        job.state = "running"
-        job.answer = work(job.progress)
-        job.state = "done"
+        job.note(state="running")
+        job.note(answer=work(job.progress), state="done")
     except _GivenUp:
-        job.state = "cancelled"
+        job.note(state="cancelled")
     except VoxelryError as error:
-        job.message, job.state = str(error), "failed"
+        job.note(message=str(error), state="failed")
     except Exception:  # whatever it was, the page must not wait for ever
         log.exception("a prediction failed")
-        job.message, job.state = "an error of the program; its log has more", "failed"
+        job.note(message="an error of the program; its log has more", state="failed")

@@ -25,6 +25,7 @@ __all__ = ["in_background", "serve"]
 log = logging.getLogger("voxelry")
 
 HOST = "127.0.0.1"
+_SAID = 1 << 10  # bytes of a message on a web socket, which the page has nothing to say on
 
 
 def serve(
@@ -65,7 +66,7 @@ def serve(
         webbrowser.open(address)
     loaded = None if model is None else in_background(model)
     session = Session(images, loaded, out, reading, folders=folders)
-    server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="warning", ws_max_size=_SAID))
     server.run(sockets=[place])
 
 
