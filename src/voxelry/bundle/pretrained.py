@@ -23,7 +23,6 @@ from voxelry.core.rank import per_axis
 from voxelry.interop.weights.reference import SOURCES, from_reference, source_of
 from voxelry.models.networks import NETWORKS, build_network
 from voxelry.models.tensor_file import load_reference_file
-from voxelry.models.transfer import below
 
 __all__ = ["Pretrained", "cases_seen_by", "preprocess_of", "read_pretrained"]
 
@@ -58,19 +57,8 @@ class Pretrained:
         """Rank of the images that it was trained on."""
         inner: Mapping[str, Any] = self.settings
         while "ndim" not in inner:
-            inner = inner["network" if "network" in inner else "backbone"]
+            inner = inner["backbone"]
         return int(inner["ndim"])
-
-    def members(self) -> list[Pretrained]:
-        """The networks of a `models.members.Members` one by one; of all others the one."""
-        if self.kind != "members":
-            return [self]
-        described = dict(self.settings["network"])
-        kind = str(described.pop("name"))
-        return [
-            replace(self, kind=kind, settings=described, weights=below(self.weights, f"networks.{place}."))
-            for place in range(int(self.settings["count"]))
-        ]
 
     @property
     def is_unet(self) -> bool:

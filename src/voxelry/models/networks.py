@@ -24,7 +24,6 @@ NETWORKS: Registry[type[nn.Module]] = Registry(
         "shape_net": "voxelry.models.shape:ShapeNet",
         "shape_flow": "voxelry.models.shape:ShapeFlow",
         "sam3d_net": "voxelry.models.sam3d.net:TwoStageNet",
-        "members": "voxelry.models.members:Members",
     },
 )
 """Networks by the name that a bundle has for them."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from voxelry.models.inflate import inflate as inflate_weights
 from voxelry.models.unet import UNet
 
-__all__ = ["TransferReport", "below", "best_transfer", "transfer"]
+__all__ = ["TransferReport", "best_transfer", "transfer"]
 
 Shape = tuple[int, ...]
 
@@ -147,20 +147,19 @@ def best_transfer(target: nn.Module, weights: Mapping[str, Tensor]) -> TransferR
         for prefix in sorted(prefixes):
             shared = sum(
                 own[name].numel()
-                for name, value in below(weights, prefix).items()
+                for name, value in _below(weights, prefix).items()
                 if name in own and _alike(own[name], value.shape)
             )
             if shared > most:
                 best, most = (part, prefix), shared
     part, prefix = best
-    taken = below(weights, prefix)
+    taken = _below(weights, prefix)
     report = transfer(part, taken)
     rest = {name: tuple(value.shape) for name, value in weights.items() if not name.startswith(prefix)}
     return replace(report, skipped={**report.skipped, **rest})
 
 
-def below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights whose names begin so, by the rest of their names."""
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 
 

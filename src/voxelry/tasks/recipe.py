@@ -27,7 +27,6 @@ from voxelry.data.layouts.find import find_cases
 from voxelry.data.parts import Splits, named_cases
 from voxelry.data.sample import Batch, Sample
 from voxelry.io import image_formats, open_image
-from voxelry.models.members import Members
 from voxelry.models.networks import input_channels
 from voxelry.models.transfer import TransferReport, best_transfer, transfer
 from voxelry.tasks.base import Task
@@ -360,24 +359,14 @@ class DenseRecipe(Recipe[TaskT, PredictionT]):
     def network(
         self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
     ) -> tuple[nn.Module, TransferReport | None]:
-        """What `config.model` describes, or a U-Net like the pretrained one; `config.task.members` of it.
+        """What `config.model` describes, or a U-Net like the pretrained one.
 
-        Of other pretrained networks the part is taken over that fits best, such as the backbone. Where there are more
-        members than pretrained ones, several begin with the same weights.
+        Of other pretrained networks the part is taken over that fits best, such as the backbone.
 
         Raises:
             CheckpointError: none of the weights fits, or they are no U-Net's and the configured network is one.
             ConfigError: the network needs a backbone and none is configured.
         """
-        given = [None] if pretrained is None else pretrained.members()
-        count = int(config.task.get("members", 1))
-        each = [self._single(config, dataset, given[place % len(given)]) for place in range(count)]
-        network, report = each[0]
-        return (network if count == 1 else Members.of([one for one, _ in each])), report
-
-    def _single(
-        self, config: DictConfig, dataset: Any, pretrained: Pretrained | None
-    ) -> tuple[nn.Module, TransferReport | None]:
         sample = dataset[0]
         channels = {
             "ndim": config.ndim,

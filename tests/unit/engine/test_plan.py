@@ -106,39 +106,6 @@ def test_blocks_and_bands_leave_thick_slices_too(model, setting, value):
     assert [one.value for one in size_rules.levels(replace(even, config=config))] == [2]
 
 
-@pytest.mark.parametrize(
-    ("shape", "minutes", "cores", "settings", "count"),
-    [
-        ((47, 59, 43), 15, 2, (), 3),
-        ((47, 59, 43), 15, 1, (), 2),
-        ((47, 59, 43), 3, 2, (), 1),
-        ((47, 59, 43), 600, 2, (), 4),
-        ((96, 96, 96), 15, 2, (), 1),
-        ((400, 400, 400), 600, 2, (), None),  # in windows
-        ((47, 59, 43), 15, 2, ("task.members=2",), None),
-        ((47, 59, 43), 15, 2, ("model.width=64",), None),  # whose pace isn't known
-        ((47, 59, 43), None, 2, (), None),
-    ],
-)
-def test_long_trainings_on_small_images_are_of_several_networks(shape, minutes, cores, settings, count):
-    whole = compose_training(["experiment=landmarks_3d", "data.root=DIR", *settings])
-    given = frozenset(text.partition("=")[0] for text in settings)
-    config = replace(situation([facts(shape, **POINTS)] * 3), config=whole, given=given)
-    config = config.after(Decision("trainer.max_minutes", minutes))
-    config = config.after(Decision("data.batch_size", 2))
-    if shape[0] > 100:
-        config = config.after(Decision("data.patches", {"size": [64, 64, 64]}))
-    found = training_rules.members(replace(config, machine=Machine(8 * GIB, cores)))
-    assert [one.value for one in found] == ([] if count is None else [count])
-
-
-@pytest.mark.parametrize(("memory", "count"), [(1.35e9, 2), (8e9, 4)])
-def test_no_more_networks_than_the_memory_holds(memory, count):
-    whole = compose_training(["experiment=landmarks_3d", "data.root=DIR", "trainer.max_minutes=60"])
-    now = replace(situation([facts((47, 59, 43), **POINTS)] * 3, machine=Machine(int(memory), 2)), config=whole)
-    assert [one.value for one in training_rules.members(now)] == [count]
-
-
 @pytest.fixture
 def typed_by_hand(phantoms, tmp_path):
     """Settings of a small training."""

@@ -1,7 +1,6 @@
 import json
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -114,19 +113,6 @@ def test_pretrained_weights_start_a_landmark_run_and_say_what_matched(training, 
         train(training("landmarks_3d", f"pretrained={first.bundle}", "model.width=32", "trainer.max_steps=1"))
     assert "head.weight" in caplog.text
     assert "matched" in caplog.text
-
-
-def test_members_are_trained_beside_each_other_and_go_on_each_from_its_own(training, tmp_path):
-    short = ("trainer.max_steps=1", "task.members=2")
-    first = train(training("landmarks_3d", *short, f"output_dir={tmp_path / 'first'}"))
-    before = voxelry.load(first.bundle).task.network.networks
-    assert not torch.equal(before[0].stem.weight, before[1].stem.weight)
-    # a rate of nothing leaves what was taken over
-    more = (f"pretrained={first.bundle}", "optimizer.lr=0", f"output_dir={tmp_path / 'second'}")
-    after = voxelry.load(train(training("landmarks_3d", *short, *more)).bundle).task.network.networks
-    for old, new in zip(before, after, strict=True):
-        torch.testing.assert_close(new.state_dict(), old.state_dict(), rtol=0, atol=0)
-    assert np.isfinite(first.summary["mre_mm"])
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(training, whole):

@@ -15,7 +15,6 @@ from voxelry.core.errors import DataError, SettingError
 from voxelry.core.space import Space
 from voxelry.data.collate import collate
 from voxelry.data.sample import Batch, Sample
-from voxelry.models.members import Members
 from voxelry.models.unet import UNet
 from voxelry.nn import nd
 from voxelry.ops.heatmaps import gaussian_heatmaps
@@ -91,21 +90,6 @@ def test_points_come_out_in_the_world_of_the_input(ndim, decoder):
     np.testing.assert_allclose(predictions[0].spread_mm, 2.0 * math.sqrt(ndim), atol=0.1)
     assert predictions[0].radii_mm.shape == (2, len(LEVELS))
     np.testing.assert_array_equal(predictions[0].uncertainty_mm, predictions[0].radius(0.95))
-
-
-def test_members_learn_each_for_itself_and_answer_together():
-    batch, gains = make_batch(3), (1.0, 0.3)
-    alone = [LandmarkTask(Copy(gain), num_landmarks=2, ndim=3, input_range=(0, 1)) for gain in gains]
-    together = LandmarkTask(Members.of([one.network for one in alone]), num_landmarks=2, ndim=3, input_range=(0, 1))
-    each = [one.training_loss(batch)["loss"] for one in alone]
-    wanted = [torch.autograd.grad(loss, one.network.gain)[0] for loss, one in zip(each, alone, strict=True)]
-    found = together.training_loss(batch)["loss"]
-    assert_close(found, sum(each) / 2)
-    assert_close(torch.autograd.grad(found, [one.network.gain for one in alone]), [one / 2 for one in wanted])
-    mean = LandmarkTask(Copy(0.65), num_landmarks=2, ndim=3, input_range=(0, 1)).predict(batch)
-    for prediction, expected in zip(together.predict(batch), mean, strict=True):
-        np.testing.assert_allclose(prediction.spread_mm, expected.spread_mm, rtol=1e-4)
-    assert (alone[0].calls, together.calls) == (1, 2)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

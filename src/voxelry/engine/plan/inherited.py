@@ -15,7 +15,7 @@ __all__ = ["SETTLED", "as_pretrained"]
 
 _PREPROCESS = "data.preprocess"
 _SEEN = ("spacing", "image_size", "normalise", "window", "percentiles", "clip", "per_channel")
-SETTLED = ("model", "task.members", *(f"{_PREPROCESS}.{name}" for name in _SEEN))
+SETTLED = ("model", *(f"{_PREPROCESS}.{name}" for name in _SEEN))
 """Settings that pretrained weights decide about, or leave as they are configured."""
 
 

@@ -45,7 +45,6 @@ RULES: tuple[Rule, ...] = (
     size_rules.sizes,
     size_rules.tiles,
     training_rules.course,
-    training_rules.members,
     training_rules.readers,
 )
 """In the order in which they decide."""

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from math import prod, sqrt
+from math import sqrt
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from voxelry.engine.pace import EPOCH
-from voxelry.engine.plan.memory import modelled
-from voxelry.engine.plan.situation import Situation, seen_at_once
-from voxelry.engine.plan.size_rules import SHARE
+from voxelry.engine.plan.situation import Situation
 from voxelry.engine.plan_file import Decision
 from voxelry.engine.precision import resolve_precision
 
-__all__ = ["beside", "course", "members", "readers"]
+__all__ = ["beside", "course", "readers"]
 
 _USUAL_CASES = 50  # that the experiments' numbers of steps are for
 _LEAST, _MOST = 0.5, 5.0  # times the experiment's steps
 _VALIDATIONS = 10
-# one `folded_unet` was at its best after so many steps on 166 cases, and no better in 4,500 more; it learned from so
-# many voxels in a second on one core, from 1.4 times as many on two
-_MEMBER_STEPS = 2000
-_VOXELS_A_SECOND = 1.3e6
-_GPU_CORES = 16  # a GPU does no less than these
-_MEMBERS = 4
 _READERS = 8
 
 
@@ -46,34 +38,6 @@ def course(situation: Situation) -> Iterator[Decision]:
     for setting in ("trainer.validate_every", "trainer.checkpoint_every"):
         if situation.is_open(setting) and OmegaConf.select(situation.config, setting) != EPOCH:
             yield Decision(setting, max(1, steps // _VALIDATIONS), f"{_VALIDATIONS} times in the training")
-
-
-def members(situation: Situation) -> Iterator[Decision]:
-    """More networks that answer by their mean, where the time is more than one learns in and images are small."""
-    config, minutes = situation.config, situation.config.trainer.max_minutes
-    whole = not isinstance(config.data.get("patches"), DictConfig)
-    fresh = config.pretrained is None and config.data.get("unlabelled") is None
-    own = any(name.startswith("model") for name in situation.given)
-    known = config.model.get("fold") is not None and not own  # whose pace was measured
-    if not (situation.is_open("task.members") and minutes and whole and fresh and known):
-        return
-    voxels = config.data.batch_size * config.trainer.grad_accumulation * prod(seen_at_once(situation))
-    cores = _GPU_CORES if situation.machine.gpu else situation.machine.cores
-    steps = 60 * minutes * _VOXELS_A_SECOND * sqrt(cores) / voxels
-    count = next(
-        (count for count in range(min(_MEMBERS, int(steps / _MEMBER_STEPS)), 1, -1) if _fits(situation, count)), 1
-    )
-    why = f"{minutes:g} minutes are about {round(steps, -2):.0f} steps here, and one network learns in {_MEMBER_STEPS}"
-    yield Decision("task.members", count, why)
-
-
-def _fits(situation: Situation, count: int) -> bool:
-    """Whether so many networks can be trained beside each other."""
-    network = modelled(situation.after(Decision("task.members", count, "")))
-    if network is None:
-        return False
-    needed = network.training(seen_at_once(situation), situation.config.data.batch_size)
-    return needed <= SHARE * situation.machine.training_memory
 
 
 def readers(situation: Situation) -> Iterator[Decision]:

@@ -20,7 +20,6 @@ from voxelry.core.settings import check_fraction, check_range, settle
 from voxelry.data.sample import Batch, Sample
 from voxelry.metrics.choice import ALL, MetricChoice, Wanted
 from voxelry.metrics.landmarks import MeanPosition, radial_errors
-from voxelry.models.members import members_of
 from voxelry.ops import peaks
 from voxelry.ops.heatmaps import covariance, expectation
 from voxelry.tasks.base import Row, Task
@@ -32,7 +31,7 @@ from voxelry.tasks.landmarks.inputs import mirrored, network_input
 from voxelry.tasks.landmarks.predict import LandmarkPrediction
 from voxelry.tasks.landmarks.refine import coarsen, crop_batch, crop_starts, to_fine
 from voxelry.tasks.landmarks.scores import metric_names, score_rows, summarise_rows
-from voxelry.tasks.landmarks.targets import TARGETS, UNITS, LandmarkTargets, in_unit, make_targets
+from voxelry.tasks.landmarks.targets import TARGETS, UNITS, in_unit, make_targets
 
 __all__ = ["DECODERS", "LandmarkTask"]
 
@@ -72,8 +71,6 @@ class LandmarkSettings:
             are found better by a network that knows the organ.
         label_weight: of that loss, a cross entropy per voxel.
         time_step: the step that a pretrained network is told, such as 0 for a clean image; None tells it none.
-        members: networks that learn beside each other from other first weights, each from all that is shown, and
-            answer by the mean of their maps; a step takes so many times the work. See `models.members`.
         borders: show the network how far each voxel is from the image's borders, in `2 * ndim` more channels in units
             of so many mm; None for not. Batches of windows or moved images then carry `borders` (`VolumeDataset`).
         original_metrics: add the original's own scores to the metrics, as `original_mse` and so on
@@ -100,7 +97,6 @@ class LandmarkSettings:
     swap: Sequence[Sequence[str]] = ()
     input_range: Sequence[float] = (-1.0, 1.0)
     time_step: int | None = None
-    members: int = 1
     label_classes: int = 0
     label_weight: float = 1.0
     borders: float | None = None
@@ -116,8 +112,6 @@ class LandmarkSettings:
             raise SettingError("label_classes: expected 0 with refine, whose crops have no labels")
         if self.borders is not None and (self.borders <= 0 or self.refine is not None):
             raise SettingError(f"borders: expected positive mm, and none with refine, got {self.borders}")
-        if self.members < 1:
-            raise SettingError(f"members: expected at least 1, got {self.members}")
 
 
 class LandmarkTask(Task[Batch, LandmarkPrediction]):
@@ -196,12 +190,7 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
             target=self.target,
             unit=self.sigma_unit,
         )
-        image = network_input(batch, self.input_range, self.borders)
-        each = [self._loss_of(self._asked(one).maps(image), targets, batch) for one in members_of(self.network)]
-        return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
-
-    def _loss_of(self, maps: Tensor, targets: LandmarkTargets, batch: Batch) -> dict[str, Tensor]:
-        """The losses of what one network answers."""
+        maps = self._asked.maps(network_input(batch, self.input_range, self.borders))
         logits = maps[:, : self.num_landmarks]
         # An empty map is a target only where absence is a statement and the loss can express it.
         counted = torch.ones_like(targets.present) if self.presence and self.loss != "ce" else targets.present
@@ -339,16 +328,17 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
 
     @property
     def calls(self) -> int:
-        """A prediction asks every member about every view; see `Task.calls`."""
-        return len(members_of(self.network)) * len(self.views)
+        """One for each view, see `Task.calls`."""
+        return len(self.views)
 
-    def _asked(self, network: nn.Module) -> AskedNetwork:
-        return AskedNetwork(network, self.num_landmarks, self.label_classes, self.time_step)
+    @property
+    def _asked(self) -> AskedNetwork:
+        return AskedNetwork(self.network, self.num_landmarks, self.label_classes, self.time_step)
 
     def _whole_logits(self, batch: Batch) -> Tensor:
         """Logits of images of any size: in tiles if they are larger than one, averaged over the views."""
         image = network_input(batch, self.input_range, self.borders)
-        network = self._asked(self.network).in_tiles(image.shape[2:], self.tile_size, self.tile_overlap)
+        network = self._asked.in_tiles(image.shape[2:], self.tile_size, self.tile_overlap)
         mirror = partial(mirrored, borders=self.borders)
         return average_views(image, network, self.views, self.order, mirror).float()
 
@@ -388,7 +378,7 @@ class LandmarkTask(Task[Batch, LandmarkPrediction]):
         for landmark in range(self.num_landmarks):
             crops = crop_batch(batch, range(len(batch)), starts[:, landmark], size)
             image = network_input(crops, self.input_range, None)
-            logits = average_views(image, self._asked(self.network), self.views, self.order)
+            logits = average_views(image, self._asked, self.views, self.order)
             found, width = self._read(logits[:, landmark, None], crops.spacing)
             found = found[:, 0] + starts[:, landmark]
             better = found.isfinite().all(dim=-1) & points[:, landmark].isfinite().all(dim=-1)
