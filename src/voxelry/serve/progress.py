@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -43,8 +44,8 @@ async def tell(job: Job, socket: WebSocket) -> None:
         gone.cancel()
 
 
-async def _either(gone: asyncio.Future[object], changed: asyncio.Event) -> None:
+async def _either(gone: asyncio.Task[Any], changed: asyncio.Event) -> None:
     """Wait for what comes first."""
-    told = asyncio.ensure_future(changed.wait())
+    told: asyncio.Task[Any] = asyncio.ensure_future(changed.wait())
     await asyncio.wait([gone, told], return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
