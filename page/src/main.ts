@@ -31,12 +31,14 @@ async function open(id: number): Promise<void> {
   listCases()
   const header = await server.header(id)
   app.header = header
-  await app.scene.show(server.image(id), header.name)
+  await app.scene.show(server.image(id), header)
+  showFrames()
   const level = header.shown.join(' x ')
   const coarse = level === header.shape.slice(1).join(' x ') ? '' : `, shown at ${level}`
   const thinned = coarse + (header.every.some((step) => step > 1) ? `, every ${header.every.join(' x ')} voxels shown` : '')
+  const channels = header.shape[0] > 1 ? `${header.shape[0]} x ` : ''
   const spacing = header.spacing.map((step) => Number((unit() === 'mm' ? step : 1000 * step).toPrecision(3))).join(' x ')
-  element('header').textContent = `${header.format}, ${header.shape.slice(1).join(' x ')}, ${spacing} ${unit()}${thinned}`
+  element('header').textContent = `${header.format}, ${channels}${header.shape.slice(1).join(' x ')}, ${spacing} ${unit()}${thinned}`
   setWindow('automatic')
   showClicks()
   await show(app.answer)
@@ -50,6 +52,19 @@ function setWindow(name: string): void {
   const [low, high] = app.scene.window
   element<HTMLInputElement>('low').value = String(Number(low.toPrecision(5)))
   element<HTMLInputElement>('high').value = String(Number(high.toPrecision(5)))
+}
+
+/** A slider over channels or times, of images that have several. */
+function showFrames(): void {
+  const slider = element<HTMLInputElement>('frame')
+  element('frames').hidden = app.scene.frames < 2
+  slider.max = String(app.scene.frames - 1)
+  slider.value = '0'
+  slider.oninput = () => {
+    app.scene.frame = Number(slider.value)
+    element('frameValue').textContent = `${Number(slider.value) + 1} of ${app.scene.frames}`
+  }
+  element('frameValue').textContent = `1 of ${app.scene.frames}`
 }
 
 /** What the model can be asked, once it is loaded. */

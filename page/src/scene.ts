@@ -1,7 +1,7 @@
 // the picture: an image, what lies over it, and the place that was clicked on
 import { MULTIPLANAR_TYPE, Niivue, NVImage, NVMesh, SHOW_RENDER, SLICE_TYPE } from '@niivue/niivue'
 import { colourOf } from './colours'
-import type { Point } from './server'
+import type { Header, Point } from './server'
 
 /** The crosshair; `label` is the id of what lies there, of answers with labels. */
 export interface Place { mm: number[]; vox: number[]; value: number; label: number }
@@ -26,9 +26,22 @@ const LOOK = {
   multiplanarShowRender: SHOW_RENDER.ALWAYS,
 }
 
+const place = ([x, y, z]: number[]) => ({ x, y, z })
+
+const ACROSS = [SLICE_TYPE.SAGITTAL, SLICE_TYPE.CORONAL, SLICE_TYPE.AXIAL] // by the axis of the world that they cut
+
+/** The slice that all of an image of rank 2 lies in. */
+function plane({ affine }: Header): SLICE_TYPE {
+  const [[a, d], [b, e], [c, f]] = affine
+  const normal = [b * f - c * e, c * d - a * f, a * e - b * d].map(Math.abs)
+  return ACROSS[normal.indexOf(Math.max(...normal))]
+}
+
 export class Scene {
   readonly nv = new Niivue(LOOK)
   private over: Niivue | null = null // what lies over the picture and is cut by the swipe
+  private turned = false // the image doesn't say how it lies, so that its rows run down, as in a picture
+  private flat: SLICE_TYPE | null = null
   place: Place | null = null
   private overlays: NVImage[] = []
   private meshes: NVMesh[] = []
@@ -39,7 +52,7 @@ export class Scene {
     this.nv.onLocationChange = (found) => {
       const { mm, vox, values } = found as { mm: number[]; vox: number[]; values: { value: number }[] }
       const label = this.labels ? (values[this.nv.volumes.indexOf(this.labels.image)]?.value ?? 0) : 0
-      this.place = { mm: Array.from(mm).slice(0, 3), vox: Array.from(vox).slice(0, 3), value: values[0]?.value ?? NaN, label: Math.round(label) }
+      this.place = { mm: this.turn(Array.from(mm).slice(0, 3)), vox: Array.from(vox).slice(0, 3), value: values[0]?.value ?? NaN, label: Math.round(label) }
       onPlace(this.place)
     }
   }
@@ -49,9 +62,31 @@ export class Scene {
     this.slices(SLICE_TYPE.MULTIPLANAR)
   }
 
-  async show(url: string, name: string): Promise<void> {
+  async show(url: string, header: Header): Promise<void> {
+    const { name, oriented, shown } = header
     this.clear()
+    this.turned = !oriented
+    this.nv.opts.isOrientationTextVisible = oriented
+    const flat = shown.length < 3 ? plane(header) : null
+    if (flat !== this.flat) this.slices(flat ?? SLICE_TYPE.MULTIPLANAR)
+    this.flat = flat
     await this.nv.loadVolumes([{ url, name: `${name}.nii`, colormap: 'gray' }])
+    this.nv.createOnLocationChange()
+  }
+
+  /** Places as the picture has them from those of the image, and back. */
+  private turn(mm: number[]): number[] {
+    return this.turned ? [mm[0], 0 - mm[1], 0 - mm[2]] : mm
+  }
+
+  /** How many images there are one after the other, of several channels or times. */
+  get frames(): number {
+    return this.nv.volumes[0]?.nFrame4D ?? 1
+  }
+
+  set frame(number: number) {
+    const image = this.nv.volumes[0]
+    if (image) this.nv.setFrame4D(image.id, number)
     this.nv.createOnLocationChange()
   }
 
@@ -157,7 +192,7 @@ export class Scene {
     if (this.marks) this.nv.removeMesh(this.marks)
     this.marks = null
     const nodes = points.flatMap(({ name, position }, index) =>
-      position ? [{ name, x: position[0], y: position[1], z: position[2], colorValue: index === chosen ? 2 : 1, sizeValue: 1 }] : [])
+      position ? [{ name, ...place(this.turn(position)), colorValue: index === chosen ? 2 : 1, sizeValue: 1 }] : [])
     if (nodes.length) {
       const size = 0.01 * Math.max(...this.extent())
       this.marks = this.nv.loadConnectomeAsMesh({
@@ -174,11 +209,12 @@ export class Scene {
   at(x: number, y: number): number[] | null {
     const ratio = this.nv.uiData.dpr ?? 1
     const frac = this.nv.canvasPos2frac([ratio * x, ratio * y])
-    return frac[0] < 0 ? null : Array.from(this.nv.frac2mm(frac, 0, true)).slice(0, 3)
+    return frac[0] < 0 ? null : this.turn(Array.from(this.nv.frac2mm(frac, 0, true)).slice(0, 3))
   }
 
   go(mm: number[]): void {
-    this.nv.scene.crosshairPos = this.nv.mm2frac([mm[0], mm[1], mm[2]], 0, true) // true: of tilted volumes, too
+    const { x, y, z } = place(this.turn(mm))
+    this.nv.scene.crosshairPos = this.nv.mm2frac([x, y, z], 0, true) // true: of tilted volumes, too
     this.nv.createOnLocationChange()
     this.nv.drawScene()
   }

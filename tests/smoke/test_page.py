@@ -274,6 +274,35 @@ def test_how_a_prediction_goes_on_comes_by_a_web_socket_or_by_asking_where_there
     assert ("jobs/1" in asked) is not sockets
 
 
+def test_a_picture_fills_the_stage_with_its_first_row_on_top(opened, tmp_path):
+    array = np.full((1, 60, 80), 100, dtype=np.uint8)
+    array[0, 10:20, 5:25] = 250
+    session = Session([write_image(tmp_path / "x.png", array, Space.from_spacing((60, 80)))], None, tmp_path)
+    with opened(served(session)) as page:
+        stage = page.locator("#view").bounding_box()
+        pixel = min(stage["width"] / 80, stage["height"] / 60)
+        centre = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
+        page.mouse.click(centre[0] + pixel * (15 - 40), centre[1] + pixel * (15 - 30))
+        told = page.inner_text("#place")
+    session.close()
+    column, row = (float(value) for value in told.split(",")[:2])
+    assert (column, row) == (pytest.approx(14.5, abs=1.5), pytest.approx(14.5, abs=1.5))
+    assert told.split()[-1] == "250"
+
+
+def test_times_of_a_volume_are_gone_through(opened, tmp_path):
+    array = np.zeros((3, 6, 8, 10), dtype=np.int16) + 10 * np.arange(1, 4)[:, None, None, None]
+    path = write_image(tmp_path / "scan.nii.gz", array.astype(np.int16), Space.from_spacing(array.shape[1:]))
+    session = Session([path], None, tmp_path / "out")
+    with opened(served(session)) as page:
+        assert page.inner_text("#frameValue") == "1 of 3"
+        assert page.inner_text("#place").split()[-1] == "10"
+        page.locator("#frame").fill("2")
+        page.locator("#place", has_text=re.compile("30$")).wait_for()
+        assert page.inner_text("#frameValue") == "3 of 3"
+    session.close()
+
+
 def test_an_answer_of_the_former_model_is_marked_until_it_is_predicted_again(opened, scan, pointing, tmp_path):
     session = Session([scan], load(pointing, "cpu"), tmp_path / "out")
     job = session.jobs[session.predict(0, {})]

@@ -7,7 +7,7 @@ import math
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.io import LandmarkSet, is_image, open_image, read_landmarks, write_landmarks
+from voxelry.io.meshes import is_mesh, read_mesh, write_mesh
 from voxelry.serve.instances import MASKS, EditedInstances
-from voxelry.serve.volumes import put, shown
+from voxelry.serve.volumes import TURN, put, shown
 
 __all__ = ["POINTS", "Answer", "best_format"]
 
@@ -95,19 +96,24 @@ class Answer:
         spread = self._summary().get("spread_mm")
         return sum(radii) / len(radii) if radii else spread
 
-    def overlay(self, name: str, path: Path, most: int) -> Path:
+    def overlay(self, name: str, path: Path, most: int, *, oriented: bool = True) -> Path:
         """A file as the page can show it: images as NIfTI of at most `most` voxels at `path`, all others as they are.
+
+        Where the image that was answered for isn't `oriented`, images and meshes are turned as it is, see `volumes`.
 
         Raises:
             SettingError: there is no such file.
         """
         file = self.file(name)
+        if is_mesh(file) and not oriented:
+            mesh = read_mesh(file)
+            return write_mesh(path.with_name(path.stem), replace(mesh, vertices=mesh.vertices @ TURN[:3, :3]))
         if not is_image(file):
             return file
         with self.lock:
             if self.instances is not None:
-                return put(self.instances.labels()[None], self.space, path, most)
-            return shown(open_image(file), path, most)
+                return put(self.instances.labels()[None], self.space, path, most, oriented=oriented)
+            return shown(open_image(file), path, most, oriented=oriented)
 
     def edit(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Change the instances, see `EditedInstances.edit`; their record.

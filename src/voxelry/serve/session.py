@@ -138,7 +138,10 @@ class Session:
             FileError: it can't be read.
         """
         path = Path(self._folder.name) / f"image_{case}.nii"
-        return path if path.exists() else shown(self._shown(case), path, self._most)
+        if path.exists():
+            return path
+        image = self._shown(case)
+        return shown(image, path, self._most, oriented=image.has_orientation)
 
     def thumbnail(self, case: int) -> Path:
         """An image as a small PNG, made once.
@@ -180,7 +183,8 @@ class Session:
         Raises:
             SettingError: there is no such file.
         """
-        return self.answer(case).overlay(name, Path(self._folder.name) / f"answer_{case}_{name}.nii", self._most)
+        path, oriented = Path(self._folder.name) / f"answer_{case}_{name}.nii", self._open(case).has_orientation
+        return self.answer(case).overlay(name, path, self._most, oriented=oriented)
 
     def difference(self, case: int, name: str) -> Path:
         """An image that was made less the one that it was made from, voxel by voxel as both are shown, as NIfTI.

@@ -1,4 +1,8 @@
-"""Images as a browser can show them: NIfTI in numbers that it knows, thinned where there are too many."""
+"""Images as a browser can show them: NIfTI in numbers that it knows, thinned where there are too many.
+
+An image that doesn't say how it lies is turned by half a turn about x, `TURN`, so that its rows run down and its planes
+away, as programs for pictures show it; the page turns places back.
+"""
 
 from __future__ import annotations
 
@@ -13,50 +17,58 @@ from voxelry.core.space import Space
 from voxelry.io import write_image
 from voxelry.io.images.record import ImageFile
 
-__all__ = ["MOST_VOXELS", "put", "shown", "thinning", "thumbnail"]
+__all__ = ["MOST_VOXELS", "TURN", "put", "shown", "thinning", "thumbnail"]
+
+TURN = np.diag([1.0, -1.0, -1.0, 1.0])
 
 MOST_VOXELS = 1 << 26
+_LONGEST = 2048  # voxels along an axis, which is all that the textures of many graphics cards hold
 _SLAB = 1 << 27  # voxels that are read at once
 _TYPES = ("u1", "i2", "u2", "i4", "f4")  # that browsers' viewers know
 
 
 def thinning(image: ImageFile, most: int = MOST_VOXELS) -> tuple[int, ...]:
-    """Every how many voxels of each axis are shown, so that there are at most `most` in all."""
+    """Every how many voxels of each axis are shown, so that there are at most `most` in all, and 2048 along an axis."""
     return _steps(image.space, image.channels, most)
 
 
 def _steps(space: Space, channels: int, most: int) -> tuple[int, ...]:
     shape = np.array(space.shape)
-    steps = np.ones(len(shape), dtype=int)
+    steps = -(-shape // _LONGEST)
     while channels * prod((-(-shape // steps)).tolist()) > most:
         finest = np.argmin(np.where(shape > steps, steps * np.array(space.spacing), np.inf))
         steps[finest] += 1
     return tuple(steps.tolist())
 
 
-def shown(image: ImageFile, path: Path, most: int = MOST_VOXELS) -> Path:
+def shown(image: ImageFile, path: Path, most: int = MOST_VOXELS, *, oriented: bool = True) -> Path:
     """Write an image for a browser, at the places in the world where its voxels are.
 
     Args:
         image: of any format.
         path: the file to write, `.nii`.
         most: voxels to show; of larger images every few along each axis, the finest first.
+        oriented: False turns it.
 
     Raises:
         FileError: the image can't be read.
     """
     steps = thinning(image, most)
-    return _written(_strided(image, steps), image.space, path, steps)
+    return _written(_strided(image, steps), image.space if oriented else _turned(image.space), path, steps)
 
 
-def put(array: np.ndarray, space: Space, path: Path, most: int = MOST_VOXELS) -> Path:
+def put(array: np.ndarray, space: Space, path: Path, most: int = MOST_VOXELS, *, oriented: bool = True) -> Path:
     """As `shown`, an array `(C, *space.shape)`.
 
     Raises:
         FileError: the disk refuses.
     """
     steps = _steps(space, len(array), most)
-    return _written(array[_every(steps)], space, path, steps)
+    return _written(array[_every(steps)], space if oriented else _turned(space), path, steps)
+
+
+def _turned(space: Space) -> Space:
+    return Space(space.shape, TURN @ space.affine)
 
 
 def thumbnail(image: ImageFile, path: Path, most: int = 64) -> Path:

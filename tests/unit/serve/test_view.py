@@ -15,6 +15,8 @@ from voxelry.bundle.registry import recipe_named
 from voxelry.core.errors import FileError, SettingError
 from voxelry.core.space import Space
 from voxelry.io import open_image, read_image, read_landmarks, write_image
+from voxelry.io.meshes import read_mesh, write_mesh
+from voxelry.ops.surface import Mesh
 from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
 from voxelry.serve.jobs import Jobs
@@ -146,6 +148,36 @@ class TestShown:
         got = read_image(session.volume(0))
         np.testing.assert_array_equal(got.array, array[..., ::2, ::2])
         assert got.space.spacing == pytest.approx((2.0, 1.0, 1.0), rel=1e-5)
+        session.close()
+
+    def test_no_axis_is_longer_than_a_texture(self, tmp_path):
+        array = np.arange(2049 * 3, dtype=np.uint16).reshape(1, 3, 2049)
+        path = write_image(tmp_path / "wide.png", array, Space.from_spacing((3, 2049)))
+        session = Session([path], None, tmp_path / "out")
+        assert session.header(0)["every"] == [1, 2]
+        assert read_image(session.volume(0)).array.shape[1:] == (3, 1025)
+        session.close()
+
+    @pytest.mark.parametrize("shape", [(5, 7), (6, 5, 7)])
+    def test_rows_run_down_where_the_image_does_not_say_how_it_lies(self, tmp_path, shape):
+        """As programs for pictures show them, planes away from the eye; what lies over it is turned with it."""
+        array = np.arange(np.prod(shape), dtype=np.uint16).reshape(1, *shape)
+        space = Space.from_spacing(shape, 2.0)
+        np.save(tmp_path / "scan.npy", array[0])
+        session = Session([tmp_path / "scan.npy"], None, tmp_path / "out", {"spacing": 2.0})
+        assert session.header(0)["oriented"] is False
+        write_image(tmp_path / "answer" / "scan.nii.gz", array, space)
+        mesh = Mesh(np.add(np.eye(3), [1.0, 2.0, 3.0]), np.array([[0, 1, 2]]))
+        write_mesh(tmp_path / "answer" / "scan.ply", mesh)
+        session.answers[0] = Answer(tmp_path / "answer", "scan", space)
+        for given in (session.volume(0), session.overlay(0, "scan.nii.gz")):
+            got = read_image(given)
+            np.testing.assert_array_equal(got.array, array)
+            turned = space.to_world(np.array([3.0] * len(shape))) * [1, -1, -1]
+            np.testing.assert_allclose(got.space.to_world(np.array([3.0] * len(shape))), turned, atol=1e-5)
+        vertices = read_mesh(session.overlay(0, "scan.ply")).vertices
+        np.testing.assert_allclose(vertices, mesh.vertices * [1, -1, -1], atol=1e-5)
+        np.testing.assert_allclose(read_image(session.difference(0, "scan.nii.gz")).array, 0)
         session.close()
 
     def test_a_thumbnail_is_the_middle_axial_slice_with_anterior_up_and_left_on_the_left(self, tmp_path):
