@@ -20,7 +20,7 @@ from voxelry.data.preprocess import Preprocess
 from voxelry.data.sample import Sample
 from voxelry.data.splits import SPLITS, CaseType, few_shot, read_names, split_cases
 
-__all__ = ["First", "SampleSource", "Splits", "checked_splits", "divide", "named_cases"]
+__all__ = ["SampleSource", "Splits", "checked_splits", "divide", "named_cases"]
 
 CHOICES = ("drawn", "first")
 
@@ -34,24 +34,6 @@ class SampleSource(Protocol):
 
     def sample(self, index: int, epoch: int) -> Sample:
         """A sample as it is in that pass over the data."""
-
-
-@dataclass(frozen=True)
-class First:
-    """The first `count` samples of a source."""
-
-    source: SampleSource
-    count: int
-
-    def __len__(self) -> int:
-        return min(self.count, len(self.source))
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.source[index]
-
-    def sample(self, index: int, epoch: int) -> Sample:
-        """As the source's."""
-        return self.source.sample(index, epoch)
 
 
 @dataclass

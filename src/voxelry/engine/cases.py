@@ -44,11 +44,13 @@ class CaseJob(Job):
         dataset: that it is of.
         unit: its samples.
         model: the digest of the model.
+        beside: of so many first samples of the dataset rows are measured in other ways, too.
     """
 
     dataset: Any
     unit: Unit
     model: str
+    beside: int
 
     @property
     def mark(self) -> str:
@@ -66,19 +68,29 @@ class CaseJob(Job):
         mark, recipe = self.mark, model.recipe  # as the files are before they are read
         rows: list[list[Row]] = []
         kept: list[Any] = []
-        for found, predictions, _ in measured(model.task, self.dataset, self.unit.numbers):
+        beside: list[Mapping[str, list[Row]]] = []
+        numbers = self.unit.numbers
+        for number, (found, predictions, _) in zip(numbers, measured(model.task, self.dataset, numbers), strict=True):
             rows.append(found)
+            more = number in self._shown
+            beside.append(recipe.measured_beside(model.task, self.dataset, number) if more else {})
             kept.append([recipe.to_store(one) for one in predictions] if recipe.stored else None)
             if progress is not None:
-                progress(len(rows), len(self.unit.numbers))
-        head = {"mark": mark, "rows": rows, "digests": self._digests()}
+                progress(len(rows), len(numbers))
+        head = {"mark": mark, "rows": rows, "beside": beside, "digests": self._digests()}
         path = folder / self.file
         write_records(path, head, kept, recipe.stored)
         return path
 
     def dependencies(self, model: str) -> Dependencies:
         """The files of the case, and how they are read."""
-        return dependencies(self.path, model, files=self.unit.files, settings=self.unit.settings)
+        settings = {**self.unit.settings, "beside": self._shown}
+        return dependencies(self.path, model, files=self.unit.files, settings=settings)
+
+    @property
+    def _shown(self) -> list[int]:
+        """The samples that are measured in other ways, too."""
+        return [number for number in self.unit.numbers if number < self.beside]
 
     def _digests(self) -> dict[str, str]:
         if hasattr(self.dataset, "units"):
@@ -140,7 +152,10 @@ def measure_cases(
     told = None if progress is None else lambda path: progress(len(units))
     with Ledger(out / MEASURED, guarded=False) as ledger:
         places = Places.of(ledger)
-        jobs = [CaseJob(unit.image, (), unit.name.translate(_ESCAPED), places, dataset, unit, digest) for unit in units]
+        jobs = [
+            CaseJob(unit.image, (), unit.name.translate(_ESCAPED), places, dataset, unit, digest, model.recipe.beside)
+            for unit in units
+        ]
         ledger.forget_others(job.name for job in jobs)
         keeper = Keeper(ledger, digest, told)
         keeper.run(jobs, model, None, pool)
@@ -159,7 +174,10 @@ def _gathered(model: Model[Any], jobs: Sequence[CaseJob], files: Sequence[FileRo
         (number, which, place) for which, job in enumerate(over) for place, number in enumerate(job.unit.numbers)
     )
     rows, answers = [], []
+    beside: dict[str, list[Row]] = {}
     for _, which, place in at:
+        for name, more in heads[which]["beside"][place].items():
+            beside.setdefault(name, []).extend(more)
         found = heads[which]["rows"][place]
         rows += found
         answers += [(over[which], place, nth) for nth in range(len(found))]
@@ -169,6 +187,7 @@ def _gathered(model: Model[Any], jobs: Sequence[CaseJob], files: Sequence[FileRo
         summary=model.task.summary(rows),
         predictions=OnDemand(len(answers), lambda index: _prediction(model, *answers[index])),
         cases=dataset if len(numbers) == len(dataset) else _part(dataset, numbers),
+        beside=beside,
         outcome=outcome,
         digests={name: one for head in heads for name, one in head["digests"].items()},
     )

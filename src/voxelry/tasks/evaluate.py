@@ -62,12 +62,15 @@ class Evaluation(Generic[PredictionT]):
         summary: all cases in a few numbers.
         predictions: the task's own records, in the order of the dataset.
         cases: the dataset.
+        beside: rows of some of the cases measured in other ways, for the report, see `Recipe.measured_beside`; None
+            where they weren't asked for.
     """
 
     rows: list[Row] = field(default_factory=list)
     summary: dict[str, float] = field(default_factory=dict)
     predictions: Sequence[PredictionT] = field(default_factory=list)
     cases: Any = ()
+    beside: Mapping[str, list[Row]] | None = None
 
     def chosen(self, task: Task[Any, Any]) -> Self:
         """The same with those metrics alone in the summary that the task is to tell."""

@@ -29,7 +29,7 @@ from voxelry.data.sample import Batch, Sample
 from voxelry.io import image_formats, open_image
 from voxelry.models.networks import input_channels
 from voxelry.models.transfer import TransferReport, best_transfer, transfer
-from voxelry.tasks.base import Task
+from voxelry.tasks.base import Row, Task
 from voxelry.tasks.demo import Demo
 from voxelry.tasks.evaluate import Evaluation
 from voxelry.tasks.options import takers
@@ -67,6 +67,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
         bordered: whether the network can be told how far the borders of an image are (`data.borders`).
         stored: what `to_store` answers is made of, beside plain values and arrays; without any, the predictions of an
             evaluation are not kept but made again where somebody looks at one.
+        beside: of so many samples of a dataset, its first, `measured_beside` is asked.
         windowed: whether a run that learns from windows is measured on the middle ones of held-out cases, as nothing is
             asked of whole images.
     """
@@ -84,6 +85,7 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
     bordered: bool = False
     windowed: bool = False
     stored: tuple[type, ...] = ()
+    beside: int = 0
 
     @property
     def name(self) -> str:
@@ -196,6 +198,13 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
             dataset, index: where the case comes from.
         """
         return predictions, batch
+
+    def measured_beside(self, task: TaskT, dataset: Any, index: int) -> Mapping[str, list[Row]]:
+        """Rows of a sample measured in other ways, by a name of each way; none by default.
+
+        For what a report shows of some cases beside the figures of all.
+        """
+        return {}
 
     def to_store(self, prediction: PredictionT) -> Any:
         """A prediction as `core.records` can write it, of the classes in `stored`; by default itself."""

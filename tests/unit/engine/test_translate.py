@@ -69,7 +69,7 @@ def bundle(folder, *, conditions=1, preprocess=None, **settings):
 
 
 @pytest.mark.usefixtures("drawn")
-def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phantoms, evaluated, tmp_path):
+def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phantoms, evaluated, monkeypatch, tmp_path):
     run = trained(phantoms, "task.spread_samples=2", "trainer.max_steps=2")
     assert {"psnr", "ssim", "input_psnr", "baseline_psnr", "coverage_90"} <= set(run.summary)
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
@@ -86,9 +86,15 @@ def test_a_run_on_degraded_volumes_leaves_a_bundle_that_restores(trained, phanto
     given = read_image(path)
     assert image.space.is_close(given.space, 1e-4)
     assert spread.space.is_close(given.space, 1e-4)
-    summary = evaluated(model, phantoms, tmp_path / "evaluation").summary
-    assert (tmp_path / "evaluation" / "report.html").exists()
-    assert summary["psnr"] > summary["input_psnr"] - 1
+    out = tmp_path / "evaluation"
+    found = evaluated(model, phantoms, out)
+    assert found.summary["psnr"] > found.summary["input_psnr"] - 1
+    assert {way: len(rows) for way, rows in found.beside.items()} == dict.fromkeys(("1", "2", "4"), 4)
+    before = {path.name: path.read_bytes() for path in out.glob("*.*")}
+    assert b"Over the number of calls" in before["report.html"]
+    monkeypatch.setattr(type(model.task), "predict", None)  # the network is asked nothing again
+    assert evaluate_folder(model, phantoms, out).outcome.kept
+    assert {path.name: path.read_bytes() for path in out.glob("*.*")} == before
 
 
 @pytest.mark.parametrize("experiment", ["translate_2d", "translate_3d"])

@@ -22,13 +22,14 @@ from voxelry.data.layouts.case import PairCase
 from voxelry.data.layouts.files import case_name
 from voxelry.data.layouts.find import find_cases, find_pairs
 from voxelry.data.pairs import PairDataset
-from voxelry.data.parts import First, SampleSource, named_cases
+from voxelry.data.parts import SampleSource, named_cases
 from voxelry.data.preprocess import move
 from voxelry.data.preprocess.normalise import check_values
 from voxelry.data.sample import Sample
 from voxelry.models.memory import check_memory
 from voxelry.models.transfer import TransferReport
-from voxelry.tasks.evaluate import Evaluation, evaluate_task
+from voxelry.tasks.base import Row
+from voxelry.tasks.evaluate import Evaluation, measured
 from voxelry.tasks.recipe import DenseRecipe, History, make_folder
 from voxelry.tasks.translate import report as pages
 from voxelry.tasks.translate.demo import DEMO
@@ -50,6 +51,7 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
     task = TranslateTask
     demo = DEMO
     stored = (TranslatePrediction, Space)
+    beside = _CURVE_CASES
     alike = ("pretrain",)
     options = OPTIONS
     adjustable = (
@@ -200,27 +202,38 @@ class TranslateRecipe(DenseRecipe[TranslateTask, TranslatePrediction]):
         self, report: Report, task: TranslateTask, evaluation: Evaluation[TranslatePrediction], history: History
     ) -> None:
         """Figures beside regression's, what more calls buy, the spread's promise, and the cases to look at."""
-        pages.add_results(report, task, evaluation, calls=over_calls(task, evaluation.cases))
+        beside = evaluation.beside
+        if beside is None:
+            cases = evaluation.cases
+            each = [self.measured_beside(task, cases, index) for index in range(min(self.beside, len(cases)))]
+            beside = {way: [row for rows in each for row in rows[way]] for way in each[0]}
+        pages.add_results(report, task, evaluation, calls=over_calls(task, beside))
+
+    def measured_beside(self, task: TranslateTask, dataset: SampleSource, index: int) -> dict[str, list[Row]]:
+        """The rows of a sample in each number of steps that the model was trained for."""
+        path, found = task.path, {}
+        try:
+            task.quick = True
+            for steps in _STEPS:
+                try:
+                    task.path = path.request(steps)
+                except SettingError:
+                    continue  # not trained for
+                found[str(steps)] = next(measured(task, dataset, [index]))[0]
+        finally:
+            task.path, task.quick = path, False
+        return found
 
 
-def over_calls(task: TranslateTask, held_out: SampleSource, *, cases: int = _CURVE_CASES) -> list[dict[str, Any]]:
-    """The summary of held-out cases in each number of steps that the model was trained for.
+def over_calls(task: TranslateTask, beside: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
+    """The summary of the cases in each number of steps that they were measured in.
 
     Args:
-        task: a `TranslateTask`, in eval mode.
-        held_out: with truth.
-        cases: how many of them are translated.
+        task: that they were measured with.
+        beside: see `TranslateRecipe.measured_beside`.
     """
-    path, found = task.path, []
-    try:
-        for steps in _STEPS:
-            try:
-                task.path = path.request(steps)
-            except SettingError:
-                continue  # not trained for
-            task.quick = True
-            summary = evaluate_task(task, First(held_out, cases)).summary
-            found.append({"sampler": task.path.settings()["sampler"], **summary, "calls": task.path.calls})
-    finally:
-        task.path, task.quick = path, False
+    found = []
+    for steps, rows in beside.items():
+        path = task.path.request(int(steps))
+        found.append({"sampler": path.settings()["sampler"], **task.summary(rows), "calls": path.calls})
     return found
