@@ -287,7 +287,7 @@ async function start(): Promise<void> {
     element('place').textContent = `${lengths(mm)} ${unit()}   [${index}]   ${Number(value.toPrecision(6))}`
   })
   app.state = await server.state()
-  history.replaceState(null, '', '/') // the token isn't shown any longer
+  history.replaceState(null, '', location.pathname) // the token isn't shown any longer
   prepare()
   showModel()
   await app.scene.attach(element<HTMLCanvasElement>('view'))

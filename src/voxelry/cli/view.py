@@ -22,6 +22,9 @@ def view(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder that answers are saved in.")] = Path("answers"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="Name under which a reverse proxy shows the page, see docs/view.md.")
+    ] = None,
     device: Device = None,
     open: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     option: ImageOptions = None,
@@ -43,4 +46,5 @@ def view(
         read_settings(bundle_folder(model))  # what is no bundle is refused before a page opens
     images, folders = gather_inputs(inputs), [path for path in inputs if path.is_dir()]
     loader = None if model is None else load
-    serve(images, loader, out, port=port, open_browser=open, reading=read_options(option), folders=folders)
+    reading, hosts = read_options(option), host_name or ()
+    serve(images, loader, out, port=port, open_browser=open, reading=reading, folders=folders, hosts=hosts)

@@ -8,6 +8,7 @@ foreign page can't reach the server by a name of its own (DNS rebinding).
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
@@ -35,10 +36,12 @@ class Access:
         app: what answers.
         token: the secret.
         most: bytes that a request may have.
+        hosts: names, without a port, of other machines that pass on what they are asked, such as a reverse proxy.
     """
 
-    def __init__(self, app: ASGIApp, token: str, most: int):
+    def __init__(self, app: ASGIApp, token: str, most: int, hosts: Sequence[str] = ()):
         self._app, self._token, self._most = app, token, most
+        self._hosts = (*_LOCAL, *(host.lower() for host in hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse with a line."""
@@ -66,8 +69,8 @@ class Access:
 
     def _fault(self, headers: Headers, scope: Scope) -> tuple[int, str] | None:
         """Why a request is refused, and with which status."""
-        if _name(headers.get("host", "")) not in _LOCAL:
-            return 403, "expected a host of this machine, such as 127.0.0.1"
+        if _name(headers.get("host", "")).lower() not in self._hosts:
+            return 403, "expected a host of this machine, such as 127.0.0.1, or one that --host-name names"
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
             return 403, "expected a page of this server, not of another"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,13 @@ class _Handlers:
         return JSONResponse({"folder": str(self.session.out), "files": [path.name for path in paths]})
 
 
-def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
+def make_app(session: Session, token: str, page: Path = PAGE, hosts: Sequence[str] = ()) -> ASGIApp:
     """The server of a session.
 
     Args:
         token: without which nothing is answered.
         page: folder of the built page.
+        hosts: names of machines that pass on what they are asked, see `Access`.
     """
 
     @asynccontextmanager
@@ -149,7 +150,7 @@ def make_app(session: Session, token: str, page: Path = PAGE) -> ASGIApp:
         Mount("/", StaticFiles(directory=page, html=True)),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={VoxelryError: _refused})
-    return Access(app, token, _MOST)
+    return Access(app, token, _MOST, hosts)
 
 
 def _looked_after(request: Request, jobs: Jobs) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import socket
 import sys
@@ -25,6 +26,7 @@ __all__ = ["in_background", "serve"]
 log = logging.getLogger("voxelry")
 
 HOST = "127.0.0.1"
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", re.IGNORECASE)
 _SAID = 1 << 10  # bytes of a message on a web socket, which the page has nothing to say on
 
 
@@ -37,6 +39,7 @@ def serve(
     open_browser: bool,
     reading: Mapping[str, Any] | None = None,
     folders: Sequence[Path] = (),
+    hosts: Sequence[str] = (),
 ) -> None:
     """Show images in a browser until Ctrl-C.
 
@@ -45,10 +48,14 @@ def serve(
         port: 0 for any that is free.
         open_browser: open the page in the standard browser.
         folders: that the images are of, see `Session`.
+        hosts: names under which a reverse proxy on this machine shows the page.
 
     Raises:
-        SettingError: the page isn't built, or the port is taken.
+        SettingError: the page isn't built, the port is taken, or a host is no name.
     """
+    for host in hosts:
+        if not _HOST_NAME.fullmatch(host):
+            raise SettingError(f"host_name: expected a name without scheme, port and path, got {host!r}")
     uvicorn = require("uvicorn", "view")
     if not (PAGE / "index.html").is_file():
         raise SettingError("view: the page isn't built in this checkout; `make page` builds it (with Node's npm)")
@@ -66,7 +73,9 @@ def serve(
         webbrowser.open(address)
     loaded = None if model is None else in_background(model)
     session = Session(images, loaded, out, reading, folders=folders)
-    server = uvicorn.Server(uvicorn.Config(make_app(session, token), log_level="warning", ws_max_size=_SAID))
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(session, token, hosts=hosts), log_level="warning", ws_max_size=_SAID)
+    )
     server.run(sockets=[place])
 
 

@@ -20,6 +20,7 @@ from voxelry.ops.surface import Mesh
 from voxelry.serve.answers import Answer
 from voxelry.serve.app import make_app
 from voxelry.serve.jobs import Jobs
+from voxelry.serve.run import serve
 from voxelry.serve.session import Session, askable
 from voxelry.serve.volumes import shown, thinning
 
@@ -53,6 +54,25 @@ class TestAccess:
     )
     def test_only_this_servers_own_page_may_ask(self, client, headers, status):
         assert client.get("/api/state", headers=headers).status_code == status
+
+    @pytest.mark.parametrize(
+        ("headers", "status"),
+        [
+            ({"host": "scans.example", "origin": "https://scans.example"}, 200),
+            ({"host": "Scans.Example:8443", "origin": "https://Scans.Example:8443"}, 200),
+            ({"host": "scans.example", "origin": "https://evil.example"}, 403),
+            ({"host": "scans.example", "origin": "https://scans.example:8443"}, 403),
+            ({"host": "evil.example", "origin": "https://evil.example"}, 403),
+            ({"host": "scans.example.evil.example"}, 403),
+            ({"host": HOST.removeprefix("http://"), "origin": "https://scans.example"}, 403),
+            ({"origin": HOST}, 200),
+        ],
+    )
+    def test_a_proxy_that_is_named_may_pass_on_what_its_own_pages_ask(self, session, page, headers, status):
+        app = make_app(session, TOKEN, page, hosts=["scans.example"])
+        client = TestClient(app, base_url=HOST, cookies={"voxelry": TOKEN})
+        assert client.get("/api/state", headers=headers).status_code == status
+        assert TestClient(app, base_url=HOST).get("/api/state", headers=headers).status_code == max(status, 401)
 
     @pytest.mark.parametrize(
         "path",
@@ -359,6 +379,12 @@ class TestJobs:
             time.sleep(0.001)
         assert jobs[number].state == "failed"
         assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["https://scans.example", "scans.example:80", "scans.example/", "*", ""])
+def test_a_proxy_is_named_without_scheme_port_and_path(tmp_path, host):
+    with pytest.raises(SettingError, match="host_name: expected a name without"):
+        serve([], None, tmp_path, port=0, open_browser=False, hosts=[host])
 
 
 def test_a_port_and_a_page_are_needed(monkeypatch, tmp_path):
