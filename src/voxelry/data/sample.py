@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from voxelry.core.space import Space
+from voxelry.io.notebook import notebook_view
 
 __all__ = ["Batch", "Sample"]
 
@@ -65,6 +66,15 @@ class Sample:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+    def show(self) -> Any:
+        """The image in a notebook, with its masks or else its labels over it; see `io.notebook.notebook_view`.
+
+        Raises:
+            MissingDependencyError: ipyniivue isn't installed.
+        """
+        over = self.labels if self.masks is None else self.masks
+        return notebook_view(self.image.numpy(), self.space, labels=None if over is None else over.numpy())
 
 
 @dataclass

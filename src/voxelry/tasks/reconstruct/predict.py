@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from os import PathLike
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from voxelry.core.remote import as_path
 from voxelry.core.space import Space
 from voxelry.data.slices.augment import move_space
+from voxelry.io import read_image
+from voxelry.io.notebook import notebook_view
 from voxelry.metrics.slices import contour_error
 from voxelry.metrics.surfaces import surface_spread
 from voxelry.ops.prompt import Prompt, frame_points, project, sample_plane
@@ -92,6 +96,19 @@ class ReconstructPrediction:
             planes=tuple(move_space(one, motion) for one in self.planes),
             views=tuple(move_space(one, motion) for one in self.views),
         )
+
+    def show(self, image: str | PathLike[str] | None = None) -> Any:
+        """The mesh in a notebook, over an image, such as the one that was clicked in, or without one over its voxels.
+
+        Raises:
+            FileError: the image can't be read.
+            MissingDependencyError: ipyniivue isn't installed.
+        """
+        mesh = None if self.is_empty else self.mesh
+        if image is None:
+            return notebook_view(self.mask()[None], self.space, mesh=mesh)
+        under = read_image(as_path(image))
+        return notebook_view(under.array, under.space, mesh=mesh)
 
     def distances(self, space: Space) -> NDArray[np.float32]:
         """Signed distances in mm on any grid, a volume or a plane; beyond the frame they are the truncation."""
