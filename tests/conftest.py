@@ -33,6 +33,7 @@ SLOW = (
     "unit/engine/test_reconstruct_sam3d.py",
     "unit/engine/test_translate.py",
     "smoke/test_page.py",
+    "smoke/test_page_view.py",
     "unit/engine/test_train.py",
     "contracts/test_extending.py",
     "cli/test_nnunet.py",

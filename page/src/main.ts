@@ -5,13 +5,13 @@ import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInst
 import { checkCases, findings, listCases, listed, showsCases } from './cases'
 import { compare, prepareComparison } from './compare'
 import { prepareLearning, showLearning } from './learn'
+import { savePicture } from './picture'
 import { dragPoint, dropPoint, forgetPoint, grabPoint, showPoints } from './points'
 import { Scene } from './scene'
 import { type Answer, type Job, type Option, server } from './server'
+import { prepareTheme } from './theme'
+import { offerWindows, prepareWindows } from './windows'
 
-const WINDOWS: Record<string, [number, number] | null> = {
-  automatic: null, 'CT soft tissue': [-160, 240], 'CT lung': [-1350, 150], 'CT bone': [-500, 1500], 'CT brain': [0, 80],
-}
 const VIEWS: Record<string, SLICE_TYPE> = {
   All: SLICE_TYPE.MULTIPLANAR, Axial: SLICE_TYPE.AXIAL, Coronal: SLICE_TYPE.CORONAL, Sagittal: SLICE_TYPE.SAGITTAL, '3-D': SLICE_TYPE.RENDER,
 }
@@ -39,19 +39,9 @@ async function open(id: number): Promise<void> {
   const channels = header.shape[0] > 1 ? `${header.shape[0]} x ` : ''
   const spacing = header.spacing.map((step) => Number((unit() === 'mm' ? step : 1000 * step).toPrecision(3))).join(' x ')
   element('header').textContent = `${header.format}, ${channels}${header.shape.slice(1).join(' x ')}, ${spacing} ${unit()}${thinned}`
-  setWindow('automatic')
+  offerWindows()
   showClicks()
   await show(app.answer)
-}
-
-function setWindow(name: string): void {
-  element<HTMLSelectElement>('window').value = name
-  const range = WINDOWS[name]
-  if (range) app.scene.window = range
-  else app.scene.reset()
-  const [low, high] = app.scene.window
-  element<HTMLInputElement>('low').value = String(Number(low.toPrecision(5)))
-  element<HTMLInputElement>('high').value = String(Number(high.toPrecision(5)))
 }
 
 /** A slider over channels or times, of images that have several. */
@@ -220,16 +210,12 @@ async function clicked(event: MouseEvent): Promise<void> {
 }
 
 function prepare(): void {
-  for (const name of Object.keys(WINDOWS)) element<HTMLSelectElement>('window').add(new Option(name))
+  prepareWindows()
+  prepareTheme()
   for (const [name, type] of Object.entries(VIEWS)) {
     element('slices').append(make('button', { textContent: name, onclick: () => app.scene.slices(type) }))
   }
-  element('window').onchange = (event) => setWindow((event.target as HTMLSelectElement).value)
-  for (const id of ['low', 'high']) {
-    element(id).onchange = () => {
-      app.scene.window = [Number(element<HTMLInputElement>('low').value), Number(element<HTMLInputElement>('high').value)]
-    }
-  }
+  element('picture').onclick = attempt(savePicture)
   element('opacity').oninput = () => { app.scene.opacity = opacity() }
   element('search').oninput = listCases
   element('order').onchange = listCases

@@ -138,6 +138,18 @@ export class Scene {
     }
   }
 
+  /** The numbers of the image as they are stored; times `slope`, and `start` more, they are its values. */
+  stored(): { stored: ArrayLike<number>; slope: number; start: number } {
+    const image = this.nv.volumes[0]
+    const [all, count] = [image?.img ?? new Float32Array(), image?.nVox3D ?? 0]
+    return { stored: all.subarray(0, count) as ArrayLike<number>, slope: image?.hdr?.scl_slope || 1, start: image?.hdr?.scl_inter || 0 }
+  }
+
+  draw(): void {
+    this.nv.drawScene()
+    if (this.over?.volumes.length) this.over.drawScene()
+  }
+
   reset(): void {
     const image = this.nv.volumes[0]
     if (image) this.window = [image.robust_min ?? 0, image.robust_max ?? 1]

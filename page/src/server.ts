@@ -26,7 +26,7 @@ export interface State extends Answering {
   kept: number[]
   training: ({ job: number } & Training) | null
 }
-export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; shown: number[]; every: number[] }
+export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; shown: number[]; every: number[]; modality: string; windows: { name: string; low: number; high: number }[] }
 
 async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
   let answer: Response

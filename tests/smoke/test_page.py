@@ -2,15 +2,11 @@
 
 import io
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,74 +27,13 @@ from voxelry.models.unet import UNet
 from voxelry.ops.instances import from_labels
 from voxelry.phantoms import make_phantom
 from voxelry.serve.answers import Answer
-from voxelry.serve.app import make_app
 from voxelry.serve.session import Session
 from voxelry.tasks.landmarks import LandmarkTask
 from voxelry.tasks.reconstruct import ReconstructTask
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-PAGE = Path(__file__).parents[2] / "src" / "voxelry" / "serve" / "page" / "index.html"
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-quic",
-    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-WAIT = 60_000  # ms, at most
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed (pip install 'voxelry[view]')")
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
-    pytest.mark.skipif(not PAGE.is_file(), reason="the page isn't built (make page)"),
-]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """One browser for all, closed to the world."""
-    with playwright.sync_playwright() as browsers:
-        chromium = browsers.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def opened(chromium):
-    """Opens a page that is served, which asks nobody else for anything and says no error."""
-
-    @contextmanager
-    def open(serving):
-        with serving as address:
-            page = chromium.new_page(viewport={"width": 1000, "height": 600})
-            page.set_default_timeout(WAIT)
-            asked, errors = [], []
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.goto(address)
-            page.wait_for_selector("body[data-ready]")
-            yield page
-            page.context.close()
-            here = address.partition("?")[0]
-            assert all(url.startswith((here, here.replace("http", "ws"), "blob:", "data:")) for url in asked)
-            assert not errors
-
-    return open
-
-
-@contextmanager
-def served(session, **settings):
-    """The address of a session's page, served by a thread with these settings of uvicorn."""
-    place = socket.socket()
-    place.bind(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(make_app(session, "secret"), log_level="error", **settings))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [place]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{place.getsockname()[1]}/?token=secret"
-    finally:
-        running.should_exit = True
-        thread.join()
+pytestmark = pytest.mark.usefixtures("built")
 
 
 @contextmanager
@@ -116,35 +51,6 @@ def commanded(*arguments):
 
 
 @pytest.fixture(scope="module")
-def scan(tmp_path_factory):
-    """A tilted volume with thick slices, two bright balls in it."""
-    affine = np.array([[0.0, 0.3, -1.9, 40.0], [0.2, 2.0, 0.3, -30.0], [4.0, 0.0, 0.1, 10.0], [0, 0, 0, 1]])
-    grid = np.indices((10, 28, 30)).astype(float)
-    array = 40 * np.random.default_rng(0).random((10, 28, 30))
-    for centre in ((4, 9, 10), (6, 18, 20)):
-        distance = sum((axis - place) ** 2 for axis, place in zip(grid, centre, strict=True))
-        array += 900 * np.exp(-distance / 6)
-    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
-    return write_image(path, array[None].astype(np.int16), Space(array.shape, affine))
-
-
-def place(page):
-    """The crosshair in mm."""
-    return np.array([float(value) for value in page.inner_text("#place").partition(" mm")[0].split(",")])
-
-
-def spot(page, across, down):
-    """Pixels of a place in the picture that is given in parts of its width and height."""
-    box = page.locator("#view").bounding_box()
-    return box["x"] + across * box["width"], box["y"] + down * box["height"]
-
-
-def save(page):
-    page.click("#save")
-    page.wait_for_selector("#saved:not(:empty)")
-
-
-@pytest.fixture(scope="module")
 def organs(tmp_path_factory):
     """A bundle that answers with some shape, without a training."""
     torch.manual_seed(0)
@@ -158,13 +64,13 @@ def organs(tmp_path_factory):
     return write_bundle(folder, task, Preprocess(normalise="percentile"), record={}, card="a card")
 
 
-def test_a_click_in_a_phantom_gives_the_mesh_that_the_command_gives(opened, organs, tmp_path):
+def test_a_click_in_a_phantom_gives_the_mesh_that_the_command_gives(opened, organs, tmp_path, spot, save):
     phantom = make_phantom(3, shape=(24, 28, 32), spacing=(6.0, 4.4, 4.0))
     hounsfield = (1000 * phantom.image.numpy() - 500).astype(np.int16)
     path = write_image(tmp_path / "ct.nii.gz", hounsfield, phantom.space)
     session = Session([path], load(organs, "cpu"), tmp_path / "out")
     asked = []
-    with opened(served(session)) as page:
+    with opened(session) as page:
         page.on("request", lambda request: request.method == "POST" and asked.append(request.post_data_json))
         page.mouse.click(*spot(page, 0.2, 0.3))
         page.click("#predict")
@@ -191,7 +97,7 @@ def pointing(tmp_path_factory):
     return write_bundle(tmp_path_factory.mktemp("pointing") / "bundle", task, Preprocess(), record={}, card="a card")
 
 
-def test_the_command_tells_an_address_whose_page_predicts_and_saves(opened, scan, pointing, tmp_path):
+def test_the_command_tells_an_address_whose_page_predicts_and_saves(opened, scan, pointing, tmp_path, save):
     with opened(commanded(scan, "--model", pointing, "--out", tmp_path / "out", "--device", "cpu")) as page:
         page.click("#predict")
         page.wait_for_selector("#points tr")
@@ -199,9 +105,11 @@ def test_the_command_tells_an_address_whose_page_predicts_and_saves(opened, scan
     assert len(read_landmarks(tmp_path / "out" / "scan.mrk.json").names) == 2
 
 
-def test_points_are_put_to_the_crosshair_or_dragged_in_the_picture_and_saved_there(opened, scan, pointing, tmp_path):
+def test_points_are_put_to_the_crosshair_or_dragged_in_the_picture_and_saved_there(
+    opened, scan, pointing, tmp_path, place, spot, save
+):
     session = Session([scan], load(pointing, "cpu"), tmp_path)
-    with opened(served(session)) as page:
+    with opened(session) as page:
         assert "token" not in page.url
         page.click("#predict")
         page.wait_for_selector("#points tr")
@@ -236,7 +144,7 @@ def test_points_are_put_to_the_crosshair_or_dragged_in_the_picture_and_saved_the
 def test_the_page_says_that_its_model_is_loading_and_then_predicts(opened, scan, pointing, tmp_path):
     loading = Future()
     session = Session([scan], loading, tmp_path / "out")
-    with opened(served(session)) as page:
+    with opened(session) as page:
         assert page.inner_text("#loading") == "model is loading"
         assert page.locator("#predict").is_disabled()
         assert page.locator("#learn").is_hidden()
@@ -251,7 +159,7 @@ def test_the_page_says_that_its_model_is_loading_and_then_predicts(opened, scan,
 def test_the_page_says_that_its_model_cannot_be_loaded(opened, scan, tmp_path):
     loading = Future()
     session = Session([scan], loading, tmp_path / "out")
-    with opened(served(session)) as page:
+    with opened(session) as page:
         loading.set_exception(CheckpointError("weights: net.weight is missing"))
         page.locator("#loading.fault", has_text="weights: net.weight is missing").wait_for()
         assert page.locator("#predict").is_disabled()
@@ -264,7 +172,7 @@ def test_how_a_prediction_goes_on_comes_by_a_web_socket_or_by_asking_where_there
 ):
     session = Session([scan], load(pointing, "cpu"), tmp_path / "out")
     told, asked = [], []
-    with opened(served(session, ws="auto" if sockets else "none")) as page:
+    with opened(session, ws="auto" if sockets else "none") as page:
         page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: told.append(frame)))
         page.on("request", lambda request: asked.append(request.url.rpartition("/api/")[2]))
         page.click("#predict")
@@ -278,7 +186,7 @@ def test_a_picture_fills_the_stage_with_its_first_row_on_top(opened, tmp_path):
     array = np.full((1, 60, 80), 100, dtype=np.uint8)
     array[0, 10:20, 5:25] = 250
     session = Session([write_image(tmp_path / "x.png", array, Space.from_spacing((60, 80)))], None, tmp_path)
-    with opened(served(session)) as page:
+    with opened(session) as page:
         stage = page.locator("#view").bounding_box()
         pixel = min(stage["width"] / 80, stage["height"] / 60)
         centre = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
@@ -294,7 +202,7 @@ def test_times_of_a_volume_are_gone_through(opened, tmp_path):
     array = np.zeros((3, 6, 8, 10), dtype=np.int16) + 10 * np.arange(1, 4)[:, None, None, None]
     path = write_image(tmp_path / "scan.nii.gz", array.astype(np.int16), Space.from_spacing(array.shape[1:]))
     session = Session([path], None, tmp_path / "out")
-    with opened(served(session)) as page:
+    with opened(session) as page:
         assert page.inner_text("#frameValue") == "1 of 3"
         assert page.inner_text("#place").split()[-1] == "10"
         page.locator("#frame").fill("2")
@@ -309,7 +217,7 @@ def test_an_answer_of_the_former_model_is_marked_until_it_is_predicted_again(ope
     while job.state in ("waiting", "running"):
         job.stop.wait(0.01)
     session.answers[0] = replace(session.answers[0], model="runs/before")
-    with opened(served(session)) as page:
+    with opened(session) as page:
         page.wait_for_selector("#points tr")
         assert "former model" in page.inner_text("#former")
         assert "former model" in (page.locator("#cases button").get_attribute("title") or "")
@@ -340,10 +248,10 @@ def segmented(scan, tmp_path):
     session.close()
 
 
-def test_instances_are_chosen_split_deleted_and_saved_as_they_are_seen(opened, segmented):
+def test_instances_are_chosen_split_deleted_and_saved_as_they_are_seen(opened, segmented, place, spot, save):
     session, labels = segmented
     space = open_image(session.images[0]).space
-    with opened(served(session)) as page:
+    with opened(session) as page:
         rows = page.locator("#instances tr[data-id]")
         rows.first.wait_for()
         assert rows.count() == 3
@@ -375,7 +283,7 @@ def test_left_of_the_slider_lies_the_image_and_right_of_it_what_was_made(opened,
     write_image(tmp_path / "answer" / "scan.nii.gz", np.where(given == 100, 900, given).astype(np.float32), space)
     session = Session([path], None, tmp_path / "out")
     session.answers[0] = Answer(tmp_path / "answer", "scan", space)
-    with opened(served(session)) as page:
+    with opened(session) as page:
         page.fill("#low", "0")
         page.fill("#high", "1000")
         page.keyboard.press("Tab")

@@ -129,6 +129,10 @@ class Session:
             "oriented": image.has_orientation,
             "shown": list(seen.space.shape),
             "every": list(thinning(seen, self._most)),
+            "modality": str(image.metadata.get("Modality", "")).upper(),
+            "windows": [
+                {"name": name, "low": low, "high": high} for low, high, name in image.metadata.get("windows", ())
+            ],
         }
 
     def volume(self, case: int) -> Path:

@@ -98,7 +98,7 @@ def open_file(
         format="DICOM",
         loader=partial(_load, sources, order, dtype),
         has_orientation=grid.first.position is not None,
-        metadata=_metadata(first.header),
+        metadata={**_metadata(first.header), **_windows(frames[len(frames) // 2])},
         spacing_fault=lengths.fault,
     )
 
@@ -155,6 +155,24 @@ def _thickness(frame: Frame) -> float:
 def _metadata(header: pydicom.Dataset) -> dict[str, str]:
     keys = ("Modality", "SeriesInstanceUID", "SeriesDescription", "PhotometricInterpretation", "Units", "DoseUnits")
     return {key: str(getattr(header, key)) for key in keys if getattr(header, key, None) not in (None, "")}
+
+
+def _windows(frame: Frame) -> dict[str, list[tuple[float, float, str]]]:
+    """The windows that a plane is to be looked at in, `(low, high, explanation)` each; nothing where it says none.
+
+    DICOM PS3.3, C.11.2.1.2; half of the width on either side of the centre.
+    """
+    found = [
+        functional(frame.header, "FrameVOILUTSequence", key, frame.number)
+        for key in ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation")
+    ]
+    centres, widths, names = ([] if one is None else [one] if isinstance(one, str | float) else [*one] for one in found)
+    windows = [
+        (float(centre) - float(width) / 2, float(centre) + float(width) / 2, str(name))
+        for centre, width, name in zip(centres, widths, [*names, *[""] * len(centres)], strict=False)
+        if np.isfinite([float(centre), float(width)]).all() and float(width) > 0
+    ]
+    return {"windows": windows} if windows else {}
 
 
 def _header(path: Path) -> pydicom.Dataset:

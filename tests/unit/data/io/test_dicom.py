@@ -171,3 +171,21 @@ def test_a_series_beside_other_files(tmp_path):
     (tmp_path / "fake.dcm").write_text("scanned on Monday")
     with pytest.raises(FileError, match=r"fake\.dcm: isn't a DICOM file"):
         open_image(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [
+        ({"WindowCenter": 40, "WindowWidth": 400}, [(-160, 240, "")]),
+        (
+            {"WindowCenter": [40, -600], "WindowWidth": [400, 1500], "WindowCenterWidthExplanation": ["SOFT", "LUNG"]},
+            [(-160, 240, "SOFT"), (-1350, 150, "LUNG")],
+        ),
+        ({"WindowCenter": [40, 50], "WindowWidth": [0, 10]}, [(45, 55, "")]),  # no width is no window
+        ({"WindowCenter": 40}, None),
+        ({}, None),
+    ],
+)
+def test_the_windows_that_a_series_is_to_be_seen_in_are_told(tmp_path, fields, windows):
+    image = open_image(save_series(tmp_path / "series", **fields))
+    assert image.metadata.get("windows") == windows
