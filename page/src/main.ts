@@ -5,6 +5,8 @@ import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInst
 import { checkCases, findings, listCases, listed, showsCases } from './cases'
 import { compare, prepareComparison } from './compare'
 import { prepareLearning, showLearning } from './learn'
+import { drawMarks } from './marks'
+import { forgetMeasures, isMeasuring, measureTo, prepareMeasuring, setMeasuring } from './measure'
 import { savePicture } from './picture'
 import { dragPoint, dropPoint, forgetPoint, grabPoint, showPoints } from './points'
 import { Scene } from './scene'
@@ -15,6 +17,9 @@ import { offerWindows, prepareWindows } from './windows'
 const VIEWS: Record<string, SLICE_TYPE> = {
   All: SLICE_TYPE.MULTIPLANAR, Axial: SLICE_TYPE.AXIAL, Coronal: SLICE_TYPE.CORONAL, Sagittal: SLICE_TYPE.SAGITTAL, '3-D': SLICE_TYPE.RENDER,
 }
+const MOVES: Record<string, [number, number, number]> = {
+  ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0], PageUp: [0, 0, 1], PageDown: [0, 0, -1],
+}
 const STILL = 4 // pixels that a click may move
 const REACH = 10 // pixels from a point that a drag may begin at
 
@@ -24,6 +29,7 @@ let job: number | null = null
 async function open(id: number): Promise<void> {
   app.current = id
   clicks = []
+  forgetMeasures()
   forgetPoint()
   forgetInstances()
   const known = findings(id)
@@ -202,7 +208,9 @@ async function save(): Promise<void> {
 }
 
 async function clicked(event: MouseEvent): Promise<void> {
-  if (app.answer?.instances) await clickInstance(event.shiftKey)
+  if (isMeasuring()) {
+    if (app.scene.at(event.offsetX, event.offsetY) && app.scene.place) measureTo(app.scene.place.mm)
+  } else if (app.answer?.instances) await clickInstance(event.shiftKey)
   else if (event.shiftKey && app.state.needed === 'click' && app.scene.place) {
     clicks.push(app.scene.place.mm)
     showClicks()
@@ -212,6 +220,7 @@ async function clicked(event: MouseEvent): Promise<void> {
 function prepare(): void {
   prepareWindows()
   prepareTheme()
+  prepareMeasuring()
   for (const [name, type] of Object.entries(VIEWS)) {
     element('slices').append(make('button', { textContent: name, onclick: () => app.scene.slices(type) }))
   }
@@ -239,7 +248,7 @@ function prepareMouse(): void {
   view.addEventListener('mousedown', (event) => {
     from = [event.offsetX, event.offsetY]
     const [place, beside] = [at(event), app.scene.at(event.offsetX + REACH, event.offsetY)]
-    if (event.button === 0 && !event.shiftKey && place && beside) grabPoint(place, Math.hypot(...place.map((one, axis) => one - beside[axis])))
+    if (event.button === 0 && !event.shiftKey && !isMeasuring() && place && beside) grabPoint(place, Math.hypot(...place.map((one, axis) => one - beside[axis])))
   })
   view.addEventListener('mousemove', (event) => {
     const place = at(event)
@@ -255,7 +264,14 @@ function prepareMouse(): void {
 
 function pressed(event: KeyboardEvent): void {
   if (['INPUT', 'SELECT'].includes((event.target as HTMLElement).tagName) || event.ctrlKey || event.metaKey || event.altKey) return
-  if (event.key === 'Enter' && app.state.task && (event.target as HTMLElement).tagName !== 'BUTTON') attempt(predict)()
+  const move = event.target === element('view') ? MOVES[event.key] : undefined
+  if (move) {
+    app.scene.step(move)
+    event.preventDefault()
+  } else if (event.key === 'd') setMeasuring(!isMeasuring())
+  else if (event.key === 'Escape' && isMeasuring()) setMeasuring(false)
+  else if (event.key === 'Enter' && isMeasuring() && app.scene.place && (event.target as HTMLElement).tagName !== 'BUTTON') measureTo(app.scene.place.mm)
+  else if (event.key === 'Enter' && app.state.task && (event.target as HTMLElement).tagName !== 'BUTTON') attempt(predict)()
   else if (event.key === 'j' || event.key === 'k') attempt(() => step(event.key === 'j' ? 1 : -1))()
   else if (event.key === 's' && app.answer) attempt(save)()
   else instanceKey(event)
@@ -271,7 +287,7 @@ async function start(): Promise<void> {
   app.scene = new Scene(({ mm, vox, value }) => {
     const index = vox.map((one) => one.toFixed(0)).join(', ')
     element('place').textContent = `${lengths(mm)} ${unit()}   [${index}]   ${Number(value.toPrecision(6))}`
-  })
+  }, drawMarks)
   app.state = await server.state()
   history.replaceState(null, '', location.pathname) // the token isn't shown any longer
   prepare()

@@ -37,8 +37,26 @@ function plane({ affine }: Header): SLICE_TYPE {
   return ACROSS[normal.indexOf(Math.max(...normal))]
 }
 
+/** A slice of the picture, and where places in mm are in it: pixels, and how many voxels away from the slice. */
+export interface Tile { left: number; top: number; width: number; height: number; axis: number; at(mm: number[]): { x: number; y: number; away: number } }
+
+const RIGHT_UP = [[0, 1], [0, 2], [1, 2]] // axes to the right and up, of axial, coronal and sagittal slices
+const ALONG = [2, 1, 0] // and the one that they are cut across
+
+/** Says when it has drawn; the keys are the page's. */
+class Picture extends Niivue {
+  onDrawn: () => void = () => undefined
+  override drawScene(): string | void {
+    const said = super.drawScene()
+    this.onDrawn()
+    return said
+  }
+  override keyDownListener(): void {}
+  override keyUpListener(): void {}
+}
+
 export class Scene {
-  readonly nv = new Niivue(LOOK)
+  readonly nv = new Picture(LOOK)
   private over: Niivue | null = null // what lies over the picture and is cut by the swipe
   private turned = false // the image doesn't say how it lies, so that its rows run down, as in a picture
   private flat: SLICE_TYPE | null = null
@@ -48,7 +66,8 @@ export class Scene {
   private marks: NVMesh | null = null
   private labels: { image: NVImage; url: string; name: string } | null = null
 
-  constructor(onPlace: (place: Place) => void) {
+  constructor(onPlace: (place: Place) => void, onDrawn: () => void) {
+    this.nv.onDrawn = onDrawn
     this.nv.onLocationChange = (found) => {
       const { mm, vox, values } = found as { mm: number[]; vox: number[]; values: { value: number }[] }
       const label = this.labels ? (values[this.nv.volumes.indexOf(this.labels.image)]?.value ?? 0) : 0
@@ -222,6 +241,32 @@ export class Scene {
     const ratio = this.nv.uiData.dpr ?? 1
     const frac = this.nv.canvasPos2frac([ratio * x, ratio * y])
     return frac[0] < 0 ? null : this.turn(Array.from(this.nv.frac2mm(frac, 0, true)).slice(0, 3))
+  }
+
+  /** The slices that are seen. */
+  tiles(): Tile[] {
+    const [ratio, dims] = [this.nv.uiData.dpr ?? 1, this.nv.volumes[0]?.dimsRAS]
+    if (!dims) return []
+    return this.nv.screenSlices.filter(({ axCorSag }) => axCorSag <= SLICE_TYPE.SAGITTAL).map(({ axCorSag, leftTopWidthHeight, leftTopMM, fovMM }) => {
+      const [axis, [right, up]] = [ALONG[axCorSag], RIGHT_UP[axCorSag]]
+      const [left, top, width, height] = leftTopWidthHeight.map((one) => one / ratio) // a mirrored slice has a negative width
+      const at = (mm: number[]) => {
+        const { x, y, z } = place(this.turn(mm))
+        const frac = this.nv.mm2frac([x, y, z], 0, true)
+        const flat = this.nv.frac2mm(frac) // the slices lie straight, however the volume is tilted
+        return {
+          x: left + ((flat[right] - leftTopMM[0]) / fovMM[0]) * width,
+          y: top + (1 - (flat[up] - leftTopMM[1]) / fovMM[1]) * height,
+          away: Math.abs(frac[axis] - this.nv.scene.crosshairPos[axis]) * dims[axis + 1],
+        }
+      }
+      return { left: Math.min(left, left + width), top, width: Math.abs(width), height, axis, at }
+    })
+  }
+
+  /** Move the crosshair by voxels to the right, to the front and up. */
+  step(by: [number, number, number]): void {
+    if (this.nv.volumes.length) this.nv.moveCrosshairInVox(...by)
   }
 
   go(mm: number[]): void {

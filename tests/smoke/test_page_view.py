@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from voxelry.io import read_image
+from voxelry.core.space import Space
+from voxelry.io import open_image, read_image, write_image
 from voxelry.serve.session import Session
 
 pytestmark = pytest.mark.usefixtures("built")
@@ -78,3 +79,56 @@ def test_the_picture_is_saved_as_it_is_seen_under_the_images_name(opened, lookin
     assert saved.size == seen.size
     assert np.abs(np.asarray(saved).astype(float) - np.asarray(seen)).mean() < 1
     assert np.asarray(seen).std() > 20
+
+
+@pytest.fixture
+def measuring(scan, tmp_path):
+    """The tilted volume, and a microscope's image of 2 x 0.5 x 0.5 µm."""
+    small = np.arange(6 * 20 * 24, dtype=np.int16).reshape(1, 6, 20, 24)
+    path = write_image(tmp_path / "small.nii.gz", small, Space.from_spacing(small.shape[1:], (2e-3, 5e-4, 5e-4)))
+    session = Session([scan, path], None, tmp_path / "out")
+    yield session
+    session.close()
+
+
+def pressed(page, *keys):
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def told(page, row):
+    """The length in a row of the distances, and its unit."""
+    number, unit = page.inner_text(f"#measures li:nth-child({row}) button:first-child").split()
+    return float(number), unit
+
+
+def test_distances_are_those_of_the_world_in_tilted_slices_and_of_voxels_apart(opened, measuring, place, spot):
+    affine = open_image(measuring.images[0]).space.affine
+    with opened(measuring) as page:
+        page.click("#slices button:has-text('Axial')")
+        page.focus("#view")
+        pressed(page, "ArrowRight", "d", "Enter", *["ArrowRight"] * 10, *["ArrowUp"] * 6, "Enter")
+        apart = np.linalg.norm(6 * affine[:3, 1] - 10 * affine[:3, 2])  # the volume's columns run to the left
+        assert told(page, 1) == (pytest.approx(apart, abs=0.051), "mm")
+        ends = [spot(page, 0.45, 0.4), spot(page, 0.6, 0.65)]
+        places = []
+        for end in ends:
+            page.mouse.click(*end)
+            places.append(place(page))
+        assert told(page, 2) == (pytest.approx(np.linalg.norm(places[0] - places[1]), abs=0.2), "mm")
+        box = page.locator("#view").bounding_box()
+        drawn = page.locator("#marks polyline").last.get_attribute("points").split()
+        for point, end in zip(drawn, ends, strict=True):
+            seen = [float(value) + box[side] for value, side in zip(point.split(","), "xy", strict=True)]
+            np.testing.assert_allclose(seen, end, atol=1)
+        page.focus("#view")
+        page.keyboard.press("PageUp")
+        assert page.locator("#marks polyline").count() == 0  # in that slice there are none
+        page.click("#measures li:nth-child(1) button:has-text('✕')")
+        assert page.locator("#measures li").count() == 1
+        page.focus("#view")
+        page.keyboard.press("j")
+        page.locator("#header", has_text="µm").wait_for()
+        assert page.locator("#measures li").count() == 0
+        pressed(page, "ArrowRight", "d", "Enter", *["ArrowRight"] * 8, "PageUp", "PageUp", "Enter")
+        assert told(page, 1) == (pytest.approx(np.hypot(8 * 0.5, 2 * 2), abs=0.051), "µm")
