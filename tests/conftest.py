@@ -34,6 +34,7 @@ SLOW = (
     "unit/engine/test_translate.py",
     "smoke/test_page.py",
     "smoke/test_page_view.py",
+    "smoke/test_page_prompt.py",
     "unit/engine/test_train.py",
     "contracts/test_extending.py",
     "cli/test_nnunet.py",

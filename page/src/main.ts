@@ -4,11 +4,13 @@ import { app, attempt, element, lengths, make, say, unit } from './app'
 import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInstances } from './instances'
 import { checkCases, findings, listCases, listed, showsCases } from './cases'
 import { compare, prepareComparison } from './compare'
+import { flip, prepareHypotheses, showHypotheses } from './hypotheses'
 import { prepareLearning, showLearning } from './learn'
 import { drawMarks } from './marks'
 import { forgetMeasures, isMeasuring, measureTo, prepareMeasuring, setMeasuring } from './measure'
 import { savePicture } from './picture'
 import { dragPoint, dropPoint, forgetPoint, grabPoint, showPoints } from './points'
+import { addClick, forgetClicks, isPrompted, promptOptions, removeClick, removeClickHere, showClicks } from './prompt'
 import { Scene } from './scene'
 import { type Answer, type Job, type Option, server } from './server'
 import { prepareTheme } from './theme'
@@ -23,12 +25,10 @@ const MOVES: Record<string, [number, number, number]> = {
 const STILL = 4 // pixels that a click may move
 const REACH = 10 // pixels from a point that a drag may begin at
 
-let clicks: number[][] = []
 let job: number | null = null
 
 async function open(id: number): Promise<void> {
   app.current = id
-  clicks = []
   forgetMeasures()
   forgetPoint()
   forgetInstances()
@@ -46,7 +46,7 @@ async function open(id: number): Promise<void> {
   const spacing = header.spacing.map((step) => Number((unit() === 'mm' ? step : 1000 * step).toPrecision(3))).join(' x ')
   element('header').textContent = `${header.format}, ${channels}${header.shape.slice(1).join(' x ')}, ${spacing} ${unit()}${thinned}`
   offerWindows()
-  showClicks()
+  forgetClicks()
   await show(app.answer)
 }
 
@@ -75,6 +75,7 @@ function showModel(): void {
   const options = app.state.options.filter(({ name }) => name !== 'click')
   element('options').replaceChildren(...options.map(optionField))
   element('more').hidden = !options.length
+  element<HTMLDetailsElement>('more').open = options.some(({ choices }) => choices.length > 0)
   showClicks()
   showLearning()
 }
@@ -89,34 +90,27 @@ async function load(): Promise<void> {
   }
 }
 
-function optionField({ name, type, help }: Option): HTMLElement {
+function optionField({ name, type, help, choices }: Option): HTMLElement {
+  if (choices.length) {
+    const select = make('select', { name }, ...choices.map(({ value, name: called }) => new Option(called, value)))
+    return make('label', {}, name, select, make('small', { textContent: help }))
+  }
   const input = make('input', { name, type: type === 'str' ? 'text' : 'number', step: type === 'int' ? '1' : 'any' })
   return make('label', {}, name, input, make('small', { textContent: help }))
 }
 
-function showClicks(): void {
-  const line = element('clicks')
-  line.hidden = app.state?.needed !== 'click'
-  const text = clicks.map(lengths).join('; ')
-  line.textContent = clicks.length ? `clicks: ${text} ${unit()}` : 'Put the crosshair into the organ, then Predict. Shift adds a click.'
-}
-
 function askedFor(): Record<string, unknown> {
   const options: Record<string, unknown> = {}
-  for (const input of element('options').querySelectorAll('input')) {
+  for (const input of element('options').querySelectorAll<HTMLInputElement | HTMLSelectElement>('input, select')) {
     const option = app.state.options.find(({ name }) => name === input.name)
     if (input.value !== '') options[input.name] = option?.repeated ? [input.value] : input.value
   }
-  if (app.state.needed === 'click') {
-    if (!clicks.length && app.scene.place) clicks = [app.scene.place.mm]
-    options.click = clicks.map((click) => click.join(','))
-  }
+  if (isPrompted()) Object.assign(options, promptOptions('plane' in options))
   return options
 }
 
 async function predict(): Promise<void> {
   const asked = askedFor()
-  showClicks()
   await busy(() => predictOne(app.current, asked))
 }
 
@@ -152,7 +146,6 @@ async function busy(work: () => Promise<unknown>): Promise<void> {
     await work()
   } finally {
     job = null
-    clicks = []
     tools(false)
   }
 }
@@ -183,6 +176,7 @@ async function show(answer: Answer | null): Promise<void> {
     if (kind === 'mesh') await app.scene.mesh(server.file(app.current, name), name)
     else if (kind === 'labels') await app.scene.overlay(server.file(app.current, name), name, true, opacity())
   }
+  showHypotheses(answer)
   showInstances()
 }
 
@@ -211,16 +205,15 @@ async function clicked(event: MouseEvent): Promise<void> {
   if (isMeasuring()) {
     if (app.scene.at(event.offsetX, event.offsetY) && app.scene.place) measureTo(app.scene.place.mm)
   } else if (app.answer?.instances) await clickInstance(event.shiftKey)
-  else if (event.shiftKey && app.state.needed === 'click' && app.scene.place) {
-    clicks.push(app.scene.place.mm)
-    showClicks()
-  }
+  else if (isPrompted() && event.altKey) removeClick(event.offsetX, event.offsetY)
+  else if (isPrompted() && event.shiftKey) addClick(event.offsetX, event.offsetY)
 }
 
 function prepare(): void {
   prepareWindows()
   prepareTheme()
   prepareMeasuring()
+  prepareHypotheses()
   for (const [name, type] of Object.entries(VIEWS)) {
     element('slices').append(make('button', { textContent: name, onclick: () => app.scene.slices(type) }))
   }
@@ -274,6 +267,8 @@ function pressed(event: KeyboardEvent): void {
   else if (event.key === 'Enter' && app.state.task && (event.target as HTMLElement).tagName !== 'BUTTON') attempt(predict)()
   else if (event.key === 'j' || event.key === 'k') attempt(() => step(event.key === 'j' ? 1 : -1))()
   else if (event.key === 's' && app.answer) attempt(save)()
+  else if (event.key === ',' || event.key === '.') flip(event.key === '.' ? 1 : -1)
+  else if (event.key === 'Delete' && isPrompted()) removeClickHere()
   else instanceKey(event)
 }
 

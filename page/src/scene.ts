@@ -63,6 +63,7 @@ export class Scene {
   place: Place | null = null
   private overlays: NVImage[] = []
   private meshes: NVMesh[] = []
+  private opaque = 0.5
   private marks: NVMesh | null = null
   private labels: { image: NVImage; url: string; name: string } | null = null
 
@@ -176,6 +177,7 @@ export class Scene {
 
   async overlay(url: string, name: string, labels: boolean, opacity: number): Promise<void> {
     const colormap = labels ? 'random' : 'warm'
+    this.opaque = opacity
     const image = await this.nv.addVolumeFromUrl({ url, name: `${name}.nii`, colormap, opacity })
     this.overlays.push(image)
     if (labels) this.labels = { image, url, name }
@@ -211,11 +213,19 @@ export class Scene {
   }
 
   set opacity(value: number) {
+    this.opaque = value
     for (const overlay of this.overlays) this.nv.setOpacity(this.nv.volumes.indexOf(overlay), value)
   }
 
   async mesh(url: string, name: string): Promise<void> {
     this.meshes.push(await this.nv.addMeshFromUrl({ url, name, rgba255: MESH_COLOUR }))
+  }
+
+  /** Show one mesh of several; the labels with it, where they are its own. */
+  onlyMesh(name: string, labels: boolean): void {
+    for (const mesh of this.meshes) mesh.visible = mesh.name === name
+    for (const overlay of this.overlays) overlay.opacity = labels ? this.opaque : 0
+    this.nv.updateGLVolume()
   }
 
   /** Points as small balls; the chosen one in another colour. */

@@ -1,6 +1,6 @@
 // what the server can be asked, and what it answers
 
-export interface Option { name: string; type: 'str' | 'int' | 'float'; help: string; repeated: boolean }
+export interface Option { name: string; type: 'str' | 'int' | 'float'; help: string; repeated: boolean; choices: { value: string; name: string }[] }
 export interface Point { name: string; position: number[] | null; radius: number | null }
 export interface Instance { id: number; score: number; class: number; size: number; position: number[]; hidden: boolean; seen: boolean }
 export interface Instances { rows: Instance[]; least: number; steps: number }
@@ -12,6 +12,7 @@ export interface Answer {
   instances: Instances | null
   summary: Record<string, string | number>
   uncertainty: number | null
+  hypotheses: number[]
 }
 export interface Learned { metric: string; before: number | null; after: number | null; cases: number; better: boolean; bundle: string }
 export type Work<T> = { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; doing: string; message: string; answer: T | null }

@@ -8,9 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from voxelry.bundle.bundle import write_bundle
 from voxelry.core.space import Space
+from voxelry.data.preprocess import Preprocess
 from voxelry.io import write_image
+from voxelry.models.shape import ShapeNet
+from voxelry.tasks.reconstruct import ReconstructTask
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PAGE = Path(__file__).parents[2] / "src" / "voxelry" / "serve" / "page" / "index.html"
@@ -127,3 +132,19 @@ def save():
         page.wait_for_selector("#saved:not(:empty)")
 
     return press
+
+
+@pytest.fixture(scope="session")
+def organs(tmp_path_factory):
+    """A bundle that answers with some shape for one of two organs, without a training."""
+    torch.manual_seed(0)
+    network = ShapeNet(image_size=32, grid=24, prior_grid=24, width=8, multipliers=(1, 2), volume_width=8,
+                       volume_multipliers=(1, 2), context=16, classes=2)  # fmt: skip
+    for name, value in network.named_parameters():
+        if name.endswith(("head.weight", "head.bias")):
+            torch.nn.init.normal_(value, std=0.02)
+    task = ReconstructTask(
+        network.eval(), organs=[(6,), (2,)], edges=[90.0, 60.0], organ_names=["heart", "spleen"], baseline_shapes=1
+    )
+    folder = tmp_path_factory.mktemp("organs") / "bundle"
+    return write_bundle(folder, task, Preprocess(normalise="percentile"), record={}, card="a card")

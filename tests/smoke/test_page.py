@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -22,14 +21,12 @@ from voxelry.core.space import Space
 from voxelry.data.preprocess import Preprocess
 from voxelry.io import open_image, read_image, read_landmarks, write_image
 from voxelry.io.meshes import read_mesh
-from voxelry.models.shape import ShapeNet
 from voxelry.models.unet import UNet
 from voxelry.ops.instances import from_labels
 from voxelry.phantoms import make_phantom
 from voxelry.serve.answers import Answer
 from voxelry.serve.session import Session
 from voxelry.tasks.landmarks import LandmarkTask
-from voxelry.tasks.reconstruct import ReconstructTask
 from voxelry.tasks.segment.outputs import write_instances
 from voxelry.tasks.segment.predict import InstancePrediction
 
@@ -50,20 +47,6 @@ def commanded(*arguments):
             process.terminate()
 
 
-@pytest.fixture(scope="module")
-def organs(tmp_path_factory):
-    """A bundle that answers with some shape, without a training."""
-    torch.manual_seed(0)
-    network = ShapeNet(image_size=32, grid=24, prior_grid=24, width=8, multipliers=(1, 2), volume_width=8,
-                       volume_multipliers=(1, 2), context=16)  # fmt: skip
-    for name, value in network.named_parameters():
-        if name.endswith(("head.weight", "head.bias")):
-            torch.nn.init.normal_(value, std=0.02)
-    task = ReconstructTask(network.eval(), organs=[(6,)], edges=[90.0], baseline_shapes=1)
-    folder = tmp_path_factory.mktemp("organs") / "bundle"
-    return write_bundle(folder, task, Preprocess(normalise="percentile"), record={}, card="a card")
-
-
 def test_a_click_in_a_phantom_gives_the_mesh_that_the_command_gives(opened, organs, tmp_path, spot, save):
     phantom = make_phantom(3, shape=(24, 28, 32), spacing=(6.0, 4.4, 4.0))
     hounsfield = (1000 * phantom.image.numpy() - 500).astype(np.int16)
@@ -82,7 +65,7 @@ def test_a_click_in_a_phantom_gives_the_mesh_that_the_command_gives(opened, orga
     assert float(told) == pytest.approx(mesh.volume_ml, rel=1e-3)
     (click,) = asked[0]["click"]
     command = ["predict", str(path), "--model", str(organs), "--out", str(tmp_path / "again"), "--format", "ply"]
-    ended = CliRunner().invoke(app, [*command, f"--click={click}", "--device=cpu"])
+    ended = CliRunner().invoke(app, [*command, f"--click={click}", "--label=6", "--device=cpu"])
     assert ended.exit_code == 0, ended.output
     for name in ("ct.ply", "ct.nii.gz"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

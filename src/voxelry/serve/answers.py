@@ -82,6 +82,7 @@ class Answer:
             "instances": None if self.instances is None else self.instances.record(),
             "summary": self._summary(),
             "uncertainty": self.uncertainty(),
+            "hypotheses": self._content().get("volumes_ml", []),
         }
 
     def uncertainty(self) -> float | None:
@@ -185,11 +186,15 @@ class Answer:
 
     def _summary(self) -> dict[str, Any]:
         """Numbers and words of the answer's own JSON file."""
+        return {name: value for name, value in self._content().items() if isinstance(value, int | float | str)}
+
+    def _content(self) -> dict[str, Any]:
+        """The answer's own JSON file; empty where there is none."""
         for path in self.files:
             if path.suffix == ".json" and not path.name.endswith((POINTS, MASKS)):
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(content, dict):
-                    return {name: value for name, value in content.items() if isinstance(value, int | float | str)}
+                    return content
         return {}
 
 

@@ -332,7 +332,7 @@ def _answering(model: Model | None) -> dict[str, Any]:
         "model": _called(model),
         "task": None if recipe is None else recipe.name,
         "needed": None if recipe is None else recipe.needed,
-        "options": [] if recipe is None else [_described(option) for option in askable(recipe)],
+        "options": [] if recipe is None else [_described(option, model) for option in askable(recipe)],
         "learns": recipe is not None and recipe.required is not None,
     }
 
@@ -342,8 +342,10 @@ def askable(recipe: Any) -> list[Option]:
     return [option for option in recipe.options if option.type in _TYPED and option.files is None]
 
 
-def _described(option: Option) -> dict[str, Any]:
-    return {"name": option.name, "type": option.type.__name__, "help": option.help, "repeated": option.repeated}
+def _described(option: Option, model: Any) -> dict[str, Any]:
+    told = {"name": option.name, "type": option.type.__name__, "help": option.help, "repeated": option.repeated}
+    choices = model.recipe.choices(model.task).get(option.name, {})
+    return {**told, "choices": [{"value": str(value), "name": name} for value, name in choices.items()]}
 
 
 def _values(options: Sequence[Option], asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,6 +115,10 @@ class Recipe(ABC, Generic[TaskT, PredictionT]):
             raise SettingError(f"{self.needed}: expected {about}")
         return own, reading
 
+    def choices(self, task: TaskT) -> dict[str, dict[Any, str]]:
+        """The values of options that a trained task takes a few of, and what each is called; by the option's name."""
+        return {}
+
     def demands(self) -> Demands:
         """What a folder is looked at for before a training with the default settings."""
         return Demands(self.needs, self.required)

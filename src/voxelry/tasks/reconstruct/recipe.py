@@ -73,6 +73,12 @@ class ReconstructRecipe(Recipe[ReconstructTask, ReconstructPrediction]):
         """Those of meshes."""
         return tuple(suffix.removeprefix(".") for suffix in MESH_FORMATS)
 
+    def choices(self, task: ReconstructTask) -> dict[str, dict[Any, str]]:
+        """The organs, where there are several."""
+        if len(task.organs) < 2:
+            return {}
+        return {"label": {organ[0]: name for organ, name in zip(task.organs, task.names, strict=True)}}
+
     def demands(self) -> Demands:
         """Cases that show the first organ, which is learned where nothing else is said."""
         return Demands(self.needs, self.required, (1,))
