@@ -9,7 +9,7 @@ import { prepareLearning, showLearning } from './learn'
 import { drawMarks } from './marks'
 import { forgetMeasures, isMeasuring, measureTo, prepareMeasuring, setMeasuring } from './measure'
 import { savePicture } from './picture'
-import { dragPoint, dropPoint, forgetPoint, grabPoint, showPoints } from './points'
+import { dragPoint, dropPoint, forgetPoint, grabPoint, preparePoints, showPoints } from './points'
 import { addClick, forgetClicks, isPrompted, promptOptions, removeClick, removeClickHere, showClicks } from './prompt'
 import { Scene } from './scene'
 import { type Answer, type Job, type Option, server } from './server'
@@ -197,7 +197,7 @@ function showSummary(answer: Answer): void {
 }
 
 async function save(): Promise<void> {
-  const { folder, files } = await server.save(app.current)
+  const { folder, files } = await server.save(app.current, element<HTMLSelectElement>('format').value)
   element('saved').textContent = `${files.length} files in ${folder}`
 }
 
@@ -214,6 +214,7 @@ function prepare(): void {
   prepareTheme()
   prepareMeasuring()
   prepareHypotheses()
+  preparePoints()
   for (const [name, type] of Object.entries(VIEWS)) {
     element('slices').append(make('button', { textContent: name, onclick: () => app.scene.slices(type) }))
   }

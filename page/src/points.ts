@@ -5,10 +5,24 @@ import { type Point, server } from './server'
 let chosen: number | null = null
 let held: { index: number; from: number[]; to: number[] } | null = null // the point that is dragged, and the mouse
 
+export function preparePoints(): void {
+  element('addPoint').onclick = attempt(async () => {
+    const [answer, place] = [app.answer, app.scene.place]
+    if (!answer || !place) return
+    const known = new Set(answer.points.map(({ name }) => name))
+    let number = answer.points.length + 1
+    while (known.has(`point_${number}`)) number += 1
+    answer.points = await server.points(app.current, [{ index: null, name: `point_${number}`, position: place.mm }])
+    chosen = answer.points.length - 1
+    showPoints(answer.points)
+    document.querySelector<HTMLInputElement>('#points tr.chosen input')?.select()
+  })
+}
+
 export function showPoints(points: Point[]): void {
   if (chosen !== null && chosen >= points.length) chosen = null
   app.scene.points(points, chosen)
-  element('points').hidden = !points.length
+  element('points').hidden = element('pointTools').hidden = !points.length
   element('points').replaceChildren(...points.map(row))
 }
 
@@ -50,7 +64,7 @@ const dragged = ({ position }: Point) => (position && held ? position.map((value
 
 function row({ name, position, radius }: Point, index: number): HTMLElement {
   const place = position ? lengths(position) : 'absent'
-  const texts = [name, place, radius === null ? '' : `± ${lengths([radius])}`]
+  const texts = [place, radius === null ? '' : `± ${lengths([radius])}`]
   const tools = make('td', {},
     tool('move', `move ${name} to the crosshair`, index, () => app.scene.place?.mm ?? null),
     tool('absent', `${name} is absent`, index, () => null))
@@ -61,7 +75,18 @@ function row({ name, position, radius }: Point, index: number): HTMLElement {
       if (position) app.scene.go(position)
       showPoints(app.answer?.points ?? [])
     },
-  }, ...texts.map((textContent) => make('td', { textContent })), tools)
+  }, make('td', {}, nameField(name, index)), ...texts.map((textContent) => make('td', { textContent })), tools)
+}
+
+function nameField(name: string, index: number): HTMLInputElement {
+  const field = make('input', { type: 'text', className: 'plain', value: name, ariaLabel: `name of point ${index + 1}`, onclick: (event) => event.stopPropagation() })
+  field.onchange = async () => {
+    const answer = app.answer
+    if (!answer) return
+    await attempt(async () => { answer.points = await server.points(app.current, [{ index, name: field.value }]) })()
+    showPoints(answer.points) // the old name again, where it was refused
+  }
+  return field
 }
 
 function tool(textContent: string, title: string, index: number, place: () => number[] | null): HTMLButtonElement {

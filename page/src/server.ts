@@ -80,12 +80,13 @@ export const server = {
   predict: (id: number, options: object) => asked<{ job: number }>(`api/cases/${id}/predict`, 'POST', options),
   job: (job: number, seen: (job: Job) => void) => followed(`api/jobs/${job}`, seen),
   cancel: (job: number) => asked<Job>(`api/jobs/${job}`, 'DELETE'),
-  move: (id: number, index: number, position: number[] | null) =>
-    asked<Point[]>(`api/cases/${id}/points`, 'PUT', [{ index, position }]),
+  /** Change points, or add those whose index is null. */
+  points: (id: number, changes: { index: number | null; name?: string; position?: number[] | null }[]) => asked<Point[]>(`api/cases/${id}/points`, 'PUT', changes),
+  move: (id: number, index: number, position: number[] | null): Promise<Point[]> => server.points(id, [{ index, position }]),
   edit: (id: number, change: object) => asked<Instances>(`api/cases/${id}/instances`, 'POST', change),
   keep: (id: number) => asked<{ kept: number[] }>(`api/cases/${id}/keep`, 'POST'),
   train: (minutes: number) => asked<{ job: number }>('api/train', 'POST', { minutes }),
   training: (job: number, seen: (job: Training) => void) => followed(`api/trainings/${job}`, seen),
   cancelTraining: (job: number) => asked<Training>(`api/trainings/${job}`, 'DELETE'),
-  save: (id: number) => asked<{ folder: string; files: string[] }>(`api/cases/${id}/save`, 'POST'),
+  save: (id: number, points: string) => asked<{ folder: string; files: string[] }>(`api/cases/${id}/save`, 'POST', { points }),
 }

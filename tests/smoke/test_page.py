@@ -210,6 +210,31 @@ def test_an_answer_of_the_former_model_is_marked_until_it_is_predicted_again(ope
     session.close()
 
 
+def test_points_are_renamed_added_at_the_crosshair_and_saved_as_a_table(
+    opened, scan, pointing, tmp_path, place, spot, save
+):
+    session = Session([scan], load(pointing, "cpu"), tmp_path / "out")
+    with opened(session) as page:
+        page.click("#predict")
+        page.fill("#points tr:nth-child(1) input", "base")
+        page.keyboard.press("Tab")
+        page.mouse.click(*spot(page, 0.15, 0.25))
+        clicked = place(page)
+        page.click("#addPoint")
+        page.wait_for_selector("#points tr:nth-child(3).chosen")
+        page.keyboard.type("apex")  # the name of the new point is where one types
+        page.keyboard.press("Tab")
+        page.select_option("#format", "csv")
+        save(page)
+        page.reload()
+        page.wait_for_selector("#points tr")
+        names = [page.input_value(f"#points tr:nth-child({row}) input") for row in (1, 2, 3)]
+    session.close()
+    found = read_landmarks(tmp_path / "out" / "scan.csv")
+    assert (list(found.names), names) == (["base", "right", "apex"],) * 2
+    np.testing.assert_allclose(found.world[2], clicked, atol=0.06)
+
+
 def told(point):
     """How the page writes a place."""
     return ", ".join(f"{value:.1f}" for value in point)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from voxelry.core.atomic import replacing
+from voxelry.core.choice import check_choice
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.io import LandmarkSet, is_image, open_image, read_landmarks, write_landmarks
@@ -22,11 +23,14 @@ from voxelry.io.meshes import is_mesh, read_mesh, write_mesh
 from voxelry.serve.instances import MASKS, EditedInstances
 from voxelry.serve.volumes import TURN, put, shown
 
-__all__ = ["POINTS", "Answer", "best_format"]
+__all__ = ["POINTS", "POINT_CHOICES", "Answer", "best_format"]
 
 _FORMATS = ("ply", "nii.gz", "mrk.json")  # that the page can show, the best first
 _MESHES = (".ply", ".stl", ".obj")
 POINTS = ".mrk.json"
+POINT_CHOICES = ("mrk.json", "fcsv", "csv", "txt")
+"""Formats that points are saved in."""
+_LONGEST_NAME = 200
 
 
 def best_format(formats: Sequence[str]) -> str:
@@ -141,45 +145,69 @@ class Answer:
         ]
 
     def move(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Put points elsewhere, or say that they are absent; the others stay.
+        """Put points elsewhere, say that they are absent, call them otherwise, or add some; the others stay.
 
         Args:
-            points: each with `index`, its number from 0, and `position`, RAS mm or None.
+            points: each with `index`, its number from 0, or None to add it; and what changes: `position`, RAS mm or
+                None, and `name`, both of a new one.
 
         Raises:
-            SettingError: there is no such point, or a position is neither three numbers nor none.
+            SettingError: there is no such point, a position is neither three numbers nor none, or a name is no text.
         """
         path = self._points_file()
         if path is None:
             raise SettingError("points: expected an answer with points")
         with self.lock:
             found = read_landmarks(path)
-            places = found.world.copy()
+            names, places = list(found.names), [*found.world]
             for point in points:
                 index = point.get("index")
-                if not isinstance(index, int) or not 0 <= index < len(found):
-                    raise SettingError(f"points: index: expected a number from 0 to {len(found) - 1}, got {index!r}")
-                places[index] = _position(found.names[index], point.get("position"))
-            write_landmarks(path, LandmarkSet(found.names, places, extras=found.extras), space=self.space)
+                if index is None:
+                    index = len(names)
+                    names.append("")
+                    places.append(np.full(3, math.nan))
+                    point = {"name": None, "position": None, **point}
+                elif not isinstance(index, int) or not 0 <= index < len(names):
+                    raise SettingError(f"points: index: expected a number from 0 to {len(names) - 1}, got {index!r}")
+                if "name" in point:
+                    names[index] = _called(point["name"])
+                if "position" in point:
+                    places[index] = _position(names[index], point["position"])
+            extras = {
+                key: np.pad(values, (0, len(names) - len(values)), constant_values=math.nan)
+                for key, values in found.extras.items()
+            }
+            write_landmarks(path, LandmarkSet(tuple(names), np.array(places), extras=extras), space=self.space)
 
     @staticmethod
     def is_labels(path: Path) -> bool:
         """Whether a file is an image of whole numbers."""
         return _sort(path) == "labels"
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path, points: str = "mrk.json") -> list[Path]:
         """Copy all files into a folder, each whole or not at all.
 
+        Args:
+            points: the format of the points, one of `POINT_CHOICES`.
+
         Raises:
-            FileError: the folder can't be written.
+            FileError: the folder can't be written, or the format can't hold a point.
+            SettingError: another format.
         """
+        check_choice("points", points, POINT_CHOICES)
         with self.lock:
             if self.instances is not None:
                 self.instances.write(self.folder)
+            written = []
             for path in self.files:
+                if path.name.endswith(POINTS) and points != "mrk.json":
+                    target = folder / f"{path.name.removesuffix(POINTS)}.{points}"
+                    written.append(write_landmarks(target, read_landmarks(path), space=self.space))
+                    continue
                 with replacing(folder / path.name) as place:
                     shutil.copyfile(path, place)
-        return [folder / path.name for path in self.files]
+                written.append(folder / path.name)
+        return written
 
     def _points_file(self) -> Path | None:
         return next((path for path in self.files if path.name.endswith(POINTS)), None)
@@ -215,6 +243,12 @@ def _finite(place: np.ndarray) -> list[float] | None:
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def _called(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME:
+        raise SettingError(f"points: name: expected a text of 1 to {_LONGEST_NAME} letters, got {name!r}")
+    return name.strip()
 
 
 def _position(name: str, position: Any) -> np.ndarray:

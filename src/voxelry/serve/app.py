@@ -109,7 +109,9 @@ class _Handlers:
         return FileResponse(await run_in_threadpool(self.session.difference, case, request.path_params["name"]))
 
     async def save(self, request: Request) -> Response:
-        paths = await run_in_threadpool(self.session.save, _case(request, self.session))
+        asked = await _body(request, dict) if await request.body() else {}
+        points = str(asked.get("points", "mrk.json"))
+        paths = await run_in_threadpool(self.session.save, _case(request, self.session), points)
         return JSONResponse({"folder": str(self.session.out), "files": [path.name for path in paths]})
 
 

@@ -237,14 +237,13 @@ class Session:
 
         return self.jobs.start(work)
 
-    def save(self, case: int) -> list[Path]:
-        """Copy the newest answer for an image into `out`.
+    def save(self, case: int, points: str = "mrk.json") -> list[Path]:
+        """Copy the newest answer for an image into `out`; arguments and errors as `Answer.save`.
 
         Raises:
             SettingError: there is none.
-            FileError: the folder can't be written.
         """
-        return self.answer(case).save(self.out)
+        return self.answer(case).save(self.out, points)
 
     def kept(self) -> list[int]:
         """The numbers of the images that are kept as labels."""

@@ -277,6 +277,26 @@ class TestAnswers:
         assert np.isnan(found.world[1]).all()
         np.testing.assert_allclose(found.extras["uncertainty_mm"], expected.uncertainty_mm, rtol=1e-5)
 
+    @pytest.mark.parametrize("format", ["mrk.json", "fcsv", "csv", "txt"])
+    def test_points_are_renamed_and_added_and_saved_in_the_format_that_is_chosen(
+        self, client, finished, session, tmp_path, format
+    ):
+        finished(client.post("/api/cases/0/predict", json={}).json()["job"])
+        space = open_image(session.images[0]).space
+        places = space.to_world(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [6.0, 1.0, 9.0]])).tolist()
+        changes = [{"index": number, "position": place} for number, place in enumerate(places[:2])]
+        added = {"index": None, "name": "apex", "position": places[2]}
+        renamed = client.put("/api/cases/0/points", json=[*changes, {"index": 0, "name": "base"}, added]).json()
+        assert [point["name"] for point in renamed] == ["base", "right", "apex"]
+        assert renamed[2]["radius"] is None
+        saved = client.post("/api/cases/0/save", json={"points": format}).json()
+        assert saved["files"] == [f"scan.{format}"]
+        found = read_landmarks(tmp_path / "answers" / f"scan.{format}", space=space)
+        np.testing.assert_allclose(found.world, places, atol=1e-4)
+        if format != "txt":  # which has no names
+            assert found.names == ("base", "right", "apex")
+        assert client.post("/api/cases/0/save", json={"points": "exe"}).status_code == 400
+
     @pytest.mark.parametrize(
         ("points", "message"),
         [
@@ -284,6 +304,8 @@ class TestAnswers:
             ([{"index": 0, "position": [1, 2]}], "left: expected three numbers in mm or null"),
             ([{"index": 0, "position": [1, 2, "x"]}], "left: expected three numbers"),
             ([{"index": 0, "position": [1, 2, 1e999]}], "left: expected three numbers"),
+            ([{"index": 0, "name": " "}], "name: expected a text"),
+            ([{"index": None, "position": [1, 2, 3]}], "name: expected a text"),
             ({}, "body: expected a JSON list"),
         ],
     )
