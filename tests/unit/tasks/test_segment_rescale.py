@@ -145,10 +145,34 @@ def test_the_common_size_of_cases_that_are_alike():
     assert common_size([]) is None
 
 
+@pytest.mark.parametrize(
+    ("spacing", "size", "message"),
+    [
+        (0.002, 16, r"task\.object_size: objects of 16 mm are larger than the image; expected mm.*are 0\.032 mm\)"),
+        (0.002, 0.001, r"objects of 0\.001 mm are smaller than a voxel"),
+        (None, 0.016, r"objects of 0\.016 voxels are smaller than a voxel; expected voxels, as the file doesn't say"),
+        (None, 1000, r"objects of 1000 voxels are larger than the image"),
+    ],
+)
+def test_sizes_in_another_unit_than_the_images_are_refused(spacing, size, message):
+    sample = balls((0.001, 0.001, 0.001))
+    space = Space.from_spacing(sample.space.shape, *([] if spacing is None else [spacing]))
+    used = task(learned_object_size=0.01, object_size=size)
+    with pytest.raises(SettingError, match=message):
+        used.predict(collate([sample.replace(space=space)]))
+
+
+def test_boxes_end_at_the_edges_of_the_image():
+    space = Space.from_spacing((9, 11), (0.3, 0.2))
+    target = space.respace((0.7, 0.6))
+    whole = torch.tensor([[-0.5, -0.5, target.shape[0] - 0.5, target.shape[1] - 0.5]])
+    assert boxes_on(whole, target, space).tolist() == [[-0.5, -0.5, 8.5, 10.5]]
+
+
 def test_boxes_keep_their_place_in_the_world():
     space = placed(Space.from_spacing((9, 11, 13), (0.3, 0.2, 0.1)), (9, 11, 13), (0.3, 0.2, 0.1))
     target = space.respace((0.2, 0.25, 0.16))
-    boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0, 6.0, 8.0]], dtype=torch.float64)
+    boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0, 6.0, 7.0]], dtype=torch.float64)
     moved = boxes_on(boxes, target, space)
     for corner in (slice(0, 3), slice(3, 6)):
         np.testing.assert_allclose(
@@ -178,7 +202,8 @@ def test_without_a_voxel_size_objects_are_as_large_as_so_many_voxels():
     (found,) = used.predict(collate([sample]))
     assert instance_metrics(found.instances, sample.masks.numpy())["f1_50"] == 1.0
     assert size_of_objects(sample.space, used.seen_size, 10) == (
-        "objects of about 10 voxels; seen 0.5×1×1 times as large"
+        "objects of about 10 voxels, taken as cubes (give their size with --spacing, in mm); "
+        "seen 0.5×1×1 times as large"
     )
     told = size_of_objects(balls((0.001, 0.001, 0.001)).space, task().seen_size, 0.01)
     assert told == "objects of about 10 µm, voxels of 1×1×1 µm; seen at 2×1×1 µm"

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.data.preprocess import move
 from voxelry.data.sample import Sample
@@ -17,6 +18,7 @@ __all__ = [
     "assumption",
     "at_learned_size",
     "boxes_on",
+    "check_object_size",
     "common_object_size",
     "common_size",
     "has_voxel_size",
@@ -75,6 +77,25 @@ def size_for_objects(voxel_size: Sequence[float] | None, learned: float, wanted:
     return tuple(step * wanted / learned for step in voxel_size or (1.0,) * ndim)
 
 
+def check_object_size(space: Space, wanted: float) -> None:
+    """Refuse objects that an image can't hold, as of a size in another unit than its own.
+
+    Raises:
+        SettingError: they are larger than the image or smaller than its voxels; names the unit that is expected.
+    """
+    extent, least = max(np.multiply(space.shape, space.spacing)), min(space.spacing)
+    if least <= wanted <= extent:
+        return
+    told, size = has_voxel_size(space), f"{wanted:g}"
+    what = "larger than the image" if wanted > extent else "smaller than a voxel"
+    voxel = float(np.prod(space.spacing) ** (1 / space.ndim))
+    if told:
+        why = f"mm, as the file says how large its voxels are ({size} voxels of it are {wanted * voxel:.3g} mm)"
+    else:
+        why = "voxels, as the file doesn't say how large they are (or give that with --spacing, in mm)"
+    raise SettingError(f"task.object_size: objects of {size} {'mm' if told else 'voxels'} are {what}; expected {why}")
+
+
 def learned_grid(space: Space, voxel_size: Sequence[float] | None, *, sure: bool = False) -> Space:
     """The grid that a network which learned from voxels of that size (mm per axis) is shown of an image.
 
@@ -117,7 +138,10 @@ def size_of_objects(space: Space, voxel_size: Sequence[float], wanted: float) ->
     """
     if not has_voxel_size(space):
         factor = np.round(1 / np.asarray(voxel_size), 2).tolist()
-        return f"objects of about {wanted:g} voxels; seen {'×'.join(f'{one:g}' for one in factor)} times as large"
+        cubes = "" if len(set(factor)) == 1 else ", taken as cubes (give their size with --spacing, in mm)"
+        return (
+            f"objects of about {wanted:g} voxels{cubes}; seen {'×'.join(f'{one:g}' for one in factor)} times as large"
+        )
     seen = learned_grid(space, voxel_size, sure=True)
     return f"objects of about {_size([wanted])}, voxels of {_size(space.spacing)}; seen at {_size(seen.spacing)}"
 
@@ -135,10 +159,14 @@ def at_learned_size(image: Tensor, space: Space, target: Space) -> Tensor:
 
 
 def boxes_on(boxes: Tensor, target: Space, space: Space) -> Tensor:
-    """Boxes `(K, 2 * ndim)` in index coordinates of `target` in those of `space`, which has the same directions."""
+    """Boxes `(K, 2 * ndim)` in index coordinates of `target` in those of `space`, which has the same directions.
+
+    They are cut off at the edges of the image.
+    """
     ndim = space.ndim
     corner = space.to_index(target.origin)
     scale = np.asarray(target.spacing) / np.asarray(space.spacing)
     factors = torch.from_numpy(np.tile(scale, 2)).to(boxes)
     shift = torch.from_numpy(np.tile(corner.reshape(ndim), 2)).to(boxes)
-    return boxes * factors + shift
+    last = torch.tensor(space.shape * 2).to(boxes) - 0.5  # the other grid may reach a little beyond the image
+    return (boxes * factors + shift).clamp(min=-0.5).minimum(last)

@@ -35,7 +35,7 @@ from voxelry.tasks.segment.baseline import Watershed
 from voxelry.tasks.segment.detect import Detector
 from voxelry.tasks.segment.estimate import AUTO, estimated_size
 from voxelry.tasks.segment.predict import InstancePrediction
-from voxelry.tasks.segment.rescale import learned_grid, size_for_objects
+from voxelry.tasks.segment.rescale import check_object_size, learned_grid, size_for_objects
 from voxelry.tasks.segment.targets import classes_of, make_targets
 from voxelry.tasks.segment.tiled import Tiles, predict_tiled
 
@@ -219,8 +219,13 @@ class SegmentTask(Task[Batch, InstancePrediction]):
         Args:
             read_window: see `estimate.estimated_size`.
             space: grid of the image.
+
+        Raises:
+            SettingError: the objects are said to be larger than the image or smaller than its voxels.
         """
         if self.object_size != AUTO:
+            if isinstance(self.object_size, float):
+                check_object_size(space, self.object_size)
             return self
         threshold = self.operating_threshold
         return self._of_size(
