@@ -64,6 +64,13 @@ def test_classes_points_and_a_file_that_is_broken(tmp_path):
     assert found.duplicates == [["one", "two"]]  # the same seed
 
 
+def test_a_copy_of_another_type_is_a_copy(tmp_path):
+    values = noise((6, 20, 20), low=-1000, high=900, dtype=np.int16)
+    for name, kind in (("a", np.int16), ("b", np.float32)):
+        write_image(tmp_path / "volumes" / f"{name}.mha", values.astype(kind), Space.from_spacing((6, 20, 20), 1.0))
+    assert take(tmp_path).duplicates == [["a", "b"]]
+
+
 @pytest.mark.parametrize(
     ("values", "spacing", "modality"),
     [

@@ -106,6 +106,20 @@ def test_blocks_and_bands_leave_thick_slices_too(model, setting, value):
     assert [one.value for one in size_rules.levels(replace(even, config=config))] == [2]
 
 
+@pytest.mark.parametrize(("stray", "normalise"), [(0, "window"), (1, "window"), (3, "percentile")])
+def test_images_that_are_no_ct_among_those_that_are_are_named(stray, normalise):
+    hounsfield = {"modality": "ct", "quantiles": (-1024.0, -1000.0, -900.0, 0.0, 40.0, 900.0, 1800.0)}
+    other = {"modality": "unknown", "quantiles": (0.0, 1.0, 60.0, 300.0, 340.0, 500.0, 720.0)}
+    cases = [facts((40, 50, 60), **POINTS, **(other if place < stray else hounsfield)) for place in range(12)]
+    found, notes = by_data(cases)
+    assert found["data.preprocess.normalise"] == normalise
+    told = [note for note in notes if "don't look like CT" in note]
+    assert len(told) == (stray > 0)
+    if stray:
+        assert told[0].startswith("data: case 0")
+        assert "values from 0 to 720" in told[0]
+
+
 @pytest.fixture
 def typed_by_hand(phantoms, tmp_path):
     """Settings of a small training."""

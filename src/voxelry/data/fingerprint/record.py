@@ -107,6 +107,16 @@ class Fingerprint:
         return known.most_common(1)[0][0] if known else UNKNOWN
 
     @property
+    def sampled(self) -> list[CaseFacts]:
+        """The cases whose values were looked at."""
+        return [case for case in self.readable if case.quantiles]
+
+    @property
+    def unlike_ct(self) -> list[CaseFacts]:
+        """Where most are CT, those that aren't by their values: of another modality, or stored with an offset."""
+        return [case for case in self.sampled if case.modality != "ct"] if self.modality == "ct" else []
+
+    @property
     def groups(self) -> int:
         """Cases that a split may part from each other."""
         return len({case.group or case.name for case in self.cases})

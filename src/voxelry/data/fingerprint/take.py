@@ -187,7 +187,8 @@ def _sampled(one: _Opened) -> dict[str, Any]:
     coarse: tuple[float, ...] = ()
     for window in windows:
         pixels = one.file.read(window)
-        state.update(np.ascontiguousarray(pixels).data)
+        alike = pixels.dtype if np.iscomplexobj(pixels) else np.float32  # a copy of another type is a copy
+        state.update(np.ascontiguousarray(pixels, alike).data)
         values.append(pixels[np.isfinite(pixels)])
         if window == windows[len(windows) // 2]:
             coarse = _coarse(pixels, one.file.space)

@@ -54,6 +54,13 @@ def _of_data(situation: Situation) -> Iterator[str]:
     empty = [case.name for case in data.cases if case.empty]
     if empty:
         yield f"data: {_named(empty)}: all sampled values are one"
+    if others := data.unlike_ct:
+        low, high = min(case.quantiles[0] for case in others), max(case.quantiles[-1] for case in others)
+        yield (
+            f"data: {_named([case.name for case in others])}: values from {low:g} to {high:g} don't look like CT, as "
+            f"those of {len(data.sampled) - len(others)} others do; another modality, or an offset that the file "
+            "doesn't tell"
+        )
     if situation.oversized and not situation.is_for_crops:
         yield f"data: {_named(situation.oversized)}: larger than the memory"
     if data.inverted:

@@ -18,6 +18,7 @@ from voxelry.engine.plan_file import Decision
 
 __all__ = ["augmentation", "heatmaps", "intensities", "split", "working_spacing"]
 
+_STRAY = 0.1  # of the images: so few that don't look like CT aren't asked about the scale of all
 _ALIKE = 0.01  # relative: spacings so far apart are one
 _FEW, _VERY_FEW = 20, 10  # groups of cases
 _FOLDS = 5
@@ -85,13 +86,14 @@ def intensities(situation: Situation) -> Iterator[Decision]:
     setting, modality = "data.preprocess.normalise", situation.data.modality
     if not situation.is_open(setting):
         return
-    if modality == "ct":
+    others = situation.data.unlike_ct
+    if modality == "ct" and len(others) <= _STRAY * len(situation.data.sampled):
         window = list(CT_WINDOWS["default"])
         yield Decision(setting, "window", "CT: a value means the same in every image")
         if situation.is_open("data.preprocess.window"):
             yield Decision("data.preprocess.window", window, "Hounsfield units from air to dense bone")
         return
-    told = "modality unknown" if modality == UNKNOWN else modality
+    told = "modality unknown" if modality == UNKNOWN else f"{modality}, but not all" if others else modality
     yield Decision(setting, "percentile", f"{told}: values have no scale of their own, single bright ones don't count")
 
 

@@ -111,7 +111,7 @@ def plan_folder(
         cache=None if cache in (None, "auto", "memory") else Path(str(cache)),
         progress=progress,
     )
-    if not found.readable:
+    if all(case.fault for case in found.cases):
         raise DataError(f"{root}: none of {len(found.cases)} cases can be read; the first: {found.cases[0].fault}")
     if config.ndim != found.ndim and not {"experiment", "ndim"} & given:
         choices[:1] = _experiment(task, found.ndim, given)
