@@ -40,8 +40,11 @@ export async function compare(made: string | null, opacity: number): Promise<voi
   if (way === 'over') await app.scene.overlay(url, made, false, opacity)
   else {
     if (way === 'swipe' && app.scene.sliceType === SLICE_TYPE.MULTIPLANAR) app.scene.slices(SLICE_TYPE.AXIAL)
-    await app.scene.cover(element<HTMLCanvasElement>('over'), url, made, way === 'difference')
+    const over = element<HTMLCanvasElement>('over')
+    over.ariaBusy = 'true'
+    await app.scene.cover(over, url, made, way === 'difference')
     cut()
+    over.ariaBusy = 'false'
   }
 }
 

@@ -297,7 +297,7 @@ def test_left_of_the_slider_lies_the_image_and_right_of_it_what_was_made(opened,
         page.keyboard.press("Tab")
         page.click("#ways button:has-text('Swipe')")
         page.locator("#cut").fill("0.5")
-        page.wait_for_selector("#over[style*='50%']")
+        page.wait_for_selector("#over[style*='50%'][aria-busy='false']")
         picture = np.asarray(Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("L")).astype(float)
         rows, columns = (size // 2 for size in picture.shape)
         beside = slice(rows // 2, rows - rows // 4)
