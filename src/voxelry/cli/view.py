@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from voxelry.cli.terminal import Device, ImageOptions, app, read_options
+from voxelry.cli.terminal import Adapter, Device, ImageOptions, app, read_options
+from voxelry.core.errors import SettingError
 from voxelry.core.remote import Remote, as_path
 
 __all__ = ["view"]
@@ -25,6 +26,7 @@ def view(
     host_name: Annotated[
         list[str] | None, typer.Option(help="Name under which a reverse proxy shows the page, see docs/view.md.")
     ] = None,
+    adapter: Adapter = None,
     device: Device = None,
     open: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     option: ImageOptions = None,
@@ -40,8 +42,10 @@ def view(
     def load() -> Any:
         from voxelry.bundle.model import load
 
-        return load(str(model), device)
+        return load(str(model), device, adapter=adapter)
 
+    if model is None and adapter is not None:
+        raise SettingError("adapter: expected with --model, the bundle that it was trained on")
     if model is not None and not isinstance(model, Remote):
         read_settings(bundle_folder(model))  # what is no bundle is refused before a page opens
     images, folders = gather_inputs(inputs), [path for path in inputs if path.is_dir()]

@@ -126,3 +126,15 @@ def test_what_is_no_bundle_is_refused_before_there_is_a_page(image, model, tmp_p
         ended = CliRunner().invoke(app, ["view", str(image), "--model", str(bundle), "--no-open", "--port", port])
     assert isinstance(ended.exception, CheckpointError)
     assert message in str(ended.exception)
+
+
+def test_an_adapter_is_loaded_with_its_base(image, model, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("voxelry.serve.run.serve", lambda images, loader, out, **_: loader())
+    monkeypatch.setattr("voxelry.bundle.model.load", lambda *where, **more: asked.append((*where, more)))
+    base, adapter = model.bundle.path, tmp_path / "liver"
+    arguments = ["view", str(image), "--no-open", "--adapter", str(adapter)]
+    ended = CliRunner().invoke(app, [*arguments, "--model", str(base)])
+    assert ended.exit_code == 0, ended.output
+    assert asked == [(str(base), None, {"adapter": adapter})]
+    assert "adapter: expected with --model" in str(CliRunner().invoke(app, arguments).exception)
