@@ -28,7 +28,9 @@ def test_hostile_files_are_one_line_each(tmp_path):
     )
     report = json.loads((tmp_path / "fuzz.json").read_text())
     assert report["found"] == [], ran.stdout
-    assert min(counts["inputs"] for counts in report["counts"].values()) >= 5
+    inputs = {family: counts["inputs"] for family, counts in report["counts"].items()}
+    assert inputs.pop("bombs") >= 1  # the slow ones come seldom
+    assert min(inputs.values()) >= 5
     assert sum(counts.get("read", 0) for counts in report["counts"].values()) > 5
 
 
