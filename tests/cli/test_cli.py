@@ -52,6 +52,21 @@ def test_help_names_every_command(run):
     assert all(word in out for word in ("train", "predict", "evaluate", "doctor", "phantoms", "index", "demo"))
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 8. GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_shortage_of_memory_is_one_line(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("voxelry.cli.app", fail)
+    assert "the memory ran out" in one_line_error(run("doctor", "DIR"))
+    monkeypatch.setattr("voxelry.engine.shortage.is_shortage", lambda error: False)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="allocate"):
+            run("doctor", "DIR")
+
+
 @pytest.mark.parametrize("what", ["import voxelry", "from voxelry import cli\ncli.main()"], ids=["package", "help"])
 def test_imports_are_light(what):
     code = (

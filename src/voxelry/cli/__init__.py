@@ -38,11 +38,28 @@ def main() -> None:
     except VoxelryError as error:
         if "--debug" in sys.argv:
             raise
-        print(f"voxelry: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if "--debug" in sys.argv or not _is_shortage(error):
+            raise
+        _end(
+            f"the memory ran out ({' '.join(str(error).split()) or 'there is none left'}); help in a training: smaller "
+            "data.patches or data.batch_size, data.cache=null; in a prediction: a smaller task.tile_size"
+        )
     except KeyboardInterrupt:
         print("voxelry: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_shortage(error: Exception) -> bool:
+    from voxelry.engine.shortage import is_shortage
+
+    return isinstance(error, MemoryError) or is_shortage(error)
+
+
+def _end(message: str) -> None:
+    print(f"voxelry: error: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _expanded(argument: str) -> str:
