@@ -14,8 +14,9 @@ import tifffile
 
 from voxelry.bundle.checkpoint import read_checkpoint
 from voxelry.core.errors import CheckpointError, FileError
+from voxelry.core.space import Space
 from voxelry.engine.plan_file import read_plan
-from voxelry.io import open_image, read_image
+from voxelry.io import open_image, read_image, write_image
 
 ROOT = Path(__file__).parents[3]
 
@@ -153,3 +154,15 @@ def test_a_checkpoint_that_is_none_is_one_line(tmp_path):
         (tmp_path / "last.ckpt").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"last.ckpt: not a checkpoint"):
             read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("chunks", [[2147483647, 3, 4, 5], [1, 3, 4, 1 << 40], [1, 3, 1 << 20, 50]])
+def test_chunks_that_no_memory_holds_are_refused(tmp_path, chunks):
+    path = write_image(tmp_path / "a.ome.zarr", np.zeros((1, 3, 4, 5), np.int16), Space.from_spacing((3, 4, 5)))
+    (document,) = path.glob("*/zarr.json")
+    content = json.loads(document.read_text())
+    content["chunk_grid"]["configuration"]["chunk_shape"] = chunks
+    content["codecs"] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    document.write_text(json.dumps(content))
+    with pytest.raises(FileError, match=r"its chunks take .* GB of memory"):
+        read_image(path)

@@ -19,6 +19,7 @@ import numpy as np
 import tensorstore
 
 from voxelry.core.errors import FileError
+from voxelry.core.memory import available_memory
 from voxelry.core.remote import Remote, reaching
 from voxelry.core.space import Space
 from voxelry.io.advice import choice
@@ -34,6 +35,9 @@ __all__ = ["open_file", "write_file"]
 _CHUNK = 64  # voxels along each spatial axis: 0.5 MiB of uint16, a fair unit for both disk and network
 _PLAIN_CODECS = ("blosc", "zlib", "gzip", "bz2", "lz4", "lzma", "zstd")
 _V3_CODECS = ("bytes", "transpose", "blosc", "gzip", "zstd", "crc32c", "sharding_indexed")
+_INDEX = 16  # bytes of a shard's index for each of its chunks
+_WASTE = 16  # images in a chunk: no writer makes such
+_LARGE = 1 << 28  # bytes, below which nobody asks how much memory there is
 _MOST_PARAMETERS = 100  # of a linear transform of a few axes
 
 
@@ -227,6 +231,23 @@ def _multiscale(root: Path, node: _Node) -> dict[str, Any] | None:
     return found[0]
 
 
+def _check_chunks(node: _Node, store: tensorstore.TensorStore) -> None:
+    """Refuse chunks that no memory holds: TensorStore ends the process where it finds none for one.
+
+    Raises:
+        FileError: a chunk, or the index of a shard, is larger than the memory that may be taken, or than many images.
+    """
+    layout, size = store.chunk_layout, store.dtype.numpy_dtype.itemsize
+    chunk, shard = (prod(n or 1 for n in part.shape or ()) for part in (layout.read_chunk, layout.write_chunk))
+    needed = max(chunk * size, _INDEX * (shard // max(chunk, 1)))
+    if needed <= _LARGE:
+        return
+    free, whole = available_memory(), prod(store.shape) * size
+    if needed > _WASTE * whole or (free is not None and needed > free):
+        told = f"of {whole / 1e9:.3g} GB of pixels" if free is None else f"and {free / 1e9:.3g} GB are free"
+        raise FileError(node.path, f"its chunks take {needed / 1e9:.3g} GB of memory each, {told}")
+
+
 def _store(node: _Node) -> tuple[tuple[int, ...], np.dtype, Callable[[tuple[slice, ...]], np.ndarray]]:
     """Shape, stored type and a function that reads a part of an array."""
     if isinstance(node.path, Remote):
@@ -237,6 +258,7 @@ def _store(node: _Node) -> tuple[tuple[int, ...], np.dtype, Callable[[tuple[slic
     }
     try:
         store = tensorstore.open(spec, read=True, open=True).result()
+        _check_chunks(node, store)
         return tuple(store.shape), np.dtype(store.dtype.numpy_dtype), lambda part: store[part].read().result()
     except ValueError:
         if node.version == 3 or not _is_plain(node):
