@@ -133,12 +133,14 @@ def convolutions(network: Any, size: int) -> list[tuple[Any, tuple[int, ...]]]:
     """
     import torch
     from torch.nn.modules.conv import _ConvNd
+    from voxelry.nn.conv import WeightStandardisedConv
 
+    kinds = (_ConvNd, WeightStandardisedConv)
     called: dict[Any, tuple[int, ...]] = {}
     around: dict[Any, tuple[int, ...]] = {}
 
     def note(module: Any, inputs: tuple[Any, ...], _: Any) -> None:
-        found = called if isinstance(module, _ConvNd) else around
+        found = called if isinstance(module, kinds) else around
         maps = [each for each in inputs if isinstance(each, torch.Tensor) and each.ndim == 5]
         if maps:
             found[module] = tuple(maps[0].shape)
@@ -150,9 +152,9 @@ def convolutions(network: Any, size: int) -> list[tuple[Any, tuple[int, ...]]]:
         hook.remove()
     for block, shape in around.items():
         for child in block.children():
-            if isinstance(child, _ConvNd):
-                called.setdefault(child, (shape[0], child.in_channels, *shape[2:]))
-    missed = [module for module in network.modules() if isinstance(module, _ConvNd) and module not in called]
+            if isinstance(child, kinds):
+                called.setdefault(child, (shape[0], child.weight.shape[1], *shape[2:]))
+    missed = [module for module in network.modules() if isinstance(module, kinds) and module not in called]
     if missed:
         raise SystemExit(f"convolutions whose size isn't known: {missed}")
     return list(called.items())
@@ -171,7 +173,7 @@ def alone_seconds(conv: Any, shape: tuple[int, ...], way: Way) -> float:
         for _ in range(3):
             begin = time.process_time()
             with torch.set_grad_enabled(not way.inference):
-                y = F.conv3d(x, weight, None, conv.stride, conv.padding)
+                y = F.conv3d(x, weight, None, getattr(conv, "stride", 1), conv.padding)
             if not way.inference:
                 torch.autograd.grad(y, (x, weight), torch.ones_like(y))
             least = min(least, time.process_time() - begin)
