@@ -28,6 +28,7 @@ from voxelry.io.images.axes import AxisOrder, named_axes, order_axes
 from voxelry.io.images.packing import unpacked
 from voxelry.io.images.record import ImageFile
 from voxelry.io.images.zarr_geometry import Geometry, check_version, image_document, level_geometry
+from voxelry.io.images.zarr_sparse import read_part
 from voxelry.io.units import Lengths
 
 __all__ = ["open_file", "write_file"]
@@ -259,7 +260,7 @@ def _store(node: _Node) -> tuple[tuple[int, ...], np.dtype, Callable[[tuple[slic
     try:
         store = tensorstore.open(spec, read=True, open=True).result()
         _check_chunks(node, store)
-        return tuple(store.shape), np.dtype(store.dtype.numpy_dtype), lambda part: store[part].read().result()
+        return tuple(store.shape), np.dtype(store.dtype.numpy_dtype), partial(read_part, store)
     except ValueError:
         if node.version == 3 or not _is_plain(node):
             raise

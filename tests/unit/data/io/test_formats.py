@@ -578,6 +578,15 @@ def save_zarr(folder, array, *, version, attributes=None, **metadata):
         (folder / ".zattrs").write_text(json.dumps(attributes))
 
 
+def chunks_of(*shape):
+    return {"name": "regular", "configuration": {"chunk_shape": shape}}
+
+
+def sharded(*chunk):
+    inner = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    return {"name": "sharding_indexed", "configuration": {"chunk_shape": chunk, "codecs": inner, "index_codecs": inner}}
+
+
 class TestZarr:
     @pytest.mark.parametrize("version", [2, 3])
     def test_plain_arrays(self, version, tmp_path):
@@ -585,6 +594,31 @@ class TestZarr:
         image = open_image(tmp_path / "a.zarr")
         np.testing.assert_array_equal(image.read((slice(1, 3), slice(0, 2), slice(4, 5)))[0], VOLUME[1:3, 0:2, 4:5])
         assert open_image(tmp_path / "a.zarr", ndim=2, channel_axis=-1).shape == (5, 3, 4)
+
+    @pytest.mark.parametrize(
+        ("version", "metadata"),
+        [
+            (2, {"chunks": [1, 1, 1], "fill_value": 7, "dtype": "|u1"}),
+            (2, {"chunks": [1, 1, 1], "dimension_separator": "/"}),
+            (3, {"chunk_grid": chunks_of(1, 1, 1), "fill_value": 7, "data_type": "uint8"}),
+            (3, {"chunk_grid": chunks_of(1, 2, 1), "chunk_key_encoding": {"name": "v2"}}),
+            (3, {"chunk_grid": chunks_of(2, 2, 2), "codecs": [sharded(1, 1, 1)]}),
+        ],
+    )
+    def test_of_millions_of_chunks_those_that_are_there_are_read(self, version, metadata, tmp_path):
+        size = 256
+        driver = {2: "zarr", 3: "zarr3"}[version]
+        spec = {"driver": driver, "kvstore": {"driver": "file", "path": f"{tmp_path / 'a.zarr'}/"}}
+        store = tensorstore.open(
+            {**spec, "metadata": metadata}, create=True, dtype="uint8", shape=(size, size, size)
+        ).result()
+        store[3:6, 250:256, 17:19].write(np.arange(36, dtype="uint8").reshape(3, 6, 2)).result()
+        expected = np.full((size, size, size), metadata.get("fill_value", 0), dtype="uint8")
+        expected[3:6, 250:256, 17:19] = np.arange(36).reshape(3, 6, 2)
+        image = open_image(tmp_path / "a.zarr")
+        np.testing.assert_array_equal(image.read()[0], expected)
+        window = slice(4, 200), slice(2, 255), slice(18, 190)
+        np.testing.assert_array_equal(image.read(window)[0], expected[window])
 
     def test_dimension_names(self, tmp_path):
         save_zarr(tmp_path / "a.zarr", COLOURED, version=3, dimension_names=["z", "y", "x", "c"])
