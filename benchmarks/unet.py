@@ -133,6 +133,7 @@ def convolutions(network: Any, size: int) -> list[tuple[Any, tuple[int, ...]]]:
     """
     import torch
     from torch.nn.modules.conv import _ConvNd
+
     from voxelry.nn.conv import WeightStandardisedConv
 
     kinds = (_ConvNd, WeightStandardisedConv)

@@ -33,6 +33,7 @@ from voxelry.io.units import Lengths
 __all__ = ["open_file", "write_file"]
 
 _WHITE_IS_ZERO = (1.0, -1.0)  # 1 - pixel
+_PHOTOMETRIC = 262  # the tag; without it black is zero
 _SIGNED = (-32768.0, 1.0)  # how ImageJ calibrates signed 16-bit pixels, which it stores as unsigned ones
 _EXACT = 2**53  # the largest whole number up to which float64 holds all of them
 _HEADER = 8  # bytes at least, before anything else (TIFF 6.0, section 2)
@@ -74,7 +75,7 @@ def open_file(path: Path, *, dataset: str | None, channel_axis: int | None, ndim
         values = found.values
     if values:
         dtype = np.dtype(np.int16 if stored == np.uint16 and values == _SIGNED else np.float32)
-    elif stored.kind == "b" and series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+    elif stored.kind == "b" and series.keyframe.tags.valueof(_PHOTOMETRIC) == tifffile.PHOTOMETRIC.MINISWHITE:
         values = _WHITE_IS_ZERO  # as fax compression stores masks: what is white is 1, as in any other file
     worlds = {axis: "xyz"[world] for world, axis in enumerate(reversed(order.spatial))}
     untold = [letter for axis, letter in worlds.items() if letter not in found.spacing and shape[axis] > 1]

@@ -183,3 +183,17 @@ def test_a_fax_compressed_mask_has_its_objects_as_ones(tmp_path):
         image = read_image(tmp_path / name)
         assert image.array.dtype == np.uint8
         np.testing.assert_array_equal(image.array[0], mask)
+
+
+@pytest.mark.parametrize("number", [9999, 262])
+def test_a_mask_that_does_not_say_what_is_white_has_black_as_zero(number, tmp_path):
+    mask = np.zeros((6, 16), dtype=bool)
+    mask[2:4, 5:9] = True
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, mask, photometric="miniswhite")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tag = file.pages.first.tags[262]
+        file.filehandle.seek(tag.offset)
+        file.filehandle.write(number.to_bytes(2, "little"))
+    expected = mask if number == 9999 else ~mask
+    np.testing.assert_array_equal(read_image(path).array[0], expected)
