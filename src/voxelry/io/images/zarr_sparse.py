@@ -18,8 +18,8 @@ _KEY = re.compile(r"(?:c[/.])?(\d+(?:[/.]\d+)*)")
 
 def read_part(store: tensorstore.TensorStore, part: tuple[slice, ...]) -> np.ndarray:
     """A part of an array on disk (start and stop within it, step 1); absent chunks have the fill value."""
-    chunk = store.chunk_layout.write_chunk.shape or ()
-    touched = prod(-(-one.stop // size) - one.start // size for one, size in zip(part, chunk, strict=False) if size)
+    chunk = [size or 1 for size in store.chunk_layout.write_chunk.shape or ()]
+    touched = prod(-(-one.stop // size) - one.start // size for one, size in zip(part, chunk, strict=False))
     there = list(_there(store)) if touched >= _MANY else []
     if touched < max(_MANY, len(there) * _SPARSE):
         return store[part].read().result()
