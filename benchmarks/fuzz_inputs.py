@@ -185,9 +185,8 @@ def array(dice: random.Random, place: Place) -> Attempt:
     path = place.folder / dice.choice(["a.npy", "a.npz"])
     if path.suffix == ".npz":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-            file.writestr(
-                dice.choice(["a.npy", "../a.npy", "/a.npy", "a\x1b.npy"]), content + bytes(dice.choice([0, 1 << 24]))
-            )
+            name = dice.choice(["a.npy", "../a.npy", "/a.npy", "a\x1b.npy"])
+            file.writestr(name, content + bytes(dice.choice([0] * 49 + [1 << 24])))  # deflating it takes 60 ms
     else:
         path.write_bytes(content)
 
