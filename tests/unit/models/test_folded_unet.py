@@ -1,4 +1,4 @@
-"""Folding loses nothing, and the folded network is a U-Net to everyone outside."""
+"""The folded network is a U-Net to everyone outside."""
 
 from __future__ import annotations
 
@@ -9,29 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from voxelry.core.errors import SettingError
-from voxelry.models.unet.folded import FoldedUNet, fold_voxels, unfold_voxels
+from voxelry.models.unet.folded import FoldedUNet
 
 SMALL = {"width": 8, "multipliers": (1, 2), "groups": 4, "heads": 2, "head_dim": 4}
-
-
-@pytest.mark.parametrize(("shape", "fold"), [((6, 8), (2, 4)), ((4, 6, 9), (2, 1, 3)), ((4, 4, 4), (1, 1, 1))])
-def test_unfolding_is_the_inverse(shape, fold):
-    x = torch.randn(2, 3, *shape)
-    folded = fold_voxels(x, fold)
-    assert folded.shape[2:] == tuple(size // step for size, step in zip(shape, fold, strict=True))
-    assert_close(unfold_voxels(folded, fold), x)
-
-
-def test_a_block_becomes_the_channels_of_one_voxel():
-    x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert fold_voxels(x, (2, 2))[0, :, 1, 0].tolist() == [8.0, 9.0, 12.0, 13.0]
-
-
-def test_in_two_dimensions_it_is_torchs_pixel_unshuffle():
-    x = torch.randn(2, 3, 6, 8)
-    assert_close(fold_voxels(x, (2, 2)), torch.nn.functional.pixel_unshuffle(x, 2))
-    y = torch.randn(2, 12, 3, 4)
-    assert_close(unfold_voxels(y, (2, 2)), torch.nn.functional.pixel_shuffle(y, 2))
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

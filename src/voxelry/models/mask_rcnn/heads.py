@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 
 from voxelry.core.rank import per_axis
 from voxelry.models.mask_rcnn.settings import MaskSettings
-from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
 from voxelry.nn.norm import make_norm
+from voxelry.ops.fold import unfold_voxels
 
 _PART = 1 << 21  # numbers of the finest features that are made at a time: 8 MB, which stay in the cache
 

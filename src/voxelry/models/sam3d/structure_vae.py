@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from voxelry.core.errors import SettingError
 from voxelry.core.rank import check_ndim
 from voxelry.core.settings import Configured, settle
-from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
 from voxelry.nn.moments import RunningMoments, divergence, drawn
 from voxelry.nn.norm import ChannelNorm, GroupNorm
+from voxelry.ops.fold import unfold_voxels
 
 __all__ = ["StructureCoder", "StructureDecoder", "StructureEncoder", "StructureSettings"]
 

@@ -16,9 +16,9 @@ from voxelry.core.errors import SettingError
 from voxelry.models.sam3d.mesh_decoder import MeshDecoder, MeshDecoderSettings
 from voxelry.models.sam3d.structure import Structure
 from voxelry.models.sam3d.surface import DecodedSurface, decode_surface
-from voxelry.models.unet.folded import fold_voxels
 from voxelry.nn.moments import RunningMoments
 from voxelry.nn.sparse import SparseTensor, SubmanifoldConv
+from voxelry.ops.fold import fold_voxels
 
 __all__ = ["LatentEncoder", "SurfaceCoder", "frame_mesh"]
 

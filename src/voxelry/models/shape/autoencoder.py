@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from voxelry.core.errors import SettingError
 from voxelry.models.shape.decoder import factors
 from voxelry.models.shape.prior import truncate
-from voxelry.models.unet.folded import fold_voxels, unfold_voxels
 from voxelry.nn import nd
 from voxelry.nn.moments import RunningMoments, divergence, drawn
+from voxelry.ops.fold import fold_voxels, unfold_voxels
 
 __all__ = ["ShapeAutoencoder"]
 

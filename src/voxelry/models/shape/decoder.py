@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from voxelry.backbones.vit import EPS, TransformerBlock
 from voxelry.core.errors import SettingError
 from voxelry.models.shape.encoder import OCTAVES, Encoded, fourier, zeroed
-from voxelry.models.unet.folded import FoldedUNet, unfold_voxels
+from voxelry.models.unet.folded import FoldedUNet
 from voxelry.nn import nd
 from voxelry.nn.norm import GroupNorm
+from voxelry.ops.fold import unfold_voxels
 from voxelry.ops.prompt import Prompt, box_points, frame_points, project, sample_plane
 
 __all__ = ["LiftDecoder", "TokenDecoder"]

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from voxelry.backbones.vit import TransformerBlock
 from voxelry.models.unet.backbone import UNetBackbone
-from voxelry.models.unet.folded import unfold_voxels
 from voxelry.nn import nd
 from voxelry.nn.norm import GroupNorm
+from voxelry.ops.fold import unfold_voxels
 from voxelry.ops.prompt import Prompt
 
 __all__ = ["Encoded", "PatchEncoder", "PlaneEncoder", "fourier", "mean_over"]

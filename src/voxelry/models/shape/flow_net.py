@@ -21,9 +21,9 @@ from voxelry.models.shape.encoder import OCTAVES, Encoded, fourier, zeroed
 from voxelry.models.shape.prior import truncate
 from voxelry.models.shape.shape_net import RANK, ShapeNet, ShapeNetSettings, ShapeOutput
 from voxelry.models.unet import UNet
-from voxelry.models.unet.folded import fold_voxels
 from voxelry.nn import nd
 from voxelry.nn.time import TimeEmbedding
+from voxelry.ops.fold import fold_voxels
 from voxelry.ops.prompt import Prompt, frame_points
 
 __all__ = ["FlowCondition", "ShapeFlow"]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from voxelry.backbones.base import Backbone, product
 from voxelry.core.errors import SettingError
 from voxelry.core.settings import own_fields, settle
-from voxelry.models.unet.folded import FoldedUNet, fold_voxels
+from voxelry.models.unet.folded import FoldedUNet
 from voxelry.models.unet.settings import FoldedUNetSettings, UNetBackboneSettings
+from voxelry.ops.fold import fold_voxels
 
 __all__ = ["UNetBackbone"]
 

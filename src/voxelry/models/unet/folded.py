@@ -13,7 +13,6 @@ from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from voxelry.core.errors import SettingError
@@ -21,8 +20,9 @@ from voxelry.core.rank import check_ndim, per_axis
 from voxelry.core.settings import own_fields, settle
 from voxelry.models.unet import UNet
 from voxelry.models.unet.settings import FoldedUNetSettings, UNetSettings
+from voxelry.ops.fold import fold_voxels, unfold_voxels
 
-__all__ = ["FoldedUNet", "fold_voxels", "unfold_voxels"]
+__all__ = ["FoldedUNet"]
 
 
 class FoldedUNet(UNet):
@@ -69,23 +69,3 @@ class FoldedUNet(UNet):
         for axis, length in enumerate(size, start=2):
             answer = answer.narrow(axis, 0, length)
         return answer
-
-
-def fold_voxels(x: Tensor, fold: Sequence[int]) -> Tensor:
-    """Blocks to channels, `(B, C, *S) -> (B, C * prod(fold), *ceil(S / fold))`; borders are repeated to fill up."""
-    missing = [-size % step for size, step in zip(x.shape[2:], fold, strict=True)]
-    if any(missing):
-        x = F.pad(x, [side for gap in reversed(missing) for side in (0, gap)], mode="replicate")
-    ndim, x = len(fold), x.movedim(1, -1)  # channels-last, in which the one copy there is then comes and goes
-    for axis, step in enumerate(fold):
-        x = x.unflatten(1 + 2 * axis, (-1, step))
-    outer, inner = range(1, 1 + 2 * ndim, 2), range(2, 2 + 2 * ndim, 2)
-    return x.permute(0, *outer, 1 + 2 * ndim, *inner).flatten(1 + ndim).movedim(-1, 1)
-
-
-def unfold_voxels(x: Tensor, fold: Sequence[int]) -> Tensor:
-    """Channels to blocks, the inverse of `fold_voxels`: `(B, C * prod(fold), *S) -> (B, C, *(S * fold))`."""
-    ndim, size = len(fold), [length * step for length, step in zip(x.shape[2:], fold, strict=True)]
-    x = x.movedim(1, -1).unflatten(-1, (-1, *fold))
-    pairs = [axis for pair in zip(range(1, 1 + ndim), range(2 + ndim, 2 + 2 * ndim), strict=True) for axis in pair]
-    return x.permute(0, *pairs, 1 + ndim).reshape(len(x), *size, -1).movedim(-1, 1)
