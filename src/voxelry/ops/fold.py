@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 from typing import Any
@@ -48,12 +48,12 @@ class _Fold(torch.autograd.Function):
         x = x.movedim(1, -1)
         size = [length // step for length, step in zip(x.shape[1:-1], fold, strict=True)]
         folded = x.new_empty(len(x), *size, x.shape[-1], *fold)
-        for place in product(*map(range, fold)):
-            folded[(..., *place)] = x[_every(place, fold)]
+        for place in _places(fold):
+            _at(folded, place).copy_(x[_every(place, fold)])
         return folded.flatten(1 + len(fold)).movedim(-1, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return unfold_voxels(gradient, ctx.fold), None
 
 
@@ -69,13 +69,25 @@ class _Unfold(torch.autograd.Function):
         x = x.movedim(1, -1).unflatten(-1, (-1, *fold))
         size = [length * step for length, step in zip(x.shape[1:], fold, strict=False)]
         voxels = x.new_empty(len(x), *size, channels)
-        for place in product(*map(range, fold)):
-            voxels[_every(place, fold)] = x[(..., *place)]
+        for place in _places(fold):
+            voxels[_every(place, fold)] = _at(x, place)
         return voxels.movedim(-1, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return fold_voxels(gradient, ctx.fold), None
+
+
+def _places(fold: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Of voxels in their block."""
+    return product(*(range(step) for step in fold))
+
+
+def _at(x: Tensor, place: Sequence[int]) -> Tensor:
+    """One place of all blocks, which are the last axes."""
+    for index in reversed(place):
+        x = x.select(-1, index)
+    return x
 
 
 def _every(place: Sequence[int], fold: Sequence[int]) -> tuple[slice, ...]:
