@@ -1,6 +1,8 @@
 // the instances of an answer: a table linked to the picture, a score slider, sizes, and tools
 import { app, attempt, element, make, say, size } from './app'
 import { colourOf } from './colours'
+import { clearDrawing, drawnRuns, setPen } from './pen'
+import type { Runs } from './drawing'
 import { type Instance, type Instances, server } from './server'
 
 const MOST_ROWS = 200
@@ -21,6 +23,7 @@ export function prepareInstances(): void {
   element('merge').onclick = attempt(() => edit({ do: 'merge', ids: chosen }))
   element('split').onclick = attempt(() => wait(waiting === 'none' ? 'first' : 'none'))
   element('undo').onclick = attempt(() => edit({ do: 'undo' }))
+  element('addInstance').onclick = attempt(addInstance)
   const least = element<HTMLInputElement>('least')
   least.oninput = () => { element('leastValue').textContent = Number(least.value).toFixed(2) }
   least.onchange = attempt(() => edit({ do: 'score', least: Number(least.value) }))
@@ -62,6 +65,20 @@ export async function clickInstance(add: boolean): Promise<void> {
   }
 }
 
+/** What is drawn becomes an instance, without what is another's. */
+export async function addInstance(): Promise<void> {
+  const drawn = drawnRuns()
+  if (!drawn) throw new Error('Draw an instance first')
+  const before = new Set(now()?.rows.map(({ id }) => id))
+  await edit({ do: 'add', drawn, class: Number(element<HTMLInputElement>('drawnClass').value) })
+  clearDrawing()
+  const found = now()
+  chosen = found?.rows.map(({ id }) => id).filter((id) => !before.has(id)) ?? []
+  showInstances()
+  document.querySelector('#instances tr.chosen')?.scrollIntoView({ block: 'nearest' })
+  say(`instance ${chosen.join()} added${found?.left ? `; ${found.left} of the drawn voxels are other instances' and stay theirs` : ''}`)
+}
+
 export function showInstances(): void {
   const found = now()
   element('instanceTools').hidden = !found
@@ -93,11 +110,12 @@ const allHidden = () => chosen.length > 0 && chosen.every((id) => now()?.rows.fi
 
 function wait(way: keyof typeof WAYS): void {
   waiting = way
+  if (way !== 'none') setPen(false)
   first = way === 'second' ? first : null
   showInstances()
 }
 
-async function edit(change: { do: string; ids?: number[]; points?: unknown; least?: number }): Promise<void> {
+async function edit(change: { do: string; ids?: number[]; points?: unknown; least?: number; drawn?: Runs; class?: number }): Promise<void> {
   const [answer, id] = [app.answer, app.current]
   if (!answer) return
   if (change.ids && !change.ids.length) throw new Error('Choose an instance first: click on it')

@@ -1,16 +1,17 @@
 // the page: a list of images, the picture, what can be asked, and the answer
 import { SLICE_TYPE } from '@niivue/niivue'
 import { app, attempt, element, lengths, make, say, unit } from './app'
-import { clickInstance, forgetInstances, instanceKey, prepareInstances, showInstances } from './instances'
+import { addInstance, clickInstance, forgetInstances, instanceKey, prepareInstances, showInstances } from './instances'
 import { checkCases, findings, listCases, listed, showsCases } from './cases'
 import { compare, prepareComparison } from './compare'
 import { flip, prepareHypotheses, showHypotheses } from './hypotheses'
 import { prepareLearning, showLearning } from './learn'
 import { drawMarks } from './marks'
 import { forgetMeasures, isMeasuring, measureTo, prepareMeasuring, setMeasuring } from './measure'
+import { forgetDrawing, isDrawn, isPen, penKey, preparePen, setPen, showPen } from './pen'
 import { savePicture } from './picture'
 import { dragPoint, dropPoint, forgetPoint, grabPoint, preparePoints, showPoints } from './points'
-import { addClick, forgetClicks, isPrompted, promptOptions, removeClick, removeClickHere, showClicks } from './prompt'
+import { addClick, followDrawing, forgetClicks, isPrompted, promptOptions, removeClick, removeClickHere, showClicks } from './prompt'
 import { Scene } from './scene'
 import { type Answer, type Job, type Option, server } from './server'
 import { prepareTheme } from './theme'
@@ -46,6 +47,7 @@ async function open(id: number): Promise<void> {
   const spacing = header.spacing.map((step) => Number((unit() === 'mm' ? step : 1000 * step).toPrecision(3))).join(' x ')
   element('header').textContent = `${header.format}, ${channels}${header.shape.slice(1).join(' x ')}, ${spacing} ${unit()}${thinned}`
   offerWindows()
+  forgetDrawing()
   forgetClicks()
   await show(app.answer)
 }
@@ -77,7 +79,21 @@ function showModel(): void {
   element('more').hidden = !options.length
   element<HTMLDetailsElement>('more').open = options.some(({ choices }) => choices.length > 0)
   showClicks()
+  showDrawing()
   showLearning()
+}
+
+/** The pen, where something can be made of what is drawn: a prompt or an instance. */
+function showDrawing(): void {
+  const [prompted, instances] = [app.state ? isPrompted() : false, !!app.answer?.instances]
+  element('pen').hidden = !prompted && !instances
+  element(instances ? 'hint' : 'clickList').after(element('pen'))
+  element('penHint').textContent = instances ? 'Draw an instance, in as many slices as it has, then add it. Voxels of other instances stay theirs.'
+    : 'Draw around the organ, in one slice or several: what is drawn is asked with.'
+  element('drawnTools').hidden = !instances
+  element<HTMLButtonElement>('addInstance').disabled = !isDrawn()
+  if (prompted) followDrawing()
+  showPen()
 }
 
 async function load(): Promise<void> {
@@ -163,6 +179,7 @@ async function finished(number: number): Promise<Job> {
 async function show(answer: Answer | null): Promise<void> {
   await compare(null, 0)
   showLearning()
+  showDrawing()
   element('answer').hidden = !answer
   element('saved').textContent = ''
   if (!answer) return
@@ -212,7 +229,8 @@ async function clicked(event: MouseEvent): Promise<void> {
 function prepare(): void {
   prepareWindows()
   prepareTheme()
-  prepareMeasuring()
+  prepareMeasuring(() => setPen(false))
+  preparePen(showDrawing)
   prepareHypotheses()
   preparePoints()
   for (const [name, type] of Object.entries(VIEWS)) {
@@ -258,11 +276,14 @@ function prepareMouse(): void {
 
 function pressed(event: KeyboardEvent): void {
   if (['INPUT', 'SELECT'].includes((event.target as HTMLElement).tagName) || event.ctrlKey || event.metaKey || event.altKey) return
+  if (isPen() && penKey(event)) return event.preventDefault()
   const move = event.target === element('view') ? MOVES[event.key] : undefined
   if (move) {
     app.scene.step(move)
     event.preventDefault()
-  } else if (event.key === 'd') setMeasuring(!isMeasuring())
+  } else if (event.key === 'p' && !element('pen').hidden) setPen(!isPen())
+  else if (event.key === 'Enter' && app.answer?.instances && isDrawn() && (event.target as HTMLElement).tagName !== 'BUTTON') attempt(addInstance)()
+  else if (event.key === 'd') setMeasuring(!isMeasuring())
   else if (event.key === 'Escape' && isMeasuring()) setMeasuring(false)
   else if (event.key === 'Enter' && isMeasuring() && app.scene.place && (event.target as HTMLElement).tagName !== 'BUTTON') measureTo(app.scene.place.mm)
   else if (event.key === 'Enter' && app.state.task && (event.target as HTMLElement).tagName !== 'BUTTON') attempt(predict)()

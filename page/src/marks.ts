@@ -2,7 +2,7 @@
 import { app, element } from './app'
 import type { Tile } from './scene'
 
-export interface Mark { places: number[][]; text?: string; colour: string; dot?: boolean; closed?: boolean }
+export interface Mark { places: number[][]; text?: string; colour: string; dot?: boolean; closed?: boolean; width?: number }
 
 const SVG = 'http://www.w3.org/2000/svg'
 const IN_SLICE = 0.51 // voxels from a slice that a place may be away to be seen in it
@@ -21,13 +21,13 @@ export function drawMarks(): void {
   element('marks').replaceChildren(...shapes)
 }
 
-function drawn({ places, text, colour, dot, closed }: Mark, tile: Tile): SVGElement[] {
+function drawn({ places, text, colour, dot, closed, width = 2 }: Mark, tile: Tile): SVGElement[] {
   const points = places.map((place) => tile.at(place))
   if (!points.length || points.some(({ away }) => away > IN_SLICE)) return []
   const [first, last] = [points[0], points[points.length - 1]]
   const found: SVGElement[] = []
   const path = points.map(({ x, y }) => `${x.toFixed(1)},${y.toFixed(1)}`).join(' ')
-  if (points.length > 1) found.push(shape(closed ? 'polygon' : 'polyline', { points: path, fill: 'none', stroke: colour, 'stroke-width': 2 }))
+  if (points.length > 1) found.push(shape(closed ? 'polygon' : 'polyline', { points: path, fill: 'none', stroke: colour, 'stroke-width': width, 'stroke-linejoin': 'round', 'stroke-linecap': 'round' }))
   if (dot) for (const { x, y } of new Set([first, last])) found.push(shape('circle', { cx: x, cy: y, r: 3.5, fill: 'none', stroke: colour, 'stroke-width': 2 }))
   if (text) {
     const [end, x] = last.x > tile.left + 0.7 * tile.width ? ['end', last.x - 8] : ['start', last.x + 8]

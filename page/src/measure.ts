@@ -5,18 +5,21 @@ import { setMarks } from './marks'
 const COLOUR = '#ffe14d'
 
 let measuring = false
+let begun: () => void = () => undefined // who has the mouse otherwise
 let first: number[] | null = null
 let measured: [number[], number[]][] = []
 
 export const isMeasuring = () => measuring
 
-export function prepareMeasuring(): void {
+export function prepareMeasuring(onBegin: () => void): void {
+  begun = onBegin
   element('measure').onclick = () => setMeasuring(!measuring)
   show()
 }
 
 export function setMeasuring(on: boolean): void {
   measuring = on
+  if (on) begun()
   first = null
   show()
 }

@@ -1,9 +1,11 @@
 // where a reconstruction is asked for: clicks, a slice each, in a list and in the picture
 import { app, element, lengths, make, say, unit } from './app'
+import type { Slice } from './drawing'
 import { setMarks } from './marks'
+import { drawnRuns, eraseSlice, outlined } from './pen'
 import type { Tile } from './scene'
 
-interface Click { mm: number[]; plane: string }
+interface Click { mm: number[]; plane: string; drawn?: boolean } // drawn: there because of what is drawn in its slice
 
 const PLANES = ['sagittal', 'coronal', 'axial'] // by the axis that they are cut across
 const COLOUR = '#5dff8f'
@@ -40,11 +42,34 @@ export function removeClickHere(): void {
 }
 
 /** The clicks as a prediction is asked with them; without any, the crosshair's axial slice. */
-export function promptOptions(planeTyped: boolean): Record<string, string[]> {
+export function promptOptions(planeTyped: boolean): Record<string, unknown> {
   const asked = clicks.length ? clicks : app.scene.place ? [{ mm: app.scene.place.mm, plane: 'axial' }] : []
-  const options: Record<string, string[]> = { click: asked.map(({ mm }) => mm.join(',')) }
+  const options: Record<string, unknown> = { click: asked.map(({ mm }) => mm.join(',')) }
+  const mask = drawnRuns()
+  if (mask) options.mask = mask
   if (!planeTyped && asked.some(({ plane }) => plane !== 'axial')) options.plane = asked.map(({ plane }) => plane)
   return options
+}
+
+/** A slice that is drawn in is asked with, and no longer when nothing is left in it; its own click, where there is one, stays. */
+export function followDrawing(): void {
+  const slices = outlined()
+  clicks = clicks.filter((click) => !click.drawn || slices.some(({ slice }) => isIn(click, slice)))
+  for (const { slice, mm } of slices) {
+    const own = clicks.find((click) => isIn(click, slice))
+    if (own) own.mm = within(own.mm, slice)
+    else clicks.push({ mm, plane: PLANES[slice.axis], drawn: true })
+  }
+  showClicks()
+}
+
+const isIn = (click: Click, { axis, index }: Slice) => click.plane === PLANES[axis] && Math.abs(app.scene.voxelOf(click.mm)[axis] - index) <= IN_SLICE
+
+/** The same place, or that in the slice which is nearest to it: a click may have been made halfway between two slices. */
+function within(mm: number[], { axis, index }: Slice): number[] {
+  const voxel = app.scene.voxelOf(mm)
+  voxel[axis] = index
+  return app.scene.placeOf(voxel)
 }
 
 export function showClicks(): void {
@@ -58,10 +83,11 @@ export function showClicks(): void {
 function row(click: Click, index: number): HTMLElement {
   const plane = make('select', { ariaLabel: `slice of click ${index + 1}` }, ...PLANES.map((name) => new Option(name)))
   plane.value = click.plane
+  plane.disabled = click.drawn ?? false
   plane.onchange = () => { click.plane = plane.value }
-  const title = `remove click ${index + 1}`
+  const title = `remove click ${index + 1}${click.drawn ? ' and what is drawn in its slice' : ''}`
   return make('li', {},
-    make('button', { className: 'plain', type: 'button', title: 'go there', textContent: `${index + 1}: ${lengths(click.mm)} ${unit()}`, onclick: () => app.scene.go(click.mm) }),
+    make('button', { className: 'plain', type: 'button', title: click.drawn ? 'go there; what is drawn goes with it' : 'go there', textContent: `${index + 1}: ${lengths(click.mm)} ${unit()}${click.drawn ? ' ✎' : ''}`, onclick: () => app.scene.go(click.mm) }),
     plane,
     make('button', { type: 'button', textContent: '✕', title, ariaLabel: title, onclick: () => remove(click) }))
 }
@@ -80,6 +106,8 @@ function removeNearest(place: number[], near: Click[]): void {
 
 function remove(click: Click): void {
   clicks = clicks.filter((one) => one !== click)
+  const slice = click.drawn && outlined().find((one) => isIn(click, one.slice))?.slice
+  if (slice) eraseSlice(slice)
   say('')
   showClicks()
 }

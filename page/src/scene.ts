@@ -1,6 +1,7 @@
 // the picture: an image, what lies over it, and the place that was clicked on
-import { MULTIPLANAR_TYPE, Niivue, NVImage, NVMesh, SHOW_RENDER, SLICE_TYPE } from '@niivue/niivue'
+import { cmapper, MULTIPLANAR_TYPE, Niivue, NVImage, NVMesh, SHOW_RENDER, SLICE_TYPE } from '@niivue/niivue'
 import { colourOf } from './colours'
+import { Drawing } from './drawing'
 import type { Header, Point } from './server'
 
 /** The crosshair; `label` is the id of what lies there, of answers with labels. */
@@ -8,6 +9,8 @@ export interface Place { mm: number[]; vox: number[]; value: number; label: numb
 
 const MESH_COLOUR = new Uint8Array([255, 170, 40, 255])
 const ASIDE = 0.3 // brightness of what isn't chosen, beside what is
+const DRAWN = [93, 255, 143] // the colour of what is drawn
+const DRAWN_OPACITY = 0.4
 const MOST_COLOURS = 8000 // that fit into a row of a texture anywhere
 
 const LOOK = {
@@ -85,6 +88,7 @@ export class Scene {
   async show(url: string, header: Header): Promise<void> {
     const { name, oriented, shown } = header
     this.clear()
+    this.drawsNot()
     this.turned = !oriented
     this.nv.opts.isOrientationTextVisible = oriented
     const flat = shown.length < 3 ? plane(header) : null
@@ -251,6 +255,64 @@ export class Scene {
     const ratio = this.nv.uiData.dpr ?? 1
     const frac = this.nv.canvasPos2frac([ratio * x, ratio * y])
     return frac[0] < 0 ? null : this.turn(Array.from(this.nv.frac2mm(frac, 0, true)).slice(0, 3))
+  }
+
+  /** The voxel of the picture under a point of the canvas in a slice, its centre at whole numbers; the nearest beside it. */
+  voxelAt(x: number, y: number, { left, top, width, height }: Tile): number[] {
+    const ratio = this.nv.uiData.dpr ?? 1
+    const within = (one: number, from: number, length: number) => Math.min(Math.max(one, from + 0.01), from + length - 0.01)
+    const frac = this.nv.canvasPos2frac([ratio * within(x, left, width), ratio * within(y, top, height)])
+    return this.dims.map((size, axis) => frac[axis] * size - 0.5)
+  }
+
+  /** The voxel of the picture at a place in mm. */
+  voxelOf(mm: number[]): number[] {
+    const { x, y, z } = place(this.turn(mm))
+    const frac = this.nv.mm2frac([x, y, z], 0, true)
+    return this.dims.map((size, axis) => frac[axis] * size - 0.5)
+  }
+
+  /** The voxel of the picture that the crosshair is in. */
+  get voxel(): number[] {
+    return Array.from(this.nv.frac2vox(this.nv.scene.crosshairPos)).slice(0, 3)
+  }
+
+  /** The place of a voxel of the picture, in mm. */
+  placeOf(voxel: number[]): number[] {
+    const [x, y, z] = voxel.map((one, axis) => (one + 0.5) / this.dims[axis])
+    return this.turn(Array.from(this.nv.frac2mm([x, y, z], 0, true)).slice(0, 3))
+  }
+
+  /** Voxels of the picture to the right, to the front and up. */
+  get dims(): number[] {
+    return this.nv.volumes[0]?.dimsRAS?.slice(1, 4) ?? [1, 1, 1]
+  }
+
+  /** mm per voxel of the picture along these axes. */
+  get steps(): number[] {
+    return this.nv.volumes[0]?.pixDimsRAS?.slice(1, 4).map((one) => Math.abs(one) || 1) ?? [1, 1, 1]
+  }
+
+  /** Begin to draw over the image, in place of what was drawn; `changed` is told whenever there is more or less of it. */
+  draws(rank: number, changed: () => void): Drawing | null {
+    const image = this.nv.volumes[0]
+    if (!image?.img2RASstart || !image.img2RASstep || !image.hdr) return null
+    this.nv.drawLut = cmapper.makeDrawLut({ R: [0, DRAWN[0]], G: [0, DRAWN[1]], B: [0, DRAWN[2]], A: [0, 255], I: [0, 1], labels: ['', 'drawn'] })
+    this.nv.createEmptyDrawing()
+    this.nv.setDrawOpacity(DRAWN_OPACITY)
+    this.nv.updateGLVolume() // which takes the colours
+    if (!this.nv.drawBitmap) return null
+    const size = image.hdr.dims.slice(1, 1 + rank).reverse()
+    const grid = { dims: this.dims, start: image.img2RASstart, step: image.img2RASstep, size }
+    return new Drawing(grid, this.nv.drawBitmap, () => {
+      this.nv.refreshDrawing(true)
+      changed()
+    })
+  }
+
+  /** Draw no longer. */
+  drawsNot(): void {
+    if (this.nv.drawBitmap) this.nv.closeDrawing()
   }
 
   /** The slices that are seen. */

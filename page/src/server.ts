@@ -3,7 +3,7 @@
 export interface Option { name: string; type: 'str' | 'int' | 'float'; help: string; repeated: boolean; choices: { value: string; name: string }[] }
 export interface Point { name: string; position: number[] | null; radius: number | null }
 export interface Instance { id: number; score: number; class: number; size: number; position: number[]; hidden: boolean; seen: boolean }
-export interface Instances { rows: Instance[]; least: number; steps: number }
+export interface Instances { rows: Instance[]; least: number; steps: number; left: number }
 export interface Entry { name: string; kind: 'mesh' | 'points' | 'labels' | 'image' | 'file' }
 export interface Answer {
   model: string

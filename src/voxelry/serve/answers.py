@@ -20,6 +20,7 @@ from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.io import LandmarkSet, is_image, open_image, read_landmarks, write_landmarks
 from voxelry.io.meshes import is_mesh, read_mesh, write_mesh
+from voxelry.ops.rle import Crop
 from voxelry.serve.instances import MASKS, EditedInstances
 from voxelry.serve.volumes import TURN, put, shown
 
@@ -47,6 +48,7 @@ class Answer:
         case: name of the image.
         space: its grid.
         model: the bundle that gave it; empty where nobody knows.
+        mask: what was drawn and asked with.
         lock: who changes or saves it holds it.
     """
 
@@ -54,6 +56,7 @@ class Answer:
     case: str
     space: Space
     model: str = ""
+    mask: Path | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @cached_property
@@ -120,7 +123,7 @@ class Answer:
                 return put(self.instances.labels()[None], self.space, path, most, oriented=oriented)
             return shown(open_image(file), path, most, oriented=oriented)
 
-    def edit(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+    def edit(self, asked: Mapping[str, Any], drawn: Crop | None = None) -> dict[str, Any]:
         """Change the instances, see `EditedInstances.edit`; their record.
 
         Raises:
@@ -129,7 +132,7 @@ class Answer:
         if self.instances is None:
             raise SettingError("instances: expected an answer with instances")
         with self.lock:
-            self.instances.edit(asked)
+            self.instances.edit(asked, drawn)
             return self.instances.record()
 
     def points(self) -> list[dict[str, Any]]:
@@ -185,7 +188,7 @@ class Answer:
         return _sort(path) == "labels"
 
     def save(self, folder: Path, points: str = "mrk.json") -> list[Path]:
-        """Copy all files into a folder, each whole or not at all.
+        """Copy all files into a folder, each whole or not at all; what was drawn, as `NAME_mask.nii.gz`, with them.
 
         Args:
             points: the format of the points, one of `POINT_CHOICES`.
@@ -207,6 +210,10 @@ class Answer:
                 with replacing(folder / path.name) as place:
                     shutil.copyfile(path, place)
                 written.append(folder / path.name)
+            if self.mask is not None:
+                written.append(folder / f"{self.case}_mask.nii.gz")
+                with replacing(written[-1]) as place:
+                    shutil.copyfile(self.mask, place)
         return written
 
     def _points_file(self) -> Path | None:

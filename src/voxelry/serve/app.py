@@ -97,8 +97,8 @@ class _Handlers:
         return JSONResponse(answer.points())
 
     async def instances(self, request: Request) -> Response:
-        answer, asked = self.session.answer(_case(request, self.session)), await _body(request, dict)
-        return JSONResponse(await run_in_threadpool(answer.edit, asked))
+        case, asked = _case(request, self.session), await _body(request, dict)
+        return JSONResponse(await run_in_threadpool(self.session.edit, case, asked))
 
     async def overlay(self, request: Request) -> Response:
         case = _case(request, self.session)

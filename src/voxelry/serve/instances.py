@@ -24,6 +24,7 @@ from voxelry.tasks.segment.predict import InstancePrediction
 __all__ = ["MASKS", "EditedInstances", "Item", "divided", "joined"]
 
 MASKS, TABLE = ".instances.json", ".instances.csv"
+_MOST_KINDS = np.iinfo(np.uint16).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,7 @@ class EditedInstances:
         self.items: tuple[Item, ...] = tuple(items)
         self.least = 0.0
         self._next = 1 + max((item.id for item in self.items), default=0)
+        self._left = 0
         self._before: list[tuple[Item, ...]] = []
 
     @classmethod
@@ -107,7 +109,10 @@ class EditedInstances:
         return [item for item in self.items if not item.hidden and item.score >= self.least]
 
     def record(self) -> dict[str, Any]:
-        """For the page: of each its numbers, its size in mm³ (mm² at rank 2) and a place in it in RAS mm."""
+        """For the page: of each its numbers, its size in mm³ (mm² at rank 2) and a place in it in RAS mm.
+
+        And `left`, how many of the voxels that were added last are other instances'.
+        """
         places = self.space.to_world(np.array([item.place for item in self.items]).reshape(-1, self.space.ndim))
         steps = self.space.affine[:3, : self.space.ndim]
         size = float(np.sqrt(np.linalg.det(steps.T @ steps)))  # of a voxel
@@ -124,7 +129,7 @@ class EditedInstances:
             }
             for item, place in zip(self.items, places, strict=True)
         ]
-        return {"rows": rows, "least": self.least, "steps": len(self._before)}
+        return {"rows": rows, "least": self.least, "steps": len(self._before), "left": self._left}
 
     def labels(self, *, classes: bool = False) -> NDArray[Any]:
         """The ids, or the classes, of what is seen, `(*spatial)`; the higher score on top."""
@@ -145,13 +150,14 @@ class EditedInstances:
         write_table(folder / f"{self.name}{TABLE}", prediction, ids=ids)
         write_masks(folder / f"{self.name}{MASKS}", prediction, ids=ids)
 
-    def edit(self, asked: Mapping[str, Any]) -> None:
+    def edit(self, asked: Mapping[str, Any], drawn: Crop | None = None) -> None:
         """Do one thing, or undo the last one; the least score is no step that is undone.
 
         Args:
             asked: `do`, one of `delete`, `hide`, `show`, `merge`, `split`, `add`, `score` or `undo`; with `ids`, the
-                instances that it is done to, `points` in RAS mm, two of them to split at, or the voxels to add, or
-                `least`, the score below which nothing is seen.
+                instances that it is done to, `points` in RAS mm, two of them to split at, `class`, the number of that
+                of what is added, or `least`, the score below which nothing is seen.
+            drawn: the voxels to add as an instance. Those of other instances that are seen stay theirs.
 
         Raises:
             SettingError: something else, or what can't be done.
@@ -163,8 +169,9 @@ class EditedInstances:
             "show": lambda given: self._hidden(given, hide=False),
             "merge": self._merged,
             "split": self._split,
-            "add": self._added,
+            "add": lambda given: self._added(given, drawn),
         }
+        self._left = 0
         if word == "score":
             self.least = _score(asked.get("least"))
         elif word == "undo":
@@ -205,17 +212,24 @@ class EditedInstances:
         for item in self.items:
             yield from parts if item is named[0] else (item,)
 
-    def _added(self, asked: Mapping[str, Any]) -> list[Item]:
-        voxels = np.unique(np.floor(self._places(asked) + 0.5).astype(int), axis=0)
-        voxels = voxels[np.all((voxels >= 0) & (voxels < self.space.shape), axis=1)]
-        if not len(voxels):
-            raise SettingError("points: expected some within the image")
-        low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
-        mask = np.zeros(high - low, dtype=bool)
-        mask[tuple((voxels - low).T)] = True
-        window = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-        empty = Item(self._next, 1.0, 1, np.zeros(2 * self.space.ndim, dtype=np.float32), (window, mask))
-        return [*self.items, empty.with_mask(window, mask)]
+    def _added(self, asked: Mapping[str, Any], drawn: Crop | None) -> list[Item]:
+        kind = asked.get("class", 1)
+        if isinstance(kind, bool) or not isinstance(kind, int) or not 0 < kind <= _MOST_KINDS:
+            raise SettingError(f"class: expected a number from 1 to {_MOST_KINDS}, got {kind!r}")
+        if drawn is None:
+            raise SettingError("drawn: expected the voxels to add")
+        window, mask = drawn
+        free, others = mask.copy(), []
+        for item in self.seen:
+            shared = _shared(window, item.crop[0])
+            if shared is not None and (free[shared[0]] & item.crop[1][shared[1]]).any():
+                free[shared[0]] &= ~item.crop[1][shared[1]]
+                others.append(str(item.id))
+        if not free.any():
+            raise SettingError(f"drawn: every voxel of it is another instance's ({', '.join(others)}) already")
+        self._left = int(np.count_nonzero(mask) - np.count_nonzero(free))
+        empty = Item(self._next, 1.0, kind, np.zeros(2 * self.space.ndim, dtype=np.float32), drawn)
+        return [*self.items, empty.with_mask(window, free)]
 
     def _named(self, asked: Mapping[str, Any]) -> list[Item]:
         """The instances that are meant, in the order that they are named in.
@@ -254,6 +268,18 @@ class EditedInstances:
             [item.crop for item in items],
         )
         return InstancePrediction.from_instances(self.name, self.space, instances)
+
+
+def _shared(window: Sequence[slice], other: Sequence[slice]) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+    """What two windows have in common, within each of them; None where that is nothing."""
+    ends = [(max(one.start, two.start), min(one.stop, two.stop)) for one, two in zip(window, other, strict=True)]
+    if any(low >= high for low, high in ends):
+        return None
+    first, second = (
+        tuple(slice(low - part.start, high - part.start) for (low, high), part in zip(ends, parts, strict=True))
+        for parts in (window, other)
+    )
+    return first, second
 
 
 def joined(items: Sequence[Item]) -> Item:

@@ -14,15 +14,17 @@ import numpy as np
 
 from voxelry.core.errors import SettingError
 from voxelry.core.option import Option
+from voxelry.core.space import Space
 from voxelry.data.layouts.files import HDF5_SUFFIXES, case_name
 from voxelry.io import is_image, open_image, read_image
 from voxelry.io.images.record import ImageFile
 from voxelry.serve import later
 from voxelry.serve.answers import Answer, best_format
 from voxelry.serve.corrections import Corrections
+from voxelry.serve.drawn import read_drawn, write_drawn
 from voxelry.serve.jobs import Jobs, Progress
 from voxelry.serve.training import run_training
-from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinning, thumbnail
+from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinned, thinning, thumbnail
 
 if TYPE_CHECKING:
     from voxelry.bundle.model import Model
@@ -217,22 +219,29 @@ class Session:
 
         Args:
             asked: options by name, each as it is typed on the command line: a text or number, or a list of them where
-                an option may be repeated.
+                an option may be repeated. `mask`, of a task that has such an option, is what was drawn, see
+                `read_drawn`.
 
         Raises:
+            DataError: a mask that isn't of the image as it is shown.
             SettingError: no model, an unknown option, or a value of another form.
         """
         model, path = self.model, self.images[case]
         if model is None:
             raise SettingError("model: expected voxelry view --model BUNDLE, to predict with")
-        options = {**self._reading, **_values(askable(model.recipe), asked)}
-        model.recipe.split(options)
+        drawable = "mask" in asked and any(option.name == "mask" for option in model.recipe.options)
+        typed = {name: value for name, value in asked.items() if name != "mask" or not drawable}
+        options = {**self._reading, **_values(askable(model.recipe), typed)}
         folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        mask = self._mask(case, asked["mask"], folder.with_name(f"{folder.name}_mask.nii.gz")) if drawable else None
+        if mask is not None:
+            options["mask"] = mask
+        model.recipe.split(options)
 
         def work(progress: Progress) -> dict[str, Any]:
             format = best_format(model.recipe.formats)
             model.recipe.predict_file(model, path, folder, format=format, options=options, progress=progress)
-            self.answers[case] = Answer(folder, case_name(path), self._open(case).space, _called(model))
+            self.answers[case] = Answer(folder, case_name(path), self._open(case).space, _called(model), mask)
             return self.answers[case].record()
 
         return self.jobs.start(work)
@@ -298,6 +307,31 @@ class Session:
         if found["better"]:
             self._model = after
         return {**found, "bundle": _called(after)}
+
+    def edit(self, case: int, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Change the instances of the newest answer for an image, see `Answer.edit`; their record.
+
+        Args:
+            asked: `drawn`, where voxels are added, is what was drawn, see `read_drawn`.
+
+        Raises:
+            DataError: what was drawn isn't of the image as it is shown.
+            SettingError: there is no answer, it has no instances, or it can't be done.
+        """
+        answer = self.answer(case)
+        if "drawn" not in asked:
+            return answer.edit(asked)
+        return answer.edit(asked, read_drawn(asked["drawn"], self._grid(case), answer.space))
+
+    def _mask(self, case: int, drawn: Any, path: Path) -> Path:
+        """What was drawn as a file of 0 and 1 on the grid of the image."""
+        space = self._open(case).space
+        return write_drawn(path, read_drawn(drawn, self._grid(case), space), space)
+
+    def _grid(self, case: int) -> Space:
+        """That of the image as it is shown."""
+        image = self._shown(case)
+        return thinned(image.space, thinning(image, self._most))
 
     def _shown(self, case: int) -> ImageFile:
         """The image, or of a pyramid the finest level that can be shown whole, else its coarsest."""

@@ -17,7 +17,7 @@ from voxelry.core.space import Space
 from voxelry.io import write_image
 from voxelry.io.images.record import ImageFile
 
-__all__ = ["MOST_VOXELS", "TURN", "put", "shown", "thinning", "thumbnail"]
+__all__ = ["MOST_VOXELS", "TURN", "put", "shown", "thinned", "thinning", "thumbnail"]
 
 TURN = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -30,6 +30,13 @@ _TYPES = ("u1", "i2", "u2", "i4", "f4")  # that browsers' viewers know
 def thinning(image: ImageFile, most: int = MOST_VOXELS) -> tuple[int, ...]:
     """Every how many voxels of each axis are shown, so that there are at most `most` in all, and 2048 along an axis."""
     return _steps(image.space, image.channels, most)
+
+
+def thinned(space: Space, steps: Sequence[int]) -> Space:
+    """The grid of every so many voxels of each axis, from the first on."""
+    affine = space.affine.copy()
+    affine[:, : space.ndim] *= steps
+    return Space(tuple(-(-size // step) for size, step in zip(space.shape, steps, strict=True)), affine)
 
 
 def _steps(space: Space, channels: int, most: int) -> tuple[int, ...]:
@@ -103,9 +110,7 @@ def thumbnail(image: ImageFile, path: Path, most: int = 64) -> Path:
 
 
 def _written(array: np.ndarray, space: Space, path: Path, steps: Sequence[int]) -> Path:
-    affine = space.affine.copy()
-    affine[:, : space.ndim] *= steps
-    return write_image(path, _known(array), Space(array.shape[1:], affine))
+    return write_image(path, _known(array), thinned(space, steps))
 
 
 def _every(steps: Sequence[int]) -> tuple[slice, ...]:

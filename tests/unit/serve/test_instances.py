@@ -8,6 +8,7 @@ import pytest
 
 from voxelry.io import open_image, read_image
 from voxelry.ops.instances import from_labels
+from voxelry.ops.rle import encode_rle
 from voxelry.serve.answers import Answer
 from voxelry.serve.instances import Item, divided
 from voxelry.tasks.segment.outputs import read_masks, write_instances
@@ -44,6 +45,11 @@ def edit(client, answered):
         return {row["id"]: row for row in answer.json()["rows"]}
 
     return ask
+
+
+def runs(mask):
+    """A drawing as the page sends it."""
+    return encode_rle(mask, tuple(slice(0, size) for size in mask.shape), mask.shape)
 
 
 @pytest.fixture
@@ -119,9 +125,10 @@ def test_one_is_split_between_two_clicks_at_its_waist(edit, saved, truth, image)
 def test_a_split_leaves_no_voxel_behind(image, edit, truth):
     """A part that hangs on by a corner alone belongs to the nearer click."""
     space = open_image(image).space
-    points = space.to_world(np.argwhere(truth == 2).astype(float)).tolist()
-    points += space.to_world(np.array([[3.0, 4.0, 11.0]])).tolist()  # touches the box at a corner
-    rows = edit("add", points=points)
+    drawn = truth == 2
+    drawn[3, 4, 11] = True  # touches the box at a corner
+    edit("delete", ids=[2])
+    rows = edit("add", drawn=runs(drawn))
     number = max(rows)
     clicks = space.to_world(np.array([[1.0, 1.0, 12.0], [2.0, 3.0, 14.0]]))
     rows = edit("split", ids=[number], points=clicks.tolist())
@@ -149,14 +156,33 @@ def test_the_last_step_is_undone_and_an_id_is_not_used_twice(edit, client, saved
     np.testing.assert_array_equal(saved()[0], truth)
 
 
-def test_drawn_voxels_are_an_instance_and_what_lies_outside_is_left_out(edit, saved, image):
-    space = open_image(image).space
-    drawn = np.array([[0.0, 9.0, 1.0], [0.0, 9.3, 2.0], [0.0, 9.0, 2.0], [-5.0, 9.0, 2.0]])
-    rows = edit("add", points=space.to_world(drawn).tolist())
-    assert rows[4]["score"] == 1
-    labels, table, _ = saved()
-    assert np.argwhere(labels == 4).tolist() == [[0, 9, 1], [0, 9, 2]]
-    assert table[4]["voxels"] == "2"
+def test_drawn_voxels_are_an_instance_without_those_of_others_that_are_seen(client, edit, saved, truth):
+    edit("hide", ids=[2])
+    drawn = np.zeros(truth.shape, dtype=bool)
+    drawn[2:4, 3:8, 3:16] = True
+    others = drawn & (truth == 1)
+    rows = edit("add", drawn=runs(drawn), **{"class": 2})
+    assert (rows[4]["score"], rows[4]["class"], rows[4]["seen"]) == (1, 2, True)
+    record = client.get("/api/state").json()["answers"]["0"]["instances"]
+    assert record["left"] == np.count_nonzero(others) > 0
+    labels, table, masks = saved()
+    np.testing.assert_array_equal(labels == 4, drawn & ~others)
+    np.testing.assert_array_equal(labels == 1, truth == 1)
+    assert (table[4]["voxels"], table[4]["class"]) == (str(np.count_nonzero(drawn & ~others)), "2")
+    assert len(masks) == 3  # 1, 3 and 4
+    assert 4 not in edit("undo")
+    assert 5 in edit("add", drawn=runs(drawn))  # 4 was used
+
+
+def test_a_drawn_instance_is_kept_as_a_label(client, edit, answered, truth):
+    drawn = np.zeros(truth.shape, dtype=bool)
+    drawn[0, 9, 1:3] = True
+    edit("add", drawn=runs(drawn))
+    assert client.post("/api/cases/0/keep").json()["what"] == "instances"
+    kept = read_image(answered.out / "corrections" / "instances" / "scan.nii.gz").array[0]
+    np.testing.assert_array_equal(kept, np.where(drawn, 4, truth))
+    (row,) = answered.corrections.rows
+    assert row["file"] == "instances/scan.nii.gz"
 
 
 def test_the_overlay_is_what_is_seen(edit, client, truth, tmp_path):
@@ -185,8 +211,12 @@ def test_all_can_be_deleted(edit, saved):
         ({"do": "split", "ids": [1], "points": [[0, 0, 0]]}, "points: expected two"),
         ({"do": "split", "ids": [1], "points": [[0, 0, 0], [0, 0, 0]]}, "points: expected one in each part"),
         ({"do": "split", "ids": [1], "points": [[0, 0], [1, 1]]}, "points: expected a list of places"),
-        ({"do": "add", "points": [[0, 0, 1e999]]}, "points: expected a list of places"),
-        ({"do": "add", "points": [[1e6, 0, 0]]}, "points: expected some within the image"),
+        ({"do": "split", "ids": [1], "points": [[0, 0, 1e999]]}, "points: expected a list of places"),
+        ({"do": "add"}, "drawn: expected the voxels to add"),
+        ({"do": "add", "drawn": {"size": [1, 2, 3]}}, "drawn: expected run lengths of size [8, 12, 16]"),
+        ({"do": "add", "drawn": {"size": [8, 12, 16], "counts": [1535, 1]}}, "drawn: every voxel of it is another"),
+        ({"do": "add", "drawn": {"size": [8, 12, 16], "counts": [0, 1, 1535]}, "class": 0}, "class: expected a number"),
+        ({"do": "add", "drawn": {"size": [8, 12, 16], "counts": [0, 1, 1535]}, "class": 2.5}, "class: expected"),
         ({"do": "score", "least": 2}, "least: expected a score"),
         ({"do": "score", "least": True}, "least: expected a score"),
     ],
