@@ -51,15 +51,17 @@ export class Drawing {
     this.set(slice, Uint32Array.from(voxels), on)
   }
 
-  /** Draw what is stored as these runs, beside what is drawn. */
+  /** Draw what is stored as these runs, in place of what is drawn. */
   load({ counts }: Runs): void {
-    const voxels: number[] = []
+    const wanted = new Set<number>()
     let at = 0
     counts.forEach((length, place) => {
-      if (place % 2) for (let one = at; one < at + length; one += 1) voxels.push(this.shownOffset(one))
+      if (place % 2) for (let one = at; one < at + length; one += 1) wanted.add(this.shownOffset(one))
       at += length
     })
-    this.set(null, Uint32Array.from(voxels), true)
+    const gone = this.drawn().filter((voxel) => !wanted.has(voxel))
+    const added = [...wanted].filter((voxel) => !this.bits[voxel])
+    this.change(null, Uint32Array.from([...gone, ...added]))
   }
 
   clear(): void {
@@ -110,10 +112,14 @@ export class Drawing {
   }
 
   private set(slice: Slice | null, voxels: Uint32Array, on: boolean): void {
-    const other = voxels.filter((voxel) => this.bits[voxel] > 0 !== on)
-    if (!other.length) return
-    this.steps.push({ slice, voxels: other, before: Uint8Array.from(other, (voxel) => this.bits[voxel]) })
-    other.forEach((voxel) => this.put(voxel, on ? 1 : 0))
+    this.change(slice, voxels.filter((voxel) => this.bits[voxel] > 0 !== on))
+  }
+
+  /** Draw these where they aren't drawn, and take them away where they are. */
+  private change(slice: Slice | null, voxels: Uint32Array): void {
+    if (!voxels.length) return
+    this.steps.push({ slice, voxels, before: Uint8Array.from(voxels, (voxel) => this.bits[voxel]) })
+    voxels.forEach((voxel) => this.put(voxel, this.bits[voxel] ? 0 : 1))
     this.changed()
   }
 

@@ -7,6 +7,7 @@ import { compare, prepareComparison } from './compare'
 import { flip, prepareHypotheses, showHypotheses } from './hypotheses'
 import { prepareLearning, showLearning } from './learn'
 import { drawMarks } from './marks'
+import { forgetMask, forgetMasks, prepareMasks } from './masks'
 import { forgetMeasures, isMeasuring, measureTo, prepareMeasuring, setMeasuring } from './measure'
 import { forgetDrawing, isDrawn, isPen, penKey, preparePen, setPen, showPen } from './pen'
 import { savePicture } from './picture'
@@ -48,6 +49,7 @@ async function open(id: number): Promise<void> {
   element('header').textContent = `${header.format}, ${channels}${header.shape.slice(1).join(' x ')}, ${spacing} ${unit()}${thinned}`
   offerWindows()
   forgetDrawing()
+  forgetMasks()
   forgetClicks()
   await show(app.answer)
 }
@@ -230,7 +232,11 @@ function prepare(): void {
   prepareWindows()
   prepareTheme()
   prepareMeasuring(() => setPen(false))
-  preparePen(showDrawing)
+  preparePen(() => {
+    forgetMask()
+    showDrawing()
+  })
+  prepareMasks()
   prepareHypotheses()
   preparePoints()
   for (const [name, type] of Object.entries(VIEWS)) {

@@ -77,10 +77,11 @@ export function clearDrawing(): void {
   changed()
 }
 
-/** Draw what is stored as these runs. */
-export function loadDrawing(runs: Runs): void {
+/** Draw what is stored as these runs, in place of what is drawn; whether the crosshair is in it. */
+export function loadDrawing(runs: Runs): boolean {
   drawing ??= app.scene.draws(runs.size.length, changed)
   drawing?.load(runs)
+  return drawing?.has(app.scene.voxel) ?? false
 }
 
 /** The slices that were drawn in, each with a place that is well inside: the crosshair, where that is. */

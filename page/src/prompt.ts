@@ -2,7 +2,8 @@
 import { app, element, lengths, make, say, unit } from './app'
 import type { Slice } from './drawing'
 import { setMarks } from './marks'
-import { drawnRuns, eraseSlice, outlined } from './pen'
+import { maskAsked } from './masks'
+import { eraseSlice, outlined } from './pen'
 import type { Tile } from './scene'
 
 interface Click { mm: number[]; plane: string; drawn?: boolean } // drawn: there because of what is drawn in its slice
@@ -45,7 +46,7 @@ export function removeClickHere(): void {
 export function promptOptions(planeTyped: boolean): Record<string, unknown> {
   const asked = clicks.length ? clicks : app.scene.place ? [{ mm: app.scene.place.mm, plane: 'axial' }] : []
   const options: Record<string, unknown> = { click: asked.map(({ mm }) => mm.join(',')) }
-  const mask = drawnRuns()
+  const mask = maskAsked()
   if (mask) options.mask = mask
   if (!planeTyped && asked.some(({ plane }) => plane !== 'axial')) options.plane = asked.map(({ plane }) => plane)
   return options

@@ -1,4 +1,5 @@
 // what the server can be asked, and what it answers
+import type { Runs } from './drawing'
 
 export interface Option { name: string; type: 'str' | 'int' | 'float'; help: string; repeated: boolean; choices: { value: string; name: string }[] }
 export interface Point { name: string; position: number[] | null; radius: number | null }
@@ -32,7 +33,7 @@ export interface Header { name: string; format: string; shape: number[]; spacing
 async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
   let answer: Response
   try {
-    answer = await fetch(path, { method, body: body === undefined ? undefined : JSON.stringify(body) })
+    answer = await fetch(path, { method, body: body === undefined || body instanceof Blob ? body : JSON.stringify(body) })
   } catch {
     throw new Error('voxelry view has ended; start it again in its terminal')
   }
@@ -84,6 +85,9 @@ export const server = {
   points: (id: number, changes: { index: number | null; name?: string; position?: number[] | null }[]) => asked<Point[]>(`api/cases/${id}/points`, 'PUT', changes),
   move: (id: number, index: number, position: number[] | null): Promise<Point[]> => server.points(id, [{ index, position }]),
   edit: (id: number, change: object) => asked<Instances>(`api/cases/${id}/instances`, 'POST', change),
+  masks: (id: number) => asked<string[]>(`api/cases/${id}/masks`),
+  loadMask: (id: number, file: number, value: number | null) => asked<{ drawn: Runs; values: number[]; position: number[] }>(`api/cases/${id}/masks`, 'POST', { file, value }),
+  upload: (id: number, file: File) => asked<{ file: number }>(`api/cases/${id}/masks?name=${encodeURIComponent(file.name)}`, 'PUT', file),
   keep: (id: number) => asked<{ kept: number[] }>(`api/cases/${id}/keep`, 'POST'),
   train: (minutes: number) => asked<{ job: number }>('api/train', 'POST', { minutes }),
   training: (job: number, seen: (job: Training) => void) => followed(`api/trainings/${job}`, seen),

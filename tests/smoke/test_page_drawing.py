@@ -154,6 +154,49 @@ def test_keys_draw_from_voxel_to_voxel(opened, ct, organs, tmp_path):
     assert asked == []
 
 
+@pytest.fixture(scope="module")
+def organ(ct):
+    """Labels of the phantom along other axes, beside it: a box of 3 and one of 6."""
+    space = open_image(ct).space
+    labels = np.zeros(space.shape, dtype=np.uint8)
+    labels[9:15, 8:18, 10:22], labels[9:15, 18:22, 10:22] = 6, 3
+    turned = np.flip(labels.transpose(1, 2, 0), 1)
+    write_image(ct.with_name("ct_organs.mha"), turned[None], space.reorder((1, 2, 0), (False, True, False)))
+    return labels
+
+
+def test_a_mask_is_loaded_from_a_file_and_one_of_its_values_is_asked_with(opened, ct, organs, organ, tmp_path, save):
+    labels, space = organ, open_image(ct).space
+    session = Session([ct], load(organs, "cpu"), tmp_path / "out", folders=[ct.parent])
+    asked = []
+    with opened(session, viewport={"width": 1280, "height": 720}) as page:
+        page.on("request", lambda request: request.method == "POST" and asked.append(request.post_data_json))
+        page.click("#loadMask")
+        page.locator("#masks button").first.wait_for()
+        assert page.locator("#masks button").all_inner_texts() == ["ct_organs.mha", "Upload a file"]
+        page.keyboard.press("Enter")  # the first one is where one types
+        page.locator("#drawnCount", has_text=f"{np.count_nonzero(labels)} voxels").wait_for()
+        page.select_option("#maskValue", "6")
+        page.locator("#drawnCount", has_text=f"{np.count_nonzero(labels == 6)} voxels").wait_for()
+        page.click("#predict")
+        page.wait_for_selector("#summary dd")
+        save(page)
+        page.click("#loadMask")
+        with page.expect_file_chooser() as chooser:
+            page.click("#masks button:has-text('Upload')")
+        far = Space(space.shape, space.affine + np.array([[0, 0, 0, 900.0]] + [[0, 0, 0, 0]] * 3))
+        chooser.value.set_files(write_image(tmp_path / "far.nii.gz", labels[None], far))
+        page.locator("#message.fault", has_text="far.nii.gz: lies elsewhere than its image").wait_for()
+        assert page.inner_text("#drawnCount") == f"{np.count_nonzero(labels == 6)} voxels drawn"
+    session.close()
+    np.testing.assert_array_equal(read_image(session.out / "ct_mask.nii.gz").array[0], labels == 6)
+    given = next(one for one in asked if "click" in one)
+    assert given["mask"] == {"file": 0, "value": 6}
+    alone = write_image(tmp_path / "alone.nii.gz", (labels == 6)[None].astype(np.uint8), space)
+    got = [(session.out / name).read_bytes() for name in ("ct.ply", "ct.nii.gz")]
+    assert got == commanded(ct, organs, tmp_path / "again", given["click"][0], alone)
+
+
 def test_an_instance_is_drawn_beside_others_undone_and_saved(opened, scan, tmp_path, place, spot, pen, save):
     space = open_image(scan).space
     labels = np.zeros(space.shape, dtype=np.int32)

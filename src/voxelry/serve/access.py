@@ -37,10 +37,11 @@ class Access:
         token: the secret.
         most: bytes that a request may have.
         hosts: names, without a port, of other machines that pass on what they are asked, such as a reverse proxy.
+        uploaded: bytes that a file may have which is put to an address that ends with `/masks`.
     """
 
-    def __init__(self, app: ASGIApp, token: str, most: int, hosts: Sequence[str] = ()):
-        self._app, self._token, self._most = app, token, most
+    def __init__(self, app: ASGIApp, token: str, most: int, hosts: Sequence[str] = (), *, uploaded: int = 0):
+        self._app, self._token, self._most, self._uploaded = app, token, most, uploaded
         self._hosts = (*_LOCAL, *(host.lower() for host in hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,8 +80,10 @@ class Access:
         if not any(hmac.compare_digest(one.encode(), self._token.encode()) for one in given):
             return 401, "expected the address that voxelry view printed, with its token"
         length = headers.get("content-length", "0")
-        if headers.get("transfer-encoding") or not length.isdecimal() or int(length) > self._most:
-            return 413, f"expected at most {self._most} bytes, of a length that is said"
+        is_file = scope.get("method") == "PUT" and scope["path"].endswith("/masks")
+        most = self._uploaded if is_file else self._most
+        if headers.get("transfer-encoding") or not length.isdecimal() or int(length) > most:
+            return 413, f"expected at most {most} bytes, of a length that is said"
         return None
 
 

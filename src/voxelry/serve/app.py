@@ -28,6 +28,7 @@ __all__ = ["PAGE", "make_app"]
 PAGE = Path(__file__).with_name("page")
 """Where the built page lies."""
 _MOST = 1 << 20  # bytes of a question
+_MOST_UPLOADED = 1 << 31  # bytes of a file
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -100,6 +101,20 @@ class _Handlers:
         case, asked = _case(request, self.session), await _body(request, dict)
         return JSONResponse(await run_in_threadpool(self.session.edit, case, asked))
 
+    async def masks(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self.session.masks, _case(request, self.session)))
+
+    async def load_mask(self, request: Request) -> Response:
+        case, asked = _case(request, self.session), await _body(request, dict)
+        return JSONResponse(await run_in_threadpool(self.session.load_mask, case, asked))
+
+    async def upload_mask(self, request: Request) -> Response:
+        case, path = _case(request, self.session), self.session.upload(request.query_params.get("name", ""))
+        with path.open("wb") as file:
+            async for part in request.stream():
+                await run_in_threadpool(file.write, part)
+        return JSONResponse({"file": self.session.add_mask(case, path)})
+
     async def overlay(self, request: Request) -> Response:
         case = _case(request, self.session)
         return FileResponse(await run_in_threadpool(self.session.overlay, case, request.path_params["name"]))
@@ -138,6 +153,9 @@ def make_app(session: Session, token: str, page: Path = PAGE, hosts: Sequence[st
         Route("/api/cases/{case:int}/predict", ask.predict, methods=["POST"]),
         Route("/api/cases/{case:int}/points", ask.points, methods=["PUT"]),
         Route("/api/cases/{case:int}/instances", ask.instances, methods=["POST"]),
+        Route("/api/cases/{case:int}/masks", ask.masks),
+        Route("/api/cases/{case:int}/masks", ask.load_mask, methods=["POST"]),
+        Route("/api/cases/{case:int}/masks", ask.upload_mask, methods=["PUT"]),
         Route("/api/cases/{case:int}/files/{name}", ask.overlay),
         Route("/api/cases/{case:int}/files/{name}/difference", ask.difference),
         Route("/api/cases/{case:int}/save", ask.save, methods=["POST"]),
@@ -152,7 +170,7 @@ def make_app(session: Session, token: str, page: Path = PAGE, hosts: Sequence[st
         Mount("/", StaticFiles(directory=page, html=True)),
     ]
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={VoxelryError: _refused})
-    return Access(app, token, _MOST, hosts)
+    return Access(app, token, _MOST, hosts, uploaded=_MOST_UPLOADED)
 
 
 def _looked_after(request: Request, jobs: Jobs) -> Response:

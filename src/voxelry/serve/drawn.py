@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from voxelry.core.errors import SettingError
 from voxelry.core.space import Space
 from voxelry.io import write_image
-from voxelry.ops.rle import Crop, decode_rle
+from voxelry.ops.rle import Crop, decode_rle, encode_rle
 
-__all__ = ["read_drawn", "write_drawn"]
+__all__ = ["as_drawn", "read_drawn", "write_drawn"]
 
 _TINY = 1e-4  # of a voxel
 
@@ -44,6 +44,16 @@ def read_drawn(drawn: Any, grid: Space, space: Space) -> Crop:
         places.append(nearest[held] - part.start)
     crop = mask[np.ix_(*places)]
     return tuple(slice(start, start + size) for start, size in zip(starts, crop.shape, strict=True)), crop
+
+
+def as_drawn(crop: Crop, space: Space, grid: Space) -> dict[str, Any]:
+    """A mask on the grid of an image as what `read_drawn` takes: each shown voxel is as the one at its centre is."""
+    window, places = [], []
+    for nearest, part in zip(_nearest(grid, space), crop[0], strict=True):
+        held = np.flatnonzero((nearest >= part.start) & (nearest < part.stop))
+        window.append(slice(int(held[0]), int(held[-1]) + 1) if held.size else slice(0, 0))
+        places.append(nearest[held] - part.start)
+    return encode_rle(crop[1][np.ix_(*places)], window, grid.shape)
 
 
 def _nearest(space: Space, grid: Space) -> list[NDArray[np.int64]]:

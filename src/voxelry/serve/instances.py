@@ -21,7 +21,7 @@ from voxelry.ops.instances import Crop, Instances
 from voxelry.tasks.segment.outputs import read_masks, write_masks, write_table
 from voxelry.tasks.segment.predict import InstancePrediction
 
-__all__ = ["MASKS", "EditedInstances", "Item", "divided", "joined"]
+__all__ = ["MASKS", "EditedInstances", "Item", "divided", "joined", "voxel_within"]
 
 MASKS, TABLE = ".instances.json", ".instances.csv"
 _MOST_KINDS = np.iinfo(np.uint16).max
@@ -55,10 +55,7 @@ class Item:
     @cached_property
     def place(self) -> NDArray[np.float64]:
         """Index of its voxel that is nearest to its centre of mass."""
-        window, mask = self.crop
-        voxels = np.argwhere(mask)
-        nearest = voxels[np.argmin(((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1))]
-        return nearest.astype(np.float64) + [part.start for part in window]
+        return voxel_within(self.crop)
 
     def with_mask(self, window: Sequence[slice], mask: NDArray[np.bool_], **changes: Any) -> Self:
         """Another mask, cut to what it holds, with a box around it."""
@@ -280,6 +277,14 @@ def _shared(window: Sequence[slice], other: Sequence[slice]) -> tuple[tuple[slic
         for parts in (window, other)
     )
     return first, second
+
+
+def voxel_within(crop: Crop) -> NDArray[np.float64]:
+    """Index of the voxel of a mask that is nearest to its centre of mass."""
+    window, mask = crop
+    voxels = np.argwhere(mask)
+    nearest = voxels[np.argmin(((voxels - voxels.mean(axis=0)) ** 2).sum(axis=1))]
+    return np.asarray(nearest.astype(np.float64) + [part.start for part in window])
 
 
 def joined(items: Sequence[Item]) -> Item:

@@ -7,9 +7,12 @@ from typing import Any
 from voxelry.core.lazy import lazily
 
 _PLACES = {
+    "Reference": "voxelry.data.label_grid",
+    "find_cases": "voxelry.data.layouts.find",
     "load": "voxelry.bundle.model",
     "inspect": "voxelry.data.doctor.inspect",
     "labelled": "voxelry.serve.learning",
+    "open_labels": "voxelry.data.label_grid",
     "parts_of": "voxelry.serve.learning",
     "training_settings": "voxelry.serve.learning",
     "verdict": "voxelry.serve.learning",
