@@ -76,6 +76,7 @@ function showModel(): void {
   element('order').hidden = !task
   element('predictAll').hidden = needed !== null
   for (const id of ['predict', 'predictAll']) element<HTMLButtonElement>(id).disabled = loading
+  showAdapters()
   const options = app.state.options.filter(({ name }) => name !== 'click')
   element('options').replaceChildren(...options.map(optionField))
   element('more').hidden = !options.length
@@ -96,6 +97,28 @@ function showDrawing(): void {
   element<HTMLButtonElement>('addInstance').disabled = !isDrawn()
   if (prompted) followDrawing()
   showPen()
+}
+
+/** Which adapter answers, of a model that has any. */
+function showAdapters(): void {
+  const { adapters, adapter } = app.state
+  const select = element<HTMLSelectElement>('adapter')
+  element('adapters').hidden = !adapters.length
+  select.replaceChildren(new Option('none', ''), ...adapters.map(({ name }) => new Option(name)))
+  select.value = adapter ?? ''
+  select.title = adapters.find(({ name }) => name === adapter)?.folder ?? 'the base alone'
+}
+
+/** Have another adapter answer from now on, after what is being predicted. */
+async function chooseAdapter(): Promise<void> {
+  const name = element<HTMLSelectElement>('adapter').value
+  await busy(async () => {
+    const { job } = await server.adapter(name || null)
+    const done = await server.switched(job, () => undefined)
+    if (done.answer) Object.assign(app.state, done.answer)
+    say(done.message, done.state === 'failed')
+  })
+  showModel()
 }
 
 async function load(): Promise<void> {
@@ -157,7 +180,7 @@ async function busy(work: () => Promise<unknown>): Promise<void> {
   const tools = (on: boolean) => {
     element('cancel').hidden = !on
     element('progress').hidden = !on
-    for (const id of ['predict', 'predictAll']) element<HTMLButtonElement>(id).disabled = on
+    for (const id of ['predict', 'predictAll', 'adapter']) element<HTMLButtonElement>(id).disabled = on
   }
   tools(true)
   try {
@@ -208,7 +231,8 @@ function shownFiles(answer: Answer) {
 const opacity = () => Number(element<HTMLInputElement>('opacity').value)
 
 function showSummary(answer: Answer): void {
-  const parts = Object.entries(answer.summary).flatMap(([name, value]) => [
+  const by: Record<string, string> = answer.adapter ? { adapter: answer.adapter } : app.state.adapters.length ? { adapter: 'none' } : {}
+  const parts = Object.entries({ ...by, ...answer.summary }).flatMap(([name, value]) => [
     make('dt', { textContent: name.replaceAll('_', ' ') }),
     make('dd', { textContent: typeof value === 'number' ? String(Number(value.toPrecision(4))) : value }),
   ])
@@ -249,6 +273,7 @@ function prepare(): void {
   element('check').onclick = attempt(checkCases)
   showsCases((id) => attempt(() => open(id))())
   element('predict').onclick = attempt(predict)
+  element('adapter').onchange = attempt(chooseAdapter)
   element('predictAll').onclick = attempt(predictAll)
   element('cancel').onclick = attempt(async () => { if (job !== null) await server.cancel(job) })
   element('save').onclick = attempt(save)

@@ -8,6 +8,7 @@ export interface Instances { rows: Instance[]; least: number; steps: number; lef
 export interface Entry { name: string; kind: 'mesh' | 'points' | 'labels' | 'image' | 'file' }
 export interface Answer {
   model: string
+  adapter: string | null
   files: Entry[]
   points: Point[]
   instances: Instances | null
@@ -19,7 +20,7 @@ export interface Learned { metric: string; before: number | null; after: number 
 export type Work<T> = { state: 'waiting' | 'running' | 'done' | 'failed' | 'cancelled'; done: number; total: number; doing: string; message: string; answer: T | null }
 export type Job = Work<Answer>
 export type Training = Work<Learned>
-export interface Answering { model: string; task: string | null; needed: string | null; options: Option[]; learns: boolean }
+export interface Answering { model: string; task: string | null; needed: string | null; options: Option[]; learns: boolean; adapters: { name: string; folder: string }[]; adapter: string | null }
 export interface State extends Answering {
   loading: boolean
   cases: { id: number; name: string }[]
@@ -80,6 +81,8 @@ export const server = {
   difference: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}/difference`,
   predict: (id: number, options: object) => asked<{ job: number }>(`api/cases/${id}/predict`, 'POST', options),
   job: (job: number, seen: (job: Job) => void) => followed(`api/jobs/${job}`, seen),
+  adapter: (name: string | null) => asked<{ job: number }>('api/adapter', 'POST', { name }),
+  switched: (job: number, seen: (job: Work<Answering>) => void) => followed(`api/jobs/${job}`, seen),
   cancel: (job: number) => asked<Job>(`api/jobs/${job}`, 'DELETE'),
   /** Change points, or add those whose index is null. */
   points: (id: number, changes: { index: number | null; name?: string; position?: number[] | null }[]) => asked<Point[]>(`api/cases/${id}/points`, 'PUT', changes),

@@ -185,6 +185,7 @@ class ModelAdapters(Generic[TaskT]):
             raise SettingError(f"adapter: expected with a model of the task {wanted}, got one of {model.task_name}")
         self._model = model
         self._adapters = Adapters(model.task.network)
+        self._folders: dict[str, Path] = {}
         own = model.bundle
         self._known: dict[str | None, tuple[TaskT, Preprocess, Template | None, dict[str, Any]]] = {
             None: (model.task, own.preprocess, own.template, own.config.get("data") or {})
@@ -199,6 +200,16 @@ class ModelAdapters(Generic[TaskT]):
     def active(self) -> str | None:
         """The one that answers; None for the base alone."""
         return self._adapters.active
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where each was read from, by its name."""
+        return dict(self._folders)
+
+    @property
+    def base(self) -> str:
+        """The hash of the base, which each adapter's record has as `base_sha256`."""
+        return self._adapters.base
 
     def load(self, folder: str | PathLike[str], name: str | None = None) -> str:
         """Read an adapter that a training wrote, `output_dir/adapter`, and make it the active one.
@@ -238,6 +249,7 @@ class ModelAdapters(Generic[TaskT]):
             self._adapters.switch(before)
             told = str(error) if isinstance(error, CheckpointError) else f"{folder}: {error}"
             raise CheckpointError(told) from error
+        self._folders[found] = folder
         self.switch(found)
         return found
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter",
+    "Adapters",
     "Bundle",
     "Device",
     "ImageOptions",
@@ -41,6 +42,9 @@ _OPTION_HELP = (
     "What the images don't say: NAME=VALUE of dataset, spacing, channel, channel_axis, ndim, stack; repeatable."
 )
 _ADAPTER_HELP = "An adapter of that bundle, where its task has them, or the folder of the run that trained it."
+_ADAPTERS_HELP = (
+    "An adapter of that bundle, or the folder of the run that trained it; repeatable, the first one answers."
+)
 _DEVICE_HELP = "cpu, cuda, cuda:1; by default a GPU when there is one."
 _LABEL_HELP = f"{_OPTION_HELP} label_dataset=NAME is for labels."
 _LAYOUT_HELP = "auto, volumes, nnunet, totalsegmentator, hdf5, prepared and others, see docs/data.md."
@@ -50,6 +54,9 @@ _SPACING_HELP = "mm per voxel of a file that doesn't say or is wrong: 0.8, or on
 
 # Options of several commands.
 Adapter = Annotated[Path | None, typer.Option(parser=as_path, metavar="<path>", help=_ADAPTER_HELP)]
+Adapters = Annotated[
+    list[Path] | None, typer.Option("--adapter", parser=as_path, metavar="<path>", help=_ADAPTERS_HELP)
+]
 Bundle = Annotated[Path, typer.Option(parser=as_path, metavar="<path>", help="A bundle, or the folder of a run.")]
 Device = Annotated[str | None, typer.Option(help=_DEVICE_HELP)]
 ImageOptions = Annotated[list[str] | None, typer.Option(help=_OPTION_HELP)]

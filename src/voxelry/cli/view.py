@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from voxelry.cli.terminal import Adapter, Device, ImageOptions, app, read_options
+from voxelry.cli.terminal import Adapters, Device, ImageOptions, app, read_options
 from voxelry.core.errors import SettingError
 from voxelry.core.remote import Remote, as_path
 
@@ -26,7 +26,7 @@ def view(
     host_name: Annotated[
         list[str] | None, typer.Option(help="Name under which a reverse proxy shows the page, see docs/view.md.")
     ] = None,
-    adapter: Adapter = None,
+    adapter: Adapters = None,
     device: Device = None,
     open: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     option: ImageOptions = None,
@@ -42,13 +42,22 @@ def view(
     def load() -> Any:
         from voxelry.bundle.model import load
 
-        return load(str(model), device, adapter=adapter)
+        return load(str(model), device)
 
-    if model is None and adapter is not None:
+    if model is None and adapter:
         raise SettingError("adapter: expected with --model, the bundle that it was trained on")
     if model is not None and not isinstance(model, Remote):
         read_settings(bundle_folder(model))  # what is no bundle is refused before a page opens
     images, folders = gather_inputs(inputs), [path for path in inputs if path.is_dir()]
     loader = None if model is None else load
-    reading, hosts = read_options(option), host_name or ()
-    serve(images, loader, out, port=port, open_browser=open, reading=reading, folders=folders, hosts=hosts)
+    serve(
+        images,
+        loader,
+        out,
+        port=port,
+        open_browser=open,
+        reading=read_options(option),
+        folders=folders,
+        hosts=host_name or (),
+        adapters=adapter or (),
+    )

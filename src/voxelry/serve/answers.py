@@ -49,6 +49,7 @@ class Answer:
         space: its grid.
         model: the bundle that gave it; empty where nobody knows.
         mask: what was drawn and asked with.
+        adapter: the name of the model's adapter that gave it; None: its base alone.
         lock: who changes or saves it holds it.
     """
 
@@ -57,6 +58,7 @@ class Answer:
     space: Space
     model: str = ""
     mask: Path | None = None
+    adapter: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @cached_property
@@ -84,6 +86,7 @@ class Answer:
         """For the page: who gave it, the files with what each is, points, instances, what a summary in JSON says."""
         return {
             "model": self.model,
+            "adapter": self.adapter,
             "files": [{"name": path.name, "kind": _sort(path)} for path in self.files],
             "points": self.points(),
             "instances": None if self.instances is None else self.instances.record(),

@@ -39,7 +39,7 @@ class _Handlers:
         self.session = session
 
     async def state(self, request: Request) -> Response:
-        return JSONResponse(self.session.record())
+        return JSONResponse(await run_in_threadpool(self.session.record))
 
     async def model(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self.session.answering))
@@ -90,6 +90,10 @@ class _Handlers:
         if isinstance(minutes, bool) or not isinstance(minutes, int | float):
             raise SettingError(f"minutes: expected a number, got {minutes!r}")
         return JSONResponse({"job": await run_in_threadpool(self.session.train, float(minutes))}, 202)
+
+    async def adapter(self, request: Request) -> Response:
+        name = (await _body(request, dict)).get("name")
+        return JSONResponse({"job": await run_in_threadpool(self.session.switch, name)}, 202)
 
     async def points(self, request: Request) -> Response:
         answer = self.session.answer(_case(request, self.session))
@@ -163,6 +167,7 @@ def make_app(session: Session, token: str, page: Path = PAGE, hosts: Sequence[st
         Route("/api/cases/{case:int}/thumbnail.png", ask.thumbnail),
         Route("/api/checks", ask.check, methods=["POST"]),
         Route("/api/checks/{job:int}", ask.checked, methods=["GET", "DELETE"]),
+        Route("/api/adapter", ask.adapter, methods=["POST"]),
         Route("/api/train", ask.train, methods=["POST"]),
         Route("/api/jobs/{job:int}", ask.job, methods=["GET", "DELETE"]),
         Route("/api/trainings/{job:int}", ask.training, methods=["GET", "DELETE"]),

@@ -83,7 +83,7 @@ class Corrections:
             "what": labels.parent.name,
             "who": _user(),
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": answer.model,
+            "model": answer.model if answer.adapter is None else f"{answer.model} with adapter {answer.adapter}",
             "image": origin,
         }
         rows = [*self.rows, row]

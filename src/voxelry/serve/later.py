@@ -14,6 +14,7 @@ _PLACES = {
     "labelled": "voxelry.serve.learning",
     "open_labels": "voxelry.data.label_grid",
     "parts_of": "voxelry.serve.learning",
+    "read_record": "voxelry.models.adapters.file",
     "training_settings": "voxelry.serve.learning",
     "verdict": "voxelry.serve.learning",
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from voxelry.core.errors import CheckpointError, SettingError, VoxelryError
 from voxelry.core.optional import require
+from voxelry.serve.adapters import load_adapters
 from voxelry.serve.app import PAGE, make_app
 from voxelry.serve.session import Session
 
@@ -40,6 +41,7 @@ def serve(
     reading: Mapping[str, Any] | None = None,
     folders: Sequence[Path] = (),
     hosts: Sequence[str] = (),
+    adapters: Sequence[Path] = (),
 ) -> None:
     """Show images in a browser until Ctrl-C.
 
@@ -49,6 +51,7 @@ def serve(
         open_browser: open the page in the standard browser.
         folders: that the images are of, see `Session`.
         hosts: names under which a reverse proxy on this machine shows the page.
+        adapters: of the model, loaded with it; the first one answers.
 
     Raises:
         SettingError: the page isn't built, the port is taken, or a host is no name.
@@ -71,7 +74,7 @@ def serve(
     print(f"{address}\nCtrl-C ends it", flush=True)
     if open_browser:
         webbrowser.open(address)
-    loaded = None if model is None else in_background(model)
+    loaded = None if model is None else in_background(lambda: load_adapters(model(), adapters))
     session = Session(images, loaded, out, reading, folders=folders)
     server = uvicorn.Server(
         uvicorn.Config(make_app(session, token, hosts=hosts), log_level="warning", ws_max_size=_SAID)

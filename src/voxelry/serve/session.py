@@ -20,6 +20,7 @@ from voxelry.io import is_image, open_image, read_image
 from voxelry.io.images.record import ImageFile
 from voxelry.ops.rle import Crop
 from voxelry.serve import later
+from voxelry.serve.adapters import AdapterChoice
 from voxelry.serve.answers import Answer, best_format
 from voxelry.serve.corrections import Corrections
 from voxelry.serve.drawn import as_drawn, read_drawn, write_drawn
@@ -61,6 +62,8 @@ class Session:
     ):
         self.images = list(images)
         self._model = model
+        self._adapters: AdapterChoice | None = None
+        self._choosing = threading.Lock()
         self.out = out
         self.jobs = Jobs()
         self.trainings, self.checks = Jobs(), Jobs()
@@ -99,7 +102,7 @@ class Session:
     def record(self) -> dict[str, Any]:
         """Images, answers, what was kept and trained, and who answers, see `answering`, where that is known."""
         return {
-            **_answering(None if self.loading else self.model),
+            **self._answering(None if self.loading else self.model),
             "loading": self.loading,
             "cases": [{"id": number, "name": case_name(path)} for number, path in enumerate(self.images)],
             "answers": {str(number): answer.record() for number, answer in self.answers.items()},
@@ -111,12 +114,51 @@ class Session:
         }
 
     def answering(self) -> dict[str, Any]:
-        """The model, once it is loaded, its task, and what a prediction can be asked for.
+        """The model, once it is loaded, its task, adapters, and what a prediction can be asked for.
 
         Raises:
             VoxelryError: it can't be loaded.
         """
-        return _answering(self.model)
+        return self._answering(self.model)
+
+    def switch(self, name: str | None) -> int:
+        """Queue a change of the adapter that answers; the number of the job, whose answer is that of `answering`.
+
+        Args:
+            name: of an adapter that is offered; None: the base alone.
+
+        Raises:
+            SettingError: no model.
+        """
+        choice = self._choice(self.model)
+        if choice is None:
+            raise SettingError("adapter: expected voxelry view --model BUNDLE, the base of it")
+
+        def work(progress: Progress) -> dict[str, Any]:
+            choice.switch(name)
+            return self.answering()
+
+        return self.jobs.start(work)
+
+    def _choice(self, model: Model | None) -> AdapterChoice | None:
+        """The adapters of the model that answers."""
+        with self._choosing:
+            if self._adapters is None or self._adapters.model is not model:
+                self._adapters = None if model is None else AdapterChoice(model)
+            return self._adapters
+
+    def _answering(self, model: Model | None) -> dict[str, Any]:
+        recipe, choice = None if model is None else model.recipe, self._choice(model)
+        folders = {} if choice is None else choice.folders
+        return {
+            "model": _called(model),
+            "task": None if recipe is None else recipe.name,
+            "needed": None if recipe is None else recipe.needed,
+            "options": [] if recipe is None else [_described(option, model) for option in askable(recipe)],
+            "learns": recipe is not None and recipe.required is not None,
+            "adapters": [{"name": name, "folder": str(folder)} for name, folder in folders.items()],
+            "adapter": None if choice is None else choice.active,
+        }
 
     def header(self, case: int) -> dict[str, Any]:
         """What an image is, and how much of it is shown.
@@ -245,7 +287,10 @@ class Session:
         def work(progress: Progress) -> dict[str, Any]:
             format = best_format(model.recipe.formats)
             model.recipe.predict_file(model, path, folder, format=format, options=options, progress=progress)
-            self.answers[case] = Answer(folder, case_name(path), self._open(case).space, _called(model), mask)
+            adapter = choice.active if (choice := self._choice(model)) else None
+            self.answers[case] = Answer(
+                folder, case_name(path), self._open(case).space, _called(model), mask=mask, adapter=adapter
+            )
             return self.answers[case].record()
 
         return self.jobs.start(work)
@@ -281,11 +326,17 @@ class Session:
             minutes: that the training takes, more than 0 and at most a day.
 
         Raises:
-            SettingError: no model that can learn from corrections, too few of them, or a training that goes on.
+            SettingError: no model that can learn from corrections, an adapter that answers, too few corrections, or a
+                training that goes on.
         """
         model = self.model
         if model is None or model.recipe.required is None or model.bundle.path is None:
             raise SettingError("train: expected a model that learns from points, instances or labels")
+        if (choice := self._choice(model)) is not None and choice.active is not None:
+            raise SettingError(
+                f"train: the adapter {choice.active} answers, and only the base can learn here; choose none, or train "
+                "an adapter by voxelry train pretrained=BUNDLE adapter={name: NAME} (docs/adapters.md)"
+            )
         if not 0 < minutes <= _DAY:
             raise SettingError(f"minutes: expected more than 0 and at most {_DAY}, got {minutes}")
         if self.training is not None and self.trainings[self.training].state in ("waiting", "running"):
@@ -415,17 +466,6 @@ class Session:
 def _called(model: Model | None) -> str:
     """What a model is known by: its bundle, or nothing."""
     return "" if model is None or model.bundle.path is None else str(model.bundle.path)
-
-
-def _answering(model: Model | None) -> dict[str, Any]:
-    recipe = None if model is None else model.recipe
-    return {
-        "model": _called(model),
-        "task": None if recipe is None else recipe.name,
-        "needed": None if recipe is None else recipe.needed,
-        "options": [] if recipe is None else [_described(option, model) for option in askable(recipe)],
-        "learns": recipe is not None and recipe.required is not None,
-    }
 
 
 def askable(recipe: Any) -> list[Option]:

@@ -128,13 +128,12 @@ def test_what_is_no_bundle_is_refused_before_there_is_a_page(image, model, tmp_p
     assert message in str(ended.exception)
 
 
-def test_an_adapter_is_loaded_with_its_base(image, model, tmp_path, monkeypatch):
+def test_adapters_go_with_their_base(image, model, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("voxelry.serve.run.serve", lambda images, loader, out, **_: loader())
-    monkeypatch.setattr("voxelry.bundle.model.load", lambda *where, **more: asked.append((*where, more)))
-    base, adapter = model.bundle.path, tmp_path / "liver"
-    arguments = ["view", str(image), "--no-open", "--adapter", str(adapter)]
+    monkeypatch.setattr("voxelry.serve.run.serve", lambda images, loader, out, **more: asked.append(more["adapters"]))
+    base, adapters = model.bundle.path, [tmp_path / "liver", tmp_path / "spleen"]
+    arguments = ["view", str(image), "--no-open", *(part for one in adapters for part in ("--adapter", str(one)))]
     ended = CliRunner().invoke(app, [*arguments, "--model", str(base)])
     assert ended.exit_code == 0, ended.output
-    assert asked == [(str(base), None, {"adapter": adapter})]
+    assert asked == [adapters]
     assert "adapter: expected with --model" in str(CliRunner().invoke(app, arguments).exception)

@@ -19,7 +19,7 @@ from voxelry.core.atomic import replacing
 from voxelry.core.errors import CheckpointError, FileError
 from voxelry.core.plain_yaml import parse_yaml
 
-__all__ = ["read_adapter", "write_adapter"]
+__all__ = ["read_adapter", "read_record", "write_adapter"]
 
 FORMAT = 1
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter.yaml"
@@ -63,6 +63,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         CheckpointError: a file is missing, broken, or was changed since.
     """
+    return _read(folder, weights=True)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of an adapter alone; errors as `read_adapter`."""
+    return _read(folder, weights=False)[0]
+
+
+def _read(folder: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     missing = [name for name in (WEIGHTS, CONFIG) if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder}: not an adapter, {missing[0]} is missing")
@@ -70,7 +79,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             expected = (file.metadata() or {}).get("config_sha256")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            state = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS}: not a readable safetensors file: {error}") from error
     if expected != hashlib.sha256(text).hexdigest():
