@@ -286,8 +286,11 @@ class Ledger:
                 answers.append(self._settle(name, made))
                 if isinstance(answers[-1], VoxelryError):
                     over[place] = name, replace(made, error=str(answers[-1]))
+        in_parts = self.parts().exists()
         for name, made in over:
-            self._tidy(name, made)
+            if in_parts and not made.error:  # finished parts of a failed one are of use again
+                shutil.rmtree(self.parts(name), ignore_errors=True)
+            _remove_folder(made.folder)
         return answers
 
     def _settle(self, name: str, made: Made) -> Path | VoxelryError:
@@ -334,12 +337,6 @@ class Ledger:
             "UPDATE files SET state = 'failed', error = ?, seconds = ? WHERE name = ?",
             (_text(made.error), made.seconds, self.key(name)),
         )
-
-    def _tidy(self, name: str, made: Made) -> None:
-        """Remove what only was of use until a file was settled; finished parts of a failed one are of use again."""
-        if not made.error:
-            shutil.rmtree(self.parts(name), ignore_errors=True)
-        shutil.rmtree(made.folder, ignore_errors=True)
 
     def wait(self, owner: str) -> None:
         """Until another command ends, however it ends."""
@@ -392,7 +389,12 @@ class Ledger:
             found = self._elsewhere.stamps(output)
             return json.dumps(found) if found else ""
         path = self.folder / output
-        return json.dumps(stamps(path)) if path.exists() else ""
+        try:
+            return json.dumps(stamps(path))
+        except FileError:
+            if path.exists():
+                raise
+            return ""
 
     def _lock_of(self, run: str) -> Path:
         return self.home / f"{run}.lock"
@@ -478,3 +480,11 @@ class Ledger:
 def _text(value: str) -> str:
     """A path as the database can hold it, whatever bytes are in its name."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _remove_folder(folder: str) -> None:
+    """One that is empty as a rule, once its outputs have their place."""
+    try:
+        Path(folder).rmdir()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
