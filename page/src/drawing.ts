@@ -53,15 +53,15 @@ export class Drawing {
 
   /** Draw what is stored as these runs, in place of what is drawn. */
   load({ counts }: Runs): void {
-    const wanted = new Set<number>()
+    const wanted = new Uint8Array(this.bits.length)
     let at = 0
     counts.forEach((length, place) => {
-      if (place % 2) for (let one = at; one < at + length; one += 1) wanted.add(this.shownOffset(one))
+      if (place % 2) for (let one = at; one < at + length; one += 1) wanted[this.shownOffset(one)] = 1
       at += length
     })
-    const gone = this.drawn().filter((voxel) => !wanted.has(voxel))
-    const added = [...wanted].filter((voxel) => !this.bits[voxel])
-    this.change(null, Uint32Array.from([...gone, ...added]))
+    const others: number[] = []
+    wanted.forEach((on, voxel) => { if (on !== this.bits[voxel]) others.push(voxel) })
+    this.change(null, Uint32Array.from(others))
   }
 
   clear(): void {

@@ -91,7 +91,9 @@ function showDrawing(): void {
   const [prompted, instances] = [app.state ? isPrompted() : false, !!app.answer?.instances]
   element('pen').hidden = !prompted && !instances
   element(instances ? 'hint' : 'clickList').after(element('pen'))
-  element('penHint').textContent = instances ? 'Draw an instance, in as many slices as it has, then add it. Voxels of other instances stay theirs.'
+  const flat = app.header?.shown.length === 2
+  element('keysIn').hidden = flat
+  element('penHint').textContent = instances ? `Draw an instance${flat ? '' : ', in as many slices as it has'}, then add it. Voxels of other instances stay theirs.`
     : 'Draw around the organ, in one slice or several: what is drawn is asked with.'
   element('drawnTools').hidden = !instances
   element<HTMLButtonElement>('addInstance').disabled = !isDrawn()

@@ -99,6 +99,6 @@ def _beside(model: Any) -> list[Path]:
         try:
             if later.read_record(folder)["base_sha256"] == model.adapters.base:
                 found.append(folder)
-        except (CheckpointError, KeyError):  # no adapter, or a broken one
+        except (CheckpointError, KeyError, OSError):  # no adapter, or a broken one
             continue
     return found

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
-from voxelry.core.errors import SettingError, VoxelryError
+from voxelry.core.errors import FileError, SettingError, VoxelryError
 from voxelry.serve.access import Access
 from voxelry.serve.jobs import Jobs
 from voxelry.serve.progress import tell
@@ -114,9 +114,12 @@ class _Handlers:
 
     async def upload_mask(self, request: Request) -> Response:
         case, path = _case(request, self.session), self.session.upload(request.query_params.get("name", ""))
-        with path.open("wb") as file:
-            async for part in request.stream():
-                await run_in_threadpool(file.write, part)
+        try:
+            with path.open("wb") as file:
+                async for part in request.stream():
+                    await run_in_threadpool(file.write, part)
+        except OSError as error:
+            raise FileError(path.name, f"can't be written: {error.strerror or error}") from error
         return JSONResponse({"file": self.session.add_mask(case, path)})
 
     async def overlay(self, request: Request) -> Response:
