@@ -56,13 +56,13 @@ function showList(buttons: HTMLElement[]): void {
 
 async function load(file: number, name: string, value: number | null): Promise<void> {
   const id = app.current
-  const { drawn, values, position } = await server.loadMask(id, file, value)
+  const { drawn, values, position, told } = await server.loadMask(id, file, value)
   if (id !== app.current) return
   const reached = loadDrawing(drawn)
   loaded = { file, value, name }
   if (!reached) app.scene.go(position)
   showList([])
-  say('')
+  say(told && `${name}: ${told}`)
   const select = element<HTMLSelectElement>('maskValue')
   const known = value === null ? values.map(String) : [...select.options].slice(1).map((one) => one.value)
   select.replaceChildren(new Option('all', ''), ...known.map((one) => new Option(one)))

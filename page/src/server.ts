@@ -89,7 +89,7 @@ export const server = {
   move: (id: number, index: number, position: number[] | null): Promise<Point[]> => server.points(id, [{ index, position }]),
   edit: (id: number, change: object) => asked<Instances>(`api/cases/${id}/instances`, 'POST', change),
   masks: (id: number) => asked<string[]>(`api/cases/${id}/masks`),
-  loadMask: (id: number, file: number, value: number | null) => asked<{ drawn: Runs; values: number[]; position: number[] }>(`api/cases/${id}/masks`, 'POST', { file, value }),
+  loadMask: (id: number, file: number, value: number | null) => asked<{ drawn: Runs; values: number[]; position: number[]; told: string }>(`api/cases/${id}/masks`, 'POST', { file, value }),
   upload: (id: number, file: File) => asked<{ file: number }>(`api/cases/${id}/masks?name=${encodeURIComponent(file.name)}`, 'PUT', file),
   keep: (id: number) => asked<{ kept: number[] }>(`api/cases/${id}/keep`, 'POST'),
   train: (minutes: number) => asked<{ job: number }>('api/train', 'POST', { minutes }),

@@ -186,7 +186,7 @@ def test_a_mask_is_loaded_from_a_file_and_one_of_its_values_is_asked_with(opened
             page.click("#masks button:has-text('Upload')")
         far = Space(space.shape, space.affine + np.array([[0, 0, 0, 900.0]] + [[0, 0, 0, 0]] * 3))
         chooser.value.set_files(write_image(tmp_path / "far.nii.gz", labels[None], far))
-        page.locator("#message.fault", has_text="far.nii.gz: lies elsewhere than its image").wait_for()
+        page.locator("#message.fault", has_text="far.nii.gz: lies beside its image").wait_for()
         assert page.inner_text("#drawnCount") == f"{np.count_nonzero(labels == 6)} voxels drawn"
     session.close()
     np.testing.assert_array_equal(read_image(session.out / "ct_mask.nii.gz").array[0], labels == 6)

@@ -106,21 +106,21 @@ class _Handlers:
         return JSONResponse(await run_in_threadpool(self.session.edit, case, asked))
 
     async def masks(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(self.session.masks, _case(request, self.session)))
+        return JSONResponse(await run_in_threadpool(self.session.masks.listed, _case(request, self.session)))
 
     async def load_mask(self, request: Request) -> Response:
         case, asked = _case(request, self.session), await _body(request, dict)
         return JSONResponse(await run_in_threadpool(self.session.load_mask, case, asked))
 
     async def upload_mask(self, request: Request) -> Response:
-        case, path = _case(request, self.session), self.session.upload(request.query_params.get("name", ""))
+        case, path = _case(request, self.session), self.session.masks.place(request.query_params.get("name", ""))
         try:
             with path.open("wb") as file:
                 async for part in request.stream():
                     await run_in_threadpool(file.write, part)
         except OSError as error:
             raise FileError(path.name, f"can't be written: {error.strerror or error}") from error
-        return JSONResponse({"file": self.session.add_mask(case, path)})
+        return JSONResponse({"file": self.session.masks.add(case, path)})
 
     async def overlay(self, request: Request) -> Response:
         case = _case(request, self.session)

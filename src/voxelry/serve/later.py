@@ -12,11 +12,13 @@ _PLACES = {
     "load": "voxelry.bundle.model",
     "inspect": "voxelry.data.doctor.inspect",
     "labelled": "voxelry.serve.learning",
+    "nearest_labels": "voxelry.serve.placing",
     "open_labels": "voxelry.data.label_grid",
     "parts_of": "voxelry.serve.learning",
     "read_record": "voxelry.models.adapters.file",
     "training_settings": "voxelry.serve.learning",
     "verdict": "voxelry.serve.learning",
+    "whole_numbers": "voxelry.data.label_grid",
 }
 
 __all__ = [*_PLACES]

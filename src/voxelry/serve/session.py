@@ -18,7 +18,6 @@ from voxelry.core.space import Space
 from voxelry.data.layouts.files import HDF5_SUFFIXES, case_name
 from voxelry.io import is_image, open_image, read_image
 from voxelry.io.images.record import ImageFile
-from voxelry.ops.rle import Crop
 from voxelry.serve import later
 from voxelry.serve.adapters import AdapterChoice
 from voxelry.serve.answers import Answer, best_format
@@ -26,7 +25,7 @@ from voxelry.serve.corrections import Corrections
 from voxelry.serve.drawn import as_drawn, read_drawn, write_drawn
 from voxelry.serve.instances import voxel_within
 from voxelry.serve.jobs import Jobs, Progress
-from voxelry.serve.masks import found_masks, read_mask, upload_name
+from voxelry.serve.masks import Mask, Masks, read_mask
 from voxelry.serve.training import run_training
 from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinned, thinning, thumbnail
 
@@ -71,11 +70,11 @@ class Session:
         self.answers: dict[int, Answer] = {}
         self.corrections = Corrections(out / "corrections")
         self._folders = list(folders)
-        self._masks: dict[int, list[Path]] = {}
         self._keeping = threading.Lock()
         self._reading = dict(reading or {})
         self._most = most
         self._folder = tempfile.TemporaryDirectory(prefix="voxelry-view-")
+        self.masks = Masks(self.images, self._folders, Path(self._folder.name))
 
     def close(self) -> None:
         """Give up what is running and remove what wasn't saved."""
@@ -378,63 +377,32 @@ class Session:
             return answer.edit(asked)
         return answer.edit(asked, read_drawn(asked["drawn"], self._grid(case), answer.space))
 
-    def masks(self, case: int) -> list[str]:
-        """Names of files that may hold a mask of an image, see `found_masks`; uploaded ones come last."""
-        uploads = [path for path in self._masks.get(case, ()) if self._is_upload(path)]
-        found = found_masks(self.images[case], self.images, self._folders)
-        self._masks[case] = [*found, *uploads]
-        return [self._called(path) for path in self._masks[case]]
-
-    def upload(self, name: str) -> Path:
-        """A place of its own for a file that is uploaded.
-
-        Raises:
-            SettingError: a path in place of a name.
-        """
-        return Path(tempfile.mkdtemp(prefix="upload-", dir=self._folder.name)) / upload_name(name)
-
-    def add_mask(self, case: int, path: Path) -> int:
-        """Put a file that was uploaded into the list of an image's masks; its number there."""
-        self._masks.setdefault(case, []).append(path)
-        return len(self._masks[case]) - 1
-
     def load_mask(self, case: int, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """A mask for the page: `drawn`, as `read_drawn` takes it, the file's `values`, and a `position` in it, RAS mm.
+        """A mask for the page: `drawn` as `read_drawn` takes it, `position` in it in RAS mm, and what a `Mask` tells.
 
         Args:
-            asked: `file`, its number in `masks`, and `value`, see `read_mask`.
+            asked: `file`, its number in `Masks`, and `value`, see `read_mask`.
 
         Raises:
-            DataError: it lies on another grid, or holds no labels.
+            DataError: it lies elsewhere than the image, or holds no labels.
             FileError: it can't be read.
             SettingError: there is no such file.
         """
-        crop, values = self._read_mask(case, asked)
-        space = self._open(case).space
-        position = space.to_world(voxel_within(crop))
-        return {"drawn": as_drawn(crop, space, self._grid(case)), "values": values, "position": position.tolist()}
+        mask, space = self._read_mask(case, asked), self._open(case).space
+        position, drawn = space.to_world(voxel_within(mask.crop)), as_drawn(mask.crop, space, self._grid(case))
+        return {"drawn": drawn, "position": position.tolist(), "values": mask.values, "told": mask.told}
 
-    def _read_mask(self, case: int, asked: Mapping[str, Any]) -> tuple[Crop, list[int]]:
-        number, value, known = asked.get("file"), asked.get("value"), self._masks.get(case, [])
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(known):
-            raise SettingError(f"mask: expected the number of a file that was listed, got {number!r}")
+    def _read_mask(self, case: int, asked: Mapping[str, Any]) -> Mask:
+        value = asked.get("value")
         if isinstance(value, bool) or not isinstance(value, int | None):
             raise SettingError(f"mask: value: expected a whole number, got {value!r}")
-        return read_mask(known[number], self.images[case], self._options(case), value)
-
-    def _is_upload(self, path: Path) -> bool:
-        return path.is_relative_to(self._folder.name)
-
-    def _called(self, path: Path) -> str:
-        """A file's name, from the folder on that was named."""
-        within = next((folder for folder in self._folders if path.is_relative_to(folder)), path.parent)
-        return path.relative_to(within).as_posix()
+        return read_mask(self.masks.file(case, asked.get("file")), self.images[case], self._options(case), value)
 
     def _mask(self, case: int, drawn: Any, path: Path) -> Path:
         """What was drawn, or a mask that was loaded, as a file of 0 and 1 on the grid of the image."""
         space = self._open(case).space
         loaded = isinstance(drawn, Mapping) and "file" in drawn
-        crop = self._read_mask(case, drawn)[0] if loaded else read_drawn(drawn, self._grid(case), space)
+        crop = self._read_mask(case, drawn).crop if loaded else read_drawn(drawn, self._grid(case), space)
         return write_drawn(path, crop, space)
 
     def _grid(self, case: int) -> Space:

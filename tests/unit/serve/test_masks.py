@@ -51,10 +51,13 @@ def drawn(answer, shape):
     return found
 
 
-def test_labels_of_the_image_and_files_called_like_it_are_offered(asking):
-    assert asking.get("/api/cases/0/masks").json() == [
-        "labels/scan.nii.gz", "more/scan_far.nii.gz", "more/scan_turned.mha"
-    ]  # fmt: skip
+def test_labels_of_the_image_and_files_called_like_it_are_offered_and_few_beside_it(asking, folder):
+    known = ["labels/scan.nii.gz", "more/scan_far.nii.gz", "more/scan_turned.mha"]
+    assert asking.get("/api/cases/0/masks").json() == known
+    for number in range(50):
+        (folder / "volumes" / f"organ_{number:02}.nii.gz").write_bytes(b"")
+        offered = asking.get("/api/cases/0/masks").json()
+        assert offered == known + [f"volumes/organ_{one:02}.nii.gz" for one in range(number + 1) if number < 49]
 
 
 @pytest.mark.parametrize("name", ["labels/scan.nii.gz", "more/scan_turned.mha"])
@@ -108,8 +111,29 @@ def test_a_mask_of_another_place_is_refused_in_a_line(asking):
     number = asking.get("/api/cases/0/masks").json().index("more/scan_far.nii.gz")
     refused = asking.post("/api/cases/0/masks", json={"file": number})
     assert refused.status_code == 400
-    assert "scan_far.nii.gz: lies elsewhere than its image" in refused.text
+    assert "scan_far.nii.gz: lies beside its image" in refused.text
     assert "\n" not in refused.text
+
+
+def test_a_mask_of_another_grid_is_placed_by_the_nearest_voxel_and_one_that_is_nowhere_is_refused(
+    asking, folder, image, labels
+):
+    space = open_image(image).space
+    part = space.crop((1, 2, 0), (6, 10, 14))
+    fine = Space((12, 20, 28), part.affine @ np.array([[0.5, 0, 0, -0.25], [0, 0.5, 0, -0.25], [0, 0, 0.5, -0.25],
+                                                      [0, 0, 0, 1]]))  # fmt: skip
+    inner = labels[1:7, 2:12, 0:14]
+    array = inner.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    write_image(folder / "more" / "scan_fine.nii.gz", array[None], fine)
+    np.save(folder / "more" / "scan_nowhere.npy", array)
+    known = asking.get("/api/cases/0/masks").json()
+    answer = asking.post("/api/cases/0/masks", json={"file": known.index("more/scan_fine.nii.gz")}).json()
+    expected = np.zeros(labels.shape, dtype=bool)
+    expected[1:7, 2:12, 0:14] = inner > 0
+    np.testing.assert_array_equal(drawn(answer, labels.shape), expected)
+    assert answer["told"].startswith("it has another grid, of 1.5 x ")
+    refused = asking.post("/api/cases/0/masks", json={"file": known.index("more/scan_nowhere.npy")})
+    assert (refused.status_code, "scan_nowhere.npy: shape (12, 20, 28)" in refused.text) == (400, True)
 
 
 @pytest.mark.parametrize(
