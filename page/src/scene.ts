@@ -11,6 +11,7 @@ const MESH_COLOUR = new Uint8Array([255, 170, 40, 255])
 const ASIDE = 0.3 // brightness of what isn't chosen, beside what is
 const DRAWN = [93, 255, 143] // the colour of what is drawn
 const DRAWN_OPACITY = 0.4
+const OVERLAY = WebGL2RenderingContext.TEXTURE2 // where overlays are kept
 const MOST_COLOURS = 8000 // that fit into a row of a texture anywhere
 
 const LOOK = {
@@ -350,6 +351,8 @@ export class Scene {
 
   clear(): void {
     for (const overlay of this.overlays) this.nv.removeVolume(overlay)
+    // what was an overlay would be seen in the volume again as soon as something is drawn
+    if (this.overlays.length) this.nv.overlayTexture = this.nv.rgbaTex(this.nv.overlayTexture, OVERLAY, [2, 2, 2, 2], true)
     for (const mesh of this.meshes) this.nv.removeMesh(mesh)
     if (this.marks) this.nv.removeMesh(this.marks)
     this.overlays = []

@@ -1,9 +1,11 @@
 """What is drawn in the page: the mask of a reconstruction, and instances."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from voxelry.bundle.model import load
@@ -76,11 +78,18 @@ def pen():
     return draw
 
 
+def reddish(page):
+    """How many pixels of the picture are of a warm colour."""
+    picture = Image.open(io.BytesIO(page.locator("#view").screenshot())).convert("RGB")
+    red, green, _ = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    return int((red - green > 40).sum())
+
+
 def test_an_outline_is_filled_erased_and_undone_and_goes_with_its_click(
-    opened, ct, organs, tmp_path, place, spot, pen, save
+    opened, ct, scan, organs, tmp_path, place, spot, pen, save
 ):
     space = open_image(ct).space
-    session = Session([ct], load(organs, "cpu"), tmp_path / "out")
+    session = Session([ct, scan], load(organs, "cpu"), tmp_path / "out")
     asked, counts = [], []
 
     def index(page, at):
@@ -120,6 +129,15 @@ def test_an_outline_is_filled_erased_and_undone_and_goes_with_its_click(
         page.wait_for_selector("#summary dd")
         assert page.locator("#summary dt:text-is('on slice of') + dd").inner_text() == "given mask"
         save(page)
+        page.focus("#view")
+        page.keyboard.press("j")
+        page.locator("#header", has_text="10 x 28 x 30").wait_for()
+        page.click("#slices button:has-text('3-D')")
+        page.wait_for_load_state("networkidle")
+        before = reddish(page)
+        page.keyboard.press("p")
+        page.wait_for_selector("#penTools")
+        assert reddish(page) < 1.5 * before  # nothing of the answer for the image before is seen again
     session.close()
     assert counts[0] > counts[1]
     assert counts == [counts[0], counts[1]] * 2
