@@ -129,7 +129,11 @@ export function penKey(event: KeyboardEvent): boolean {
 
 const inUnit = (mm: number) => Number(((microscopic() ? 1000 : 1) * mm).toPrecision(3))
 
-const isOurs = (event: MouseEvent) => on && (stroke?.tile != null || event.button === 0) && !event.shiftKey && !event.altKey && event.target !== element('cut')
+/** What the pen takes: the first button alone, also while the mouse moves. */
+const isOurs = (event: MouseEvent) => {
+  const pressed = event.type.endsWith('move') ? event.buttons === 1 : event.button === 0
+  return on && (stroke?.tile != null || pressed) && !event.shiftKey && !event.altKey && event.target !== element('cut')
+}
 
 const tileAt = (x: number, y: number) =>
   app.scene.tiles().find(({ left, top, width, height }) => x >= left && x <= left + width && y >= top && y <= top + height) ?? null

@@ -58,16 +58,20 @@ function enclosed(path: Pixel[], { size }: Nib, found: Set<number>): void {
   }
 }
 
-/** The pixel of some that is farthest from what isn't among them, by peeling them; null of none. */
+/** The pixel of some that is most steps along rows and columns away from what isn't among them; null of none. */
 export function innermost(pixels: Set<number>, columns: number): Pixel | null {
-  let [left, last] = [pixels, pixels]
-  while (left.size) {
-    const peeled = left
-    last = left
-    left = new Set([...peeled].filter((one) => one % columns > 0 && (one + 1) % columns > 0 && [1, -1, columns, -columns].every((step) => peeled.has(one + step))))
+  let rows = 0
+  for (const one of pixels) rows = Math.max(rows, 1 + Math.floor(one / columns))
+  const wide = columns + 2 // with nothing around
+  const away = new Uint16Array(wide * (rows + 2))
+  const order = [...pixels].sort((one, other) => one - other).map((one) => (1 + Math.floor(one / columns)) * wide + 1 + (one % columns))
+  for (const at of order) away[at] = 1 + Math.min(away[at - 1], away[at - wide])
+  let most = 0
+  for (const at of order.reverse()) {
+    away[at] = Math.min(away[at], 1 + Math.min(away[at + 1], away[at + wide]))
+    most = Math.max(most, away[at])
   }
-  const all = [...last]
-  if (!all.length) return null
-  const one = all[all.length >> 1]
-  return [one % columns, Math.floor(one / columns)]
+  const best = order.filter((at) => away[at] === most)
+  const at = best[best.length >> 1]
+  return at === undefined ? null : [(at % wide) - 1, Math.floor(at / wide) - 1]
 }

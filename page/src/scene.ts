@@ -302,6 +302,7 @@ export class Scene {
     this.nv.createEmptyDrawing()
     this.nv.setDrawOpacity(DRAWN_OPACITY)
     this.nv.updateGLVolume() // which takes the colours
+    this.nv.clickToSegmentGrowingBitmap = null // as large again, and of no use here
     if (!this.nv.drawBitmap) return null
     const size = image.hdr.dims.slice(1, 1 + rank).reverse()
     const grid = { dims: this.dims, start: image.img2RASstart, step: image.img2RASstep, size }
