@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -217,6 +219,32 @@ def test_a_killed_run_goes_on_and_ends_the_same(rng, tmp_path):
     next(tmp_path.glob("*/tile_000003.npz")).write_bytes(b"PK torn")
     torn = [run(labels, state=tmp_path, key=key)[1] for key in ("", "other")]
     assert sorted(map(len, torn)) == [0, 1]
+
+
+def test_who_joins_tiles_that_another_is_at_does_hardly_any_of_them_again(rng, tmp_path):
+    labels = balls(rng, (40, 40, 40), 8, (3.0, 5.0))
+    asked: Counter[tuple[int, ...]] = Counter()
+
+    def made(detect):
+        def read(window):
+            asked[tuple(part.start for part in window)] += 1
+            return labels[window][None]
+
+        return Tiles(read, labels.shape, detect, tile_size=16, overlap=0.25, state=tmp_path)
+
+    other = made(scored)
+    steps = iter(range(len(other)))
+
+    def beside_the_other(tile):
+        number = next(steps, None)
+        if number is not None:
+            other[number]
+        return scored(tile)
+
+    joined = predict_tiled(made(beside_the_other))
+    assert len(asked) == len(other) > 20
+    assert sum(asked.values()) <= len(other) + 1
+    np.testing.assert_array_equal(joined.boxes, run(labels, tile_size=16, overlap=0.25)[0].boxes)
 
 
 def test_the_key_of_an_image_changes_with_the_file_and_the_model(tmp_path):

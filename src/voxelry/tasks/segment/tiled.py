@@ -116,7 +116,9 @@ def predict_tiled(
     """Instances of a whole volume by falling score, in its index coordinates, with packed masks.
 
     An object up to the size of the overlap is seen whole by some tile; larger ones are put together from their
-    parts. A run that was killed goes on after the last tile that is kept: the answer is the same to the bit.
+    parts. A run that was killed goes on with the tiles that aren't kept: the answer is the same to the bit. The last
+    tile is asked for first, so that whoever joins tiles that others are still at, from the first one on, meets them
+    once and doesn't do what they are just doing all the way.
 
     Args:
         volume: its tiles.
@@ -126,13 +128,12 @@ def predict_tiled(
     Raises:
         SettingError, FileError: see `Tiles`.
     """
-    parts, cuts = [], []
-    for number in range(len(volume)):
-        found, cut = volume[number]
-        parts.append(found)
-        cuts.append(cut)
+    done = []
+    for number in reversed(range(len(volume))):
+        done.append(volume[number])
         if progress is not None:
-            progress(number + 1, len(volume))
+            progress(len(done), len(volume))
+    parts, cuts = zip(*reversed(done), strict=True)
     counts = [len(part) for part in parts]
     everything = TileDetections(
         instances=_concatenate(parts, len(volume.shape)),
