@@ -148,7 +148,7 @@ def test_an_adapter_is_not_learned_on_from_but_its_base_is(session, monkeypatch)
 
 @pytest.mark.usefixtures("built")
 def test_the_page_chooses_an_adapter_and_says_who_answered(opened, session):
-    with opened(session, viewport={"width": 1280, "height": 720}) as page:
+    with opened(session) as page:
         assert page.locator("#adapter option").all_inner_texts() == ["none", "spleen", "liver", "liver_2"]
         assert page.locator("#options select[name=label] option").count() == 2
         page.focus("#adapter")

@@ -96,7 +96,7 @@ def test_an_outline_is_filled_erased_and_undone_and_goes_with_its_click(
         page.mouse.click(*at)
         return tuple(np.rint(space.to_index(place(page))).astype(int))
 
-    with opened(session, viewport={"width": 1280, "height": 720}) as page:
+    with opened(session) as page:
         page.on("request", lambda request: request.method == "POST" and asked.append(request.post_data_json))
         page.click("#slices button:has-text('Coronal')")
         x, y = spot(page, 0.5, 0.5)
@@ -187,7 +187,7 @@ def test_a_mask_is_loaded_from_a_file_and_one_of_its_values_is_asked_with(opened
     labels, space = organ, open_image(ct).space
     session = Session([ct], load(organs, "cpu"), tmp_path / "out", folders=[ct.parent])
     asked = []
-    with opened(session, viewport={"width": 1280, "height": 720}) as page:
+    with opened(session) as page:
         page.on("request", lambda request: request.method == "POST" and asked.append(request.post_data_json))
         page.click("#loadMask")
         page.locator("#masks button").first.wait_for()
@@ -223,7 +223,7 @@ def test_an_instance_is_drawn_beside_others_undone_and_saved(opened, scan, tmp_p
     write_instances(found, tmp_path / "answer")
     session = Session([scan], None, tmp_path / "out")
     session.answers[0] = Answer(tmp_path / "answer", "scan", space)
-    with opened(session, viewport={"width": 1280, "height": 720}) as page:
+    with opened(session) as page:
         page.click("#slices button:has-text('Axial')")
         page.focus("#view")
         page.keyboard.press("PageUp")
