@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from voxelry.cli.terminal import Adapters, Device, ImageOptions, app, read_options
-from voxelry.core.errors import SettingError
+from voxelry.core.errors import DataError, SettingError
 from voxelry.core.remote import Remote, as_path
 
 __all__ = ["view"]
@@ -38,6 +39,7 @@ def view(
 
     require("starlette", "view")
     from voxelry.serve.run import serve
+    from voxelry.serve.within import links_out
 
     def load() -> Any:
         from voxelry.bundle.model import load
@@ -49,6 +51,13 @@ def view(
     if model is not None and not isinstance(model, Remote):
         read_settings(bundle_folder(model))  # what is no bundle is refused before a page opens
     images, folders = gather_inputs(inputs), [path for path in inputs if path.is_dir()]
+    if links := links_out(images, inputs):
+        more = f" and {len(links) - 1} more" if len(links) > 1 else ""
+        said = f"{links[0]}{more}: links to what wasn't named are left out; name where they lead to, too"
+        print(f"voxelry: warning: {said}", file=sys.stderr)
+        images = [path for path in images if path not in links]
+        if not images:
+            raise DataError(f"{', '.join(map(str, inputs))}: no images there but links")
     loader = None if model is None else load
     serve(
         images,

@@ -18,6 +18,7 @@ from voxelry.io import is_image, open_image
 from voxelry.io.meshes import is_mesh
 from voxelry.ops.rle import Crop
 from voxelry.serve import later
+from voxelry.serve.within import is_within
 
 __all__ = ["Mask", "Masks", "found_masks", "read_mask"]
 
@@ -81,16 +82,18 @@ def found_masks(image: Path, images: Sequence[Path], folders: Sequence[Path]) ->
     """Files that may hold a mask of an image.
 
     Those are its labels where a folder is in a layout of docs/data.md, files in the folders whose name begins with
-    that of the image or the other way round, all beside it where those are few, and whatever else was named.
+    that of the image or the other way round, all beside it where those are few, and whatever else was named; no links
+    out of what was named.
 
     Args:
         images: all that were named, or are in the folders.
         folders: that were named.
     """
     name, found = case_name(image), list[Path]()
+    roots = [path.resolve() for path in (*folders, *images)]
     for folder in folders:
-        found += _labels(image, folder)
-        files = list(islice(_files(folder), _MOST_FILES))
+        found += _labels(image, folder, roots)
+        files = list(islice(_files(folder, roots), _MOST_FILES))
         beside = [path for path in files if path.parent == image.parent]
         found += [path for path in files if _related(name, case_name(path))]
         found += beside if len(beside) <= _FEW else []
@@ -102,22 +105,24 @@ def _related(one: str, other: str) -> bool:
     return one.startswith(other) or other.startswith(one)
 
 
-def _labels(image: Path, folder: Path) -> list[Path]:
+def _labels(image: Path, folder: Path, roots: Sequence[Path]) -> list[Path]:
     try:
         cases = [case for case in later.find_cases(folder) if case.image == image]
     except VoxelryError:  # a folder in no layout
         return []
-    return [path for case in cases for path in (case.labels, case.instances) if path is not None]
+    return [
+        path for case in cases for path in (case.labels, case.instances) if path is not None and is_within(path, roots)
+    ]
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, roots: Sequence[Path]) -> Iterator[Path]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or not is_within(path, roots):
             continue
         if is_image(path) or is_mesh(path):
             yield path
-        elif path.is_dir():
-            yield from _files(path)
+        elif path.is_dir() and not path.is_symlink():
+            yield from _files(path, roots)
 
 
 @dataclass(frozen=True)
