@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import settings
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from voxelry.core.space import Space
+from voxelry.io import write_image
 
 settings.register_profile("voxelry", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("voxelry")
@@ -157,3 +160,21 @@ def quick_training() -> tuple[str, ...]:
         "trainer.accelerator=cpu",
         "data.split.fractions=[0.5,0.25,0.25]",
     )
+
+
+@pytest.fixture
+def pyramid(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """An OME-Zarr of 4 x 8 x 8 voxels of 2 x 0.5 x 0.5 mm, with two levels of every second and fourth along y and x."""
+    array = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(1, 4, 8, 8)
+    path = write_image(tmp_path / "pyramid.ome.zarr", array, Space.from_spacing(array.shape[1:], [2.0, 0.5, 0.5]))
+    group = zarr.open_group(path, mode="r+")
+    document: Any = dict(group.attrs["ome"])
+    levels = document["multiscales"][0]["datasets"]
+    for factor in (2, 4):
+        group.create_array(str(factor), data=array[..., ::factor, ::factor])
+        level = json.loads(json.dumps(levels[0])) | {"path": str(factor)}
+        scale = next(one for one in level["coordinateTransformations"] if one["type"] == "scale")["scale"]
+        scale[-2:] = [scale[-2] * factor, scale[-1] * factor]
+        levels.append(level)
+    group.attrs["ome"] = document
+    return path, array

@@ -14,7 +14,7 @@ import { savePicture } from './picture'
 import { dragPoint, dropPoint, forgetPoint, grabPoint, preparePoints, showPoints } from './points'
 import { addClick, followDrawing, forgetClicks, isPrompted, promptOptions, removeClick, removeClickHere, showClicks } from './prompt'
 import { Scene } from './scene'
-import { type Answer, type Job, type Option, server } from './server'
+import { type Answer, type Header, type Job, type Option, server } from './server'
 import { prepareTheme } from './theme'
 import { offerWindows, prepareWindows } from './windows'
 
@@ -41,16 +41,41 @@ async function open(id: number): Promise<void> {
   app.header = header
   await app.scene.show(server.image(id), header)
   showFrames()
+  showHeader(header)
+  offerWindows()
+  forgetDrawing()
+  forgetMasks()
+  forgetClicks()
+  await show(app.answer)
+  if (header.finer && app.scene.isFast) void attempt(refine)()
+}
+
+/** What the image is, and how much of it is shown. */
+function showHeader(header: Header): void {
   const level = header.shown.join(' x ')
   const coarse = level === header.shape.slice(1).join(' x ') ? '' : `, shown at ${level}`
   const thinned = coarse + (header.every.some((step) => step > 1) ? `, every ${header.every.join(' x ')} voxels shown` : '')
   const channels = header.shape[0] > 1 ? `${header.shape[0]} x ` : ''
   const spacing = header.spacing.map((step) => Number((unit() === 'mm' ? step : 1000 * step).toPrecision(3))).join(' x ')
   element('header').textContent = `${header.format}, ${channels}${header.shape.slice(1).join(' x ')}, ${spacing} ${unit()}${thinned}`
-  offerWindows()
+  element('finer').hidden = !header.finer
+}
+
+/** A large pyramid as fine as all other images, at the same place and in the same window. */
+async function refine(): Promise<void> {
+  if (isDrawn()) throw new Error('Clear what is drawn first: it is of these voxels')
+  const [id, mm, window] = [app.current, app.scene.place?.mm, app.scene.window]
+  const header = await server.refine(id)
+  if (id !== app.current) return
+  app.header = header
+  await app.scene.show(server.image(id), header)
+  if (id !== app.current) return
+  showFrames()
+  showHeader(header)
+  app.scene.window = window
+  if (mm) app.scene.go(mm)
   forgetDrawing()
   forgetMasks()
-  forgetClicks()
   await show(app.answer)
 }
 
@@ -268,6 +293,7 @@ function prepare(): void {
   for (const [name, type] of Object.entries(VIEWS)) {
     element('slices').append(make('button', { textContent: name, onclick: () => app.scene.slices(type) }))
   }
+  element('finer').onclick = attempt(refine)
   element('picture').onclick = attempt(savePicture)
   element('opacity').oninput = () => { app.scene.opacity = opacity() }
   element('search').oninput = listCases

@@ -104,6 +104,13 @@ export class Scene {
     return this.turned ? [mm[0], 0 - mm[1], 0 - mm[2]] : mm
   }
 
+  /** Whether a graphics card draws; without one a large image takes minutes. */
+  get isFast(): boolean {
+    const told = this.nv.gl.getExtension('WEBGL_debug_renderer_info')
+    const name = String(this.nv.gl.getParameter(told?.UNMASKED_RENDERER_WEBGL ?? this.nv.gl.RENDERER))
+    return !/swiftshader|llvmpipe|softpipe|software|basic render/i.test(name)
+  }
+
   /** How many images there are one after the other, of several channels or times. */
   get frames(): number {
     return this.nv.volumes[0]?.nFrame4D ?? 1

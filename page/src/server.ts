@@ -29,7 +29,7 @@ export interface State extends Answering {
   kept: number[]
   training: ({ job: number } & Training) | null
 }
-export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; shown: number[]; every: number[]; modality: string; windows: { name: string; low: number; high: number }[] }
+export interface Header { name: string; format: string; shape: number[]; spacing: number[]; affine: number[][]; oriented: boolean; shown: number[]; every: number[]; finer: boolean; modality: string; windows: { name: string; low: number; high: number }[] }
 
 async function asked<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
   let answer: Response
@@ -73,6 +73,8 @@ export const server = {
   state: () => asked<State>('api/state'),
   model: () => asked<Answering>('api/model'),
   header: (id: number) => asked<Header>(`api/cases/${id}`),
+  /** Show a large pyramid finer from now on. */
+  refine: (id: number) => asked<Header>(`api/cases/${id}/finer`, 'POST'),
   image: (id: number) => `api/cases/${id}/image.nii`,
   file: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}`,
   thumbnail: (id: number) => `api/cases/${id}/thumbnail.png`,

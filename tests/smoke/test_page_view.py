@@ -131,3 +131,22 @@ def test_distances_are_those_of_the_world_in_tilted_slices_and_of_voxels_apart(o
         assert page.locator("#measures li").count() == 0
         pressed(page, "ArrowRight", "d", "Enter", *["ArrowRight"] * 8, "PageUp", "PageUp", "Enter")
         assert told(page, 1) == (pytest.approx(np.hypot(8 * 0.5, 2 * 2), abs=0.051), "µm")
+
+
+def test_a_large_pyramid_is_there_at_once_and_finer_when_it_is_asked_for(opened, pyramid, tmp_path):
+    session = Session([pyramid[0]], None, tmp_path / "out", first=4 * 2 * 2)
+    with opened(session) as page:  # which draws without a graphics card, so that nothing is refined by itself
+        assert "shown at 4 x 2 x 2" in page.text_content("#header")
+        page.fill("#low", "20")
+        page.keyboard.press("Tab")
+        page.focus("#view")
+        page.keyboard.press("ArrowLeft")
+        place = page.text_content("#place").split("[")[0]
+        page.click("#finer")
+        page.wait_for_selector("#finer", state="hidden")
+        assert "shown at" not in page.text_content("#header")
+        assert page.text_content("#place").split("[")[0] == place
+        assert window(page)[0] == 20
+        looked = page.screenshot()
+    assert np.asarray(Image.open(io.BytesIO(looked)).convert("L")).std() > 5
+    session.close()

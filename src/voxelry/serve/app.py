@@ -47,6 +47,9 @@ class _Handlers:
     async def header(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self.session.header, _case(request, self.session)))
 
+    async def refine(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self.session.refine, _case(request, self.session)))
+
     async def volume(self, request: Request) -> Response:
         return FileResponse(await run_in_threadpool(self.session.volume, _case(request, self.session)))
 
@@ -157,6 +160,7 @@ def make_app(session: Session, token: str, page: Path = PAGE, hosts: Sequence[st
         Route("/api/model", ask.model),
         Route("/api/cases/{case:int}", ask.header),
         Route("/api/cases/{case:int}/image.nii", ask.volume),
+        Route("/api/cases/{case:int}/finer", ask.refine, methods=["POST"]),
         Route("/api/cases/{case:int}/predict", ask.predict, methods=["POST"]),
         Route("/api/cases/{case:int}/points", ask.points, methods=["PUT"]),
         Route("/api/cases/{case:int}/instances", ask.instances, methods=["POST"]),

@@ -27,7 +27,7 @@ from voxelry.serve.instances import voxel_within
 from voxelry.serve.jobs import Jobs, Progress
 from voxelry.serve.masks import Mask, Masks, read_mask
 from voxelry.serve.training import run_training
-from voxelry.serve.volumes import MOST_VOXELS, put, shown, thinned, thinning, thumbnail
+from voxelry.serve.volumes import FIRST_VOXELS, MOST_VOXELS, put, shown, thinned, thinning, thumbnail
 
 if TYPE_CHECKING:
     from voxelry.bundle.model import Model
@@ -48,6 +48,7 @@ class Session:
         reading: options for the images' reader.
         most: voxels that are shown of an image.
         folders: that were named, whose labelled cases two models are compared on.
+        first: voxels that are shown at first of a pyramid with more than four times as many.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Session:
         reading: Mapping[str, Any] | None = None,
         most: int = MOST_VOXELS,
         folders: Sequence[Path] = (),
+        first: int = FIRST_VOXELS,
     ):
         self.images = list(images)
         self._model = model
@@ -73,6 +75,7 @@ class Session:
         self._keeping = threading.Lock()
         self._reading = dict(reading or {})
         self._most = most
+        self._first, self._fine = first, set[int]()
         self._folder = tempfile.TemporaryDirectory(prefix="voxelry-view-")
         self.masks = Masks(self.images, self._folders, Path(self._folder.name))
 
@@ -175,12 +178,18 @@ class Session:
             "affine": space.affine.tolist(),
             "oriented": image.has_orientation,
             "shown": list(seen.space.shape),
-            "every": list(thinning(seen, self._most)),
+            "every": list(thinning(seen, self._most_of(case))),
+            "finer": self._is_large(case) and case not in self._fine,
             "modality": str(image.metadata.get("Modality", "")).upper(),
             "windows": [
                 {"name": name, "low": low, "high": high} for low, high, name in image.metadata.get("windows", ())
             ],
         }
+
+    def refine(self, case: int) -> dict[str, Any]:
+        """Show a large pyramid as fine as all others from now on; its new header."""
+        self._fine.add(case)
+        return self.header(case)
 
     def volume(self, case: int) -> Path:
         """An image as NIfTI for the page, made once.
@@ -188,11 +197,12 @@ class Session:
         Raises:
             FileError: it can't be read.
         """
-        path = Path(self._folder.name) / f"image_{case}.nii"
+        most = self._most_of(case)
+        path = Path(self._folder.name) / f"image_{case}_{most}.nii"
         if path.exists():
             return path
         image = self._shown(case)
-        return shown(image, path, self._most, oriented=image.has_orientation)
+        return shown(image, path, most, oriented=image.has_orientation)
 
     def thumbnail(self, case: int) -> Path:
         """An image as a small PNG, made once.
@@ -235,7 +245,7 @@ class Session:
             SettingError: there is no such file.
         """
         path, oriented = Path(self._folder.name) / f"answer_{case}_{name}.nii", self._open(case).has_orientation
-        return self.answer(case).overlay(name, path, self._most, oriented=oriented)
+        return self.answer(case).overlay(name, path, self._most_of(case), oriented=oriented)
 
     def difference(self, case: int, name: str) -> Path:
         """An image that was made less the one that it was made from, voxel by voxel as both are shown, as NIfTI.
@@ -247,7 +257,7 @@ class Session:
         if made.space.shape != given.space.shape or not made.space.is_close(given.space, 1e-3):
             raise SettingError(f"difference: {name} doesn't lie on the voxels of the image as it is shown")
         array = made.array[:1].astype(np.float32) - given.array[:1].astype(np.float32)
-        return put(array, made.space, Path(self._folder.name) / f"difference_{case}_{name}.nii", self._most)
+        return put(array, made.space, Path(self._folder.name) / f"difference_{case}_{name}.nii", self._most_of(case))
 
     def answer(self, case: int) -> Answer:
         """The newest answer for an image.
@@ -408,13 +418,21 @@ class Session:
     def _grid(self, case: int) -> Space:
         """That of the image as it is shown."""
         image = self._shown(case)
-        return thinned(image.space, thinning(image, self._most))
+        return thinned(image.space, thinning(image, self._most_of(case)))
+
+    def _most_of(self, case: int) -> int:
+        """Voxels that are shown of an image: of a large pyramid few at first, so that it is there at once."""
+        return min(self._first, self._most) if self._is_large(case) and case not in self._fine else self._most
+
+    def _is_large(self, case: int) -> bool:
+        image = self._open(case)
+        return len(image.metadata.get("levels", ())) > 1 and prod(image.shape) > 4 * self._first
 
     def _shown(self, case: int) -> ImageFile:
         """The image, or of a pyramid the finest level that can be shown whole, else its coarsest."""
         image = self._open(case)
         for level in image.metadata.get("levels", ())[1:]:
-            if prod(image.shape) <= self._most or "dataset" in self._reading:
+            if prod(image.shape) <= self._most_of(case) or "dataset" in self._reading:
                 break
             image = self._open(case, dataset=level)
         return image

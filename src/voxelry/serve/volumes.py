@@ -17,11 +17,12 @@ from voxelry.core.space import Space
 from voxelry.io import write_image
 from voxelry.io.images.record import ImageFile
 
-__all__ = ["MOST_VOXELS", "TURN", "put", "shown", "thinned", "thinning", "thumbnail"]
+__all__ = ["FIRST_VOXELS", "MOST_VOXELS", "TURN", "put", "shown", "thinned", "thinning", "thumbnail"]
 
 TURN = np.diag([1.0, -1.0, -1.0, 1.0])
 
 MOST_VOXELS = 1 << 26
+FIRST_VOXELS = 1 << 20  # a second of a browser that draws without a graphics card
 _LONGEST = 2048  # voxels along an axis, which is all that the textures of many graphics cards hold
 _SLAB = 1 << 27  # voxels that are read at once
 _TYPES = ("u1", "i2", "u2", "i4", "f4")  # that browsers' viewers know

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import zarr
 
 pytest.importorskip("starlette", reason="starlette is not installed (pip install 'voxelry[view]')")
 from starlette.testclient import TestClient
@@ -147,27 +146,31 @@ class TestShown:
         assert got.array.dtype == kept
         np.testing.assert_array_equal(got.array, array)
 
-    def test_of_a_pyramid_the_finest_level_that_is_small_enough_is_shown(self, tmp_path):
-        array = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(1, 4, 8, 8)
-        path = write_image(tmp_path / "pyramid.ome.zarr", array, Space.from_spacing(array.shape[1:], [2.0, 0.5, 0.5]))
-        group = zarr.open_group(path, mode="r+")
-        document = dict(group.attrs["ome"])
-        levels = document["multiscales"][0]["datasets"]
-        for factor in (2, 4):
-            coarse = array[..., ::factor, ::factor]
-            group.create_array(str(factor), data=coarse.reshape(coarse.shape[-group[levels[0]["path"]].ndim :]))
-            level = json.loads(json.dumps(levels[0])) | {"path": str(factor)}
-            scale = next(one for one in level["coordinateTransformations"] if one["type"] == "scale")["scale"]
-            scale[-2:] = [scale[-2] * factor, scale[-1] * factor]
-            levels.append(level)
-        group.attrs["ome"] = document
+    def test_of_a_pyramid_the_finest_level_that_is_small_enough_is_shown(self, pyramid, tmp_path):
+        path, array = pyramid
         session = Session([path], None, tmp_path / "out", most=4 * 4 * 4)
         header = session.header(0)
         assert header["shape"] == [1, 4, 8, 8]
-        assert (header["shown"], header["every"]) == ([4, 4, 4], [1, 1, 1])
+        assert (header["shown"], header["every"], header["finer"]) == ([4, 4, 4], [1, 1, 1], False)
         got = read_image(session.volume(0))
         np.testing.assert_array_equal(got.array, array[..., ::2, ::2])
         assert got.space.spacing == pytest.approx((2.0, 1.0, 1.0), rel=1e-5)
+        session.close()
+
+    def test_of_a_large_pyramid_few_voxels_are_shown_until_more_are_asked_for(self, pyramid, page, tmp_path):
+        path, array = pyramid
+        session = Session([path], None, tmp_path / "out", first=4 * 2 * 2)
+        header = session.header(0)
+        assert (header["shown"], header["every"], header["finer"]) == ([4, 2, 2], [1, 1, 1], True)
+        first = read_image(session.volume(0))
+        np.testing.assert_array_equal(first.array, array[..., ::4, ::4])
+        client = TestClient(make_app(session, TOKEN, page), base_url=HOST, cookies={"voxelry": TOKEN})
+        finer = client.post("/api/cases/0/finer").json()
+        assert (finer["shown"], finer["finer"]) == ([4, 8, 8], False)
+        got = read_image(session.volume(0))
+        np.testing.assert_array_equal(got.array, array)
+        assert got.space.spacing == pytest.approx((2.0, 0.5, 0.5), rel=1e-5)
+        np.testing.assert_allclose(got.space.origin, first.space.origin, atol=1e-6)
         session.close()
 
     def test_no_axis_is_longer_than_a_texture(self, tmp_path):
