@@ -76,6 +76,7 @@ class Session:
         self._reading = dict(reading or {})
         self._most = most
         self._first, self._fine = first, set[int]()
+        self._large: dict[int, bool] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="voxelry-view-")
         self.masks = Masks(self.images, self._folders, Path(self._folder.name))
 
@@ -425,8 +426,12 @@ class Session:
         return min(self._first, self._most) if self._is_large(case) and case not in self._fine else self._most
 
     def _is_large(self, case: int) -> bool:
-        image = self._open(case)
-        return len(image.metadata.get("levels", ())) > 1 and prod(image.shape) > 4 * self._first
+        """Whether it is a large pyramid; looked at once, as opening a series takes long."""
+        if case not in self._large:
+            image = self._open(case)
+            levels = image.metadata.get("levels", ())
+            self._large[case] = len(levels) > 1 and prod(image.shape) > 4 * self._first
+        return self._large[case]
 
     def _shown(self, case: int) -> ImageFile:
         """The image, or of a pyramid the finest level that can be shown whole, else its coarsest."""
