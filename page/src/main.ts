@@ -38,8 +38,10 @@ async function open(id: number): Promise<void> {
   say(known.join('; '), known.length > 0)
   listCases()
   const header = await server.header(id)
+  if (id !== app.current) return // another one was opened meanwhile
   app.header = header
-  await app.scene.show(server.image(id), header)
+  await app.scene.show(server.image(id, header), header)
+  if (id !== app.current) return
   showFrames()
   showHeader(header)
   offerWindows()
@@ -68,7 +70,7 @@ async function refine(): Promise<void> {
   const header = await server.refine(id)
   if (id !== app.current) return
   app.header = header
-  await app.scene.show(server.image(id), header)
+  await app.scene.show(server.image(id, header), header)
   if (id !== app.current) return
   showFrames()
   showHeader(header)

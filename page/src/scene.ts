@@ -64,6 +64,8 @@ export class Scene {
   private over: Niivue | null = null // what lies over the picture and is cut by the swipe
   private turned = false // the image doesn't say how it lies, so that its rows run down, as in a picture
   private flat: SLICE_TYPE | null = null
+  private wanted = ''
+  private showing: Promise<void> = Promise.resolve()
   place: Place | null = null
   private overlays: NVImage[] = []
   private meshes: NVMesh[] = []
@@ -86,7 +88,14 @@ export class Scene {
     this.slices(SLICE_TYPE.MULTIPLANAR)
   }
 
+  /** Show an image; of several that are asked for before the first is there, the last. */
   async show(url: string, header: Header): Promise<void> {
+    this.wanted = url
+    this.showing = this.showing.catch(() => undefined).then(() => (this.wanted === url ? this.load(url, header) : undefined))
+    await this.showing
+  }
+
+  private async load(url: string, header: Header): Promise<void> {
     const { name, oriented, shown } = header
     this.clear()
     this.drawsNot()

@@ -75,7 +75,7 @@ export const server = {
   header: (id: number) => asked<Header>(`api/cases/${id}`),
   /** Show a large pyramid finer from now on. */
   refine: (id: number) => asked<Header>(`api/cases/${id}/finer`, 'POST'),
-  image: (id: number) => `api/cases/${id}/image.nii`,
+  image: (id: number, { shown }: Header) => `api/cases/${id}/image.nii?${shown.join('x')}`, // which has other voxels once it is refined
   file: (id: number, name: string) => `api/cases/${id}/files/${encodeURIComponent(name)}`,
   thumbnail: (id: number) => `api/cases/${id}/thumbnail.png`,
   check: () => asked<{ job: number }>('api/checks', 'POST', {}),

@@ -147,6 +147,35 @@ def test_a_large_pyramid_is_there_at_once_and_finer_when_it_is_asked_for(opened,
         assert "shown at" not in page.text_content("#header")
         assert page.text_content("#place").split("[")[0] == place
         assert window(page)[0] == 20
+        page.focus("#view")
+        page.keyboard.press("ArrowRight")
+        there = [float(one) for one in page.text_content("#place").split("mm")[0].split(",")]
+        moved = [float(one) for one in place.split("mm")[0].split(",")]
+        assert there[0] - moved[0] == pytest.approx(0.5, abs=0.06)  # a voxel, four times smaller than before
         looked = page.screenshot()
     assert np.asarray(Image.open(io.BytesIO(looked)).convert("L")).std() > 5
+    session.close()
+
+
+def test_of_images_that_are_opened_one_after_the_other_the_last_is_seen(opened, tmp_path):
+    space = Space.from_spacing((6, 7, 8))
+    values = {"first": 111, "second": 222}
+    paths = [
+        write_image(tmp_path / f"{name}.nii.gz", np.full((1, *space.shape), value, np.int16), space)
+        for name, value in values.items()
+    ]
+    session = Session(paths, None, tmp_path / "out")
+    held = []
+    with opened(session) as page:
+        page.route("**/cases/1/image.nii*", lambda route: held.append(route))
+        with page.expect_request("**/cases/1/image.nii*"):
+            page.click("#cases button:has-text('second')")
+        page.click("#cases button:has-text('first')")
+        page.wait_for_selector("#cases [aria-current=true]:has-text('first')")
+        with page.expect_response("**/cases/0/image.nii*"):
+            held[0].continue_()
+        page.wait_for_function("document.querySelector('#place').textContent.trim().endsWith('111')")
+        page.focus("#view")
+        page.keyboard.press("ArrowLeft")
+        assert page.text_content("#place").split()[-1] == "111"
     session.close()
